@@ -1,0 +1,1 @@
+"""AdaBatch in JAX."""

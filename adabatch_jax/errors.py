@@ -1,0 +1,48 @@
+"""What can go wrong through no fault of the program: one sentence each, and an exit code.
+
+Every command ends with the `exit_code` of the error that stopped it; the library raises the
+same classes, so `except ValueError` catches a wrong argument.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdabatchError(Exception):
+    """Base of the errors that are reported as one sentence, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(AdabatchError, ValueError):
+    """An argument, a configuration or an environment that can't work."""
+
+    exit_code = 2
+
+
+class DivergedError(AdabatchError):
+    """The loss or a gradient is not finite any more."""
+
+    exit_code = 3
+
+
+class RestoreError(AdabatchError):
+    """A run directory can't be continued with what was asked for."""
+
+    exit_code = 4
+
+
+class StorageError(AdabatchError):
+    """A file could not be written or read."""
+
+    exit_code = 5
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Returns `"; did you mean 'x'?"` for the nearest choice, or `""` where none is near.
+
+    >>> did_you_mean("fashon_mnist", ["digits", "fashion_mnist"])
+    "; did you mean 'fashion_mnist'?"
+    """
+    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
