@@ -1,0 +1,56 @@
+"""Sources: where examples are read from, by index."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from adabatch_jax.errors import UsageError
+
+
+class Source(Protocol):
+    """Random access to examples; anything with these two methods is a source."""
+
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns arrays whose leading axis follows `indices` (int64, shape `(n,)`)."""
+
+
+class ArraySource:
+    """A source over numpy arrays in memory; see `array_source`."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        if not arrays:
+            raise UsageError("`arrays` is empty; give at least one named array.")
+        self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        for name, array in self.arrays.items():
+            if array.ndim == 0:
+                raise UsageError(f"array {name!r} is a scalar; its first axis must be examples.")
+        lengths = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise UsageError(f"all arrays must have the same number of examples, got {lengths}.")
+        self._num_examples = next(iter(lengths.values()))
+
+    def __len__(self) -> int:
+        return self._num_examples
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: array[indices] for name, array in self.arrays.items()}
+
+
+def array_source(arrays: Mapping[str, np.ndarray]) -> ArraySource:
+    """Makes a source of arrays that share their first axis, the examples.
+
+    Args:
+      arrays: name -> array of shape `(num_examples, ...)`.
+
+    Raises:
+      UsageError: no arrays, or different numbers of examples.
+
+    >>> source = array_source({"x": np.arange(10) * 2, "y": np.arange(10)})
+    >>> len(source), source.read(np.array([3, 1]))["x"]
+    (10, array([6, 2]))
+    """
+    return ArraySource(arrays)
