@@ -1,0 +1,40 @@
+"""Writing files of a run directory: whole or not at all, and disk errors in one sentence."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from adabatch_jax.errors import StorageError
+
+
+@contextlib.contextmanager
+def storage_errors(path: os.PathLike | str, action: str = "write") -> Iterator[None]:
+    """Turns an `OSError` inside the block into a `StorageError` that names the file.
+
+    >>> with storage_errors("run", action="read"):
+    ...     open("/no/such/file")
+    Traceback (most recent call last):
+    adabatch_jax.errors.StorageError: cannot read /no/such/file: No such file or directory.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if error.filename is not None else path
+        reason = error.strerror or str(error)
+        raise StorageError(f"cannot {action} {os.fspath(where)}: {reason}.") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces `path` with `content`; a reader or a crash sees the old file or the new one.
+
+    Raises:
+      StorageError: the folder is not writable or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with storage_errors(path):
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
