@@ -1,0 +1,120 @@
+"""A run directory, read back."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.errors import StorageError, UsageError, did_you_mean
+from adabatch_jax.reporting.files import storage_errors
+from adabatch_jax.reporting.metrics import read_metrics
+
+REQUIRED = ("config.json", "plan.json", "metrics.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run directory says about a run, finished or not.
+
+    Attributes:
+      directory: where it lies.
+      name: the configuration's name, or the directory's where that has none.
+      config: the settings, nested where the configuration is.
+      plan: the batch plan, as `BatchPlan.to_dict` writes it.
+      rows: the metrics rows in order; see `read_metrics`.
+      summary: the final figures, None while the run is unfinished.
+      environment: what it was made with; empty where that wasn't written.
+    """
+
+    directory: Path
+    name: str
+    config: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    rows: tuple[Mapping[str, Any], ...]
+    summary: Mapping[str, Any] | None
+    environment: Mapping[str, Any]
+
+    @property
+    def last_row(self) -> Mapping[str, Any]:
+        """The last row, empty where there is none yet."""
+        return self.rows[-1] if self.rows else {}
+
+    def final(self, key: str) -> Any:
+        """A figure at the end of the run or as far as it came; None if it wasn't measured."""
+        if self.summary is not None and self.summary.get(key) is not None:
+            return self.summary[key]
+        values = self.series(key)
+        return values[-1] if values else None
+
+    def series(self, key: str) -> list[Any]:
+        """The measured values of one metric, in order."""
+        return [row[key] for row in self.rows if key in row]
+
+
+def load_run(directory: os.PathLike | str) -> Run:
+    """Reads a run directory.
+
+    Raises:
+      UsageError: it isn't one.
+      StorageError: one of its files can't be read or is damaged.
+    """
+    directory = Path(directory)
+    _check_is_run(directory)
+    config = _read_json(directory / "config.json")
+    return Run(
+        directory=directory,
+        name=str(config.get("name") or directory.resolve().name),
+        config=config,
+        plan=_read_json(directory / "plan.json"),
+        rows=tuple(read_metrics(directory / "metrics.jsonl")),
+        summary=_read_json_if_there(directory / "summary.json"),
+        environment=_read_json_if_there(directory / "environment.json") or {},
+    )
+
+
+def run_labels(runs: list[Run]) -> list[str]:
+    """Short labels that tell the runs apart: names, else directory names, else paths."""
+    for label in (lambda run: run.name, lambda run: run.directory.resolve().name):
+        labels = [label(run) for run in runs]
+        if len(set(labels)) == len(runs):
+            return labels
+    return [str(run.directory) for run in runs]
+
+
+def _check_is_run(directory: Path) -> None:
+    if not directory.is_dir():
+        siblings = directory.parent.iterdir() if directory.parent.is_dir() else ()
+        names = {str(path): path for path in siblings if path.is_dir()}
+        raise UsageError(
+            f"there is no run directory {str(directory)!r}{did_you_mean(str(directory), names)}."
+        )
+    missing = [name for name in REQUIRED if not (directory / name).is_file()]
+    if missing:
+        inside = sorted(path.name for path in directory.iterdir() if _looks_like_run(path))
+        hint = f"; it holds the run {inside[0]!r}" if inside else ""
+        raise UsageError(
+            f"{str(directory)!r} is not a run directory: {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing{hint}."
+        )
+
+
+def _looks_like_run(path: Path) -> bool:
+    return all((path / name).is_file() for name in REQUIRED)
+
+
+def _read_json_if_there(path: Path) -> dict[str, Any] | None:
+    return _read_json(path) if path.exists() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with storage_errors(path, action="read"):
+        content = path.read_bytes()
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise StorageError(f"{path} is damaged: it is not a JSON object.")
+    return value

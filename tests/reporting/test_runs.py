@@ -1,0 +1,77 @@
+import math
+
+import pytest
+
+from adabatch_jax.errors import StorageError, UsageError
+from adabatch_jax.reporting.runs import load_run, run_labels
+
+
+def test_finished_run(make_run):
+    run = load_run(make_run())
+    assert run.name == "cifar10-adabatch"
+    assert [phase["batch_size"] for phase in run.plan["phases"]] == [128, 256, 512, 1024]
+    assert run.final("test_accuracy") == run.summary["test_accuracy"]
+    assert run.final("learning_rate") == run.last_row["learning_rate"]
+    assert run.environment["packages"]["jax"] == "0.10.2"
+
+
+def test_unfinished_run_ends_with_what_was_measured_last(make_run):
+    rows = [
+        {"step": 1, "samples": 128, "train_loss": 2.0, "test_accuracy": 0.5},
+        {"step": 2, "samples": 256, "train_loss": None},
+    ]
+    directory = make_run(rows=rows, finished=False)
+    (directory / "environment.json").unlink()
+    with open(directory / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "sam')
+    run = load_run(directory)
+    assert run.summary is None and run.environment == {}
+    assert run.final("test_accuracy") == 0.5
+    assert math.isnan(run.final("train_loss"))
+    assert run.final("test_loss") is None
+    assert run.last_row["step"] == 2
+
+
+def test_run_without_rows(make_run):
+    run = load_run(make_run(rows=[]))
+    assert run.rows == () and run.last_row == {} and run.final("step") is None
+
+
+def test_labels_are_as_short_as_they_can_be(make_run):
+    first = load_run(make_run("a-1", name="digits"))
+    second = load_run(make_run("b-2", name="fashion"))
+    third = load_run(make_run("c-3", name="digits"))
+    assert run_labels([first, second]) == ["digits", "fashion"]
+    assert run_labels([first, third]) == ["a-1", "c-3"]
+
+
+def test_missing_folder_names_the_nearest(make_run):
+    directory = make_run("adabatch-1a2b3c4d")
+    wrong = directory.with_name("adabatch-1a2b3c4e")
+    with pytest.raises(UsageError, match=r"no run directory '.*'; did you mean '.*3c4d'\?"):
+        load_run(wrong)
+    with pytest.raises(UsageError, match="no run directory '/no/such/folder'"):
+        load_run("/no/such/folder")
+
+
+def test_folder_that_is_no_run_names_what_is_missing(make_run):
+    directory = make_run()
+    (directory / "plan.json").unlink()
+    with pytest.raises(UsageError, match="is not a run directory: plan.json is missing"):
+        load_run(directory)
+    (directory / "metrics.jsonl").unlink()
+    with pytest.raises(UsageError, match="plan.json and metrics.jsonl are missing"):
+        load_run(directory)
+
+
+def test_folder_of_runs_points_inside(make_run):
+    with pytest.raises(UsageError, match="are missing; it holds the run 'adabatch-1a2b3c4d'"):
+        load_run(make_run().parent)
+
+
+@pytest.mark.parametrize("content", ['{"name"', "[1]"])
+def test_damaged_file_is_named(make_run, content):
+    directory = make_run()
+    (directory / "config.json").write_text(content)
+    with pytest.raises(StorageError, match=r"config\.json is damaged: it is not"):
+        load_run(directory)
