@@ -1,0 +1,48 @@
+"""The mesh of devices that a batch is spread over, and the two shardings that training uses."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a one-dimensional mesh with the axis `"data"`.
+
+    Args:
+      devices: the devices to use, by default all local ones.
+
+    Returns:
+      A mesh whose axis type is Auto: the compiler propagates shardings, so code that was
+      written for one device works on it unchanged.
+
+    >>> data_mesh(jax.local_devices()[:1]).shape["data"]
+    1
+    """
+    devices = jax.local_devices() if devices is None else devices
+    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device holds whole: parameters, metrics, keys.
+
+    >>> replicated(data_mesh()).is_fully_replicated
+    True
+    """
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, microbatched: bool = False) -> NamedSharding:
+    """Returns the sharding of a batch's arrays: examples are spread over the devices.
+
+    Args:
+      mesh: a mesh with the axis `"data"`.
+      microbatched: whether the arrays are (K, m, ...) instead of (B, ...). Each of the K
+        micro-batches is spread over all devices then.
+
+    >>> tuple(batch_sharding(data_mesh(), microbatched=True).spec)
+    (None, 'data')
+    """
+    spec = PartitionSpec(None, "data") if microbatched else PartitionSpec("data")
+    return NamedSharding(mesh, spec)
