@@ -1,1 +1,56 @@
-"""AdaBatch in JAX."""
+"""Batch sizes that change while training, in JAX (AdaBatch, arXiv:1712.02029).
+
+The public names are loaded when they are first used, so that command lines answer at once.
+"""
+
+import importlib
+
+_MODULES = {
+    "adabatch_jax.schedules.durations": ("Duration", "parse_duration"),
+    "adabatch_jax.schedules.schedules": (
+        "Schedule",
+        "constant",
+        "exponential_growth",
+        "growth_from_decay",
+        "linear_ramp",
+        "piecewise_constant",
+    ),
+    "adabatch_jax.schedules.parsing": ("parse_schedule",),
+    "adabatch_jax.schedules.plan": ("BatchPlan", "Phase", "Step"),
+    "adabatch_jax.schedules.building": ("make_plan",),
+    "adabatch_jax.learning_rates.description": ("LearningRate", "parse_learning_rate"),
+    "adabatch_jax.learning_rates.coupling": ("coupled_learning_rate",),
+    "adabatch_jax.data.order": ("epoch_order", "example_indices"),
+    "adabatch_jax.data.layout": ("host_rows",),
+    "adabatch_jax.data.batches": ("batches",),
+    "adabatch_jax.data.sources": ("array_source",),
+    "adabatch_jax.data.tfds_sources": ("tfds_source",),
+    "adabatch_jax.data.augmentation": ("example_keys",),
+    "adabatch_jax.training.mesh": ("data_mesh",),
+    "adabatch_jax.training.state": ("TrainState",),
+    "adabatch_jax.training.step": ("make_train_step", "weighted_mean"),
+    "adabatch_jax.training.evaluation": ("evaluate",),
+    "adabatch_jax.training.fit": ("FitResult", "fit"),
+    "adabatch_jax.errors": (
+        "AdabatchError",
+        "DivergedError",
+        "RestoreError",
+        "StorageError",
+        "UsageError",
+    ),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return [*globals(), *__all__]

@@ -1,0 +1,66 @@
+"""Where steps of one size begin: the arithmetic under a plan, in closed form."""
+
+import dataclasses
+from functools import cached_property
+
+REMAINDERS = ("carry", "partial", "drop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stride:
+    """Consecutive steps of one batch size, from a sample on, as if they never ended.
+
+    Attributes:
+      start_sample: where the first step begins.
+      batch_size: examples per step.
+      num_examples: the length of an epoch; None for an endless stream.
+      remainder: what happens at an epoch's end: "carry" goes on across it, "partial" cuts the
+        batch short, "drop" skips what is left when it is less than a batch.
+    """
+
+    start_sample: int
+    batch_size: int
+    num_examples: int | None
+    remainder: str
+
+    @cached_property
+    def _steps_in_first_epoch(self) -> int:
+        return self._steps_within(self.num_examples - self.start_sample % self.num_examples)
+
+    @cached_property
+    def _steps_per_epoch(self) -> int:
+        return self._steps_within(self.num_examples)
+
+    def _steps_within(self, room: int) -> int:
+        return room // self.batch_size if self.remainder == "drop" else -(-room // self.batch_size)
+
+    def begin(self, k: int) -> int:
+        """The sample at which step k (from 0) begins."""
+        if self.remainder == "carry" or k < self._steps_in_first_epoch:
+            return self.start_sample + k * self.batch_size
+        epochs, within = divmod(k - self._steps_in_first_epoch, self._steps_per_epoch)
+        first_epoch = self.start_sample // self.num_examples
+        return (first_epoch + 1 + epochs) * self.num_examples + within * self.batch_size
+
+    def end(self, k: int) -> int:
+        """The sample after the last one of step k; what a "drop" skips is not in it."""
+        begin = self.begin(k)
+        end = begin + self.batch_size
+        if self.remainder == "partial":
+            end = min(end, (begin // self.num_examples + 1) * self.num_examples)
+        return end
+
+    def steps_before(self, sample: int) -> int:
+        """The number of steps that begin before `sample`."""
+        if sample <= self.start_sample:
+            return 0
+        count = -(-(sample - self.start_sample) // self.batch_size)
+        if self.remainder == "carry":
+            return count
+        first_epoch = self.start_sample // self.num_examples
+        epoch, offset = divmod(sample, self.num_examples)
+        if epoch == first_epoch:
+            return min(count, self._steps_in_first_epoch)
+        whole = (epoch - first_epoch - 1) * self._steps_per_epoch
+        within = min(self._steps_per_epoch, -(-offset // self.batch_size))
+        return self._steps_in_first_epoch + whole + within
