@@ -1,0 +1,112 @@
+"""Metrics over a whole source, exact for any batch size and any number of devices."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from adabatch_jax.errors import UsageError
+from adabatch_jax.training.mesh import batch_sharding, replicated
+from adabatch_jax.training.state import TrainState
+
+EvalFn = Callable[[Any, Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
+
+
+class Source(Protocol):
+    """Examples that can be read by their index."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+class Evaluator:
+    """Evaluates states on one source; the program is compiled once.
+
+    Args:
+      eval_fn: `eval_fn(params, model_state, batch) -> metrics`, a dict of scalars, means over
+        the batch weighted by `batch["weight"]`.
+      source: the examples, all of which are read, in order.
+      batch_size: examples per batch, rounded up to a multiple of the devices. It changes
+        memory and speed, not the result.
+      mesh: the devices that share a batch, or None.
+
+    Raises:
+      UsageError: an empty source, or a batch size below 1.
+    """
+
+    def __init__(
+        self, eval_fn: EvalFn, source: Source, batch_size: int, mesh: Mesh | None = None
+    ):
+        if batch_size < 1:
+            raise UsageError(f"the evaluation's batch_size must be at least 1, got {batch_size}.")
+        if len(source) == 0:
+            raise UsageError("the evaluation's source has no examples.")
+        self._source, self._mesh = source, mesh
+        num_devices = 1 if mesh is None else mesh.shape["data"]
+        # One shape for all batches, no larger than the source needs.
+        self._num_rows = -(-min(batch_size, len(source)) // num_devices) * num_devices
+        shardings = {}
+        if mesh is not None:
+            whole, spread = replicated(mesh), batch_sharding(mesh)
+            shardings = {"in_shardings": (whole, whole, spread), "out_shardings": whole}
+        self._jitted = jax.jit(eval_fn, **shardings)
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """Returns the metrics over the whole source, summed up in float64."""
+        params, model_state = state.params, state.model_state
+        if self._mesh is not None:
+            params, model_state = jax.device_put((params, model_state), replicated(self._mesh))
+        counts, results = [], []
+        for count, batch in self._batches():
+            counts.append(count)
+            results.append(self._jitted(params, model_state, batch))
+            if len(results) > 2:
+                # Dispatch runs ahead of the devices; without a bound batches fill the memory.
+                jax.block_until_ready(results[-3])
+        results = jax.device_get(results)
+        return {
+            name: float(np.average([np.float64(r[name]) for r in results], weights=counts))
+            for name in results[0]
+        }
+
+    def _batches(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Yields the number of real examples, and a batch padded with its first example."""
+        for start in range(0, len(self._source), self._num_rows):
+            count = min(self._num_rows, len(self._source) - start)
+            rows = np.full(self._num_rows, start, np.int64)
+            rows[:count] += np.arange(count)
+            batch = dict(self._source.read(rows))
+            batch["index"] = rows.astype(np.int32)
+            batch["epoch"] = np.zeros(self._num_rows, np.int32)
+            batch["weight"] = (np.arange(self._num_rows) < count).astype(np.float32)
+            yield count, batch
+
+
+def evaluate(
+    eval_fn: EvalFn,
+    state: TrainState,
+    source: Source,
+    batch_size: int,
+    mesh: Mesh | None = None,
+) -> dict[str, float]:
+    """Returns the metrics of `state` over the whole source; see `Evaluator`.
+
+    Repeated calls with the same `eval_fn` and shapes don't compile again.
+
+    >>> import optax
+    >>> from adabatch_jax.training.step import weighted_mean
+    >>> class Tens:
+    ...     def __len__(self):
+    ...         return 5
+    ...     def read(self, indices):
+    ...         return {"x": 10.0 * indices.astype(np.float32)}
+    >>> def eval_fn(params, model_state, batch):
+    ...     return {"x": weighted_mean(batch["x"], batch["weight"])}
+    >>> state = TrainState.create(params={}, tx=optax.sgd(1.0))
+    >>> evaluate(eval_fn, state, Tens(), batch_size=2)
+    {'x': 20.0}
+    """
+    return Evaluator(eval_fn, source, batch_size, mesh)(state)

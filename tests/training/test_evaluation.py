@@ -1,0 +1,100 @@
+"""Evaluation covers every example once, whatever the layout."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from adabatch_jax.errors import UsageError
+from adabatch_jax.training.evaluation import Evaluator, evaluate
+from adabatch_jax.training.mesh import data_mesh
+from adabatch_jax.training.state import TrainState
+from adabatch_jax.training.step import weighted_mean
+
+
+class Numbers:
+    """Examples with one feature; remembers which rows were read."""
+
+    def __init__(self, num_examples):
+        values = np.random.default_rng(0).normal(3, 1, num_examples)
+        self.values = values.astype(np.float32)
+        self.rows = []
+
+    def __len__(self):
+        return len(self.values)
+
+    def read(self, indices):
+        assert indices.dtype == np.int64
+        self.rows.append(indices)
+        return {"x": self.values[indices]}
+
+
+def eval_fn(params, model_state, batch):
+    prediction = params["w"] * batch["x"] + model_state["b"]
+    return {
+        "square": weighted_mean(prediction**2, batch["weight"]),
+        "large": weighted_mean(prediction > 6, batch["weight"]),
+    }
+
+
+def make_state(w=2.0):
+    return TrainState.create(
+        params={"w": np.float32(w)}, tx=optax.sgd(1.0), model_state={"b": np.float32(0.5)}
+    )
+
+
+@pytest.mark.parametrize("num_devices", [None, 1, 3, 4])
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 100, 1000])
+def test_exact_for_every_layout(num_devices, batch_size):
+    source = Numbers(101)
+    prediction = 2 * source.values.astype(np.float64) + 0.5
+    mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
+    metrics = evaluate(eval_fn, make_state(), source, batch_size, mesh)
+    assert all(type(value) is float for value in metrics.values())
+    assert metrics["square"] == pytest.approx((prediction**2).mean(), rel=1e-6)
+    assert metrics["large"] == pytest.approx((prediction > 6).mean(), rel=1e-7)
+
+
+def test_batches_are_padded_with_their_first_example():
+    source, seen = Numbers(10), []
+
+    def spy(params, model_state, batch):
+        jax.debug.callback(lambda **arrays: seen.append(arrays), ordered=True, **batch)
+        return eval_fn(params, model_state, batch)
+
+    evaluate(spy, make_state(), source, batch_size=4)
+    jax.effects_barrier()
+    assert [rows.tolist() for rows in source.rows] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 8, 8]]
+    assert seen[-1]["weight"].tolist() == [1, 1, 0, 0]
+    assert seen[-1]["index"].tolist() == [8, 9, 8, 8]
+    assert seen[-1]["epoch"].tolist() == [0, 0, 0, 0]
+    dtypes = {name: str(array.dtype) for name, array in seen[-1].items()}
+    assert dtypes == {"x": "float32", "index": "int32", "epoch": "int32", "weight": "float32"}
+
+
+def test_a_small_source_gets_small_batches():
+    source = Numbers(5)
+    evaluate(eval_fn, make_state(), source, 512, data_mesh(jax.devices()[:4]))
+    assert [len(rows) for rows in source.rows] == [8]
+
+
+@pytest.mark.parametrize("num_devices", [None, 4])
+def test_traced_once_over_calls(num_devices):
+    mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
+    traces = []
+
+    def counting(params, model_state, batch):
+        traces.append(1)
+        return eval_fn(params, model_state, batch)
+
+    evaluator = Evaluator(counting, Numbers(10), 4, mesh)
+    assert evaluator(make_state(1.0)) != evaluator(make_state(2.0))
+    evaluate(counting, make_state(), Numbers(10), 4, mesh)
+    assert len(traces) == 1
+
+
+def test_errors():
+    with pytest.raises(UsageError, match="batch_size must be at least 1, got 0"):
+        evaluate(eval_fn, make_state(), Numbers(3), 0)
+    with pytest.raises(UsageError, match="source has no examples"):
+        evaluate(eval_fn, make_state(), Numbers(0), 4)
