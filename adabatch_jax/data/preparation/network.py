@@ -1,0 +1,126 @@
+"""Downloads that fail within seconds where there is no network."""
+
+import hashlib
+import os
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from adabatch_jax.data.preparation.progress import Progress, Report
+from adabatch_jax.errors import UsageError
+
+_ANSWER_SECONDS = 10.0
+_STALL_SECONDS = 30.0
+_BLOCK_BYTES = 1 << 18
+
+
+def require_reachable(dataset: str, urls: Iterable[str], seconds: float = _ANSWER_SECONDS) -> None:
+    """Checks that at least one of the hosts answers, through the user's proxy if there is one.
+
+    The question is asked in threads, as looking up a host's name has no time limit of its own.
+
+    Raises:
+      UsageError: no host answered within `seconds`.
+    """
+    url_of_host = {urlsplit(url).netloc: url for url in urls}
+    if not url_of_host:
+        return
+    answered, all_failed = threading.Event(), threading.Event()
+    reasons: dict[str, str] = {}
+
+    def ask(host: str, url: str) -> None:
+        reason = _why_unreachable(url, seconds)
+        if reason is None:
+            answered.set()
+        else:
+            reasons[host] = reason
+            if len(reasons) == len(url_of_host):
+                all_failed.set()
+                answered.set()
+
+    for host, url in url_of_host.items():
+        threading.Thread(target=ask, args=(host, url), daemon=True).start()
+    answered.wait(seconds)
+    if all_failed.is_set() or not answered.is_set():
+        host = next(iter(url_of_host))
+        raise UsageError(_unreachable(dataset, host, reasons.get(host, "no answer")))
+
+
+def download(dataset: str, url: str, folder: Path, sha256: str, report: Report) -> Path:
+    """Downloads a file into `folder` unless it is there, and returns its path.
+
+    The file appears under its name when it is complete and its checksum is right, so that a
+    killed or a parallel download leaves nothing wrong behind.
+
+    Raises:
+      UsageError: the host can't be reached, the download breaks off, or brings other bytes.
+    """
+    path = folder / urlsplit(url).path.rsplit("/", 1)[-1]
+    if path.exists():
+        return path
+    require_reachable(dataset, [url])
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=folder, prefix=f"{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            digest = _copy(dataset, url, file, report)
+        if digest != sha256:
+            raise UsageError(
+                f"{url} is not the original file of {dataset!r} any more: its sha256 is {digest} "
+                f"instead of {sha256}; get the file elsewhere and use --from FOLDER."
+            )
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return path
+
+
+def _copy(dataset: str, url: str, file, report: Report) -> str:
+    digest, done = hashlib.sha256(), 0
+    stage = f"Downloading {urlsplit(url).path.rsplit('/', 1)[-1]}"
+    try:
+        with urllib.request.urlopen(url, timeout=_STALL_SECONDS) as response:
+            length = response.headers.get("Content-Length")
+            total = int(length) if length else None
+            while block := response.read(_BLOCK_BYTES):
+                file.write(block)
+                digest.update(block)
+                done += len(block)
+                report(Progress(stage, done, total, "bytes"))
+    except urllib.error.HTTPError as error:
+        raise UsageError(
+            f"{url} answers {error.code} {error.reason}; get the original files of {dataset!r} "
+            "elsewhere and use --from FOLDER."
+        ) from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise UsageError(_unreachable(dataset, urlsplit(url).netloc, _reason(error))) from error
+    if total is not None and done < total:
+        raise UsageError(f"the download of {url} broke off after {done} of {total} bytes.")
+    return digest.hexdigest()
+
+
+def _why_unreachable(url: str, seconds: float) -> str | None:
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return None  # an answer, if a refusal: the download itself will tell
+    except (OSError, ValueError) as error:
+        return _reason(error)
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    reason = getattr(error, "reason", error)
+    return str(getattr(reason, "strerror", None) or reason or type(error).__name__)
+
+
+def _unreachable(dataset: str, host: str, reason: str) -> str:
+    return (
+        f"{dataset!r} has to be downloaded and {host} can't be reached ({reason}); check the "
+        "network, or name a folder that has the original files with --from FOLDER."
+    )

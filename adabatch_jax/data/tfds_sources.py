@@ -1,0 +1,259 @@
+"""Sources over prepared tfds datasets: labelled images by index, without TensorFlow."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adabatch_jax.data.datasets import require_known
+from adabatch_jax.data.decoding import decode_image, resize_and_crop
+from adabatch_jax.data.labelled_images import (
+    LabelledImages,
+    labelled_images,
+    one_line,
+    open_builder,
+)
+from adabatch_jax.data.prepared import prepare_command, prepared_path
+from adabatch_jax.data.sources import ArraySource, Source, array_source
+from adabatch_jax.data.tfds_import import import_tfds
+from adabatch_jax.errors import StorageError, UsageError, did_you_mean
+
+# Below this, handing images to threads costs more than decoding them.
+_MIN_IMAGES_PER_THREAD = 64
+
+
+def tfds_source(
+    name: str,
+    split: str = "train",
+    data_dir: str | os.PathLike | None = None,
+    image_size: int | None = None,
+) -> "TfdsSource":
+    """Opens a split of a prepared dataset as a source of "image" and "label".
+
+    `digits` is prepared on first use; any other dataset has to be prepared before.
+
+    Args:
+      name: a dataset with an image and a label, such as `"cifar10"`.
+      split: as tfds writes it: `"test"`, `"train[:90%]"`, `"train[100:200]"`.
+      data_dir: where datasets are prepared; None means `default_data_dir()`.
+      image_size: height and width to bring every image to, in pixels: its shorter side is scaled
+        to that length and the central square is taken. Needed where images differ in size; None
+        leaves them as they are.
+
+    Returns:
+      A source whose `read` gives "image", uint8 of shape `(n, height, width, channels)`, and
+      "label", int32 of shape `(n,)`; with the attributes `num_classes` and `image_shape`.
+
+    Raises:
+      UsageError: an unknown or unprepared dataset, a wrong split, a missing `image_size`.
+      StorageError: the prepared files are damaged.
+
+    >>> source = tfds_source("digits", split="test")
+    >>> len(source), source.num_classes, source.image_shape
+    (355, 10, (8, 8, 1))
+    >>> source.read(np.array([3, 0]))["image"].shape
+    (2, 8, 8, 1)
+    """
+    if image_size is not None and image_size < 1:
+        raise UsageError(f"`image_size` must be at least 1 pixel, got {image_size}.")
+    path = _require_prepared(name, data_dir)
+    builder = open_builder(path, name, data_dir)
+    images = labelled_images(name, builder.info)
+    if images.fixed_shape is None and image_size is None:
+        raise UsageError(
+            f"the images of {name!r} differ in size; give `image_size`, such as image_size=224."
+        )
+    again = prepare_command(name, data_dir, overwrite=True)
+    files = _split_files(name, split, builder)
+    for file in files:
+        _check_file(name, file, again)
+    records = _data_source(name, split, builder, images)
+    return TfdsSource(name, records, files, images, image_size, again)
+
+
+class TfdsSource:
+    """A source over a split of a prepared dataset; made by `tfds_source`.
+
+    Attributes:
+      num_classes: labels are 0 .. num_classes - 1.
+      image_shape: (height, width, channels) of every image that `read` returns.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        records: Any,
+        files: list[Any],
+        images: LabelledImages,
+        image_size: int | None,
+        prepare_again: str,
+    ):
+        self._name = name
+        self._records = records
+        self._files = files
+        self._images = images
+        self._image_size = image_size
+        self._prepare_again = prepare_again
+        self.num_classes = images.num_classes
+        self.image_shape = (
+            (image_size, image_size, images.shape[-1]) if image_size else images.fixed_shape
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads examples, in any order and also several times.
+
+        Args:
+          indices: integers of shape `(n,)` in 0 .. len(self) - 1.
+
+        Raises:
+          IndexError: an index is out of range.
+          StorageError: an example can't be read or decoded.
+        """
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(
+                f"indices {indices.min()} .. {indices.max()} of {len(self)} examples."
+            )
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        num_parts = max(1, min(os.cpu_count() or 1, len(indices) // _MIN_IMAGES_PER_THREAD))
+        parts = np.array_split(np.arange(len(indices)), num_parts)
+
+        def read_part(rows: np.ndarray) -> None:
+            for row, record in zip(rows, self._fetch(indices[rows]), strict=True):
+                labels[row] = record[self._images.label_key]
+                images[row] = self._image(record[self._images.image_key], int(indices[row]))
+
+        # A failure in any part is raised here.
+        list(map(read_part, parts) if num_parts == 1 else self._threads.map(read_part, parts))
+        return {"image": images, "label": labels}
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tfds_source")
+
+    def _fetch(self, indices: np.ndarray) -> list[dict[str, Any]]:
+        try:
+            return self._records.__getitems__(indices.tolist())
+        except Exception as error:  # noqa: BLE001: array_record and protobuf share no base
+            if len(indices) == 1:
+                raise self._damaged(int(indices[0]), one_line(error)) from error
+        # One of them is bad: one at a time tells which.
+        return [self._fetch(indices[i : i + 1])[0] for i in range(len(indices))]
+
+    def _image(self, stored: Any, index: int) -> np.ndarray:
+        image = stored
+        if self._images.is_encoded:
+            try:
+                image = decode_image(stored, self._images.shape[-1])
+            except ValueError as error:
+                raise self._damaged(index, str(error)) from error
+        if self._image_size is not None:
+            return resize_and_crop(image, self._image_size)
+        if image.shape != self.image_shape:
+            raise self._damaged(index, f"its shape is {image.shape}, not {self.image_shape}")
+        return image
+
+    def _damaged(self, index: int, reason: str) -> StorageError:
+        position = index
+        for file in self._files:
+            if position < file.take:
+                break
+            position -= file.take
+        return StorageError(
+            f"example {index} of dataset {self._name!r} in {file.filename} can't be read "
+            f"({reason}); {self._prepare_again} prepares it anew."
+        )
+
+
+def in_memory(source: Source, block_size: int = 4096) -> ArraySource:
+    """Reads a whole source once and keeps its arrays: the fastest way where they fit.
+
+    Args:
+      source: any source.
+      block_size: examples read at a time.
+
+    >>> in_memory(tfds_source("digits", split="test")).read(np.array([1]))["label"].dtype
+    dtype('int32')
+    """
+    num_examples = len(source)
+    arrays: dict[str, np.ndarray] = {}
+    for start in range(0, num_examples, block_size):
+        block = source.read(np.arange(start, min(start + block_size, num_examples)))
+        for name, values in block.items():
+            if start == 0:
+                arrays[name] = np.empty((num_examples, *values.shape[1:]), values.dtype)
+            arrays[name][start : start + len(values)] = values
+    return array_source(arrays)
+
+
+def _require_prepared(name: str, data_dir: str | os.PathLike | None) -> Path:
+    if path := prepared_path(name, data_dir):
+        return path
+    if name == "digits":
+        from adabatch_jax.data.preparation import prepare
+
+        return prepare(name, data_dir)
+    require_known(name)
+    raise UsageError(
+        f"dataset {name!r} is not prepared yet; run {prepare_command(name, data_dir)} first."
+    )
+
+
+def _split_files(name: str, split: str, builder: Any) -> list[Any]:
+    """Which records of which files make up the split, as tfds's file instructions."""
+    splits = builder.info.splits
+    try:
+        files = splits[split].file_instructions
+    except Exception as error:  # noqa: BLE001: tfds raises KeyError, ValueError, AssertionError
+        base = split.partition("[")[0]
+        if base in splits:
+            raise UsageError(
+                f"split {split!r} of dataset {name!r} can't be read ({one_line(error)}); "
+                f"{base!r} has {splits[base].num_examples} examples."
+            ) from error
+        known = did_you_mean(base, splits) or f"; it has {', '.join(sorted(splits))}."
+        raise UsageError(f"dataset {name!r} has no split {split!r}{known}") from error
+    if not sum(file.take for file in files):
+        raise UsageError(f"split {split!r} of dataset {name!r} has no examples.")
+    return files
+
+
+def _check_file(name: str, file: Any, prepare_again: str) -> None:
+    """Compares the number of records with what tfds noted; the count stands at a file's end."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    path = Path(file.filename)
+    if not path.is_file():
+        reason = "is missing"
+    else:
+        reader = ArrayRecordReader(str(path))
+        found = reader.num_records() if reader.ok() else 0
+        reader.close()
+        if found == file.examples_in_shard:
+            return
+        size = path.stat().st_size
+        reason = f"has {found} whole records in {size} bytes instead of {file.examples_in_shard}"
+    raise StorageError(
+        f"the file {path} of dataset {name!r} {reason}; {prepare_again} prepares it anew."
+    )
+
+
+def _data_source(name: str, split: str, builder: Any, images: LabelledImages) -> Any:
+    tfds = import_tfds()
+    # tfds would decode one image after the other; here that is done in threads.
+    decoders = {images.image_key: tfds.decode.SkipDecoding()} if images.is_encoded else None
+    try:
+        return builder.as_data_source(split=split, decoders=decoders)
+    except NotImplementedError as error:
+        raise UsageError(
+            f"dataset {name!r} in {builder.data_dir} was prepared as "
+            f"{builder.info.file_format.value}, which can't be read by index; prepare it as "
+            "array_record in another folder."
+        ) from error

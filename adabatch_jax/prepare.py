@@ -1,0 +1,135 @@
+"""`python -m adabatch_jax.prepare NAME`: gets a dataset ready to be trained on."""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from adabatch_jax.commands import run
+
+if TYPE_CHECKING:
+    from adabatch_jax.data.preparation import Progress
+
+_PLAIN_LINE_SECONDS = 5.0
+_EPILOG = """\
+digits (ships with scikit-learn), fashion_mnist, mnist, cifar10 and cifar100 need no TensorFlow.
+Any other dataset of tensorflow_datasets with an image and a label is prepared by tfds itself,
+which may need it: pip install "adabatch_jax[prepare]". imagenet2012 needs --from FOLDER.
+
+examples:
+  python -m adabatch_jax.prepare fashion_mnist
+  python -m adabatch_jax.prepare cifar10 --from ~/Downloads
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepares the dataset that `argv` names, and returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    return run(lambda: _prepare(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m adabatch_jax.prepare",
+        description="Get a dataset ready to be trained on.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", help="a dataset, such as cifar10")
+    parser.add_argument(
+        "--from",
+        dest="from_folder",
+        metavar="FOLDER",
+        help="take the original files from this folder instead of the network",
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="where to put it (default: $ADABATCH_DATA_DIR, else the user's cache folder)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="prepare it anew, replacing what is there once the new one is complete",
+    )
+    return parser
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from adabatch_jax.data.preparation import prepare
+
+    started = time.monotonic()
+    with _progress_display() as report:
+        path = prepare(
+            arguments.name,
+            arguments.data_dir,
+            arguments.from_folder,
+            report,
+            overwrite=arguments.overwrite,
+        )
+    print(f"{arguments.name} is ready in {path} ({time.monotonic() - started:.1f} s).")
+    return 0
+
+
+@contextmanager
+def _progress_display() -> Iterator[Callable[["Progress"], None]]:
+    """A bar on a terminal, a line now and then elsewhere; both on stderr."""
+    if not sys.stderr.isatty():
+        yield _plain_lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
+    )
+    # The stream is fixed here: tfds's own output is redirected while it works.
+    with Progress(*columns, console=Console(file=sys.stderr)) as bars:
+        tasks = {}
+
+        def report(progress: "Progress") -> None:
+            if progress.stage not in tasks:
+                tasks[progress.stage] = bars.add_task(progress.stage, amount="")
+            bars.update(
+                tasks[progress.stage],
+                completed=progress.done,
+                total=progress.total,
+                amount=_amount(progress),
+            )
+
+        yield report
+
+
+def _plain_lines() -> Callable[["Progress"], None]:
+    last: dict[str, float] = {}
+
+    def report(progress: "Progress") -> None:
+        now = time.monotonic()
+        is_due = now - last.get(progress.stage, -_PLAIN_LINE_SECONDS) >= _PLAIN_LINE_SECONDS
+        if is_due or progress.done == progress.total:
+            last[progress.stage] = now
+            print(f"{progress.stage}: {_amount(progress)}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def _amount(progress: "Progress") -> str:
+    scale, unit = (1e6, "MB") if progress.unit == "bytes" else (1, progress.unit)
+    digits = 1 if progress.unit == "bytes" else 0
+    done = f"{progress.done / scale:,.{digits}f}"
+    if progress.total is None:
+        return f"{done} {unit}"
+    return f"{done} of {progress.total / scale:,.{digits}f} {unit}"
+
+
+if __name__ == "__main__":
+    # SIGTERM unwinds like Ctrl-C, so that temporary folders are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main())
