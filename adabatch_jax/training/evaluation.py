@@ -1,25 +1,18 @@
 """Metrics over a whole source, exact for any batch size and any number of devices."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
 from adabatch_jax.training.mesh import batch_sharding, replicated
 from adabatch_jax.training.state import TrainState
 
 EvalFn = Callable[[Any, Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
-
-
-class Source(Protocol):
-    """Examples that can be read by their index."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]: ...
 
 
 class Evaluator:
@@ -97,16 +90,13 @@ def evaluate(
     Repeated calls with the same `eval_fn` and shapes don't compile again.
 
     >>> import optax
+    >>> from adabatch_jax.data.sources import array_source
     >>> from adabatch_jax.training.step import weighted_mean
-    >>> class Tens:
-    ...     def __len__(self):
-    ...         return 5
-    ...     def read(self, indices):
-    ...         return {"x": 10.0 * indices.astype(np.float32)}
+    >>> source = array_source({"x": np.arange(5, dtype=np.float32)})
     >>> def eval_fn(params, model_state, batch):
     ...     return {"x": weighted_mean(batch["x"], batch["weight"])}
     >>> state = TrainState.create(params={}, tx=optax.sgd(1.0))
-    >>> evaluate(eval_fn, state, Tens(), batch_size=2)
-    {'x': 20.0}
+    >>> evaluate(eval_fn, state, source, batch_size=2)
+    {'x': 2.0}
     """
     return Evaluator(eval_fn, source, batch_size, mesh)(state)

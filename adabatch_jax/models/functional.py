@@ -1,0 +1,78 @@
+"""From an nnx module to the plain functions and pytrees that training works with."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from adabatch_jax.data.augmentation import example_keys
+from adabatch_jax.training.evaluation import EvalFn
+from adabatch_jax.training.step import LossFn, weighted_mean
+
+Images = jax.Array
+
+
+def functions(
+    module: nnx.Module,
+    *,
+    seed: int = 0,
+    normalize: Callable[[Images], Images] | None = None,
+    augment: Callable[[jax.Array, Images], Images] | None = None,
+) -> tuple[dict[str, Any], dict[str, Any], LossFn, EvalFn]:
+    """Returns what trains an image classifier with softmax cross-entropy.
+
+    Args:
+      module: called as `module(images, mask=weight, keys=keys, train=True)`, returns logits.
+      seed: the run's seed; augmentation and dropout depend on it, the epoch and the example.
+      normalize: `images -> floating-point images`, by default uint8 / 255 in float32.
+      augment: `(keys, images) -> images`, before `normalize` and in training only.
+
+    Returns:
+      `(params, model_state, loss_fn, eval_fn)`: two nested dicts of arrays, the function that
+      `make_train_step` takes, whose metrics are `{"accuracy"}`, and the one that `evaluate`
+      takes, whose metrics are `{"loss", "accuracy"}`. Batches have "image" (batch, height,
+      width, channels) and "label" (integers).
+
+    >>> from adabatch_jax.models.registry import create
+    >>> module = create("cnn_digits", image_shape=(8, 8, 1))
+    >>> params, model_state, loss_fn, eval_fn = functions(module)
+    >>> sorted(params), model_state
+    (['conv1', 'conv2', 'head'], {})
+    """
+    graphdef, params, model_state = nnx.split(module, nnx.Param, ...)
+    normalize = _unit_range if normalize is None else normalize
+
+    def loss_fn(params, model_state, batch, rng):
+        del rng  # What is random belongs to the example, not to the step.
+        keys, images = example_keys(seed, batch), batch["image"]
+        if augment is not None:
+            images = augment(keys, images)
+        # merge without copy would write into the caller's state.
+        network = nnx.merge(graphdef, params, model_state, copy=True)
+        logits = network(normalize(images), mask=batch["weight"], keys=keys, train=True)
+        metrics = _metrics(logits, batch)
+        new_state = nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param)))
+        return metrics.pop("loss"), (new_state, metrics)
+
+    def eval_fn(params, model_state, batch):
+        network = nnx.merge(graphdef, params, model_state, copy=True)
+        logits = network(normalize(batch["image"]), mask=batch["weight"], train=False)
+        return _metrics(logits, batch)
+
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), loss_fn, eval_fn
+
+
+def _metrics(logits: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    hits = logits.argmax(-1) == batch["label"]
+    return {
+        "loss": weighted_mean(losses, batch["weight"]),
+        "accuracy": weighted_mean(hits, batch["weight"]),
+    }
+
+
+def _unit_range(images: jax.Array) -> jax.Array:
+    return images.astype(jnp.float32) / 255

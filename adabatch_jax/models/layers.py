@@ -1,0 +1,188 @@
+"""The layers that the networks are made of, in flax nnx.
+
+Arrays are images (batch, height, width, features). Layers hold no random state: what they draw
+comes from the keys of the call, and what they begin with from `initialization`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from adabatch_jax.errors import UsageError
+from adabatch_jax.models.convolution import conv2d
+
+
+class Conv(nnx.Module):
+    """A convolution with a square kernel and the same padding on all sides.
+
+    Args:
+      in_features: channels of the input.
+      out_features: channels of the output.
+      kernel_size: height and width of the kernel.
+      stride: in both directions.
+      padding: rows and columns of zeros on each side, by default what keeps the size at stride 1.
+      use_bias: whether to add a bias per channel.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        use_bias: bool = True,
+    ):
+        padding = kernel_size // 2 if padding is None else padding
+        self.strides = (stride, stride)
+        self.padding = ((padding, padding), (padding, padding))
+        self.kernel = _param((kernel_size, kernel_size, in_features, out_features))
+        self.bias = _param((out_features,)) if use_bias else None
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        features = conv2d(images, self.kernel[...], self.strides, self.padding)
+        return features if self.bias is None else features + _row(self.bias[...], 4)
+
+
+class Linear(nnx.Module):
+    """`inputs @ kernel + bias`."""
+
+    def __init__(self, in_features: int, out_features: int):
+        self.kernel = _param((in_features, out_features))
+        self.bias = _param((out_features,))
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return inputs @ self.kernel[...] + _row(self.bias[...], inputs.ndim)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization that knows padding, and whose group is stated.
+
+    Means and variances are those of the real examples of a group, weighted by the mask. With
+    PyTorch's conventions: normalization uses the biased variance and the running variance
+    collects the unbiased one, `new = 0.9 * running + 0.1 * batch`, epsilon 1e-5. Groups enter
+    the running statistics by their real examples; a group of padding leaves them alone.
+
+    Args:
+      num_features: channels.
+      group_size: rows that are normalized together, counted from the (micro-)batch's first
+        row; None for the whole (micro-)batch. The result depends neither on the devices nor,
+        as long as it divides the micro-batch, on the micro-batch's size.
+      momentum: share of the new batch in the running statistics.
+      epsilon: added to the variance.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        group_size: int | None = None,
+        momentum: float = 0.1,
+        epsilon: float = 1e-5,
+    ):
+        self.group_size, self.momentum, self.epsilon = group_size, momentum, epsilon
+        self.scale = _param((num_features,), 1)
+        self.bias = _param((num_features,))
+        self.mean = nnx.BatchStat(jnp.asarray(np.zeros(num_features, np.float32)))
+        self.var = nnx.BatchStat(jnp.asarray(np.ones(num_features, np.float32)))
+
+    def __call__(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+        """Returns the normalized images, and in training updates the running statistics.
+
+        Args:
+          images: (batch, height, width, features).
+          mask: (batch,), 1 for a real example and 0 for padding; None if all are real.
+          train: whether to use and collect the batch's statistics, or use the running ones.
+
+        Raises:
+          UsageError: `group_size` doesn't divide the rows.
+        """
+        if not train:
+            return self._normalize(images, self.mean[...][None], self.var[...][None])
+        num_rows, height, width, _ = images.shape
+        group_size = self.group_size or num_rows
+        if num_rows % group_size:
+            raise UsageError(
+                f"BatchNorm's group_size={group_size} must divide the {num_rows} rows of a "
+                "(micro-)batch."
+            )
+        precise = jnp.promote_types(images.dtype, jnp.float32)
+        weight = jnp.ones(num_rows, precise) if mask is None else mask.astype(precise)
+        weight = weight.reshape(-1, group_size, 1, 1, 1)
+        groups = images.reshape(-1, group_size, *images.shape[1:]).astype(precise)
+        count = weight.sum((1, 2, 3)) * (height * width)  # (groups, 1)
+        # A group of padding gets finite statistics, so that its gradient is finite too.
+        divisor = jnp.where(count > 0, count, 1)
+        mean = (groups * weight).sum((1, 2, 3)) / divisor
+        deviation = groups - mean[:, None, None, None]
+        var = (deviation * deviation * weight).sum((1, 2, 3)) / divisor
+        self._update(mean, var * (count / jnp.maximum(count - 1, 1)), count)
+        return self._normalize(images, mean, var)
+
+    def _normalize(self, images: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+        """Normalizes equal groups of consecutive rows by statistics (groups, features)."""
+        groups = images.reshape(len(mean), -1, *images.shape[1:])
+        factor = self.scale[...][None] * lax.rsqrt(var + self.epsilon)
+        offset = self.bias[...][None] - mean * factor
+        normalized = groups * factor[:, None, None, None] + offset[:, None, None, None]
+        return normalized.reshape(images.shape).astype(images.dtype)
+
+    def _update(self, mean: jax.Array, var: jax.Array, count: jax.Array) -> None:
+        total = count.sum()
+        share = count / jnp.where(total > 0, total, 1)
+        for running, groups in ((self.mean, mean), (self.var, var)):
+            old = running[...]
+            new = (1 - self.momentum) * old + self.momentum * (groups * share).sum(0)
+            running[...] = jnp.where(total > 0, new, old).astype(old.dtype)
+
+
+class Dropout(nnx.Module):
+    """Sets a share of the features to zero, drawn for each example from its own key.
+
+    Args:
+      rate: the probability of a zero; the others are scaled by `1 / (1 - rate)`.
+      number: at least 1, another one for each dropout of a network, so that they differ.
+    """
+
+    def __init__(self, rate: float, number: int):
+        self.rate, self.number = rate, number
+
+    def __call__(self, inputs: jax.Array, keys: jax.Array | None, train: bool) -> jax.Array:
+        """Applies dropout in training.
+
+        Args:
+          inputs: (batch, ...).
+          keys: one typed key per example, or None for no dropout.
+          train: without it nothing is dropped.
+        """
+        if not train or keys is None:
+            return inputs
+
+        def keep(key: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(key, self.number)
+            return jax.random.bernoulli(key, 1 - self.rate, inputs.shape[1:])
+
+        return jnp.where(jax.vmap(keep)(keys), inputs / (1 - self.rate), 0)
+
+
+def max_pool(images: jax.Array, size: int) -> jax.Array:
+    """Returns the maximum of each window of `size` x `size` pixels; windows don't overlap.
+
+    >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2).ravel().tolist()
+    [5.0, 7.0, 13.0, 15.0]
+    """
+    batch, height, width, features = images.shape
+    windows = images.reshape(batch, height // size, size, width // size, size, features)
+    return windows.max((2, 4))
+
+
+def _param(shape: tuple[int, ...], value: float = 0) -> nnx.Param:
+    # From numpy, because every `jnp.zeros` of a new shape would be compiled.
+    return nnx.Param(jnp.asarray(np.full(shape, value, np.float32)))
+
+
+def _row(vector: jax.Array, ndim: int) -> jax.Array:
+    return vector.reshape((1,) * (ndim - 1) + (-1,))
