@@ -24,11 +24,11 @@ class Stride:
     remainder: str
 
     @cached_property
-    def _steps_in_first_epoch(self) -> int:
+    def steps_in_first_epoch(self) -> int:
         return self._steps_within(self.num_examples - self.start_sample % self.num_examples)
 
     @cached_property
-    def _steps_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
         return self._steps_within(self.num_examples)
 
     def _steps_within(self, room: int) -> int:
@@ -36,9 +36,9 @@ class Stride:
 
     def begin(self, k: int) -> int:
         """The sample at which step k (from 0) begins."""
-        if self.remainder == "carry" or k < self._steps_in_first_epoch:
+        if self.remainder == "carry" or k < self.steps_in_first_epoch:
             return self.start_sample + k * self.batch_size
-        epochs, within = divmod(k - self._steps_in_first_epoch, self._steps_per_epoch)
+        epochs, within = divmod(k - self.steps_in_first_epoch, self.steps_per_epoch)
         first_epoch = self.start_sample // self.num_examples
         return (first_epoch + 1 + epochs) * self.num_examples + within * self.batch_size
 
@@ -60,7 +60,7 @@ class Stride:
         first_epoch = self.start_sample // self.num_examples
         epoch, offset = divmod(sample, self.num_examples)
         if epoch == first_epoch:
-            return min(count, self._steps_in_first_epoch)
-        whole = (epoch - first_epoch - 1) * self._steps_per_epoch
-        within = min(self._steps_per_epoch, -(-offset // self.batch_size))
-        return self._steps_in_first_epoch + whole + within
+            return min(count, self.steps_in_first_epoch)
+        whole = (epoch - first_epoch - 1) * self.steps_per_epoch
+        within = min(self.steps_per_epoch, -(-offset // self.batch_size))
+        return self.steps_in_first_epoch + whole + within
