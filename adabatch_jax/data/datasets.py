@@ -81,7 +81,7 @@ def dataset_spec(name: str, data_dir: str | os.PathLike | None = None) -> Datase
     """
     if name in KNOWN_DATASETS:
         return KNOWN_DATASETS[name]
-    path = _prepared_or_none(name, data_dir)
+    path = prepared_path(name, data_dir)
     if path is None:
         require_known(name)
         raise UsageError(
@@ -105,18 +105,8 @@ def require_known(name: str) -> None:
     names = set(KNOWN_DATASETS)
     # Community datasets are listed in a file on the network.
     names.update(import_tfds().list_builders(with_community_datasets=False))
-    try:
-        dataset, _, _ = parse_name(name)
-    except UsageError:
-        dataset = name
-    if dataset not in names:
-        hint = did_you_mean(dataset, names) or f"; known are {', '.join(KNOWN_DATASETS)}"
-        end = "" if hint.endswith("?") else " and those of tensorflow_datasets."
-        raise UsageError(f"there is no dataset {name!r}{hint}{end}")
-
-
-def _prepared_or_none(name: str, data_dir: str | os.PathLike | None):
-    try:
-        return prepared_path(name, data_dir)
-    except UsageError:  # not even the form of a name: the caller says what is near it
-        return None
+    parts = parse_name(name)
+    if parts is None or parts[0] not in names:
+        wanted = name.lower().replace("-", "_") if parts is None else parts[0]
+        known = f"; known are {', '.join(KNOWN_DATASETS)} and those of tensorflow_datasets."
+        raise UsageError(f"there is no dataset {name!r}{did_you_mean(wanted, names) or known}")

@@ -6,9 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from adabatch_jax.errors import UsageError
-
-_NAME = re.compile(r"(?P<name>[a-z0-9_]+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+_NAME = re.compile(r"(?P<name>[a-z0-9_]+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 
 
 def default_data_dir() -> Path:
@@ -29,11 +27,10 @@ def resolve_data_dir(data_dir: str | os.PathLike | None) -> Path:
     return folder.absolute()
 
 
-def parse_name(name: str) -> tuple[str, str | None, str | None]:
+def parse_name(name: str) -> tuple[str, str | None, str | None] | None:
     """Splits a dataset's name into dataset, config and version, as tfds writes them.
 
-    Raises:
-      UsageError: `name` isn't of the form `dataset[/config][:version]`.
+    Returns None for what isn't of the form `dataset[/config][:version]`, and so names nothing.
 
     >>> parse_name("cifar10_corrupted/fog_1:1.0.0")
     ('cifar10_corrupted', 'fog_1', '1.0.0')
@@ -41,12 +38,7 @@ def parse_name(name: str) -> tuple[str, str | None, str | None]:
     ('digits', None, None)
     """
     match = _NAME.fullmatch(name)
-    if not match:
-        raise UsageError(
-            f"{name!r} is not a dataset's name; a name looks like 'cifar10', 'dataset/config' "
-            "or 'dataset:1.0.0'."
-        )
-    return match["name"], match["config"], match["version"]
+    return match and (match["name"], match["config"], match["version"])
 
 
 def prepared_path(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
@@ -55,7 +47,10 @@ def prepared_path(name: str, data_dir: str | os.PathLike | None = None) -> Path 
     It looks at the files only: a dataset that was prepared by other code, or under another
     version of tfds, is found too.
     """
-    dataset, config, version = parse_name(name)
+    parts = parse_name(name)
+    if parts is None:
+        return None
+    dataset, config, version = parts
     folder = resolve_data_dir(data_dir) / dataset
     config = config or _default_config(folder)
     versions = _versions(folder / config if config else folder)

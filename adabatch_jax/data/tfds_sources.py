@@ -68,9 +68,9 @@ def tfds_source(
         )
     again = prepare_command(name, data_dir, overwrite=True)
     files = _split_files(name, split, builder)
+    records = _data_source(name, split, builder, images)
     for file in files:
         _check_file(name, file, again)
-    records = _data_source(name, split, builder, images)
     return TfdsSource(name, records, files, images, image_size, again)
 
 

@@ -69,7 +69,8 @@ def read_splits(
         urls={info.filename: url for url, info in url_infos.items()},
         checksums=checksums or {info.filename: info.checksum for info in url_infos.values()},
         folder=folder or _installed(dataset),
-        download_dir=download_dir,
+        # MNIST and Fashion-MNIST name their files alike.
+        download_dir=download_dir / dataset,
         report=report,
         repair=_restore_fashion_mnist if dataset == "fashion_mnist" else as_is,
     )

@@ -1,13 +1,15 @@
 """Downloads that fail within seconds where there is no network."""
 
 import hashlib
+import http.client
 import os
 import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from adabatch_jax.data.preparation.progress import Progress, Report
@@ -79,28 +81,33 @@ def download(dataset: str, url: str, folder: Path, sha256: str, report: Report) 
     return path
 
 
-def _copy(dataset: str, url: str, file, report: Report) -> str:
-    digest, done = hashlib.sha256(), 0
+def _copy(dataset: str, url: str, file: BinaryIO, report: Report) -> str:
+    digest, done, total = hashlib.sha256(), 0, None
     stage = f"Downloading {urlsplit(url).path.rsplit('/', 1)[-1]}"
+    for block, total in _blocks(dataset, url):
+        digest.update(block)
+        file.write(block)
+        done += len(block)
+        report(Progress(stage, done, total, "bytes"))
+    if total is not None and done < total:
+        raise UsageError(f"the download of {url} broke off after {done} of {total} bytes.")
+    return digest.hexdigest()
+
+
+def _blocks(dataset: str, url: str) -> Iterator[tuple[bytes, int | None]]:
+    """Yields the file's blocks, each with the file's size; only the network's errors are caught."""
     try:
         with urllib.request.urlopen(url, timeout=_STALL_SECONDS) as response:
             length = response.headers.get("Content-Length")
-            total = int(length) if length else None
             while block := response.read(_BLOCK_BYTES):
-                file.write(block)
-                digest.update(block)
-                done += len(block)
-                report(Progress(stage, done, total, "bytes"))
+                yield block, int(length) if length else None
     except urllib.error.HTTPError as error:
         raise UsageError(
             f"{url} answers {error.code} {error.reason}; get the original files of {dataset!r} "
             "elsewhere and use --from FOLDER."
         ) from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (http.client.HTTPException, OSError) as error:
         raise UsageError(_unreachable(dataset, urlsplit(url).netloc, _reason(error))) from error
-    if total is not None and done < total:
-        raise UsageError(f"the download of {url} broke off after {done} of {total} bytes.")
-    return digest.hexdigest()
 
 
 def _why_unreachable(url: str, seconds: float) -> str | None:

@@ -51,9 +51,10 @@ class Originals:
         data = self.repair(name, data)
         if _sha256(data) == self.checksums[name]:
             return data
+        hint = "" if self.folder else "; delete it, and it is downloaded anew"
         raise StorageError(
             f"{path} is not the original file of {self.dataset!r}: its sha256 is {found}, "
-            f"wanted is {self.checksums[name]}."
+            f"wanted is {self.checksums[name]}{hint}."
         )
 
     def _path(self, name: str) -> Path:
