@@ -1,0 +1,153 @@
+"""Batches at a position: every example once, in one order, on any layout, after any restart."""
+
+import jax
+import numpy as np
+import pytest
+
+from adabatch_jax.data.batches import batches
+from adabatch_jax.data.layout import batch_layout, host_columns, host_rows, row_table
+from adabatch_jax.data.order import example_indices
+from adabatch_jax.data.sources import array_source
+from adabatch_jax.errors import UsageError
+from adabatch_jax.schedules.building import make_plan
+from adabatch_jax.training.mesh import data_mesh
+
+N = 103
+SOURCE = array_source({"image": np.arange(N * 4, dtype=np.uint8).reshape(N, 2, 2)})
+SCHEDULES = ["8 x2 every 1ep max 64", "64 x0.5 every 0.7ep min 8", "5, 40sp: 24, 11st: 7, 60%: 50"]
+
+
+def real_rows(batch):
+    """(epoch, index) of the real rows, in order."""
+    weight = np.asarray(batch["weight"]).ravel() > 0
+    columns = (np.asarray(batch[name]).ravel()[weight] for name in ("epoch", "index"))
+    return list(zip(*(c.tolist() for c in columns), strict=True))
+
+
+def ids(sequence):
+    return [row for batch in sequence for row in real_rows(batch)]
+
+
+def expected(plan, seed):
+    """The ids from the plan's steps alone."""
+    rows = []
+    for step in plan.steps():
+        index = example_indices(N, seed, step.start_sample, step.num_real)
+        epoch = (step.start_sample + np.arange(step.num_real)) // N
+        rows += zip(epoch.tolist(), index.tolist(), strict=True)
+    return rows
+
+
+@pytest.mark.parametrize("remainder", ["carry", "partial", "drop"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_example_once_per_epoch_whatever_the_batches(schedule, remainder):
+    plan = make_plan(schedule, N, "5ep", remainder)
+    got = ids(batches(SOURCE, plan, seed=3))
+    assert got == expected(plan, seed=3)
+    assert len(set(got)) == len(got)
+    if remainder != "drop":
+        assert sorted(got) == [(e, i) for e in range(5) for i in range(N)]
+        constant = make_plan(10, N, "5ep", remainder)
+        assert got == ids(batches(SOURCE, constant, seed=3))
+
+
+@pytest.mark.parametrize("remainder", ["carry", "partial", "drop"])
+def test_a_restart_at_any_step_gives_the_tail(remainder):
+    plan = make_plan(SCHEDULES[2], N, "3ep", remainder)
+    whole = list(batches(SOURCE, plan, seed=1))
+    for step in range(plan.num_steps + 1):
+        tail = list(batches(SOURCE, plan, seed=1, start_sample=plan.samples_at(step)))
+        assert len(tail) == plan.num_steps - step
+        for a, b in zip(tail, whole[step:], strict=True):
+            jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_shapes_padding_and_contents():
+    plan = make_plan("8, 50sp: 40", N, "1ep")
+    for step, batch in zip(plan.steps(), batches(SOURCE, plan), strict=True):
+        assert {name: array.dtype.name for name, array in batch.items()} == {
+            "image": "uint8",
+            "index": "int32",
+            "epoch": "int32",
+            "weight": "float32",
+        }
+        assert all(len(array) == step.batch_size for array in batch.values())
+        np.testing.assert_array_equal(batch["image"], SOURCE.read(batch["index"])["image"])
+        padding = slice(step.num_real, None)
+        assert (batch["index"][padding] == batch["index"][0]).all()
+        assert (batch["weight"] == (np.arange(step.batch_size) < step.num_real)).all()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+@pytest.mark.parametrize("microbatch_size", [None, 1, 3, 16, 1000])
+def test_any_mesh_and_micro_batch_hold_the_same_examples(devices, microbatch_size):
+    mesh = data_mesh(jax.devices()[:devices])
+    plan = make_plan(SCHEDULES[2], N, "2ep")
+    plain = list(batches(SOURCE, plan, seed=2))
+    laid_out = batches(SOURCE, plan, seed=2, mesh=mesh, microbatch_size=microbatch_size)
+    for step, a, b in zip(plan.steps(), plain, laid_out, strict=True):
+        assert real_rows(a) == real_rows(b)
+        layout = batch_layout(step.batch_size, microbatch_size, devices)
+        leading = (layout.num_microbatches, layout.padded_size)
+        shape = b["image"].shape
+        assert shape[:-2] == (leading if microbatch_size else leading[1:])
+        assert layout.padded_size % devices == 0
+        shard = b["image"].addressable_shards[-1].data
+        assert shard.shape[-3] * devices == shape[-3]
+        image = SOURCE.read(np.asarray(b["index"]).ravel())["image"].reshape(shape)
+        np.testing.assert_array_equal(b["image"], image)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("batch_size", [1, 7, 96, 100])
+@pytest.mark.parametrize("microbatch_size", [None, 5, 32, 96, 200])
+def test_hosts_share_the_rows(batch_size, microbatch_size, hosts):
+    shares = [host_rows(batch_size, microbatch_size, h, hosts) for h in range(hosts)]
+    assert sorted(np.concatenate(shares).tolist()) == list(range(batch_size))
+    m = min(microbatch_size or batch_size, batch_size)
+    for k in range(-(-batch_size // m)):
+        within = [share[(share >= k * m) & (share < (k + 1) * m)] for share in shares]
+        wanted = np.arange(k * m, min((k + 1) * m, batch_size))
+        np.testing.assert_array_equal(np.concatenate(within), wanted)
+
+
+def test_hosts_of_several_devices_hold_whole_devices():
+    table = row_table(batch_layout(10, 6, num_devices=4))
+    for host in range(2):
+        columns = table[:, host_columns(batch_layout(10, 6, 4), host, 2)]
+        wanted = columns[columns >= 0]
+        np.testing.assert_array_equal(host_rows(10, 6, host, 2, num_devices=4), wanted)
+
+
+def test_endless_streams_are_read_in_their_own_order():
+    class Squares:
+        def read(self, indices):
+            return {"x": indices**2}
+
+    plan = make_plan("4, 8sp: 6", None, "20sp")
+    first, *rest = batches(Squares(), plan, start_sample=8)
+    np.testing.assert_array_equal(first["x"], np.arange(8, 14) ** 2)
+    assert first["index"].tolist() == list(range(8, 14)) and len(rest) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: batches(SOURCE, make_plan(4, 50, "1ep")), "103 examples and the plan num_ex"),
+        (lambda p: batches(SOURCE, p, start_sample=5), "no step begins at start_sample=5.* 0 and 8"),
+        (lambda p: batches(SOURCE, p, start_sample=1000), "outside the plan's 103 samples"),
+        (lambda p: batches(SOURCE, p, microbatch_size=0), "`microbatch_size` must be at least 1"),
+        (
+            lambda p: next(batches(array_source({"weight": np.zeros(N)}), p)),
+            "array named 'weight'.*rename",
+        ),
+        (lambda p: array_source({}), "`arrays` is empty"),
+        (lambda p: array_source({"x": np.zeros(3), "y": np.zeros(4)}), "same number of examples"),
+        (lambda p: array_source({"x": np.zeros(())}), "'x' is a scalar"),
+        (lambda p: host_rows(8, 4, 2, 2), "`process_index` must be from 0 to 1"),
+        (lambda p: host_rows(8, 4, 0, 2, num_devices=3), "can't be shared evenly"),
+    ],
+)
+def test_mistakes(make, message):
+    with pytest.raises(UsageError, match=message):
+        make(make_plan(8, N, "1ep"))
