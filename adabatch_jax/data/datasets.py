@@ -44,15 +44,17 @@ KNOWN_DATASETS = {
         DatasetSpec(
             "fashion_mnist", 10, (28, 28, 1), "train", "test", 60_000, (0.2860,), (0.3530,)
         ),
+        DatasetSpec("cifar10", 10, (32, 32, 3), "train", "test", 50_000, _CIFAR_MEAN, _CIFAR_STD),
+        DatasetSpec("cifar100", 100, (32, 32, 3), "train", "test", 50_000, _CIFAR_MEAN, _CIFAR_STD),
         DatasetSpec(
-            "cifar10", 10, (32, 32, 3), "train", "test", 50_000, _CIFAR_MEAN, _CIFAR_STD
-        ),
-        DatasetSpec(
-            "cifar100", 100, (32, 32, 3), "train", "test", 50_000, _CIFAR_MEAN, _CIFAR_STD
-        ),
-        DatasetSpec(
-            "imagenet2012", 1000, None, "train", "validation", 1_281_167,
-            _IMAGENET_MEAN, _IMAGENET_STD,
+            "imagenet2012",
+            1000,
+            None,
+            "train",
+            "validation",
+            1_281_167,
+            _IMAGENET_MEAN,
+            _IMAGENET_STD,
         ),
     )
 }

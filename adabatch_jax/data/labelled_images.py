@@ -50,7 +50,7 @@ def labelled_images(name: str, info: Any) -> LabelledImages:
     """
     features = import_tfds().features
     if not isinstance(info.features, features.FeaturesDict):
-        raise UsageError(f"dataset {name!r} has no named features; an image and a label are needed.")
+        raise UsageError(f"dataset {name!r} has no named features.")
     image_key, label_key = info.supervised_keys if _is_pair(info.supervised_keys) else (None, None)
     keys = set(info.features.keys())
     image_key = image_key if image_key in keys else "image"
@@ -110,7 +110,7 @@ def open_builder(path: Path, name: str, data_dir: str | os.PathLike | None) -> A
     tfds = import_tfds()
     try:
         builder = tfds.builder_from_directory(path)
-    except Exception as error:  # noqa: BLE001: json, proto and feature errors of many types
+    except Exception as error:  # json, proto and feature errors of many types
         raise StorageError(
             f"the metadata of dataset {name!r} in {path} can't be read "
             f"({one_line(error)}); {prepare_command(name, data_dir, overwrite=True)} "

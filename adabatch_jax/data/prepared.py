@@ -73,7 +73,9 @@ def is_complete(path: Path) -> bool:
     return (path / "dataset_info.json").is_file() and (path / "features.json").is_file()
 
 
-def prepare_command(name: str, data_dir: str | os.PathLike | None, *, overwrite: bool = False) -> str:
+def prepare_command(
+    name: str, data_dir: str | os.PathLike | None, *, overwrite: bool = False
+) -> str:
     """Returns the command that prepares `name`, for error messages.
 
     >>> prepare_command("mnist", None)

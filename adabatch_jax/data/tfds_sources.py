@@ -23,6 +23,8 @@ from adabatch_jax.errors import StorageError, UsageError, did_you_mean
 
 # Below this, handing images to threads costs more than decoding them.
 _MIN_IMAGES_PER_THREAD = 64
+# ImageNet has a thousand files; on a network's file system each takes a while to open.
+_NUM_CHECKING_THREADS = 16
 
 
 def tfds_source(
@@ -69,8 +71,8 @@ def tfds_source(
     again = prepare_command(name, data_dir, overwrite=True)
     files = _split_files(name, split, builder)
     records = _data_source(name, split, builder, images)
-    for file in files:
-        _check_file(name, file, again)
+    with ThreadPoolExecutor(_NUM_CHECKING_THREADS) as threads:
+        list(threads.map(lambda file: _check_file(name, file, again), files))
     return TfdsSource(name, records, files, images, image_size, again)
 
 
@@ -117,9 +119,7 @@ class TfdsSource:
         """
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(
-                f"indices {indices.min()} .. {indices.max()} of {len(self)} examples."
-            )
+            raise IndexError(f"indices {indices.min()} .. {indices.max()} of {len(self)} examples.")
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
         num_parts = max(1, min(os.cpu_count() or 1, len(indices) // _MIN_IMAGES_PER_THREAD))
@@ -141,7 +141,7 @@ class TfdsSource:
     def _fetch(self, indices: np.ndarray) -> list[dict[str, Any]]:
         try:
             return self._records.__getitems__(indices.tolist())
-        except Exception as error:  # noqa: BLE001: array_record and protobuf share no base
+        except Exception as error:  # array_record and protobuf share no base
             if len(indices) == 1:
                 raise self._damaged(int(indices[0]), one_line(error)) from error
         # One of them is bad: one at a time tells which.
@@ -211,7 +211,7 @@ def _split_files(name: str, split: str, builder: Any) -> list[Any]:
     splits = builder.info.splits
     try:
         files = splits[split].file_instructions
-    except Exception as error:  # noqa: BLE001: tfds raises KeyError, ValueError, AssertionError
+    except Exception as error:  # tfds raises KeyError, ValueError, AssertionError
         base = split.partition("[")[0]
         if base in splits:
             raise UsageError(
@@ -227,22 +227,30 @@ def _split_files(name: str, split: str, builder: Any) -> list[Any]:
 
 def _check_file(name: str, file: Any, prepare_again: str) -> None:
     """Compares the number of records with what tfds noted; the count stands at a file's end."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
     path = Path(file.filename)
-    if not path.is_file():
-        reason = "is missing"
-    else:
-        reader = ArrayRecordReader(str(path))
-        found = reader.num_records() if reader.ok() else 0
-        reader.close()
+    if path.is_file():
+        found = _num_records(path)
         if found == file.examples_in_shard:
             return
         size = path.stat().st_size
         reason = f"has {found} whole records in {size} bytes instead of {file.examples_in_shard}"
+    else:
+        reason = "is missing"
     raise StorageError(
         f"the file {path} of dataset {name!r} {reason}; {prepare_again} prepares it anew."
     )
+
+
+def _num_records(path: Path) -> int:
+    """The number of records as the file's end tells it; 0 where that can't be read."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path))
+    if not reader.ok():  # and closing it would raise
+        return 0
+    num_records = reader.num_records()
+    reader.close()
+    return num_records
 
 
 def _data_source(name: str, split: str, builder: Any, images: LabelledImages) -> Any:

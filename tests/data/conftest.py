@@ -12,6 +12,7 @@ import pytest
 
 from adabatch_jax.data.preparation import prepare
 from adabatch_jax.data.preparation.local import DEBIAN_FASHION_MNIST
+from adabatch_jax.data.tfds_sources import in_memory, tfds_source
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +95,9 @@ class Miniature:
 
     def cifar10_members(self) -> dict[str, bytes]:
         train, test = self._records("train"), self._records("test")
-        members = {"batches.meta.txt": "\n".join(f"class {i}" for i in range(10)).encode() + b"\n\n"}
+        members = {
+            "batches.meta.txt": "\n".join(f"class {i}" for i in range(10)).encode() + b"\n\n"
+        }
         for i in range(5):
             members[f"data_batch_{i + 1}.bin"] = b"".join(train[10 * i : 10 * i + 10])
         members["test_batch.bin"] = b"".join(test)
@@ -136,6 +139,32 @@ def miniature(tmp_path):
         return Miniature(folder, name)
 
     return make
+
+
+@pytest.fixture
+def as_sorted_examples():
+    """Order in prepared data is tfds's own: examples are compared as sorted lists."""
+
+    def sort(images, labels):
+        return sorted((i.tobytes(), int(label)) for i, label in zip(images, labels, strict=True))
+
+    return sort
+
+
+@pytest.fixture
+def prepared_examples(as_sorted_examples):
+    """Reads a whole prepared split: `prepared_examples(name, split, data_dir)`."""
+
+    def read(name, split, data_dir):
+        arrays = in_memory(tfds_source(name, split, data_dir)).arrays
+        return as_sorted_examples(arrays["image"], arrays["label"])
+
+    return read
+
+
+@pytest.fixture
+def files_in():
+    return lambda folder: sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture

@@ -28,9 +28,7 @@ class Split:
     id_prefix: str | None = None
 
 
-def write(
-    base: type, splits: Mapping[str, Split], folder: Path, report: Report
-) -> Path:
+def write(base: type, splits: Mapping[str, Split], folder: Path, report: Report) -> Path:
     """Writes `splits` as the dataset that the builder `base` describes; returns its folder.
 
     A subclass under the same name replaces how examples are generated, nothing else, so what it

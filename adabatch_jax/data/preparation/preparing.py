@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from adabatch_jax.data.datasets import require_known
-from adabatch_jax.data.prepared import parse_name, prepared_path, resolve_data_dir
 from adabatch_jax.data.preparation.progress import Report, aloud, quiet, report_nothing
+from adabatch_jax.data.prepared import parse_name, prepared_path, resolve_data_dir
 from adabatch_jax.errors import StorageError, UsageError
 
 

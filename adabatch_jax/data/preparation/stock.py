@@ -35,7 +35,7 @@ def write(
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
         info = builder.info
     labelled_images(name, info)
-    _require_files(name, builder, manual_dir, download_dir)
+    _require_files(name, builder, manual_dir)
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
     with _one_sentence(name), _reporting_bytes(folder, download_dir, report):
         builder.download_and_prepare(
@@ -44,7 +44,7 @@ def write(
     return Path(builder.data_dir)
 
 
-def _require_files(name: str, builder: Any, manual_dir: Path | None, download_dir: Path) -> None:
+def _require_files(name: str, builder: Any, manual_dir: Path | None) -> None:
     """Fails early where tfds would retry for minutes, or stop after a long download."""
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         if manual_dir is None:
@@ -54,24 +54,9 @@ def _require_files(name: str, builder: Any, manual_dir: Path | None, download_di
                 "folder and name it with --from FOLDER."
             )
         return
-    url_infos = builder.url_infos or {}
     at_hand = {path.name for path in manual_dir.iterdir()} if manual_dir else set()
-    downloads = set(os.listdir(download_dir)) if download_dir.is_dir() else set()
-    require_reachable(
-        name,
-        [
-            url
-            for url, info in url_infos.items()
-            # tfds names a finished download after its url and its checksum.
-            if info.filename not in at_hand and not _is_downloaded(url, downloads)
-        ],
-    )
-
-
-def _is_downloaded(url: str, downloads: set[str]) -> bool:
-    """Whether tfds has noted a download of `url` beside the file."""
-    end = url.rsplit("/", 1)[-1]
-    return any(file.endswith(".INFO") and end in file for file in downloads)
+    url_infos = (builder.url_infos or {}).items()
+    require_reachable(name, [url for url, info in url_infos if info.filename not in at_hand])
 
 
 @contextlib.contextmanager
@@ -86,7 +71,7 @@ def _one_sentence(name: str) -> Iterator[None]:
                 '`pip install "adabatch_jax[prepare]"` and run the same command again.'
             ) from error
         raise UsageError(f"preparing {name!r} needs a package: {one_line(error)}.") from error
-    except Exception as error:  # noqa: BLE001: each of tfds's builders has errors of its own
+    except Exception as error:  # each of tfds's builders has errors of its own
         raise StorageError(f"tfds could not prepare {name!r}: {one_line(error)}.") from error
 
 

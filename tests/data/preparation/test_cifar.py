@@ -1,0 +1,80 @@
+"""CIFAR archives: damaged ones are told, hostile ones write nowhere."""
+
+import tarfile
+
+import pytest
+
+from adabatch_jax.data.preparation import cifar, prepare
+from adabatch_jax.errors import StorageError
+
+
+def _without_a_batch(members):
+    del members["cifar-10-batches-bin/data_batch_3.bin"]
+
+
+def _shortened(members):
+    members["cifar-10-batches-bin/test_batch.bin"] = b"abc"
+
+
+def _with_a_label_too_many(members):
+    members["cifar-10-batches-bin/test_batch.bin"] = b"\x0a" + bytes(3072)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (_without_a_batch, "has no plain file cifar-10-batches-bin/data_batch_3.bin"),
+        (_shortened, "have 3 bytes, not a multiple of 3073"),
+        (_with_a_label_too_many, "have the label 10, but 10 names"),
+    ],
+)
+def test_damaged_cifar_archives(change, match, miniature, make_tar, tmp_path):
+    small = miniature("cifar10")
+    members = small.cifar10_members()
+    change(members)
+    small.write({"cifar-10-binary.tar.gz": make_tar(members)})
+    with pytest.raises(StorageError, match=match):
+        prepare("cifar10", tmp_path / "data", small.folder, checksums=small.checksums)
+
+
+@pytest.mark.parametrize("cut", [0, 100, -100])
+def test_a_broken_off_cifar_archive(cut, miniature, tmp_path):
+    small = miniature("cifar10")
+    data = (small.folder / "cifar-10-binary.tar.gz").read_bytes()
+    small.write({"cifar-10-binary.tar.gz": data[:cut]})
+    with pytest.raises(StorageError, match="is not a whole archive|has no plain file"):
+        prepare("cifar10", tmp_path / "data", small.folder, checksums=small.checksums)
+
+
+def test_a_hostile_archive_writes_nowhere(miniature, make_tar, tmp_path, files_in):
+    small = miniature("cifar10")
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(3073))
+    link = tarfile.TarInfo("cifar-10-batches-bin/data_batch_2.bin")
+    link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+    hard_link = tarfile.TarInfo("cifar-10-batches-bin/data_batch_4.bin")
+    hard_link.type, hard_link.linkname = tarfile.LNKTYPE, "../../secret"
+    members = small.cifar10_members()
+    for name in ("data_batch_2.bin", "data_batch_4.bin"):
+        del members[f"cifar-10-batches-bin/{name}"]
+    evil = {
+        "../evil": b"evil",
+        str(tmp_path / "evil"): b"evil",
+        "cifar-10-batches-bin/../../evil": b"evil",
+        "../cifar-10-batches-bin/data_batch_2.bin": b"evil",
+        "link": link,
+        "hard link": hard_link,
+    }
+    small.write({"cifar-10-binary.tar.gz": make_tar(evil | members)})
+    before = files_in(tmp_path)
+    with pytest.raises(StorageError, match="has no plain file .*/data_batch_2.bin"):
+        prepare("cifar10", tmp_path / "data", small.folder, checksums=small.checksums)
+    assert files_in(tmp_path) == before
+
+
+def test_only_the_named_members_are_read(miniature, make_tar):
+    small = miniature("cifar10")
+    members = small.cifar10_members()
+    extra = {"../evil": b"evil", "cifar-10-batches-bin/readme.html": b"hello"}
+    read = cifar.read_members(cifar.CIFAR10, make_tar(extra | members))
+    assert {f"cifar-10-batches-bin/{name}": data for name, data in read.items()} == members
