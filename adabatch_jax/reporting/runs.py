@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def load_run(directory: os.PathLike | str) -> Run:
     )
 
 
-def run_labels(runs: list[Run]) -> list[str]:
+def run_labels(runs: Sequence[Run]) -> list[str]:
     """Short labels that tell the runs apart: names, else directory names, else paths."""
     for label in (lambda run: run.name, lambda run: run.directory.resolve().name):
         labels = [label(run) for run in runs]
@@ -87,9 +87,8 @@ def _check_is_run(directory: Path) -> None:
     if not directory.is_dir():
         siblings = directory.parent.iterdir() if directory.parent.is_dir() else ()
         names = {str(path): path for path in siblings if path.is_dir()}
-        raise UsageError(
-            f"there is no run directory {str(directory)!r}{did_you_mean(str(directory), names)}."
-        )
+        hint = did_you_mean(str(directory), names) or "."
+        raise UsageError(f"there is no run directory {str(directory)!r}{hint}")
     missing = [name for name in REQUIRED if not (directory / name).is_file()]
     if missing:
         inside = sorted(path.name for path in directory.iterdir() if _looks_like_run(path))

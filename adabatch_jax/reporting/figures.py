@@ -1,0 +1,188 @@
+"""The figures of runs that reports and comparisons quote, each computed in one place."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from adabatch_jax.reporting.formats import count_text, percent_text, seconds_text
+from adabatch_jax.reporting.runs import Run, run_labels
+from adabatch_jax.schedules.building import make_plan
+
+TIMED = ("step", "compile", "input", "evaluation", "checkpoint")
+UNKNOWN = "–"
+COMPARED = (
+    "run",
+    "batch size",
+    "epochs",
+    "updates",
+    "examples",
+    "accuracy",
+    "error",
+    "best",
+    "time",
+    "in steps",
+    "digest",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseFigures:
+    """A phase of the plan with the learning rate that was logged first in it, if any was."""
+
+    phase: Mapping[str, Any]
+    learning_rate: float | None
+
+
+def phase_figures(run: Run) -> list[PhaseFigures]:
+    """The phases, each with the learning rate of its first logged update."""
+    figures = []
+    for phase in run.plan["phases"]:
+        rates = (
+            row["learning_rate"]
+            for row in run.rows
+            if phase["start_step"] < row["step"] <= phase["stop_step"] and "learning_rate" in row
+        )
+        figures.append(PhaseFigures(phase, next(rates, None)))
+    return figures
+
+
+def constant_num_steps(run: Run) -> int:
+    """How many updates the first batch size would have needed for the same samples."""
+    plan = run.plan
+    constant = make_plan(
+        plan["phases"][0]["batch_size"],
+        num_examples=plan["num_examples"],
+        duration=f"{plan['num_samples']}sp",
+        remainder=plan["remainder"],
+    )
+    return constant.num_steps
+
+
+def batch_sizes_text(run: Run) -> str:
+    """The sizes from first to last: `128`, `128 to 1,024`."""
+    sizes = list(dict.fromkeys(phase["batch_size"] for phase in run.plan["phases"]))
+    if len(sizes) == 1:
+        return count_text(sizes[0])
+    return f"{count_text(sizes[0])} to {count_text(sizes[-1])}"
+
+
+def best_accuracy(run: Run) -> float | None:
+    """The highest test accuracy that was measured."""
+    finite = [value for value in run.series("test_accuracy") if math.isfinite(value)]
+    return max(finite, default=None)
+
+
+def total_seconds(run: Run) -> float | None:
+    """The seconds of the whole run, or of the training so far while it is unfinished."""
+    total = run.final("total_seconds")
+    return run.final("elapsed_seconds") if total is None else total
+
+
+def time_split(run: Run) -> dict[str, float]:
+    """Seconds by what they went to, the rest as "other"; empty while unfinished."""
+    if run.summary is None:
+        return {}
+    split = {name: run.summary.get(f"{name}_seconds") for name in TIMED}
+    split = {name: seconds for name, seconds in split.items() if seconds is not None}
+    total = run.summary.get("total_seconds")
+    if total is not None:
+        split["other"] = max(total - sum(split.values()), 0.0)
+    return split
+
+
+def outcome(run: Run) -> str:
+    """One sentence or two on what happened."""
+    step, num_steps = run.final("step") or 0, run.plan["num_steps"]
+    seconds, accuracy = total_seconds(run), run.final("test_accuracy")
+    epoch = run.final("epoch")
+    length = f"{epoch:.4g} epochs" if epoch is not None else count_text(step) + " updates"
+    time = f" in {seconds_text(seconds)}" if seconds is not None else ""
+    result = f": test accuracy {percent_text(accuracy, 2)}" if accuracy is not None else ""
+    if run.summary is None:
+        return (
+            f"Unfinished: {length}{time} so far{result}, {count_text(step)} of "
+            f"{count_text(num_steps)} updates.{_divergence(run)}"
+        )
+    constant = constant_num_steps(run)
+    comparison = ""
+    if constant != num_steps and step == num_steps:
+        first = count_text(run.plan["phases"][0]["batch_size"])
+        comparison = (
+            f" A constant batch of {first} would have needed {count_text(constant)} updates, "
+            f"{constant / num_steps:.3g} times as many."
+        )
+    return (
+        f"Trained {length}{time}{result} after {count_text(step)} updates."
+        f"{comparison}{_divergence(run)}"
+    )
+
+
+def comparison_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """A row of texts for each run, in the order of `COMPARED`."""
+    return [
+        [label if run.summary else f"{label} (unfinished)", *_compared(run)]
+        for label, run in zip(run_labels(runs), runs, strict=True)
+    ]
+
+
+def digests_sentence(runs: Sequence[Run]) -> str:
+    """Whether the runs trained on the same examples in the same order, as far as can be told.
+
+    The digest rolls over all examples so far, so the last position that all runs logged decides.
+    """
+    digests = [
+        {row["samples"]: row["examples_digest"] for row in run.rows if "examples_digest" in row}
+        for run in runs
+    ]
+    common = set.intersection(*map(set, digests))
+    if not common:
+        return "No position was logged by all runs, so their examples can't be compared."
+    samples = max(common)
+    if len({digest[samples] for digest in digests}) > 1:
+        return "The runs didn't all see the same examples in the same order."
+    return f"All runs saw the same {count_text(samples)} examples first, in the same order."
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names.
+
+    >>> flattened({"seed": 0, "crop": {"padding": 4}})
+    {'seed': 0, 'crop.padding': 4}
+    """
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _compared(run: Run) -> list[str]:
+    accuracy, digest = run.final("test_accuracy"), run.final("examples_digest")
+    done = run.final("step") or 0
+    updates = count_text(done)
+    if run.summary is None:
+        updates += f" of {count_text(run.plan['num_steps'])}"
+    return [
+        batch_sizes_text(run),
+        _or_unknown(run.final("epoch"), lambda epoch: f"{epoch:.4g}"),
+        updates,
+        _or_unknown(run.final("samples"), count_text),
+        _or_unknown(accuracy, lambda value: percent_text(value, 2)),
+        _or_unknown(accuracy, lambda value: percent_text(1 - value, 2)),
+        _or_unknown(best_accuracy(run), lambda value: percent_text(value, 2)),
+        _or_unknown(total_seconds(run), seconds_text),
+        _or_unknown(run.final("step_seconds"), seconds_text),
+        _or_unknown(digest, lambda value: str(value)[:8]),
+    ]
+
+
+def _divergence(run: Run) -> str:
+    loss = run.final("train_loss")
+    return "" if loss is None or math.isfinite(loss) else " The training loss is not finite."
+
+
+def _or_unknown(value: Any, text: Callable[[Any], str]) -> str:
+    return UNKNOWN if value is None else text(value)

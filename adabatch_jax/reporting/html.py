@@ -1,0 +1,137 @@
+"""The few HTML elements that reports are made of; every value is escaped here."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+_STYLE = """
+:root { --ink: #24292e; --soft: #626b75; --faint: #d8dbe0; --band: #f2f4f6; --paper: #ffffff;
+  --mark: #fff3cd; --line-0: #0072b2; --line-1: #d55e00; --line-2: #009e73; --line-3: #cc79a7;
+  --line-4: #e69f00; --line-5: #56b4e9; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e3e6ea; --soft: #9aa4af; --faint: #3a4149;
+  --band: #20262d; --paper: #14181d; --mark: #473c14; --line-0: #4ba3e3; --line-1: #f5894a;
+  --line-2: #35c29a; --line-3: #e39cc4; --line-4: #f0b840; --line-5: #8fd0f5; } }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .6rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
+p.lead { font-size: 1.1rem; max-width: 46rem; margin: 0 0 1rem; }
+p.note, figcaption { color: var(--soft); max-width: 46rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--faint); max-width: 30rem; overflow-wrap: break-word; }
+th { font-weight: 600; } thead th { color: var(--soft); white-space: nowrap; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+tr.differs > * { background: var(--mark); }
+figure { margin: 0 0 1.6rem; } figure svg { width: 100%; height: auto; display: block; }
+.bar { display: flex; height: 1.1rem; margin: .4rem 0; background: var(--band); }
+.keys { margin: 0 0 .8rem; } .keys span { margin-right: 1.4rem; white-space: nowrap; }
+.keys i { display: inline-block; width: .7rem; height: .7rem; margin-right: .4rem; }
+details { margin: .6rem 0; } summary { cursor: pointer; color: var(--soft); }
+@media print { @page { margin: 1.5cm; } main { max-width: none; padding: 0; }
+  figure, tr { break-inside: avoid; } h2 { break-after: avoid; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+"""
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole page that needs nothing from elsewhere.
+
+    Args:
+      title: plain text.
+      body: elements, as the functions of this module make them.
+    """
+    return _PAGE.format(title=escaped(title), style=_STYLE, body="\n".join(body))
+
+
+def escaped(value: Any) -> str:
+    """Any value as text that HTML shows as it is.
+
+    >>> escaped("<script>")
+    '&lt;script&gt;'
+    """
+    return html.escape(str(value))
+
+
+def section(title: str, *elements: str) -> str:
+    """A headed part of the page."""
+    return f"<section>\n<h2>{escaped(title)}</h2>\n" + "\n".join(elements) + "\n</section>"
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph; `kind` is "lead", "note" or nothing."""
+    return f'<p class="{escaped(kind)}">{escaped(text)}</p>'
+
+
+def figure(svg: str, caption: str) -> str:
+    """A drawing with its caption."""
+    return f"<figure>\n{svg}\n<figcaption>{escaped(caption)}</figcaption>\n</figure>"
+
+
+def details(summary: str, *elements: str) -> str:
+    """Elements that are folded away at first."""
+    return f"<details><summary>{escaped(summary)}</summary>\n" + "\n".join(elements) + "</details>"
+
+
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: Sequence[int] = (0,)
+) -> str:
+    """A table; columns that aren't among `text_columns` are aligned as numbers."""
+    kinds = ["" if column in text_columns else ' class="number"' for column in range(len(header))]
+    head = _cells("th", header, kinds)
+    body = "\n".join(f"<tr>{_cells('td', row, kinds)}</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def settings_table(
+    columns: Sequence[str], settings: Mapping[str, Sequence[Any]], mark: bool = False
+) -> str:
+    """Names and values, one column for each of `columns`; `mark` highlights the rows."""
+    names = "".join(f"<th>{escaped(name)}</th>" for name in ("", *columns))
+    head = f"<thead><tr>{names}</tr></thead>\n" if len(columns) > 1 else ""
+    kind = ' class="differs"' if mark else ""
+    body = "\n".join(
+        f"<tr{kind}><th>{escaped(name)}</th>{_cells('td', values, [''] * len(values))}</tr>"
+        for name, values in settings.items()
+    )
+    return f'<div class="scroll"><table>\n{head}<tbody>\n{body}\n</tbody></table></div>'
+
+
+def share_bar(shares: Sequence[tuple[str, str, float]]) -> str:
+    """A bar made of coloured parts, (name, CSS colour, share of the whole), and its key."""
+    parts = "".join(
+        f'<span style="width:{100 * share:.2f}%;background:{escaped(colour)}"></span>'
+        for _, colour, share in shares
+    )
+    keys = "".join(
+        f'<span><i style="background:{escaped(colour)}"></i>{escaped(name)}</span>'
+        for name, colour, _ in shares
+    )
+    return f'<div class="bar">{parts}</div>\n<p class="keys">{keys}</p>'
+
+
+def _cells(tag: str, values: Iterable[Any], kinds: Sequence[str]) -> str:
+    cells = zip(values, kinds, strict=True)
+    return "".join(f"<{tag}{kind}>{escaped(value)}</{tag}>" for value, kind in cells)

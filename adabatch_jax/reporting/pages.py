@@ -1,0 +1,143 @@
+"""Report pages: one run, or several compared."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adabatch_jax.reporting import figures, html
+from adabatch_jax.reporting.formats import count_text, percent_text, seconds_text
+from adabatch_jax.reporting.plots import AXES, curves, inline_svg
+from adabatch_jax.reporting.runs import Run, run_labels
+
+_RESULTS = {
+    "train_loss": "training loss",
+    "test_loss": "test loss",
+    "test_accuracy": "test accuracy",
+    "num_parameters": "parameters",
+    "examples_digest": "digest of the examples",
+    "weights_digest": "digest of the weights",
+    "restarts": "restarts",
+}
+_RESULT_TEXTS = {
+    "test_accuracy": lambda value: percent_text(value, 2),
+    "num_parameters": count_text,
+}
+
+
+def run_page(run: Run) -> str:
+    """The report of one run as HTML."""
+    return html.page(
+        run.name,
+        [
+            html.paragraph(figures.outcome(run), "lead"),
+            html.section("Phases", _phase_table(run)),
+            _curves([run], "Bands are the phases, with their batch sizes above."),
+            html.section("Result", _result_table(run)),
+            _time_section(run),
+            html.section("Settings", _one_column(figures.flattened(run.config))),
+            html.section("Environment", _one_column(figures.flattened(run.environment))),
+        ],
+    )
+
+
+def comparison_page(runs: Sequence[Run]) -> str:
+    """The comparison of several runs as HTML."""
+    labels = run_labels(runs)
+    table = html.table(figures.COMPARED, figures.comparison_rows(runs), text_columns=(0, 1))
+    return html.page(
+        f"{len(runs)} runs compared",
+        [
+            html.section("Results", table, html.paragraph(figures.digests_sentence(runs), "note")),
+            _settings_section(labels, [figures.flattened(run.config) for run in runs]),
+            _curves(runs, "One colour for each run."),
+            *(
+                html.section(f"Phases of {label}", _phase_table(run))
+                for label, run in zip(labels, runs, strict=True)
+            ),
+        ],
+    )
+
+
+def _curves(runs: Sequence[Run], caption: str) -> str:
+    drawings = (
+        html.figure(inline_svg(curves(runs, axis), axis.name), f"Against {axis.label}. {caption}")
+        for axis in AXES
+    )
+    return html.section("Curves", *drawings)
+
+
+def _phase_table(run: Run) -> str:
+    num_examples = run.plan["num_examples"]
+    rows = []
+    for item in figures.phase_figures(run):
+        phase, rate = item.phase, item.learning_rate
+        start, stop = phase["start_sample"], phase["stop_sample"]
+        epochs = f"{start / num_examples:.2f} to {stop / num_examples:.2f}" if num_examples else ""
+        rows.append(
+            [
+                phase["index"] + 1,
+                f"{count_text(phase['start_step'])} to {count_text(phase['stop_step'])}",
+                f"{count_text(start)} to {count_text(stop)}",
+                epochs or figures.UNKNOWN,
+                count_text(phase["batch_size"]),
+                figures.UNKNOWN if rate is None else f"{rate:.6g}",
+                figures.UNKNOWN if rate is None else f"{rate / phase['batch_size']:.4g}",
+            ]
+        )
+    header = ["phase", "steps", "samples", "epochs", "batch size", "lr at start", "lr / batch size"]
+    note = "The learning rate is that of the phase's first logged update."
+    return html.table(header, rows) + html.paragraph(note, "note")
+
+
+def _result_table(run: Run) -> str:
+    shown = {}
+    for key, name in _RESULTS.items():
+        value = run.final(key)
+        if value is not None:
+            shown[name] = _RESULT_TEXTS.get(key, _value_text)(value)
+    best = figures.best_accuracy(run)
+    if best is not None:
+        shown["best test accuracy"] = percent_text(best, 2)
+    return _one_column(shown)
+
+
+def _time_section(run: Run) -> str:
+    split = figures.time_split(run)
+    total = sum(split.values())
+    if not total:
+        return html.section("Time", html.paragraph("Known when the run is finished.", "note"))
+    bar = html.share_bar(
+        [
+            (name, f"var(--line-{number})" if name != "other" else "var(--soft)", seconds / total)
+            for number, (name, seconds) in enumerate(split.items())
+        ]
+    )
+    rows = [[n, seconds_text(s), percent_text(s / total)] for n, s in split.items()]
+    rows.append(["total", seconds_text(total), ""])
+    return html.section("Time", bar, html.table(["spent on", "time", "share"], rows))
+
+
+def _settings_section(labels: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> str:
+    names = dict.fromkeys(name for config in configs for name in config)
+    columns = {
+        name: [_value_text(config[name]) if name in config else "" for config in configs]
+        for name in names
+    }
+    differing = {name: values for name, values in columns.items() if len(set(values)) > 1}
+    common = {name: values[:1] for name, values in columns.items() if name not in differing}
+    elements = [html.settings_table(labels, differing, mark=True)] if differing else []
+    elements.append(html.details(f"{len(common)} settings in common", _one_column(common, raw=True)))
+    return html.section("Settings that differ" if differing else "Settings", *elements)
+
+
+def _one_column(values: Mapping[str, Any], raw: bool = False) -> str:
+    texts = {name: value if raw else [_value_text(value)] for name, value in values.items()}
+    return html.settings_table([""], texts)
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
