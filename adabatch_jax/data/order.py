@@ -110,11 +110,11 @@ class FeistelOrder:
     def _permute(self, values: np.ndarray) -> np.ndarray:
         left, right = values >> self._half_bits, values & self._mask
         for key in self._keys:
-            left, right = right, left ^ (_mix(right + key) & self._mask)
+            left, right = right, left ^ (mix_bits(right + key) & self._mask)
         return (left << self._half_bits) | right
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix_bits(x: np.ndarray) -> np.ndarray:
     """Spreads the bits of uint64 values (the finaliser of splitmix64)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,0 +1,323 @@
+"""The configuration of a training run: typed, frozen, validated. Importing it is quick."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.errors import UsageError, did_you_mean
+from adabatch_jax.learning_rates.description import LearningRate, parse_learning_rate
+from adabatch_jax.schedules.building import make_plan
+from adabatch_jax.schedules.durations import Duration, parse_duration
+from adabatch_jax.schedules.parsing import parse_schedule
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.schedules import Schedule
+from adabatch_jax.schedules.strides import REMAINDERS
+from adabatch_jax.schedules.text import decimal_text, exact
+
+OPTIMIZERS = ("sgd", "adamw")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Where the examples come from, and how they are augmented."""
+
+    dir: str | None = None
+    """Folder of the prepared datasets; none: the user's cache folder."""
+
+    train_split: str | None = None
+    """Split to train on, such as train[:90%]; none: the dataset's own."""
+
+    test_split: str | None = None
+    """Split to evaluate on; none: the dataset's own."""
+
+    image_size: int | None = None
+    """Height and width to resize and crop images to; needed where they differ in size."""
+
+    crop_padding: int = 0
+    """Pixels of zeros on each side before a random crop to the original size; 0: no crop."""
+
+    flip: bool = False
+    """Whether to flip images left to right at random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The fields of `TrainConfig`, before they are checked."""
+
+    name: str | None = None
+    """Name of the run and of its folder; none: made of dataset and model."""
+
+    dataset: str = "digits"
+    """Dataset: digits, fashion_mnist, mnist, cifar10, cifar100, or any labelled images of tfds."""
+
+    model: str = "cnn_digits"
+    """Network: cnn_digits, resnet20_cifar, ..."""
+
+    batch_schedule: str = "32 x2 every 4ep max 512"
+    """Batch-size schedule, such as "128 x2 every 20ep max 2048" or "128, 20ep: 256"."""
+
+    lr: str = "0.05 x0.375 every 4ep"
+    """Learning rate at the reference batch size, such as "0.1 x0.375 every 20ep warmup 5ep"."""
+
+    coupling: str = "linear"
+    """How the learning rate follows the batch: none, linear, sqrt, or a power."""
+
+    reference_batch_size: int | None = None
+    """Batch size that lr is meant for; none: the schedule's first."""
+
+    optimizer: str = "sgd"
+    """Optimizer: sgd or adamw."""
+
+    momentum: float = 0.9
+    """Momentum of sgd."""
+
+    weight_decay: float = 5e-4
+    """Weight decay: added to the gradient by sgd, decoupled in adamw."""
+
+    epochs: float = 20.0
+    """Length of the run in epochs."""
+
+    seed: int = 0
+    """Seed of the initial weights, the order of the examples, augmentation and dropout."""
+
+    microbatch_size: int | None = None
+    """Examples, over all devices, that are computed at a time; none: the whole batch."""
+
+    remainder: str = "carry"
+    """At an epoch's end: carry (on into the next), partial (batch), or drop (the rest)."""
+
+    eval_every: str = "1ep"
+    """How often to evaluate on the test set; always at the end."""
+
+    eval_batch_size: int = 512
+    """Examples per batch of the evaluation; doesn't change its result."""
+
+    checkpoint_every: str = "1ep"
+    """How often to save a checkpoint; always at the end."""
+
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints to keep."""
+
+    log_every: str = "50st"
+    """How often to write a row of metrics."""
+
+    data: DataSettings = DataSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Settings):
+    """A checked configuration; the fields are those of `Settings`.
+
+    Schedules, learning rates and durations may be given as objects; they are kept as texts.
+
+    Raises:
+      UsageError: a value that can't work; the sentence names the field.
+
+    >>> config = TrainConfig(batch_schedule="64 x2 every 5ep max 512", epochs=20)
+    >>> config.plan(num_examples=1442).batch_sizes
+    (64, 128, 256, 512)
+    >>> TrainConfig(optimizer="sdg")
+    Traceback (most recent call last):
+    adabatch_jax.errors.UsageError: optimizer: 'sdg' is not one of sgd, adamw; did you mean 'sgd'?
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
+        for field in dataclasses.fields(self.data):
+            _typed(field, getattr(self.data, field.name), prefix="data.")
+        if self.name is not None and not re.fullmatch(r"[\w][\w.+=-]*", self.name):
+            raise UsageError(
+                f"name: {self.name!r} can't be a folder's name; use letters, digits, '_' and '-'."
+            )
+        for name, reader in _TEXT_FIELDS.items():
+            _checked(name, getattr(self, name), reader)
+        for name, choices in {"optimizer": OPTIMIZERS, "remainder": REMAINDERS}.items():
+            _check_choice(name, getattr(self, name), choices)
+        for name, minimum in _MINIMA.items():
+            value = getattr(self, name)
+            if value is not None and not value >= minimum:
+                raise UsageError(f"{name}: must be at least {minimum}, got {value}.")
+        if not 0 < self.epochs < math.inf:
+            raise UsageError(f"epochs: must be above 0 and finite, got {self.epochs}.")
+        for name in ("crop_padding", "image_size"):
+            value = getattr(self.data, name)
+            if value is not None and value < (0 if name == "crop_padding" else 1):
+                raise UsageError(f"data.{name}: can't be {value}.")
+
+    @property
+    def schedule(self) -> Schedule:
+        """What the batch size should be."""
+        return parse_schedule(self.batch_schedule)
+
+    @property
+    def learning_rate(self) -> LearningRate:
+        """The base learning rate."""
+        return parse_learning_rate(self.lr)
+
+    @property
+    def duration(self) -> Duration:
+        """The run's length."""
+        return parse_duration(f"{decimal_text(exact(self.epochs, 'epochs'))}ep")
+
+    @property
+    def run_name(self) -> str:
+        """The name, or one made of dataset and model."""
+        return self.name or f"{self.dataset}-{self.model}".replace("/", "_").replace(":", "_")
+
+    @property
+    def digest(self) -> str:
+        """A hash of all settings, in hex."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def plan(self, num_examples: int) -> BatchPlan:
+        """The plan on a dataset of this size."""
+        return make_plan(self.schedule, num_examples, self.duration, self.remainder)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values; `from_dict` gives them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Any, origin: str = "the configuration") -> "TrainConfig":
+        """Makes the configuration that `to_dict` described.
+
+        Args:
+          content: field names and values; fields that are missing have their defaults.
+          origin: what to call it in an error.
+        """
+        fields = _known_fields(Settings, content, origin)
+        if "data" in fields:
+            fields["data"] = DataSettings(
+                **_known_fields(DataSettings, fields["data"], f"data in {origin}")
+            )
+        return cls(**fields)
+
+
+_TEXT_FIELDS: dict[str, Callable[[str], Any]] = {
+    "batch_schedule": parse_schedule,
+    "lr": parse_learning_rate,
+    "eval_every": lambda text: check_period(text),
+    "checkpoint_every": lambda text: check_period(text),
+    "log_every": lambda text: check_period(text),
+    "coupling": lambda text: check_coupling(text),
+}
+_MINIMA = {
+    "reference_batch_size": 1,
+    "momentum": 0,
+    "weight_decay": 0,
+    "seed": 0,
+    "microbatch_size": 1,
+    "eval_batch_size": 1,
+    "keep_checkpoints": 1,
+}
+
+
+def check_period(text: str) -> Duration:
+    """Reads how often something happens, longer than nothing."""
+    period = parse_duration(text)
+    if period.value <= 0:
+        raise UsageError(f"must be longer than nothing, got {text!r}.")
+    return period
+
+
+def check_coupling(text: str) -> str:
+    """Checks the name of a coupling, or a power."""
+    names = ("none", "linear", "sqrt")
+    if text in names:
+        return text
+    try:
+        Fraction(text)
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is not one of none, linear, sqrt or a power{did_you_mean(text, names) or '.'}"
+        ) from None
+    return text
+
+
+def load_config(path: str) -> TrainConfig:
+    """Reads a configuration: a Python file that defines `config`, or a run's config.json.
+
+    Only a Python file is executed; JSON is data.
+
+    Raises:
+      UsageError: no such file, or no configuration in it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"--config: there is no file {path!r}.")
+    if file.suffix == ".json":
+        try:
+            content = json.loads(file.read_text())
+        except ValueError as error:
+            raise UsageError(f"--config: {path!r} is no JSON ({error}).") from None
+        return TrainConfig.from_dict(content, origin=repr(path))
+    if file.suffix != ".py":
+        raise UsageError(f"--config: {path!r} must be a Python file (.py) or a config.json.")
+    return _load_python(file)
+
+
+def _load_python(file: Path) -> TrainConfig:
+    import sys
+
+    namespace: dict[str, Any] = {"__name__": f"_config_{file.stem}", "__file__": str(file)}
+    # Arms of an experiment import their common base by its package's name.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        exec(compile(file.read_bytes(), str(file), "exec"), namespace)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"--config: {str(file)!r} fails with {type(error).__name__}: {error}."
+        ) from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not isinstance(namespace.get("config"), TrainConfig):
+        raise UsageError(f"--config: {str(file)!r} doesn't define `config = TrainConfig(...)`.")
+    return namespace["config"]
+
+
+def _known_fields(cls: type, content: Any, origin: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UsageError(f"{origin} must be an object with fields, got {content!r}.")
+    names = [field.name for field in dataclasses.fields(cls)]
+    for key in content:
+        if key not in names:
+            raise UsageError(f"{origin} has an unknown field {key!r}{did_you_mean(key, names)}.")
+    return dict(content)
+
+
+def _typed(field: dataclasses.Field, value: Any, prefix: str = "") -> Any:
+    """Checks a value against its field's type; whole numbers become floats where asked for."""
+    allowed = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else None
+    allowed = allowed or (field.type,)
+    if isinstance(value, Schedule | LearningRate | Duration) and str in allowed:
+        return str(value)
+    if type(value) is int and float in allowed:
+        return float(value)
+    if type(value) in allowed:
+        return value
+    wanted = " or ".join("nothing" if t is type(None) else t.__name__ for t in allowed)
+    raise UsageError(f"{prefix}{field.name}: must be {wanted}, got {value!r}.")
+
+
+def _checked(name: str, value: str, reader: Callable[[str], Any]) -> None:
+    try:
+        reader(value)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        hint = did_you_mean(value, choices) or "."
+        raise UsageError(f"{name}: {value!r} is not one of {', '.join(choices)}{hint}")

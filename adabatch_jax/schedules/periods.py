@@ -1,0 +1,55 @@
+"""Things that happen again and again: logging, evaluation, checkpoints."""
+
+import dataclasses
+from fractions import Fraction
+
+from adabatch_jax.errors import UsageError
+from adabatch_jax.schedules.durations import Duration, parse_duration
+from adabatch_jax.schedules.plan import BatchPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class Period:
+    """Says after which updates something is due; a function of the position alone.
+
+    It is due after the first update that reaches each multiple of the period, so a resumed run
+    does it at the same places as an uninterrupted one.
+    """
+
+    plan: BatchPlan
+    length: Fraction
+    counts_steps: bool
+
+    def is_due(self, finished_steps: int) -> bool:
+        """Whether it is due when `finished_steps` updates are done (at least 1)."""
+        return self._count(finished_steps) > self._count(finished_steps - 1)
+
+    def _count(self, step: int) -> int:
+        position = step if self.counts_steps else self.plan.samples_at(step)
+        return position * self.length.denominator // self.length.numerator
+
+
+def every(plan: BatchPlan, duration: str | int | Duration) -> Period:
+    """Makes a period from a duration, exact also where it is no whole number of samples.
+
+    >>> from adabatch_jax import make_plan
+    >>> plan = make_plan("30", num_examples=100, duration="3ep")
+    >>> [step for step in range(1, plan.num_steps + 1) if every(plan, "1ep").is_due(step)]
+    [4, 7, 10]
+    """
+    duration = parse_duration(duration)
+    if duration.value <= 0:
+        raise UsageError(f"a period must be longer than nothing, got {str(duration)!r}.")
+    in_steps = plan.duration.unit == "st"
+    if duration.unit == "st":
+        return Period(plan, duration.value, counts_steps=True)
+    if duration.unit == "%":
+        whole = plan.num_steps if in_steps else plan.num_samples
+        return Period(plan, duration.value * whole / 100, counts_steps=in_steps)
+    if duration.unit == "ep" and plan.num_examples is None:
+        raise UsageError(
+            f"the period {str(duration)!r} is in epochs, which an endless stream "
+            "(num_examples=None) doesn't have; give samples (sp) or steps (st)."
+        )
+    per_unit = plan.num_examples if duration.unit == "ep" else 1
+    return Period(plan, duration.value * per_unit, counts_steps=False)

@@ -1,0 +1,201 @@
+"""What a run leaves on disk, and how it is taken up again."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from adabatch_jax.errors import RestoreError
+from adabatch_jax.reporting.files import storage_errors, write_atomically
+from adabatch_jax.reporting.metrics import MetricsWriter, read_metrics
+from adabatch_jax.reporting.progress import Progress
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.training.audit import ExamplesDigest
+from adabatch_jax.training.checkpoint import Checkpoints, weights_digest
+from adabatch_jax.training.state import TrainState
+
+ACTIVITIES = ("compile", "step", "input", "evaluation", "checkpoint")
+
+
+class RunRecord:
+    """The rows, the checkpoints and the account of seconds of a run; without workdir in memory.
+
+    Attributes:
+      history: the rows of metrics.
+      examples: the digest of the examples consumed.
+      start_step: the update to go on from.
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        seed: int,
+        workdir: str | Path | None,
+        keep_checkpoints: int,
+        identity: Mapping[str, Any],
+    ):
+        self._plan, self._seed, self._identity = plan, seed, dict(identity)
+        self._workdir = None if workdir is None else Path(workdir)
+        self._keep = keep_checkpoints
+        self._checkpoints: Checkpoints | None = None
+        self._metrics: MetricsWriter | None = None
+        self._seconds: Counter[str] = Counter()
+        self._restarts = 0
+        self.history: list[dict[str, Any]] = []
+        self.examples = ExamplesDigest()
+        self.start_step = 0
+
+    def begin(self, state: TrainState, progress: Progress) -> TrainState:
+        """Opens the workdir, and returns the state of its newest checkpoint if it has one."""
+        self._since = time.monotonic()
+        if self._workdir is None:
+            return state
+        with storage_errors(self._workdir):
+            self._workdir.mkdir(parents=True, exist_ok=True)
+        self._checkpoints = Checkpoints(self._workdir / "checkpoints", self._keep)
+        steps = self._checkpoints.steps()
+        if steps:
+            state = self._resume(steps[-1], state, progress)
+        write_json(self._workdir / "plan.json", self._plan.to_dict())
+        resume_from = self.start_step if steps else None
+        self._metrics = MetricsWriter(self._workdir, resume_from_step=resume_from)
+        self.history = read_metrics(self._workdir / "metrics.jsonl")
+        return state
+
+    def _resume(self, step: int, state: TrainState, progress: Progress) -> TrainState:
+        run = self._checkpoints.read_run(step)
+        check_past(run, self._plan, self._seed, self._workdir)
+        state, run = self._checkpoints.restore(step, state)
+        self.start_step = step
+        self.examples = ExamplesDigest(run["examples_digest"])
+        self._seconds = Counter(run["seconds"])
+        self._restarts = run["restarts"] + 1
+        if step < self._plan.num_steps:
+            progress.message(
+                f"resuming after update {step:,} of {self._plan.num_steps:,} "
+                f"(sample {run['samples']:,})"
+            )
+        return state
+
+    @contextmanager
+    def timed(self, activity: str) -> Iterator[None]:
+        """Accounts the seconds inside to one of `ACTIVITIES`."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[activity] += time.monotonic() - begin
+
+    def elapsed_seconds(self) -> float:
+        """Seconds since the run began, over all restarts."""
+        return self._seconds["total"] + time.monotonic() - self._since
+
+    def write_row(self, row: dict[str, Any]) -> None:
+        """Adds a row of metrics."""
+        self.history.append(row)
+        if self._metrics is not None:
+            self._metrics.write(row)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Begins to save a checkpoint; earlier rows are on disk already."""
+        if self._checkpoints is None:
+            return
+        run = {
+            "step": step,
+            "samples": self._plan.samples_at(step),
+            "seed": self._seed,
+            "plan": self._plan.to_dict(),
+            "fingerprint": self._plan.fingerprint(self._plan.samples_at(step)),
+            "examples_digest": str(self.examples),
+            "seconds": {**self._seconds, "total": self.elapsed_seconds()},
+            "restarts": self._restarts,
+            "identity": self._identity,
+        }
+        self._checkpoints.save(step, state, run)
+
+    def check(self) -> None:
+        """Raises what a save in the background failed with."""
+        if self._checkpoints is not None:
+            self._checkpoints.check()
+
+    def finish(self, state: TrainState, stopped: bool) -> dict[str, Any]:
+        """Waits for the last checkpoint and, at the plan's end, writes the summary."""
+        if self._checkpoints is not None:
+            with self.timed("checkpoint"):
+                self._checkpoints.wait()
+        summary = self._summary(state)
+        if self._workdir is not None and not stopped:
+            write_json(self._workdir / "summary.json", summary)
+        return summary
+
+    def _summary(self, state: TrainState) -> dict[str, Any]:
+        last = self.history[-1] if self.history else {}
+        measured = (
+            key for key in last if key.startswith(("train_", "test_")) or key == "epoch"
+        )
+        step = int(state.step)
+        return {
+            "step": step,
+            "samples": self._plan.samples_at(step),
+            **{key: last[key] for key in measured},
+            "weights_digest": weights_digest(state),
+            "examples_digest": str(self.examples),
+            "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            **{f"{name}_seconds": self._seconds[name] for name in ACTIVITIES},
+            "total_seconds": self.elapsed_seconds(),
+            "restarts": self._restarts,
+        }
+
+    def close(self) -> None:
+        """Closes the files, also after an error."""
+        try:
+            if self._checkpoints is not None:
+                self._checkpoints.close()
+        finally:
+            if self._metrics is not None:
+                self._metrics.close()
+
+
+def check_past(run: Mapping[str, Any], plan: BatchPlan, seed: int, workdir: Path) -> None:
+    """Raises a RestoreError unless a checkpoint's past is this plan's."""
+    samples = run["samples"]
+    if run["seed"] != seed:
+        raise RestoreError(
+            f"the run in {workdir} has seed {run['seed']}, not {seed}; use another workdir."
+        )
+    saved = BatchPlan.from_dict(run["plan"])
+    if saved.num_examples != plan.num_examples or saved.remainder != plan.remainder:
+        raise RestoreError(
+            f"the run in {workdir} has {saved.num_examples} examples per epoch and "
+            f"remainder={saved.remainder!r}, this one {plan.num_examples} and "
+            f"{plan.remainder!r}; use another workdir."
+        )
+    if samples <= plan.num_samples and plan.fingerprint(samples) == run["fingerprint"]:
+        return
+    raise RestoreError(
+        f"the run in {workdir} stands at sample {samples:,}, and {first_difference(saved, plan)}; "
+        "the past of a schedule can't be edited: use another workdir."
+    )
+
+
+def first_difference(saved: BatchPlan, plan: BatchPlan) -> str:
+    """Says where two plans part."""
+    for ours, theirs in zip(plan.phases, saved.phases, strict=False):
+        for name in ("start_sample", "batch_size"):
+            if getattr(ours, name) != getattr(theirs, name):
+                return (
+                    f"phase {ours.index} had {name} {getattr(theirs, name):,} there and has "
+                    f"{getattr(ours, name):,} here"
+                )
+    return f"its plan had {saved.num_samples:,} samples and this one has {plan.num_samples:,}"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON so that a reader sees the old file or the new one."""
+    with storage_errors(path):
+        write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
