@@ -1,0 +1,1 @@
+"""What a run leaves behind: metrics, progress on the terminal, plots and reports."""

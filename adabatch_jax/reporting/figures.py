@@ -1,6 +1,5 @@
 """The figures of runs that reports and comparisons quote, each computed in one place."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,25 +25,14 @@ COMPARED = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class PhaseFigures:
-    """A phase of the plan with the learning rate that was logged first in it, if any was."""
-
-    phase: Mapping[str, Any]
-    learning_rate: float | None
-
-
-def phase_figures(run: Run) -> list[PhaseFigures]:
-    """The phases, each with the learning rate of its first logged update."""
-    figures = []
-    for phase in run.plan["phases"]:
-        rates = (
-            row["learning_rate"]
-            for row in run.rows
-            if phase["start_step"] < row["step"] <= phase["stop_step"] and "learning_rate" in row
-        )
-        figures.append(PhaseFigures(phase, next(rates, None)))
-    return figures
+def first_learning_rate(run: Run, phase: Mapping[str, Any]) -> float | None:
+    """The learning rate of a phase's first logged update; None where none was logged yet."""
+    rates = (
+        row["learning_rate"]
+        for row in run.rows
+        if phase["start_step"] < row["step"] <= phase["stop_step"] and "learning_rate" in row
+    )
+    return next(rates, None)
 
 
 def constant_num_steps(run: Run) -> int:

@@ -69,8 +69,8 @@ def _curves(runs: Sequence[Run], caption: str) -> str:
 def _phase_table(run: Run) -> str:
     num_examples = run.plan["num_examples"]
     rows = []
-    for item in figures.phase_figures(run):
-        phase, rate = item.phase, item.learning_rate
+    for phase in run.plan["phases"]:
+        rate = figures.first_learning_rate(run, phase)
         start, stop = phase["start_sample"], phase["stop_sample"]
         epochs = f"{start / num_examples:.2f} to {stop / num_examples:.2f}" if num_examples else ""
         rows.append(
@@ -126,13 +126,13 @@ def _settings_section(labels: Sequence[str], configs: Sequence[Mapping[str, Any]
     differing = {name: values for name, values in columns.items() if len(set(values)) > 1}
     common = {name: values[:1] for name, values in columns.items() if name not in differing}
     elements = [html.settings_table(labels, differing, mark=True)] if differing else []
-    elements.append(html.details(f"{len(common)} settings in common", _one_column(common, raw=True)))
+    shared = html.settings_table([""], common)
+    elements.append(html.details(f"{len(common)} settings in common", shared))
     return html.section("Settings that differ" if differing else "Settings", *elements)
 
 
-def _one_column(values: Mapping[str, Any], raw: bool = False) -> str:
-    texts = {name: value if raw else [_value_text(value)] for name, value in values.items()}
-    return html.settings_table([""], texts)
+def _one_column(values: Mapping[str, Any]) -> str:
+    return html.settings_table([""], {name: [_value_text(v)] for name, v in values.items()})
 
 
 def _value_text(value: Any) -> str:

@@ -139,6 +139,7 @@ def inline_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', svg)
+    svg = svg.replace("xlink:href", "href")
     themed = {INK: "ink", FAINT: "faint", BAND: "band"}
     themed |= {colour: f"line-{number}" for number, colour in enumerate(COLOURS)}
     for colour, variable in themed.items():

@@ -82,7 +82,7 @@ def make_run(tmp_path):
             "name": name,
             "dataset": "cifar10",
             "model": "resnet20_cifar",
-            "batch_schedule": f"{batch_sizes[0]} x2 every 20ep",
+            "batch_schedule": f"{batch_sizes[0]}{' x2 every 20ep' * (len(batch_sizes) > 1)}",
             "lr": "0.1 x0.375 every 20ep",
             "coupling": "linear",
             "reference_batch_size": None,
