@@ -1,6 +1,7 @@
 """`python -m adabatch_jax.prepare NAME`: gets a dataset ready to be trained on."""
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -60,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
+    # Where tfds needs TensorFlow, its C++ side would log past any redirection.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from adabatch_jax.data.preparation import prepare
 
     started = time.monotonic()
