@@ -119,17 +119,24 @@ def _print_comparison(runs: Sequence["Run"]) -> None:
 
 
 def _print_rich_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One line for each run where the terminal is wide enough, else one column for each."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column, name in enumerate(header):
-        table.add_column(name, justify="left" if column < 2 else "right", overflow="fold")
-    for row in rows:
+    console = Console()
+    cells = [list(header), *map(list, rows)]
+    is_wide = max(map(len, _plain_table(cells))) < console.width - 1
+    if not is_wide:
+        cells = [list(column) for column in zip(*cells, strict=True)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, name in enumerate(cells[0]):
+        is_text = column < (2 if is_wide else 1)
+        table.add_column(escape(name), justify="left" if is_text else "right", overflow="fold")
+    for row in cells[1:]:
         table.add_row(*map(escape, row))
-    Console().print(table)
+    console.print(table)
 
 
 def _plain_table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -9,7 +9,7 @@ from adabatch_jax.reporting.runs import Run, run_labels
 from adabatch_jax.schedules.building import make_plan
 
 TIMED = ("step", "compile", "input", "evaluation", "checkpoint")
-UNKNOWN = "–"
+UNKNOWN = "-"
 COMPARED = (
     "run",
     "batch size",

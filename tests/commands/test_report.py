@@ -97,14 +97,18 @@ def test_several_runs_are_compared(make_run, tmp_path, capsys, monkeypatch):
     }
 
 
-def test_comparison_on_a_terminal_is_a_table(make_run, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("width", [60, 160])
+def test_comparison_on_a_terminal_fits_it(make_run, tmp_path, capsys, monkeypatch, width):
     runs = [make_run("[red]growing"), make_run("fixed")]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert report.main([str(run) for run in runs]) == 0
-    out = capsys.readouterr().out
-    assert "[red]growing" in out and "─" in out
+    table = capsys.readouterr().out.split("All runs")[0]
+    assert "[red]growing" in table and "12,800" in table and "─" in table
+    assert max(map(len, table.splitlines())) <= width
+    is_transposed = any(line.strip().startswith("accuracy") for line in table.splitlines())
+    assert is_transposed == (width == 60)
 
 
 @pytest.mark.parametrize(
