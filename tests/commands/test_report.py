@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from rich.text import Text
 
 from adabatch_jax import report
 
@@ -104,7 +105,7 @@ def test_comparison_on_a_terminal_fits_it(make_run, tmp_path, capsys, monkeypatc
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert report.main([str(run) for run in runs]) == 0
-    table = capsys.readouterr().out.split("All runs")[0]
+    table = Text.from_ansi(capsys.readouterr().out).plain.split("All runs")[0]
     assert "[red]growing" in table and "12,800" in table and "─" in table
     assert max(map(len, table.splitlines())) <= width
     is_transposed = any(line.strip().startswith("accuracy") for line in table.splitlines())
