@@ -125,14 +125,16 @@ def _bar_line(
 
 
 def _bar(plan: "BatchPlan", share: float, width: int, ascii_only: bool) -> Text:
-    """A bar over the run's samples, with a mark where the batch size changes."""
-    line, mark = ("-", "|") if ascii_only else ("━", "┃")
+    """A bar over the run's samples, with a mark where the batch size changes.
+
+    Done and to come differ in their signs too, for terminals without colours.
+    """
+    signs = {True: "#|", False: "-|"} if ascii_only else {True: "━╋", False: "─┼"}
     marks = {int(phase.start_sample / plan.num_samples * width) for phase in plan.phases[1:]}
     if len(marks) > width // 4:
         marks = set()
     bar = Text()
     for column in range(width):
-        is_done = (column + 1) <= share * width
-        symbol = mark if column in marks else ("#" if ascii_only and is_done else line)
-        bar.append(symbol, style="cyan" if is_done else "bright_black")
+        is_done = column + 1 <= share * width
+        bar.append(signs[is_done][column in marks], style="cyan" if is_done else "bright_black")
     return bar

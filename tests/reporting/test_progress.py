@@ -163,7 +163,13 @@ def test_terminal_gets_a_live_display(monkeypatch):
 
 def test_no_color_keeps_the_display(monkeypatch):
     shown = show_on_terminal(monkeypatch, 100, NO_COLOR="1")
-    assert "━" in shown and "\x1b[36m" not in shown
+    assert "━" in shown and "─" in shown and "\x1b[36m" not in shown
+
+
+def test_display_in_ascii(monkeypatch):
+    monkeypatch.setattr(Terminal, "encoding", "ascii", raising=False)
+    shown = show_on_terminal(monkeypatch, 80, NO_COLOR="1")
+    assert shown.isascii() and "###" in shown and "---" in shown
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 100])
