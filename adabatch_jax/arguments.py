@@ -1,0 +1,108 @@
+"""The command line of `train` and `plan`: every field of the configuration is a flag."""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, TypeVar
+
+import tyro
+
+from adabatch_jax.config import DataSettings, Settings, TrainConfig, load_config
+from adabatch_jax.errors import UsageError, did_you_mean
+
+T = TypeVar("T")
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_RULE = re.compile(r"[─-╿+-]{4,}")
+
+# Their values may be given without quotes: --batch-schedule 128 x2 every 20ep.
+_TEXT_FLAGS = ("--batch-schedule", "--batch_schedule", "--lr")
+
+
+def parse_arguments(
+    options: type[T], argv: Sequence[str] | None, prog: str, description: str
+) -> tuple[T, TrainConfig]:
+    """Reads a command line.
+
+    Args:
+      options: a dataclass of the command's own flags; has a field `config`.
+      argv: the arguments, by default the process's.
+      prog: the command, for `--help`.
+      description: what it does, for `--help`.
+
+    Returns:
+      The command's own flags, and the configuration: the file's of `--config`, or the default,
+      changed by the flags.
+
+    Raises:
+      UsageError: a mistake in the command line or the file.
+      SystemExit: after `--help`.
+    """
+    argv = _joined(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", default=None)
+    path = first.parse_known_args(argv)[0].config
+    default = TrainConfig() if path is None else load_config(path)
+    values = {f.name: getattr(default, f.name) for f in dataclasses.fields(Settings)}
+    command = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("options", Annotated[options, tyro.conf.arg(name="")]),
+            ("settings", Annotated[Settings, tyro.conf.arg(name="")], Settings(**values)),
+        ],
+    )
+    with _one_sentence():
+        parsed = tyro.cli(command, args=argv, prog=prog, description=description)
+    fields = {f.name: getattr(parsed.settings, f.name) for f in dataclasses.fields(Settings)}
+    return parsed.options, TrainConfig(**fields)
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Makes one argument of the words behind a flag whose value is a text."""
+    joined: list[str] = []
+    for word in argv:
+        if len(joined) > 1 and joined[-2] in _TEXT_FLAGS and not word.startswith("--"):
+            joined[-1] += f" {word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turns the parser's box of several lines into one sentence."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            yield
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_unbox(box.getvalue())) from None
+
+
+def _unbox(text: str) -> str:
+    """The complaint in the parser's box: what stands between its first two rules.
+
+    >>> _unbox("╭─ Parsing error ──╮\\n│ Unrecognized options: --datset │\\n╰──────╯")
+    "Unrecognized options: --datset; did you mean '--dataset'?"
+    """
+    lines = [line.strip(" │|") for line in _COLOURS.sub("", text).splitlines() if line.strip()]
+    rules = [i for i, line in enumerate(lines) if _RULE.search(line)]
+    stop = next((i for i in rules if i > 0), len(lines))
+    words = " ".join(" ".join(lines[1:stop]).split())
+    unknown = re.search(r"Unrecognized options: (--[^\s,=]+)", words)
+    if unknown and "mean" not in words:
+        flag = unknown.group(1)
+        words = f"Unrecognized options: {flag}{did_you_mean(flag, _flags()) or '.'}"
+    return words
+
+
+def _flags() -> list[str]:
+    names = [field.name for field in dataclasses.fields(Settings) if field.name != "data"]
+    names += [f"data.{field.name}" for field in dataclasses.fields(DataSettings)]
+    return [f"--{name.replace('_', '-')}" for name in (*names, "config", "workdir")]

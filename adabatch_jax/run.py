@@ -1,0 +1,240 @@
+"""One training run from a configuration: everything between the command line and `fit`."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from adabatch_jax.config import TrainConfig
+from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
+from adabatch_jax.data.datasets import DatasetSpec, dataset_spec
+from adabatch_jax.data.sources import Source
+from adabatch_jax.data.tfds_sources import in_memory, tfds_source
+from adabatch_jax.errors import RestoreError
+from adabatch_jax.learning_rates.coupling import coupled_learning_rate
+from adabatch_jax.learning_rates.resolved import resolve
+from adabatch_jax.models import create, functions
+from adabatch_jax.reporting.environment import describe_environment
+from adabatch_jax.reporting.progress import Progress, make_progress
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.training.checkpoint import Checkpoints
+from adabatch_jax.training.fit import FitResult, fit
+from adabatch_jax.training.loop import StepCallback
+from adabatch_jax.training.mesh import data_mesh
+from adabatch_jax.training.record import check_past, write_json
+from adabatch_jax.training.state import TrainState
+from adabatch_jax.workdir import check_workdir, forget_summary
+
+# What decides the numbers of a run beside its schedule and learning rate.
+_IDENTITY = (
+    "dataset", "model", "optimizer", "momentum", "weight_decay", "seed", "microbatch_size",
+    "remainder", "data",
+)  # fmt: skip
+# A decoded dataset below this is kept in memory.
+_MEMORY_LIMIT_BYTES = 2 * 2**30
+
+
+def train(config: TrainConfig, workdir: Path, on_step: StepCallback | None = None) -> FitResult:
+    """Trains as configured, or goes on with what the workdir holds.
+
+    Args:
+      config: the settings.
+      workdir: the run's folder; made if need be.
+      on_step: as in `fit`.
+
+    Raises:
+      UsageError: the settings or the workdir can't work.
+      RestoreError: the workdir holds a run with another past.
+    """
+    check_workdir(workdir)
+    spec = dataset_spec(config.dataset, config.data.dir)
+    train_source, test_source = open_sources(config, spec)
+    plan = plan_of_run(config, len(train_source), workdir)
+    learning_rate = coupled_learning_rate(
+        plan, config.learning_rate, config.coupling, config.reference_batch_size
+    )
+    tx = make_optimizer(config, learning_rate)
+    module = create(config.model, spec.num_classes, _image_shape(train_source), config.seed)
+    params, model_state, loss_fn, eval_fn = functions(
+        module,
+        seed=config.seed,
+        normalize=functools.partial(normalize, mean=spec.mean, std=spec.std),
+        augment=augmentation(config),
+    )
+    forget_summary(workdir)
+    write_json(workdir / "config.json", config.to_dict())
+    write_json(
+        workdir / "environment.json",
+        describe_environment([device.device_kind for device in jax.devices()]),
+    )
+    mesh = data_mesh() if jax.local_device_count() > 1 else None
+    progress = make_progress(plan)
+    _introduce(config, plan, workdir, mesh, progress)
+    return fit(
+        loss_fn,
+        tx,
+        TrainState.create(params=params, tx=tx, model_state=model_state),
+        train_source,
+        plan,
+        learning_rate=learning_rate,
+        eval_fn=eval_fn,
+        eval_source=test_source,
+        seed=config.seed,
+        mesh=mesh,
+        microbatch_size=config.microbatch_size,
+        workdir=workdir,
+        eval_every=config.eval_every,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+        on_step=on_step,
+        eval_batch_size=config.eval_batch_size,
+        keep_checkpoints=config.keep_checkpoints,
+        progress=progress,
+        identity=config.to_dict(),
+    )
+
+
+def _introduce(
+    config: TrainConfig, plan: BatchPlan, workdir: Path, mesh: Any, progress: Progress
+) -> None:
+    sizes = plan.batch_sizes
+    batch = f"batch {sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else "")
+    devices = 1 if mesh is None else mesh.size
+    progress.message(
+        f"training {config.model} on {config.dataset}: {config.epochs:g} epochs of "
+        f"{plan.num_examples:,} examples, {batch} in {plan.num_steps:,} updates, on "
+        f"{devices} {jax.devices()[0].device_kind} device{'s' if devices > 1 else ''}; "
+        f"run folder {workdir}"
+    )
+    if config.optimizer == "adamw" and config.coupling == "linear" and len(sizes) > 1:
+        progress.message(
+            "warning: linear coupling is meant for sgd; with adamw --coupling sqrt is the usual "
+            "choice"
+        )
+
+
+def open_sources(config: TrainConfig, spec: DatasetSpec) -> tuple[Source, Source]:
+    """The training and the test examples."""
+    splits = (
+        config.data.train_split or spec.train_split,
+        config.data.test_split or spec.test_split,
+    )
+    return tuple(
+        _kept(tfds_source(config.dataset, split, config.data.dir, config.data.image_size))
+        for split in splits
+    )
+
+
+def _kept(source: Any) -> Source:
+    num_bytes = len(source) * int(np.prod(source.image_shape))
+    return in_memory(source) if num_bytes < _MEMORY_LIMIT_BYTES else source
+
+
+def _image_shape(source: Source) -> tuple[int, int, int]:
+    return source.read(np.zeros(1, np.int64))["image"].shape[1:]
+
+
+def augmentation(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+    """The configured random changes of training images, or None."""
+    padding, flip = config.data.crop_padding, config.data.flip
+    if not padding and not flip:
+        return None
+
+    def augment(keys, images):
+        if padding:
+            images = random_crop(keys, images, padding)
+        return random_flip(keys, images) if flip else images
+
+    return augment
+
+
+def make_optimizer(
+    config: TrainConfig, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    """The configured optimizer.
+
+    sgd adds the decay to the gradient before the momentum, as PyTorch and the paper's code do.
+    """
+    if config.optimizer == "adamw":
+        return optax.adamw(learning_rate, weight_decay=config.weight_decay)
+    momentum = config.momentum or None
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, momentum)
+    )
+
+
+def plan_of_run(config: TrainConfig, num_examples: int, workdir: Path) -> BatchPlan:
+    """The plan; of a run that has begun, what was done followed by what is asked for.
+
+    A longer run and an edited future of the schedule are allowed; another past is refused, and
+    so is a change of any setting that decides the numbers.
+    """
+    plan = config.plan(num_examples)
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        return plan
+    checkpoints = Checkpoints(folder, config.keep_checkpoints)
+    try:
+        steps = checkpoints.steps()
+        run = checkpoints.read_run(steps[-1]) if steps else None
+    finally:
+        checkpoints.close()
+    if run is None:
+        return plan
+    before = TrainConfig.from_dict(run["identity"], origin=f"the checkpoint in {folder}")
+    _check_identity(before, config, workdir)
+    done = BatchPlan.from_dict(run["plan"])
+    if done.num_samples == run["samples"] and plan.num_samples > run["samples"]:
+        # A finished run is prolonged: its last batch may have been partial.
+        whole = done.samples_at(done.num_steps - 1)
+        if plan.fingerprint(whole) == done.fingerprint(whole):
+            plan = done.continued(config.schedule, run["samples"], config.duration)
+    check_past(run, plan, config.seed, workdir)
+    _check_rates(before, done, config, plan, run["step"], workdir)
+    return plan
+
+
+def _check_identity(before: TrainConfig, config: TrainConfig, workdir: Path) -> None:
+    for name in _IDENTITY:
+        old, new = getattr(before, name), getattr(config, name)
+        if name == "data":
+            # Where the files lie decides nothing.
+            old, new = (dataclasses.asdict(d) | {"dir": None} for d in (old, new))
+            differing = [key for key in old if old[key] != new[key]]
+            if not differing:
+                continue
+            name, old, new = f"data.{differing[0]}", old[differing[0]], new[differing[0]]
+        if old != new:
+            raise RestoreError(
+                f"the run in {workdir} has {name}={old!r}, not {new!r}; use another --workdir, "
+                f"or --{name.replace('_', '-')} {old} to go on."
+            )
+
+
+def _check_rates(
+    before: TrainConfig,
+    done: BatchPlan,
+    config: TrainConfig,
+    plan: BatchPlan,
+    num_steps: int,
+    workdir: Path,
+) -> None:
+    """Compares the learning rates of all updates that were done."""
+    old, new = (
+        resolve(p, c.learning_rate, c.coupling, c.reference_batch_size)
+        for p, c in ((done, before), (plan, config))
+    )
+    past = np.arange(num_steps)
+    differing = np.flatnonzero(old(np, past) != new(np, past))
+    if differing.size:
+        step = int(differing[0])
+        raise RestoreError(
+            f"the run in {workdir} had learning rate {old.at(step):g} at update {step:,} and "
+            f"this configuration (lr {config.lr!r}, coupling {config.coupling}) has "
+            f"{new.at(step):g}; the past can't be edited: use another --workdir."
+        )
