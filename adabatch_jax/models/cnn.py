@@ -31,10 +31,10 @@ class CNN(nnx.Module):
         height, width, channels = image_shape
         if height % 2 or width % 2:
             raise UsageError(f"the CNN pools 2x2 pixels and takes no {height}x{width} images.")
-        self.conv1 = Conv(channels, 32, 3)
-        self.conv2 = Conv(32, 64, 3)
+        self.conv1 = Conv(channels, 16, 3)
+        self.conv2 = Conv(16, 32, 3)
         self.dropout = Dropout(dropout_rate, number=1)
-        self.head = Linear(height * width // 4 * 64, num_classes)
+        self.head = Linear(height * width // 4 * 32, num_classes)
         initialize(self, seed, {Conv: he_normal, Linear: torch_default})
 
     def __call__(

@@ -114,13 +114,16 @@ class BatchNorm(nnx.Module):
         weight = weight.reshape(-1, group_size, 1, 1, 1)
         groups = images.reshape(-1, group_size, *images.shape[1:]).astype(precise)
         count = weight.sum((1, 2, 3)) * (height * width)  # (groups, 1)
-        # A group of padding gets finite statistics, so that its gradient is finite too.
         divisor = jnp.where(count > 0, count, 1)
         mean = (groups * weight).sum((1, 2, 3)) / divisor
         deviation = groups - mean[:, None, None, None]
         var = (deviation * deviation * weight).sum((1, 2, 3)) / divisor
+        # A group of padding has no statistics. Any others would do that keep its values, which
+        # nobody reads, from growing layer by layer until they overflow: 0 * inf is a NaN.
+        used_mean = jnp.where(count > 0, mean, self.mean[...][None])
+        used_var = jnp.where(count > 0, var, self.var[...][None])
         self._update(mean, var * (count / jnp.maximum(count - 1, 1)), count)
-        return self._normalize(images, mean, var)
+        return self._normalize(images, used_mean, used_var)
 
     def _normalize(self, images: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         """Normalizes equal groups of consecutive rows by statistics (groups, features)."""

@@ -43,7 +43,7 @@ def create(
       UsageError: an unknown name, or images that the network can't take.
 
     >>> create("cnn_digits", image_shape=(8, 8, 1)).head.kernel[...].shape
-    (1024, 10)
+    (512, 10)
     """
     builders = _builders()
     if name not in builders:

@@ -1,0 +1,171 @@
+"""The networks: sizes, initial weights, names, functions for training."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from adabatch_jax import models
+from adabatch_jax.data.augmentation import example_keys
+from adabatch_jax.errors import UsageError
+from adabatch_jax.models.resnet import ResNet
+
+
+def num_parameters(module):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "expected"),
+    [
+        ("resnet20_cifar", 10, 272_474),
+        ("resnet20_cifar", 100, 278_324),
+        ("resnet32_cifar", 10, 466_906),
+        ("resnet56_cifar", 10, 855_770),
+        ("resnet110_cifar", 10, 1_730_714),
+    ],
+)
+def test_numbers_of_parameters(name, num_classes, expected):
+    assert num_parameters(models.create(name, num_classes)) == expected
+
+
+def test_resnet20_has_1568_running_statistics():
+    _, model_state, _, _ = models.functions(models.create("resnet20_cifar"))
+    assert sum(leaf.size for leaf in jax.tree.leaves(model_state)) == 1568
+
+
+def test_initial_weights_have_the_official_distributions():
+    params, model_state, _, _ = models.functions(models.create("resnet20_cifar"))
+    kernel = params["stage3_block2"]["conv1"]["kernel"]
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)
+    assert abs(kernel.mean()) < 1e-3
+    head = params["head"]
+    assert abs(head["kernel"]).max() == pytest.approx(1 / 8, rel=0.01)
+    assert head["kernel"].std() == pytest.approx(1 / 8 / np.sqrt(3), rel=0.05)
+    assert 0 < abs(head["bias"]).max() <= 1 / 8
+    np.testing.assert_array_equal(params["norm"]["scale"], np.ones(16))
+    np.testing.assert_array_equal(params["norm"]["bias"], np.zeros(16))
+    np.testing.assert_array_equal(model_state["norm"]["mean"], np.zeros(16))
+    np.testing.assert_array_equal(model_state["norm"]["var"], np.ones(16))
+
+
+def test_the_seed_gives_the_weights():
+    one, same, other = (
+        models.functions(models.create("cnn_digits", image_shape=(8, 8, 1), seed=seed))[0]
+        for seed in (1, 1, 2)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    assert (one["conv1"]["kernel"] != other["conv1"]["kernel"]).all()
+    assert len({float(layer["kernel"].ravel()[0]) for layer in one.values()}) == 3
+
+
+def test_layers_keep_their_weights_when_others_are_added():
+    small, large = ResNet(8, 10, (32, 32, 3), seed=0), ResNet(14, 10, (32, 32, 3), seed=0)
+    np.testing.assert_array_equal(
+        small.stage3_block0.conv1.kernel[...], large.stage3_block0.conv1.kernel[...]
+    )
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_resnet_on_both_sizes(size):
+    module = ResNet(8, 7, (size, size, 1), seed=0)
+    images = np.random.default_rng(0).normal(size=(2, size, size, 1)).astype(np.float32)
+    logits = module(images, train=False)
+    assert logits.shape == (2, 7)
+    edge = (32 - size) // 2
+    wide = ResNet(8, 7, (32, 32, 1), seed=0)
+    padded = np.pad(images, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+    np.testing.assert_array_equal(wide(padded, train=False), logits)
+
+
+def test_errors():
+    with pytest.raises(UsageError, match="no model 'resnet20'; did you mean 'resnet20_cifar'"):
+        models.create("resnet20")
+    with pytest.raises(UsageError, match="ResNet-32 takes 32x32 or 28x28 images, got 224x224"):
+        models.create("resnet32_cifar", image_shape=(224, 224, 3))
+    with pytest.raises(UsageError, match="depth is 6n [+] 2, such as 20 or 32, got 18"):
+        ResNet(18, 10, (32, 32, 3), 0)
+    with pytest.raises(UsageError, match="pools 2x2 pixels and takes no 9x8 images"):
+        models.create("cnn_digits", image_shape=(9, 8, 1))
+    with pytest.raises(AttributeError, match="no attribute 'alexnet'"):
+        models.alexnet
+
+
+def test_looking_up_names_is_cheap():
+    code = (
+        "import sys; from adabatch_jax import models; models.names();"
+        "sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def make_batch(num_rows=6):
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (num_rows, 8, 8, 1)).astype(np.uint8),
+        "label": rng.integers(0, 10, num_rows).astype(np.int32),
+        "index": np.arange(num_rows, dtype=np.int32),
+        "epoch": np.zeros(num_rows, np.int32),
+        "weight": np.array([1] * (num_rows - 1) + [0], np.float32),
+    }
+
+
+def test_functions_give_weighted_cross_entropy_and_accuracy():
+    module, batch = models.create("cnn_digits", image_shape=(8, 8, 1)), make_batch()
+    params, model_state, _, eval_fn = models.functions(module)
+    logits = np.asarray(module(batch["image"] / np.float32(255), train=False), np.float64)[:5]
+    labels = batch["label"][:5]
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    metrics = eval_fn(params, model_state, batch)
+    expected = -log_probabilities[np.arange(5), labels].mean()
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["accuracy"]) == pytest.approx((logits.argmax(-1) == labels).mean())
+
+
+def test_augment_and_normalize_are_applied_where_they_belong():
+    module, batch, seen = models.create("cnn_digits", image_shape=(8, 8, 1)), make_batch(), []
+
+    def augment(keys, images):
+        seen.append("augment")
+        assert images.dtype == jnp.uint8
+        assert (keys == example_keys(5, batch)).all()
+        return images
+
+    def normalize(images):
+        seen.append("normalize")
+        return images.astype(jnp.float32)
+
+    params, state, loss_fn, eval_fn = models.functions(
+        module, seed=5, normalize=normalize, augment=augment
+    )
+    loss_fn(params, state, batch, jax.random.key(0))
+    assert seen == ["augment", "normalize"]
+    eval_fn(params, state, batch)
+    assert seen == ["augment", "normalize", "normalize"]
+
+
+def test_training_depends_on_seed_epoch_and_example_but_not_on_the_step():
+    module, batch = models.create("cnn_digits", image_shape=(8, 8, 1)), make_batch()
+    params, state, loss_fn, _ = models.functions(module, seed=1)
+    _, _, other_seed, _ = models.functions(module, seed=2)
+    other_epoch = {**batch, "epoch": batch["epoch"] + 1}
+    rngs = jax.random.split(jax.random.key(0), 2)
+    loss = loss_fn(params, state, batch, rngs[0])[0]
+    assert loss == loss_fn(params, state, batch, rngs[1])[0]
+    assert loss != loss_fn(params, state, other_epoch, rngs[0])[0]
+    assert loss != other_seed(params, state, batch, rngs[0])[0]
+    shuffled = {name: array[[4, 2, 0, 1, 3, 5]] for name, array in batch.items()}
+    np.testing.assert_allclose(loss_fn(params, state, shuffled, rngs[0])[0], loss, rtol=1e-6)
+
+
+def test_params_and_state_are_dicts_with_text_keys():
+    module = models.create("resnet20_cifar")
+    params, model_state, _, _ = models.functions(module)
+    for tree in (params, model_state):
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            assert all(isinstance(entry.key, str) for entry in path)
+            assert isinstance(leaf, jax.Array)
