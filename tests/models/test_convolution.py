@@ -56,7 +56,9 @@ def test_same_bits_as_autodiff(kernel, strides, padding, image):
 def test_the_loop_body_holds_canonical_convolutions_only():
     def gradient(conv):
         def loss(w, x):
-            return (conv(conv(x, w, (1, 1), ((1, 1), (1, 1))), w, (2, 2), ((1, 1), (1, 1))) ** 2).sum()
+            for strides in ((1, 1), (2, 2)):
+                x = conv(x, w, strides, ((1, 1), (1, 1)))
+            return (x**2).sum()
 
         def total(w, batches):
             def body(acc, x):
