@@ -44,7 +44,7 @@ def make_state(w=2.0):
 
 
 @pytest.mark.parametrize("num_devices", [None, 1, 3, 4])
-@pytest.mark.parametrize("batch_size", [1, 7, 32, 100, 1000])
+@pytest.mark.parametrize("batch_size", [7, 32, 1000])
 def test_exact_for_every_layout(num_devices, batch_size):
     source = Numbers(101)
     prediction = 2 * source.values.astype(np.float64) + 0.5
