@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from adabatch_jax.errors import AdabatchError
+from adabatch_jax.errors import AdabatchError, explain_missing
 
 INTERRUPTED = 130
 
@@ -23,6 +23,12 @@ def run(body: Callable[[], int]) -> int:
     except AdabatchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        explained = explain_missing(error)
+        if explained is None:
+            raise
+        print(f"error: {explained}", file=sys.stderr)
+        return explained.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -178,9 +179,9 @@ class TrainConfig(Settings):
         """A hash of all settings, in hex."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
-    def plan(self, num_examples: int) -> BatchPlan:
+    def plan(self, num_examples: int, divisible_by: int = 1) -> BatchPlan:
         """The plan on a dataset of this size."""
-        return make_plan(self.schedule, num_examples, self.duration, self.remainder)
+        return make_plan(self.schedule, num_examples, self.duration, self.remainder, divisible_by)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values; `from_dict` gives them back."""
@@ -266,11 +267,12 @@ def load_config(path: str) -> TrainConfig:
 
 
 def _load_python(file: Path) -> TrainConfig:
-    import sys
-
     namespace: dict[str, Any] = {"__name__": f"_config_{file.stem}", "__file__": str(file)}
     # Arms of an experiment import their common base by its package's name.
-    sys.path.insert(0, str(Path.cwd()))
+    root = file.resolve().parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    sys.path.insert(0, str(root))
     try:
         exec(compile(file.read_bytes(), str(file), "exec"), namespace)
     except UsageError:
@@ -280,7 +282,7 @@ def _load_python(file: Path) -> TrainConfig:
             f"--config: {str(file)!r} fails with {type(error).__name__}: {error}."
         ) from error
     finally:
-        sys.path.remove(str(Path.cwd()))
+        sys.path.remove(str(root))
     if not isinstance(namespace.get("config"), TrainConfig):
         raise UsageError(f"--config: {str(file)!r} doesn't define `config = TrainConfig(...)`.")
     return namespace["config"]

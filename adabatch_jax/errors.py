@@ -46,3 +46,31 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_EXTRA = {
+    "cv2",
+    "flax",
+    "matplotlib",
+    "orbax",
+    "rich",
+    "sklearn",
+    "tensorboardX",
+    "tensorflow_datasets",
+    "tyro",
+}
+
+
+def explain_missing(error: ModuleNotFoundError) -> UsageError | None:
+    """The sentence for a package of the extra that is not installed; None for any other module.
+
+    >>> str(explain_missing(ModuleNotFoundError(name="flax.nnx")))
+    "this needs the package flax, which isn't installed: pip install 'adabatch_jax[train]'."
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRA:
+        return None
+    return UsageError(
+        f"this needs the package {package}, which isn't installed: "
+        "pip install 'adabatch_jax[train]'."
+    )

@@ -1,7 +1,13 @@
 """Eight virtual CPU devices for every test, and no silent broadcasting between ranks."""
 
 import os
+import tempfile
 
+# The tests compile the same programs again and again, also in the processes that they start.
+_CACHE = tempfile.TemporaryDirectory(prefix="adabatch_jax-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax

@@ -1,6 +1,5 @@
 """Checkpoints of a run: one atomic step holds the arrays and where the run stands (Orbax)."""
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from adabatch_jax.errors import RestoreError, StorageError
+from adabatch_jax.training.digests import named_arrays
 from adabatch_jax.training.state import TrainState
 
 _STEP = re.compile(r"0|[1-9]\d*")
@@ -133,29 +133,6 @@ class Checkpoints:
         except Exception as error:  # noqa: BLE001: as above
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise StorageError(f"a checkpoint in {self._directory} failed: {reason}") from error
-
-
-def named_arrays(tree: Any) -> dict[str, jax.Array]:
-    """The leaves of a pytree by their paths, in the tree's order."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def weights_digest(state: TrainState) -> str:
-    """A hash of parameters and model state, whatever devices they lie on.
-
-    >>> import optax
-    >>> state = TrainState.create(params={"w": np.ones(3, np.float32)}, tx=optax.sgd(1.0))
-    >>> weights_digest(state)[:8]
-    'eec650a1'
-    """
-    digest = hashlib.sha256()
-    weights = {"params": state.params, "model_state": state.model_state}
-    for name, array in sorted(named_arrays(weights).items()):
-        value = np.ascontiguousarray(array)
-        digest.update(f"{name}:{value.dtype}:{value.shape};".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def _handlers() -> Any:

@@ -71,7 +71,8 @@ def fit(
       tx: the optimizer, with its learning rate inside.
       state: where to begin; its arrays are donated.
       source: the training examples, `plan.num_examples` of them.
-      plan: which batch size when.
+      plan: which batch size when. To go on with a run that was finished, or with another future,
+        give the run's own plan `continued` from where it stands.
       learning_rate: only logged: the schedule inside `tx`.
       eval_fn: `eval_fn(params, model_state, batch) -> metrics`; none: no evaluation.
       eval_source: the examples to evaluate on.

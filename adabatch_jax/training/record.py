@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -15,9 +15,11 @@ from adabatch_jax.reporting.files import storage_errors, write_atomically
 from adabatch_jax.reporting.metrics import MetricsWriter, read_metrics
 from adabatch_jax.reporting.progress import Progress
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.training.audit import ExamplesDigest
-from adabatch_jax.training.checkpoint import Checkpoints, weights_digest
+from adabatch_jax.training.digests import ExamplesDigest, weights_digest
 from adabatch_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    from adabatch_jax.training.checkpoint import Checkpoints
 
 ACTIVITIES = ("compile", "step", "input", "evaluation", "checkpoint")
 
@@ -55,6 +57,8 @@ class RunRecord:
         self._since = time.monotonic()
         if self._workdir is None:
             return state
+        from adabatch_jax.training.checkpoint import Checkpoints  # a run in memory needs no Orbax
+
         with storage_errors(self._workdir):
             self._workdir.mkdir(parents=True, exist_ok=True)
         self._checkpoints = Checkpoints(self._workdir / "checkpoints", self._keep)

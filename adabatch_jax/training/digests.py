@@ -1,8 +1,13 @@
-"""A digest of the examples that were trained on, to compare runs by."""
+"""Digests to compare runs by: of the examples trained on, and of the weights."""
 
+import hashlib
+from typing import Any
+
+import jax
 import numpy as np
 
 from adabatch_jax.data.order import mix_bits
+from adabatch_jax.training.state import TrainState
 
 _LANES = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
@@ -36,3 +41,25 @@ class ExamplesDigest:
     def __str__(self) -> str:
         return "".join(f"{int(value):016x}" for value in self._sums)
 
+
+def named_arrays(tree: Any) -> dict[str, jax.Array]:
+    """The leaves of a pytree by their paths, in the tree's order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def weights_digest(state: TrainState) -> str:
+    """A hash of parameters and model state, whatever devices they lie on.
+
+    >>> import optax
+    >>> state = TrainState.create(params={"w": np.ones(3, np.float32)}, tx=optax.sgd(1.0))
+    >>> weights_digest(state)[:8]
+    'eec650a1'
+    """
+    digest = hashlib.sha256()
+    weights = {"params": state.params, "model_state": state.model_state}
+    for name, array in sorted(named_arrays(weights).items()):
+        value = np.ascontiguousarray(array)
+        digest.update(f"{name}:{value.dtype}:{value.shape};".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

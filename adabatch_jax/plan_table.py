@@ -1,0 +1,139 @@
+"""The plan as a table: one row per phase, and what a reader should know about the whole."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from adabatch_jax.config import TrainConfig
+from adabatch_jax.data.layout import batch_layout
+from adabatch_jax.learning_rates.resolved import resolve
+from adabatch_jax.schedules.plan import BatchPlan
+
+MAX_PADDING_SHARE = 0.05
+MANY_PROGRAMS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRow:
+    """A phase of a plan on a number of devices.
+
+    Attributes:
+      phase: its number, from 0.
+      start_step: its first update.
+      num_steps: its updates.
+      start_sample: where it begins.
+      num_samples: its length in samples.
+      start_epoch: where it begins, in epochs.
+      batch_size: examples per update.
+      rows_per_device: rows of a micro-batch on each device, padding included.
+      microbatch_size: examples per micro-batch over all devices.
+      num_microbatches: micro-batches per update.
+      padding_share: share of the rows that are padding.
+      learning_rate: at its first update.
+      learning_rate_per_example: the learning rate divided by the batch size.
+      memory_bytes: of the compiled update, per device; None where it was not asked for.
+    """
+
+    phase: int
+    start_step: int
+    num_steps: int
+    start_sample: int
+    num_samples: int
+    start_epoch: float
+    batch_size: int
+    rows_per_device: int
+    microbatch_size: int
+    num_microbatches: int
+    padding_share: float
+    learning_rate: float
+    learning_rate_per_example: float
+    memory_bytes: int | None = None
+
+
+def plan_rows(config: TrainConfig, plan: BatchPlan, num_devices: int) -> list[PlanRow]:
+    """The rows of the table, without memory."""
+    rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
+    rows = []
+    for phase in plan.phases:
+        layout = batch_layout(phase.batch_size, config.microbatch_size, num_devices)
+        learning_rate = rate.at(phase.start_step)
+        rows.append(
+            PlanRow(
+                phase=phase.index,
+                start_step=phase.start_step,
+                num_steps=phase.num_steps,
+                start_sample=phase.start_sample,
+                num_samples=phase.stop_sample - phase.start_sample,
+                start_epoch=plan.epoch_at(phase.start_step),
+                batch_size=phase.batch_size,
+                rows_per_device=layout.padded_size // num_devices,
+                microbatch_size=layout.microbatch_size,
+                num_microbatches=layout.num_microbatches,
+                padding_share=layout.padding_share,
+                learning_rate=learning_rate,
+                learning_rate_per_example=learning_rate / phase.batch_size,
+            )
+        )
+    return rows
+
+
+def plan_notes(plan: BatchPlan, rows: Sequence[PlanRow]) -> list[str]:
+    """Sentences below the table: totals first, then warnings."""
+    first = plan.phases[0].batch_size
+    alone = plan.num_samples / first
+    notes = [
+        f"{plan.num_steps:,} updates for {plan.num_samples:,} samples; with batch {first} "
+        f"throughout it would be {alone:,.0f}."
+    ]
+    if plan.num_dropped:
+        notes.append(f"{plan.num_dropped:,} positions are dropped at the ends of epochs.")
+    programs = len({(row.microbatch_size, row.num_microbatches) for row in rows})
+    notes.append(f"{programs} program{'s' if programs > 1 else ''} to compile.")
+    if programs > MANY_PROGRAMS:
+        notes.append(
+            f"warning: each of the {programs} batch sizes is compiled apart; a schedule with "
+            "fewer sizes starts sooner."
+        )
+    worst = max(rows, key=lambda row: row.padding_share)
+    if worst.padding_share > MAX_PADDING_SHARE:
+        notes.append(
+            f"warning: {100 * worst.padding_share:.0f} % of the rows in phase {worst.phase} are "
+            "padding; a batch and a micro-batch that the devices divide waste nothing."
+        )
+    return notes
+
+
+HEADER = (
+    "phase", "from step", "steps", "samples", "from epoch", "batch", "per device", "micro-batch",
+    "padding", "lr", "lr/batch", "memory",
+)  # fmt: skip
+
+
+def table_cells(row: PlanRow) -> tuple[str, ...]:
+    """A row as texts, under `HEADER`."""
+    memory = "" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:,.1f} MiB"
+    return (
+        str(row.phase),
+        f"{row.start_step:,}",
+        f"{row.num_steps:,}",
+        f"{row.num_samples:,}",
+        f"{row.start_epoch:.2f}",
+        str(row.batch_size),
+        str(row.rows_per_device),
+        f"{row.microbatch_size} x {row.num_microbatches}",
+        f"{100 * row.padding_share:.1f} %",
+        f"{row.learning_rate:.6g}",
+        f"{row.learning_rate_per_example:.4g}",
+        memory,
+    )
+
+
+def as_json(plan: BatchPlan, rows: Sequence[PlanRow], num_devices: int) -> dict[str, Any]:
+    """The plan and the table as JSON values."""
+    return {
+        **plan.to_dict(),
+        "num_dropped": plan.num_dropped,
+        "num_devices": num_devices,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "notes": plan_notes(plan, rows),
+    }

@@ -1,0 +1,274 @@
+"""The loop against a hand-written one, and a stopped run against an uninterrupted one."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from adabatch_jax.data.batches import batches
+from adabatch_jax.data.sources import array_source
+from adabatch_jax.errors import DivergedError, RestoreError, StorageError, UsageError
+from adabatch_jax.learning_rates.coupling import coupled_learning_rate
+from adabatch_jax.schedules.building import make_plan
+from adabatch_jax.training.digests import weights_digest
+from adabatch_jax.training.fit import fit
+from adabatch_jax.training.mesh import data_mesh
+from adabatch_jax.training.state import TrainState
+from adabatch_jax.training.step import make_train_step, weighted_mean
+
+N = 60
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(N, 5)).astype(np.float32)
+Y = (X.sum(1) > 0).astype(np.int32)
+TRAIN = array_source({"x": X, "y": Y})
+TEST = array_source({"x": X[:17], "y": Y[:17]})
+
+
+def apply(params, x):
+    hidden = jnp.tanh(x @ params["w1"] + params["b1"][None])
+    return hidden @ params["w2"]
+
+
+def loss_fn(params, model_state, batch, rng):
+    # Noise from the step's key, so that a wrong key shows in the weights.
+    x = batch["x"] + 0.01 * jax.random.normal(rng, batch["x"].shape)
+    losses = optax.softmax_cross_entropy_with_integer_labels(apply(params, x), batch["y"])
+    seen = {"seen": model_state["seen"] + 1}
+    return weighted_mean(losses, batch["weight"]), (seen, {})
+
+
+def eval_fn(params, model_state, batch):
+    hits = apply(params, batch["x"]).argmax(-1) == batch["y"]
+    return {"accuracy": weighted_mean(hits, batch["weight"])}
+
+
+def make_params():
+    random = np.random.default_rng(1)
+    shapes = {"w1": (5, 8), "b1": (8,), "w2": (8, 2)}
+    return {n: random.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+
+
+def train(plan, workdir=None, **kwargs):
+    lr = coupled_learning_rate(plan, 0.05)
+    tx = optax.sgd(lr, momentum=0.9)
+    state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
+    defaults = dict(eval_fn=eval_fn, eval_source=TEST, eval_batch_size=8, log_every="4st", seed=5)
+    kwargs = {**defaults, **kwargs}
+    return fit(loss_fn, tx, state, TRAIN, plan, learning_rate=lr, workdir=workdir, **kwargs)
+
+
+def reproducible(rows):
+    return [
+        {k: v for k, v in row.items() if not k.endswith(("_seconds", "_per_second"))}
+        for row in rows
+    ]
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(step):
+    def on_step(finished, state, metrics):
+        if finished == step:
+            raise Killed
+
+    return on_step
+
+
+def test_a_constant_schedule_equals_a_hand_written_loop_bit_for_bit():
+    plan = make_plan(6, N, "3ep")
+    tx = optax.adam(1e-2)
+
+    def quiet_loss(params, model_state, batch, rng):
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            apply(params, batch["x"]), batch["y"]
+        )
+        return weighted_mean(losses, batch["weight"]), (model_state, {})
+
+    @jax.jit
+    def update(params, opt_state, batch):
+        loss, grads = jax.value_and_grad(lambda p: quiet_loss(p, {}, batch, None)[0])(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    params = make_params()
+    opt_state, losses = tx.init(params), []
+    for batch in batches(TRAIN, plan, seed=3):
+        params, opt_state, loss = update(params, opt_state, batch)
+        losses.append(float(loss))
+    state = TrainState.create(params=make_params(), tx=tx)
+    result = fit(quiet_loss, tx, state, TRAIN, plan, seed=3, log_every="1st")
+    assert [row["train_loss"] for row in result.history] == losses
+    jax.tree.map(np.testing.assert_array_equal, result.state.params, params)
+
+
+PLANS = {
+    "carry": make_plan("4, 1ep: 7, 2.3ep: 16", N, "4.2ep"),
+    "partial": make_plan("4, 1ep: 7, 2.3ep: 16", N, "4.2ep", "partial"),
+    "drop": make_plan("4, 1ep: 7, 2.3ep: 16", N, "4.2ep", "drop"),
+}
+
+
+@pytest.mark.parametrize("remainder", PLANS)
+def test_killed_and_resumed_equals_uninterrupted(remainder, tmp_path):
+    plan = PLANS[remainder]
+    whole = train(plan, tmp_path / "whole", checkpoint_every="3st")
+    assert whole.state.step == plan.num_steps
+    edges = {p.start_step + d for p in plan.phases for d in (-1, 0, 1)}
+    kills = sorted({1, 2, plan.num_steps - 1} | {s for s in edges if 0 < s < plan.num_steps})
+    for step in kills:
+        with pytest.raises(Killed):
+            train(plan, tmp_path / "cut", checkpoint_every="3st", on_step=kill_after(step))
+    cut = train(plan, tmp_path / "cut", checkpoint_every="3st")
+    assert reproducible(cut.history) == reproducible(whole.history)
+    assert cut.summary["weights_digest"] == whole.summary["weights_digest"]
+    assert cut.summary["examples_digest"] == whole.summary["examples_digest"]
+    assert cut.summary["restarts"] > 3
+    lines = [(tmp_path / d / "metrics.jsonl").read_text().splitlines() for d in ("whole", "cut")]
+    whole_rows, cut_rows = ([json.loads(line) for line in file] for file in lines)
+    assert reproducible(cut_rows) == reproducible(whole_rows)
+    again = train(plan, tmp_path / "cut", checkpoint_every="3st")
+    assert again.summary["weights_digest"] == whole.summary["weights_digest"]
+    assert reproducible(again.history) == reproducible(whole.history)
+
+
+def test_resuming_with_micro_batches_on_a_mesh(tmp_path):
+    plan = PLANS["carry"]
+    layout = dict(mesh=data_mesh(jax.devices()[:3]), microbatch_size=5)
+    whole = train(plan, tmp_path / "whole", checkpoint_every="5st", **layout)
+    with pytest.raises(Killed):
+        train(plan, tmp_path / "cut", checkpoint_every="5st", on_step=kill_after(22), **layout)
+    cut = train(plan, tmp_path / "cut", checkpoint_every="5st", **layout)
+    assert cut.summary["weights_digest"] == whole.summary["weights_digest"]
+    plain = train(plan)
+    assert whole.summary["examples_digest"] == plain.summary["examples_digest"]
+
+
+def test_rows_come_where_they_are_due_with_the_last_update_in_them():
+    plan = PLANS["carry"]
+    result = train(plan)
+    steps = range(1, plan.num_steps + 1)
+    passed = {s for s in steps if plan.samples_at(s) // N > plan.samples_at(s - 1) // N}
+    evaluated = passed | {plan.num_steps}
+    logged = evaluated | {s for s in steps if s % 4 == 0}
+    assert [row["step"] for row in result.history] == sorted(logged)
+    for row in result.history:
+        step = row["step"]
+        assert row["samples"] == plan.samples_at(step)
+        assert row["epoch"] == plan.samples_at(step) / N
+        assert row["batch_size"] == plan.batch_size_at(step - 1)
+        assert row["phase"] == plan.phase_at(step - 1).index
+        assert row["learning_rate"] == float(coupled_learning_rate(plan, 0.05)(step - 1))
+        assert ("test_accuracy" in row) == (step in evaluated)
+    first = result.history[0]
+    assert list(first)[:8] == [
+        "step", "samples", "epoch", "phase", "batch_size", "learning_rate", "train_loss",
+        "examples_digest",
+    ]  # fmt: skip
+
+
+def test_each_batch_size_is_compiled_once():
+    plan = make_plan("4, 1ep: 7, 2.3ep: 16, 3ep: 4", N, "4.2ep", "partial")
+    traces = []
+
+    def counted(params, model_state, batch, rng):
+        traces.append(batch["x"].shape)
+        return loss_fn(params, model_state, batch, rng)
+
+    tx = optax.sgd(0.1)
+    state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
+    assert plan.has_partial_batches
+    fit(counted, tx, state, TRAIN, plan)
+    assert traces == [(4, 5), (7, 5), (16, 5)]
+
+
+def test_on_step_stops_and_saves(tmp_path):
+    plan = PLANS["carry"]
+    whole = train(plan)
+    result = train(plan, tmp_path, on_step=lambda finished, *_: finished == 11)
+    assert result.stopped and result.state.step == 11
+    assert (tmp_path / "checkpoints" / "11").is_dir()
+    assert not (tmp_path / "summary.json").exists()
+    rest = train(plan, tmp_path)
+    assert not rest.stopped
+    assert rest.summary["weights_digest"] == whole.summary["weights_digest"]
+
+
+def test_without_workdir_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(PLANS["carry"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_files_of_a_run(tmp_path):
+    plan = PLANS["carry"]
+    result = train(plan, tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text()) == plan.to_dict()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["weights_digest"] == weights_digest(result.state)
+    assert summary["num_parameters"] == 5 * 8 + 8 + 8 * 2
+    assert summary["samples"] == plan.num_samples
+    assert summary["test_accuracy"] == result.history[-1]["test_accuracy"]
+    for name in ("compile", "step", "input", "evaluation", "checkpoint", "total"):
+        assert summary[f"{name}_seconds"] >= 0
+    assert (tmp_path / "metrics.csv").read_text().startswith("step,samples,epoch,phase")
+    assert list((tmp_path / "tensorboard").iterdir())
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert len(steps) == 3 and steps[-1] == plan.num_steps
+
+
+def test_divergence_names_the_step_and_saves_nothing(tmp_path):
+    plan = make_plan("4", N, "2ep")
+    tx = optax.sgd(1e38)
+    state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) after update 4 .*batch size 4"):
+        fit(loss_fn, tx, state, TRAIN, plan, workdir=tmp_path, log_every="4st")
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_longer_run_and_an_edited_future_go_on(tmp_path):
+    short = make_plan("4, 1ep: 8", N, "2ep")
+    train(short, tmp_path)
+    # The last of the 23 updates had 4 of 8 examples; that stays so.
+    longer = short.continued("4, 1ep: 8, 3ep: 20", short.num_samples, "4ep")
+    result = train(longer, tmp_path)
+    assert result.summary["restarts"] == 1 and result.state.step == longer.num_steps
+    assert result.summary["weights_digest"] == train(longer).summary["weights_digest"]
+
+
+def test_another_past_is_refused_by_name(tmp_path):
+    train(make_plan("4, 1ep: 8", N, "2ep"), tmp_path)
+    for plan, kwargs, message in [
+        (make_plan("6, 1ep: 8", N, "2ep"), {}, "phase 0 had batch_size 4 there and has 6 here"),
+        (make_plan("4, 1.5ep: 8", N, "2ep"), {}, "phase 1 had start_sample 60 there and has 92"),
+        (make_plan("4, 1ep: 8", N, "1ep"), {}, "had 120 samples and this one has 60"),
+        (make_plan("4, 1ep: 8", N, "2ep", "drop"), {}, "remainder='carry', this one 60 and 'drop'"),
+        (make_plan("4, 1ep: 8", N, "2ep"), {"seed": 6}, "has seed 5, not 6"),
+    ]:
+        with pytest.raises(RestoreError, match=message):
+            train(plan, tmp_path, **kwargs)
+
+
+def test_another_model_is_refused_by_name(tmp_path):
+    plan = make_plan("4", N, "1ep")
+    train(plan, tmp_path)
+    tx = optax.adam(1e-3)
+    state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
+    with pytest.raises(RestoreError, match="another model or optimizer: opt_state.*absent"):
+        fit(loss_fn, tx, state, TRAIN, plan, workdir=tmp_path, seed=5)
+
+
+def test_mistakes(tmp_path):
+    plan = make_plan("4", N, "1ep")
+    with pytest.raises(UsageError, match="`eval_fn` and `eval_source` belong together"):
+        train(plan, eval_source=None)
+    with pytest.raises(UsageError, match="a period must be longer than nothing"):
+        train(plan, log_every="0st")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(StorageError, match="file"):
+        train(plan, blocked / "run")
