@@ -114,7 +114,9 @@ def make_train_step(
 
     Returns:
       A `TrainStep`. It folds `state.step` and the micro-batch's number into `rng`. The metrics
-      are those of `loss_fn` and "loss".
+      are those of `loss_fn` and "loss". A call returns before its update is computed: wait for
+      the metrics of the step before last (`jax.block_until_ready`), or batches pile up in
+      memory, and on several virtual CPU devices XLA's collectives can time out.
 
     Raises:
       UsageError: `microbatch_size` is below 1.
