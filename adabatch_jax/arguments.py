@@ -98,8 +98,8 @@ def _unbox(text: str) -> str:
     unknown = re.search(r"Unrecognized options: (--[^\s,=]+)", words)
     if unknown and "mean" not in words:
         flag = unknown.group(1)
-        words = f"Unrecognized options: {flag}{did_you_mean(flag, _flags()) or '.'}"
-    return words
+        words = f"Unrecognized options: {flag}{did_you_mean(flag, _flags())}"
+    return words if words.endswith((".", "?")) else f"{words}."
 
 
 def _flags() -> list[str]:

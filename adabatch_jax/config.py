@@ -92,6 +92,9 @@ class Settings:
     microbatch_size: int | None = None
     """Examples, over all devices, that are computed at a time; none: the whole batch."""
 
+    batchnorm_group_size: int | None = None
+    """Rows that BatchNorm normalizes together; none: the whole (micro-)batch."""
+
     remainder: str = "carry"
     """At an epoch's end: carry (on into the next), partial (batch), or drop (the rest)."""
 
@@ -217,6 +220,7 @@ _MINIMA = {
     "weight_decay": 0,
     "seed": 0,
     "microbatch_size": 1,
+    "batchnorm_group_size": 1,
     "eval_batch_size": 1,
     "keep_checkpoints": 1,
 }

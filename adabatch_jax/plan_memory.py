@@ -62,7 +62,13 @@ def image_shape(config: TrainConfig) -> tuple[int, int, int]:
 @functools.lru_cache(maxsize=2)
 def _step_and_state(config: TrainConfig, has_microbatches: bool):
     spec = dataset_spec(config.dataset, config.data.dir)
-    module = create(config.model, spec.num_classes, image_shape(config), config.seed)
+    module = create(
+        config.model,
+        spec.num_classes,
+        image_shape(config),
+        config.seed,
+        config.batchnorm_group_size,
+    )
     params, model_state, loss_fn, _ = functions(
         module,
         seed=config.seed,

@@ -33,7 +33,7 @@ from adabatch_jax.workdir import check_workdir, forget_summary
 # What decides the numbers of a run beside its schedule and learning rate.
 _IDENTITY = (
     "dataset", "model", "optimizer", "momentum", "weight_decay", "seed", "microbatch_size",
-    "remainder", "data",
+    "batchnorm_group_size", "remainder", "data",
 )  # fmt: skip
 # A decoded dataset below this is kept in memory.
 _MEMORY_LIMIT_BYTES = 2 * 2**30
@@ -59,7 +59,13 @@ def train(config: TrainConfig, workdir: Path, on_step: StepCallback | None = Non
         plan, config.learning_rate, config.coupling, config.reference_batch_size
     )
     tx = make_optimizer(config, learning_rate)
-    module = create(config.model, spec.num_classes, _image_shape(train_source), config.seed)
+    module = create(
+        config.model,
+        spec.num_classes,
+        _image_shape(train_source),
+        config.seed,
+        config.batchnorm_group_size,
+    )
     params, model_state, loss_fn, eval_fn = functions(
         module,
         seed=config.seed,

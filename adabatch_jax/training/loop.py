@@ -13,6 +13,7 @@ import optax
 from adabatch_jax.data.batches import examples_at, numbered_batches
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import DivergedError
+from adabatch_jax.reporting.metrics import COLUMNS
 from adabatch_jax.reporting.progress import Progress
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.schedules.plan import BatchPlan, Step
@@ -132,6 +133,7 @@ class Loop:
                 row |= {f"test_{name}": v for name, v in self.evaluator(state).items()}
             self._pace.restart(samples)
         row |= {"elapsed_seconds": self.record.elapsed_seconds(), "examples_per_second": pace}
+        row = {key: row[key] for key in (*COLUMNS, *row) if key in row}
         self.record.write_row(row)
         self.progress.log(row)
 

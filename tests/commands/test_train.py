@@ -1,0 +1,236 @@
+"""`python -m adabatch_jax.train`: the default run, resuming, and mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adabatch_jax.train import main
+
+SHORT = "--epochs 3 --batch-schedule 64 x2 every 1ep --log-every 7st --checkpoint-every 9st"
+
+
+def reproducible(workdir):
+    rows = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    return [
+        {k: v for k, v in row.items() if not k.endswith(("_seconds", "_per_second"))}
+        for row in rows
+    ]
+
+
+def digests(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    return summary["weights_digest"], summary["examples_digest"]
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "adabatch_jax.train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory):
+    """An uninterrupted short run."""
+    workdir = tmp_path_factory.mktemp("oracle") / "run"
+    process = start(*SHORT.split(), "--workdir", str(workdir))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return workdir
+
+
+def test_the_run_folder_is_complete(oracle):
+    assert {path.name for path in oracle.iterdir()} >= {
+        "config.json", "plan.json", "environment.json", "metrics.jsonl", "metrics.csv",
+        "summary.json", "checkpoints", "report.html", "curves_epochs.png", "tensorboard",
+    }  # fmt: skip
+    rows = reproducible(oracle)
+    assert rows[-1]["epoch"] == 3.0 and rows[-1]["batch_size"] == 256
+    assert list(rows[-1])[:10] == [
+        "step", "samples", "epoch", "phase", "batch_size", "learning_rate", "train_loss",
+        "examples_digest", "test_loss", "test_accuracy",
+    ]  # fmt: skip
+
+
+def wait_for_rows(process, workdir, count):
+    metrics = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") >= count:
+            return
+        time.sleep(0.005)
+
+
+def test_killed_again_and_again(oracle, tmp_path):
+    for rows in (1, 4, 6):
+        process = start(*SHORT.split(), "--workdir", str(tmp_path / "run"))
+        wait_for_rows(process, tmp_path / "run", rows)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(*SHORT.split(), "--workdir", str(tmp_path / "run"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert reproducible(tmp_path / "run") == reproducible(oracle)
+    assert digests(tmp_path / "run") == digests(oracle)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(oracle, tmp_path, number, code):
+    process = start(*SHORT.split(), "--workdir", str(tmp_path / "run"))
+    wait_for_rows(process, tmp_path / "run", 3)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    last = output.strip().splitlines()[-1]
+    assert "everything is saved" in last and "--workdir" in last
+    assert not (tmp_path / "run" / "summary.json").exists()
+    process = start(*SHORT.split(), "--workdir", str(tmp_path / "run"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "resuming after update" in output
+    assert reproducible(tmp_path / "run") == reproducible(oracle)
+    assert digests(tmp_path / "run") == digests(oracle)
+
+
+def test_a_signal_during_the_imports_ends_at_once(tmp_path):
+    process = start("--workdir", str(tmp_path / "run"))
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT), output
+
+
+def test_a_finished_run_is_left_alone(oracle, command):
+    before = {path: path.stat().st_mtime_ns for path in oracle.rglob("*")}
+    outcome = command(main, f"{SHORT} --workdir {oracle}")
+    assert outcome.code == 0 and outcome.out.startswith("finished already: test accuracy")
+    assert {path: path.stat().st_mtime_ns for path in oracle.rglob("*")} == before
+
+
+def test_the_runs_own_config_file_is_the_same_command(oracle, command):
+    outcome = command(main, f"--config {oracle / 'config.json'} --workdir {oracle}")
+    assert outcome.code == 0 and "finished already" in outcome.out
+
+
+def test_a_longer_run_goes_on(tmp_path, command):
+    first = command(main, f"--epochs 1 --batch-schedule 100 --lr 0.05 --workdir {tmp_path / 'r'}")
+    assert first.code == 0
+    longer = command(
+        main, f"--epochs 2 --batch-schedule 100, 1ep: 200 --lr 0.05 --workdir {tmp_path / 'r'}"
+    )
+    assert longer.code == 0 and "resuming after update 15" in longer.out
+    plan = json.loads((tmp_path / "r" / "plan.json").read_text())
+    assert [p["batch_size"] for p in plan["phases"]] == [100, 200]
+
+
+def test_without_workdir_the_settings_name_the_folder(command, tmp_path):
+    outcome = command(main, "--epochs 1 --batch-schedule 400 --name quick")
+    assert outcome.code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("quick-") and len(folder.name) == len("quick-") + 8
+    lines = outcome.out.strip().splitlines()
+    assert str(folder.relative_to(tmp_path)) in lines[0]
+    assert str(folder.relative_to(tmp_path)) in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("--datset digits", "--datset; did you mean '--dataset'?"),
+        ("--dataset digts", "no dataset 'digts'; did you mean 'digits'?"),
+        ("--model resnet20", "no model 'resnet20'; did you mean 'resnet20_cifar'?"),
+        ("--optimizer adam", "optimizer: 'adam' is not one of sgd, adamw; did you mean"),
+        ("--remainder cary", "remainder: 'cary' is not one of"),
+        ("--coupling liner", "coupling: 'liner' is not one of none, linear"),
+        ("--batch-schedule 0", "batch_schedule: `batch_size` must be at least 1, got 0"),
+        ("--batch-schedule 64 x0 every 2ep", "`growth_factor` must be above 0, got 0"),
+        ("--batch-schedule 64 x2 every 2epochs", "did you mean 'ep'"),
+        ("--batch-schedule 64, 3ep: 128, 2ep: 256", "must increase, but 2ep"),
+        ("--batch-schedule 5000", "exceeds num_examples=1442; cap it with `max 1442`"),
+        ("--lr 0.1 x0.5 evry 2ep", "lr: can't read the learning rate '0.1 x0.5 evry 2ep' at 'evry'"),
+        ("--microbatch-size 0", "microbatch_size: must be at least 1, got 0"),
+        ("--epochs 0", "epochs: must be above 0"),
+        ("--epochs ten", "--epochs: could not convert string to float: 'ten'"),
+        ("--seed -1", "seed: must be at least 0, got -1"),
+        ("--log-every 0st", "log_every: must be longer than nothing"),
+        ("--config nowhere.py", "--config: there is no file 'nowhere.py'"),
+        ("--name ../up", "name: '../up' can't be a folder's name"),
+        ("--dataset cifar10 --data.dir empty", "python -m adabatch_jax.prepare cifar10"),
+        ("--data.train-split trian", "did you mean 'train'?"),
+        ("--data.crop-padding -1", "data.crop_padding: can't be -1"),
+    ],
+)
+def test_mistakes(refused, tmp_path, arguments, text):
+    refused(main, f"{arguments} --workdir {tmp_path / 'run'}", text)
+
+
+def test_foreign_and_impossible_folders(refused, tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("")
+    refused(main, f"--workdir {foreign}", "holds 'thesis.tex' but no run")
+    refused(main, f"--workdir {foreign / 'thesis.tex'}", "is a file, not a folder")
+    refused(main, f"--workdir {foreign / 'thesis.tex' / 'run'}", "can't be used (Not a directory)")
+    assert sorted(path.name for path in foreign.iterdir()) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("--model resnet20_cifar", "has model='cnn_digits', not 'resnet20_cifar'"),
+        ("--seed 1", "has seed=0, not 1"),
+        ("--data.flip", "has data.flip=False, not True"),
+        ("--batch-schedule 32 x2 every 1ep", "phase 0 had batch_size 64 there and has 32 here"),
+        ("--lr 0.2", "had learning rate 0.05 at update 0"),
+        ("--epochs 1", "its plan had 4,326 samples and this one has 1,442"),
+    ],
+)
+def test_another_past_is_refused_by_name(oracle, refused, arguments, text):
+    before = (oracle / "config.json").read_bytes()
+    refused(main, f"{SHORT} --workdir {oracle} {arguments}", text, code=4)
+    assert (oracle / "config.json").read_bytes() == before
+
+
+def test_bad_config_files(refused, tmp_path):
+    for name, content, text in [
+        ("a.py", "confg = 1", "doesn't define `config = TrainConfig(...)`"),
+        ("b.py", "import nothing_like_that", "fails with ModuleNotFoundError"),
+        ("c.json", '{"modle": "cnn_digits"}', "unknown field 'modle'; did you mean 'model'?"),
+        ("d.json", "{", "is no JSON"),
+        ("e.json", '{"seed": "one"}', "seed: must be int, got 'one'"),
+        ("f.yaml", "", "must be a Python file (.py) or a config.json"),
+    ]:
+        (tmp_path / name).write_text(content)
+        refused(main, f"--config {tmp_path / name}", text)
+
+
+def test_help_is_quick_and_whole():
+    code = (
+        "import sys; from adabatch_jax.train import main; code = main(['--help']); "
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'tensorflow_datasets'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for flag in (
+        "dataset", "model", "batch-schedule", "lr", "coupling", "reference-batch-size",
+        "optimizer", "momentum", "weight-decay", "epochs", "seed", "microbatch-size", "remainder",
+        "config", "workdir",
+    ):  # fmt: skip
+        assert f"--{flag}" in done.stdout
+
+
+def test_piped_into_head(tmp_path):
+    command = f"{sys.executable} -m adabatch_jax.train {SHORT} --workdir {tmp_path}/run | head -n 1"
+    subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL, timeout=300)
+    assert (Path(tmp_path) / "run" / "summary.json").exists()
+    assert os.listdir(tmp_path) == ["run"]
