@@ -110,7 +110,7 @@ class Settings:
     keep_checkpoints: int = 3
     """How many of the newest checkpoints to keep."""
 
-    log_every: str = "50st"
+    log_every: str = "10st"
     """How often to write a row of metrics."""
 
     data: DataSettings = DataSettings()

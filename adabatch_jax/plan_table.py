@@ -80,10 +80,10 @@ def plan_rows(config: TrainConfig, plan: BatchPlan, num_devices: int) -> list[Pl
 def plan_notes(plan: BatchPlan, rows: Sequence[PlanRow]) -> list[str]:
     """Sentences below the table: totals first, then warnings."""
     first = plan.phases[0].batch_size
-    alone = plan.num_samples / first
+    alone = -(-plan.num_samples // first)
     notes = [
         f"{plan.num_steps:,} updates for {plan.num_samples:,} samples; with batch {first} "
-        f"throughout it would be {alone:,.0f}."
+        f"throughout it would be {alone:,}."
     ]
     if plan.num_dropped:
         notes.append(f"{plan.num_dropped:,} positions are dropped at the ends of epochs.")
