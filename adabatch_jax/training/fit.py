@@ -125,8 +125,9 @@ def fit(
             evaluator=(
                 None if eval_fn is None else Evaluator(eval_fn, eval_source, eval_batch_size, mesh)
             ),
-            eval_period=every(plan, eval_every),
-            checkpoint_period=every(plan, checkpoint_every),
+            # What isn't done needs no period: an endless stream has no epochs to count in.
+            eval_period=None if eval_fn is None else every(plan, eval_every),
+            checkpoint_period=None if workdir is None else every(plan, checkpoint_every),
             log_period=every(plan, log_every),
             on_step=on_step,
             record=record,

@@ -39,8 +39,8 @@ class Loop:
     rng: jax.Array
     learning_rate: optax.Schedule | None
     evaluator: Evaluator | None
-    eval_period: Period
-    checkpoint_period: Period
+    eval_period: Period | None
+    checkpoint_period: Period | None
     log_period: Period
     on_step: StepCallback | None
     record: RunRecord
@@ -101,8 +101,10 @@ class Loop:
     ) -> None:
         finished = step.index + 1
         at_end = finished == self.plan.num_steps
-        is_eval = self.evaluator and (at_end or self.eval_period.is_due(finished))
-        is_save = at_end or stopped or self.checkpoint_period.is_due(finished)
+        is_eval = self.eval_period is not None and (at_end or self.eval_period.is_due(finished))
+        is_save = self.checkpoint_period is not None and (
+            at_end or stopped or self.checkpoint_period.is_due(finished)
+        )
         if at_end or is_eval or self.log_period.is_due(finished):
             self._write_row(step, state, metrics, is_eval)
         elif is_save:

@@ -204,6 +204,21 @@ def test_without_workdir_nothing_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_endless_streams():
+    class Stream:
+        def read(self, indices):
+            return {"x": X[indices % N], "y": Y[indices % N]}
+
+    plan = make_plan("4, 40sp: 8", None, "100sp")
+    tx = optax.sgd(0.1)
+    state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
+    result = fit(loss_fn, tx, state, Stream(), plan, log_every="5st")
+    assert [row["samples"] for row in result.history] == [20, 40, 80, 100]
+    assert "epoch" not in result.history[0]
+    with pytest.raises(UsageError, match="period '1ep' is in epochs"):
+        fit(loss_fn, tx, state, Stream(), plan, eval_fn=eval_fn, eval_source=TEST)
+
+
 def test_the_files_of_a_run(tmp_path):
     plan = PLANS["carry"]
     result = train(plan, tmp_path)
