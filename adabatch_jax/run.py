@@ -19,16 +19,15 @@ from adabatch_jax.errors import RestoreError
 from adabatch_jax.learning_rates.coupling import coupled_learning_rate
 from adabatch_jax.learning_rates.resolved import resolve
 from adabatch_jax.models import create, functions
-from adabatch_jax.reporting.environment import describe_environment
 from adabatch_jax.reporting.progress import Progress, make_progress
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.checkpoint import Checkpoints
 from adabatch_jax.training.fit import FitResult, fit
 from adabatch_jax.training.loop import StepCallback
 from adabatch_jax.training.mesh import data_mesh
-from adabatch_jax.training.record import check_past, write_json
+from adabatch_jax.training.record import check_past
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.workdir import check_workdir, forget_summary
+from adabatch_jax.workdir import check_workdir
 
 # What decides the numbers of a run beside its schedule and learning rate.
 _IDENTITY = (
@@ -71,12 +70,6 @@ def train(config: TrainConfig, workdir: Path, on_step: StepCallback | None = Non
         seed=config.seed,
         normalize=functools.partial(normalize, mean=spec.mean, std=spec.std),
         augment=augmentation(config),
-    )
-    forget_summary(workdir)
-    write_json(workdir / "config.json", config.to_dict())
-    write_json(
-        workdir / "environment.json",
-        describe_environment([device.device_kind for device in jax.devices()]),
     )
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     progress = make_progress(plan)

@@ -6,7 +6,6 @@ from typing import Any
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.errors import UsageError
-from adabatch_jax.reporting.files import storage_errors
 
 
 def default_workdir(config: TrainConfig) -> Path:
@@ -48,8 +47,3 @@ def finished_summary(config: TrainConfig, workdir: Path) -> dict[str, Any] | Non
         return None
     return summary if saved == config.to_dict() else None
 
-
-def forget_summary(workdir: Path) -> None:
-    """Removes the summary of a finished run that is going to be prolonged."""
-    with storage_errors(workdir):
-        (workdir / "summary.json").unlink(missing_ok=True)

@@ -88,7 +88,7 @@ def fit(
       eval_batch_size: examples per batch of the evaluation.
       keep_checkpoints: how many of the newest checkpoints to keep.
       progress: where to show how it goes.
-      identity: settings, as JSON values, to be kept in each checkpoint.
+      identity: settings, as JSON values, kept in config.json and in each checkpoint.
 
     Raises:
       UsageError: arguments that don't fit each other.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from adabatch_jax.errors import RestoreError
+from adabatch_jax.reporting.environment import describe_environment
 from adabatch_jax.reporting.files import storage_errors, write_atomically
 from adabatch_jax.reporting.metrics import MetricsWriter, read_metrics
 from adabatch_jax.reporting.progress import Progress
@@ -61,11 +62,20 @@ class RunRecord:
 
         with storage_errors(self._workdir):
             self._workdir.mkdir(parents=True, exist_ok=True)
+        config = self._workdir / "config.json"
+        if not config.exists():  # it tells a run's folder from a foreign one
+            write_json(config, self._identity)
         self._checkpoints = Checkpoints(self._workdir / "checkpoints", self._keep)
         steps = self._checkpoints.steps()
         if steps:
             state = self._resume(steps[-1], state, progress)
+        if self.start_step < self._plan.num_steps:  # perhaps of a run that is prolonged
+            with storage_errors(self._workdir):
+                (self._workdir / "summary.json").unlink(missing_ok=True)
+        write_json(config, self._identity)
         write_json(self._workdir / "plan.json", self._plan.to_dict())
+        devices = [device.device_kind for device in jax.devices()]
+        write_json(self._workdir / "environment.json", describe_environment(devices))
         resume_from = self.start_step if steps else None
         self._metrics = MetricsWriter(self._workdir, resume_from_step=resume_from)
         self.history = read_metrics(self._workdir / "metrics.jsonl")

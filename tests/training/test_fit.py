@@ -12,6 +12,7 @@ from adabatch_jax.data.batches import batches
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.errors import DivergedError, RestoreError, StorageError, UsageError
 from adabatch_jax.learning_rates.coupling import coupled_learning_rate
+from adabatch_jax.reporting.runs import load_run
 from adabatch_jax.schedules.building import make_plan
 from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.fit import fit
@@ -148,6 +149,28 @@ def test_resuming_with_micro_batches_on_a_mesh(tmp_path):
     assert whole.summary["examples_digest"] == plain.summary["examples_digest"]
 
 
+def test_every_layout_trains_to_the_same_weights():
+    plan = make_plan("4, 1ep: 7, 2ep: 16", N, "3.3ep")
+
+    def quiet_loss(params, model_state, batch, rng):
+        losses = (apply(params, batch["x"])[:, 0] - batch["y"]) ** 2
+        return weighted_mean(losses, batch["weight"]), (model_state, {})
+
+    def weights(devices=None, microbatch_size=None):
+        mesh = devices and data_mesh(jax.devices()[:devices])
+        tx = optax.sgd(0.1, momentum=0.9)
+        state = TrainState.create(params=make_params(), tx=tx)
+        return fit(
+            quiet_loss, tx, state, TRAIN, plan, mesh=mesh, microbatch_size=microbatch_size
+        ).state.params
+
+    plain = weights()
+    for layout in [(4, None), (None, 5), (3, 5), (8, 6)]:
+        laid_out = weights(*layout)
+        for name, wanted in plain.items():
+            np.testing.assert_allclose(laid_out[name], wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_rows_come_where_they_are_due_with_the_last_update_in_them():
     plan = PLANS["carry"]
     result = train(plan)
@@ -230,6 +253,7 @@ def test_the_files_of_a_run(tmp_path):
     assert summary["test_accuracy"] == result.history[-1]["test_accuracy"]
     for name in ("compile", "step", "input", "evaluation", "checkpoint", "total"):
         assert summary[f"{name}_seconds"] >= 0
+    assert load_run(tmp_path).final("test_accuracy") == summary["test_accuracy"]
     assert (tmp_path / "metrics.csv").read_text().startswith("step,samples,epoch,phase")
     assert list((tmp_path / "tensorboard").iterdir())
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
