@@ -1,4 +1,4 @@
-"""ResNet-20 on Fashion-MNIST with a batch that grows fourfold after each epoch, from 128 to 2048.
+"""ResNet-20 on Fashion-MNIST with a batch that doubles after each epoch, from 128 to 512.
 
     python -m adabatch_jax.prepare fashion_mnist
     python -m adabatch_jax.train --config experiments/fashion_mnist_resnet20_adabatch.py
@@ -11,5 +11,5 @@ from experiments.fashion_mnist_resnet20 import base
 config = dataclasses.replace(
     base,
     name="fashion_mnist_resnet20_adabatch",
-    batch_schedule="128 x4 every 1ep max 2048",
+    batch_schedule="128 x2 every 1ep max 512",
 )

@@ -80,4 +80,4 @@ def test_experiments_load_from_anywhere(tmp_path, monkeypatch):
         if getattr(adaptive, field.name) != getattr(fixed, field.name)
     }
     assert differing == {"name", "batch_schedule"}
-    assert adaptive.plan(60_000).batch_sizes == (128, 512, 2048)
+    assert adaptive.plan(60_000).batch_sizes == (128, 256, 512)
