@@ -39,12 +39,15 @@ _MODULES = {
         "UsageError",
     ),
 }
+_PACKAGES = ("data", "learning_rates", "models", "reporting", "schedules", "training")
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

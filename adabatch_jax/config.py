@@ -150,6 +150,8 @@ class TrainConfig(Settings):
             value = getattr(self, name)
             if value is not None and not value >= minimum:
                 raise UsageError(f"{name}: must be at least {minimum}, got {value}.")
+        if self.seed >= 2**32:
+            raise UsageError(f"seed: must be below 2**32, got {self.seed}.")
         if not 0 < self.epochs < math.inf:
             raise UsageError(f"epochs: must be above 0 and finite, got {self.epochs}.")
         for name in ("crop_padding", "image_size"):

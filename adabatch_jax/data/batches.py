@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adabatch_jax.data.layout import BatchLayout, batch_layout, host_columns, row_table
-from adabatch_jax.data.order import example_indices
+from adabatch_jax.data.order import epoch_order, example_indices
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
 from adabatch_jax.schedules.plan import BatchPlan, Step
@@ -38,7 +38,7 @@ def batches(
       seed: of the order of the examples.
       start_sample: where a step of the plan begins; the batches are then the tail of the
         uninterrupted sequence.
-      mesh: a mesh with an axis "data"; None for numpy arrays of the phase's batch size.
+      mesh: the devices to spread a batch over; None for numpy arrays of the phase's batch size.
       microbatch_size: examples per micro-batch over all devices; None for no micro-batch axis.
 
     Yields:
@@ -69,7 +69,11 @@ def numbered_batches(
     microbatch_size: int | None,
 ) -> Iterator[tuple[Step, dict[str, Any]]]:
     """As `batches`, each with its step."""
-    start_step = _check(source, plan, start_sample)
+    start_step = _check(source, plan, seed, start_sample)
+    if mesh is not None:
+        from adabatch_jax.training.mesh import as_data_mesh
+
+        mesh = as_data_mesh(mesh)
     num_devices = 1 if mesh is None else mesh.size
     for size in plan.batch_sizes:
         batch_layout(size, microbatch_size, num_devices)
@@ -133,7 +137,7 @@ def examples_at(
     return example_indices(num_examples, seed, start_sample, count), positions // num_examples
 
 
-def _check(source: Source, plan: BatchPlan, start_sample: int) -> int:
+def _check(source: Source, plan: BatchPlan, seed: int, start_sample: int) -> int:
     num_examples = plan.num_examples
     if num_examples is not None:
         if len(source) != num_examples:
@@ -143,17 +147,8 @@ def _check(source: Source, plan: BatchPlan, start_sample: int) -> int:
             )
         if num_examples >= _INT32_RANGE:
             raise UsageError(f"a source can have at most 2**31 - 1 examples, got {num_examples}.")
-    if not 0 <= start_sample <= plan.num_samples:
-        raise UsageError(
-            f"`start_sample`={start_sample} is outside the plan's {plan.num_samples} samples."
-        )
-    step = plan.step_at(start_sample)
-    if plan.samples_at(step) != start_sample:
-        raise UsageError(
-            f"no step begins at start_sample={start_sample}; the nearest ones begin at "
-            f"{plan.samples_at(step)} and {plan.samples_at(step + 1)}."
-        )
-    return step
+    epoch_order(1, seed, 0)  # checks the seed
+    return plan.step_beginning_at(start_sample, "start_sample")
 
 
 def _process(mesh: "Mesh") -> tuple[int, int]:

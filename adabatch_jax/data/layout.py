@@ -41,6 +41,8 @@ def batch_layout(
     >>> batch_layout(96, 36, num_devices=8)
     BatchLayout(batch_size=96, microbatch_size=36, num_microbatches=3, padded_size=40)
     """
+    if batch_size < 1:
+        raise UsageError(f"`batch_size` must be at least 1, got {batch_size}.")
     if microbatch_size is not None and microbatch_size < 1:
         raise UsageError(f"`microbatch_size` must be at least 1, got {microbatch_size}.")
     size = min(microbatch_size or batch_size, batch_size)

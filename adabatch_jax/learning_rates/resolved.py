@@ -6,7 +6,7 @@ code runs on numpy (plan tables, logs) and inside jit.
 """
 
 import dataclasses
-import math
+import operator
 from collections.abc import Callable
 from fractions import Fraction
 from types import ModuleType
@@ -17,6 +17,7 @@ import numpy as np
 from adabatch_jax.errors import UsageError, did_you_mean
 from adabatch_jax.learning_rates.description import LearningRate
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.text import exact
 
 COUPLINGS = ("none", "linear", "sqrt")
 Coupling = str | float | Callable[[float], float]
@@ -30,6 +31,12 @@ def coupling_factors(
 ) -> list[Fraction]:
     """The factor on the base learning rate in each phase of the plan."""
     reference = plan.phases[0].batch_size if reference_batch_size is None else reference_batch_size
+    try:
+        reference = operator.index(reference)
+    except TypeError:
+        raise UsageError(
+            f"`reference_batch_size` must be a whole number, got {reference!r}."
+        ) from None
     if reference < 1:
         raise UsageError(f"`reference_batch_size` must be at least 1, got {reference}.")
     rule = _coupling_rule(coupling)
@@ -45,13 +52,11 @@ def _coupling_rule(coupling: Coupling) -> Callable[[Fraction], Fraction]:
             power = Fraction(coupling) if power is None else power
         except ValueError:
             raise UsageError(
-                f"unknown coupling {coupling!r}{did_you_mean(coupling, COUPLINGS)}; it is one of "
-                "'none', 'linear', 'sqrt', a power, or a callable of the batch ratio."
+                f"unknown coupling {coupling!r}: it is one of 'none', 'linear', 'sqrt', a power, "
+                f"or a callable of the batch ratio{did_you_mean(coupling, COUPLINGS) or '.'}"
             ) from None
-    elif isinstance(coupling, int | float) and math.isfinite(coupling):
-        power = Fraction(coupling)
     else:
-        raise UsageError(f"`coupling` must be a name, a finite power or a callable: {coupling!r}.")
+        power = exact(coupling, "coupling")
     if power.denominator == 1:
         return lambda ratio: ratio ** int(power)
     return lambda ratio: Fraction(float(ratio) ** float(power))
@@ -117,7 +122,7 @@ class ResolvedRate:
     piece_steps: np.ndarray  # int64 (pieces,): first steps of the pieces
     piece_rates: np.ndarray  # float64 (pieces,): base x coupling at their start
     shape: str
-    end_share: float  # linear: end_value / init_value
+    end_rates: np.ndarray  # float64 (pieces,): of a linear shape at the plan's end
     warmup_samples: int
     warmup_from: float
 
@@ -132,7 +137,8 @@ class ResolvedRate:
         if self.shape == "cosine":
             rate = rate * (1 + xp.cos(np.pi * (sample / self.num_samples))) / 2
         if self.shape == "linear":
-            rate = rate * (1 + (self.end_share - 1) * (sample / self.num_samples))
+            end_rate = xp.asarray(self.end_rates)[piece]
+            rate = rate + (end_rate - rate) * (sample / self.num_samples)
         if self.warmup_samples:
             climb = sample / self.warmup_samples
             warm = self.warmup_from + (rate - self.warmup_from) * climb
@@ -155,23 +161,20 @@ def resolve(
     pieces = _base_pieces(plan, base)
     starts = sorted({0, *(p.start_step for p in plan.phases), *(step for step, _ in pieces)})
     starts = [step for step in starts if step < plan.num_steps]
-    rates, piece = [], 0
+    rates, end_rates, piece = [], [], 0
     for step in starts:
         while piece + 1 < len(pieces) and pieces[piece + 1][0] <= step:
             piece += 1
-        rates.append(float(pieces[piece][1] * factors[plan.phase_at(step).index]))
-    end_share = 0.0
-    if base.shape == "linear":
-        if not base.init_value:
-            raise UsageError(f"a linear decay must begin above 0: {str(base)!r}.")
-        end_share = float(base.end_value / base.init_value)
+        factor = factors[plan.phase_at(step).index]
+        rates.append(float(pieces[piece][1] * factor))
+        end_rates.append(float((base.end_value or 0) * factor))
     return ResolvedRate(
         clock=StepClock.of(plan),
         num_samples=plan.num_samples,
         piece_steps=np.array(starts, dtype=np.int64),
         piece_rates=np.array(rates, dtype=np.float64),
         shape=base.shape,
-        end_share=end_share,
+        end_rates=np.array(end_rates, dtype=np.float64),
         warmup_samples=0 if base.warmup is None else plan.sample_of(base.warmup),
         warmup_from=float(base.warmup_from),
     )

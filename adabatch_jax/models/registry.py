@@ -46,6 +46,8 @@ def create(
     (512, 10)
     """
     builders = _builders()
+    if num_classes < 1:
+        raise UsageError(f"`num_classes` must be at least 1, got {num_classes}.")
     if name not in builders:
         raise UsageError(f"there is no model {name!r}{did_you_mean(name, builders)}.")
     return builders[name](num_classes, tuple(image_shape), seed, group_size)

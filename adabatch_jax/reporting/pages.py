@@ -16,7 +16,6 @@ _RESULTS = {
     "num_parameters": "parameters",
     "examples_digest": "digest of the examples",
     "weights_digest": "digest of the weights",
-    "restarts": "restarts",
 }
 _RESULT_TEXTS = {
     "test_accuracy": lambda value: percent_text(value, 2),

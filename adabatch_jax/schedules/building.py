@@ -48,7 +48,7 @@ def make_plan(
     if remainder not in REMAINDERS:
         raise UsageError(
             f"`remainder` must be 'carry', 'partial' or 'drop', got {remainder!r}"
-            f"{did_you_mean(str(remainder), REMAINDERS)}."
+            f"{did_you_mean(str(remainder), REMAINDERS) or '.'}"
         )
     if num_examples is None and remainder != "carry":
         raise UsageError(
@@ -65,16 +65,7 @@ def continue_plan(
 ) -> BatchPlan:
     """Implements `BatchPlan.continued`."""
     from_sample = operator.index(from_sample)
-    if not 0 <= from_sample <= plan.num_samples:
-        raise UsageError(
-            f"`from_sample`={from_sample} is outside the plan's {plan.num_samples} samples."
-        )
-    step = plan.step_at(from_sample)
-    if plan.samples_at(step) != from_sample:
-        raise UsageError(
-            f"no step begins at from_sample={from_sample}; the nearest ones begin at "
-            f"{plan.samples_at(step)} and {plan.samples_at(step + 1)}."
-        )
+    step = plan.step_beginning_at(from_sample, "from_sample")
     run = _run_duration(duration, plan.num_examples)
     builder = _Builder(as_schedule(schedule), plan.num_examples, plan.remainder, run, plan)
     builder.keep(step, from_sample)
@@ -133,7 +124,7 @@ class _Builder:
         self.step, self.sample = 0, 0
         self.starts: list[tuple[int, int, int]] = []  # (start_step, start_sample, batch_size)
         self.num_kept = 0
-        self._past = past
+        self._past, self._kept_steps = past, -1
         self._thresholds = (self._convert(d, size) for d, size in schedule.sizes())
         first = next(self._thresholds)
         self._size, self._from = first.batch_size, 0
@@ -147,6 +138,7 @@ class _Builder:
         kept = [p for p in self._past.phases if p.start_step < step]
         self.starts = [(p.start_step, p.start_sample, p.batch_size) for p in kept]
         self.num_kept, self.step, self.sample = len(kept), step, sample
+        self._kept_steps = step
         if self._length_known_and_below(sample):
             raise UsageError(
                 f"the duration {str(self.run)!r} ends before sample {sample}, up to which the "
@@ -160,6 +152,7 @@ class _Builder:
             if self._skip_to_fitting_epoch():
                 continue
             self._add_phase()
+        self._pass_thresholds()
         self._check_rest()
         if not self.starts:
             raise UsageError(
@@ -194,19 +187,20 @@ class _Builder:
         while self._next is not None and self._reached(self._next):
             sample = self._next.sample
             if sample is None:
-                past = self._past is not None and self._next.step < self.step
-                sample = self._past.samples_at(self._next.step) if past else self._sample_of_step()
+                sample = self._sample_of_step(self._next.step)
             if sample <= self._from:
                 raise _out_of_order(self._next.text, sample, self._from)
             self._size, self._from = self._next.batch_size, sample
             self._next = next(self._thresholds, None)
 
-    def _sample_of_step(self) -> int:
-        """Where the next threshold's step began, which may have been some steps ago."""
+    def _sample_of_step(self, step: int) -> int:
+        """Where a step began that may have been some steps ago."""
+        if step <= self._kept_steps:
+            return self._past.samples_at(step)
         for start_step, start_sample, size in reversed(self.starts):
-            if start_step < self._next.step:
+            if start_step < step:
                 # The end of the step before: under "drop" the step itself may begin later.
-                return self._stride(start_sample, size).end(self._next.step - start_step - 1)
+                return self._stride(start_sample, size).end(step - start_step - 1)
         return 0
 
     def _stride(self, start_sample: int, batch_size: int) -> Stride:

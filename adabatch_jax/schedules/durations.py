@@ -8,7 +8,7 @@ from fractions import Fraction
 from adabatch_jax.errors import UsageError, did_you_mean
 from adabatch_jax.schedules.text import decimal_text
 
-_FORM = re.compile(r"(\d[\d_]*(?:\.\d+)?|\.\d+)([KMB]?)(.*)", re.DOTALL)
+_FORM = re.compile(r"(\d[\d_]*(?:\.\d+|/\d+)?|\.\d+)\s*([KMB]?)(.*)", re.DOTALL)
 _MULTIPLES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _UNITS = ("ep", "st", "sp", "%")
 _LONG_NAMES = {
@@ -76,10 +76,13 @@ def parse_duration(text: str | int | Duration) -> Duration:
             f"unknown unit {unit!r} in the duration {text!r}{hint or ';'} units are ep (epochs), "
             "st (steps), sp (samples) and % (of the run)."
         )
-    value = Fraction(number) * _MULTIPLES[multiple]
+    try:
+        value = Fraction(number) * _MULTIPLES[multiple]
+    except ZeroDivisionError:
+        raise UsageError(f"the duration {text!r} divides by zero.") from None
     if unit in ("st", "sp", "") and value.denominator != 1:
         raise UsageError(f"the duration {text!r} is no whole number of steps or samples.")
-    return Duration(value, unit or "sp", spelling=text.strip())
+    return Duration(value, unit or "sp", spelling="".join(text.split()))
 
 
 def _samples(value: int) -> Duration:

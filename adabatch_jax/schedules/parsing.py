@@ -1,6 +1,6 @@
 """The text form of schedules, both ways: `parse_schedule(str(s)) == s`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 from adabatch_jax.errors import UsageError
@@ -112,6 +112,8 @@ def as_schedule(
         return parse_schedule(schedule)
     if hasattr(schedule, "__index__"):
         return constant(schedule)
+    if isinstance(schedule, Mapping):
+        schedule = schedule.items()
     try:
         pairs = [(parse_duration(duration), size) for duration, size in schedule]
     except TypeError:

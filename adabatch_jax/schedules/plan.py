@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import operator
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -107,6 +108,7 @@ class BatchPlan:
 
     def phase_at(self, step: int) -> Phase:
         """The phase of an update, `0 <= step < num_steps`; an IndexError outside."""
+        step = operator.index(step)  # an int32 array would overflow further down
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} is outside the plan's {self.num_steps} steps.")
         return self.phases[bisect.bisect_right(self._start_steps, step) - 1]
@@ -117,6 +119,7 @@ class BatchPlan:
 
     def samples_at(self, step: int) -> int:
         """Where an update begins, in samples; the run's length at `num_steps`."""
+        step = operator.index(step)
         if step == self.num_steps:
             return self.num_samples
         phase = self.phase_at(step)
@@ -124,6 +127,7 @@ class BatchPlan:
 
     def step_at(self, sample: int) -> int:
         """The s with `samples_at(s) <= sample < samples_at(s + 1)`; `num_steps` at the end."""
+        sample = operator.index(sample)
         if not 0 <= sample <= self.num_samples:
             raise IndexError(f"sample {sample} is outside the plan's {self.num_samples} samples.")
         if sample == self.num_samples:
@@ -134,10 +138,30 @@ class BatchPlan:
 
     def first_step_from(self, sample: int) -> int:
         """The first update that begins at `sample` or later; `num_steps` if none does."""
+        sample = operator.index(sample)
         if sample >= self.num_samples:
             return self.num_steps
         step = self.step_at(sample)
         return step if self.samples_at(step) == sample else step + 1
+
+    def step_beginning_at(self, sample: int, name: str) -> int:
+        """The update that begins at `sample`, or `num_steps` at the end.
+
+        Raises:
+          UsageError: none does; the sentence calls the sample `name`.
+        """
+        sample = operator.index(sample)
+        if not 0 <= sample <= self.num_samples:
+            raise UsageError(
+                f"`{name}`={sample} is outside the plan's {self.num_samples} samples."
+            )
+        step = self.step_at(sample)
+        if self.samples_at(step) != sample:
+            raise UsageError(
+                f"no step begins at {name}={sample}; the nearest ones begin at "
+                f"{self.samples_at(step)} and {self.samples_at(step + 1)}."
+            )
+        return step
 
     def epoch_at(self, step: int) -> float:
         """The epochs before an update, `samples_at(step) / num_examples`."""
@@ -162,6 +186,7 @@ class BatchPlan:
 
     def steps(self, start_step: int = 0) -> Iterator[Step]:
         """Yields the updates from `start_step` on."""
+        start_step = operator.index(start_step)
         if not 0 <= start_step <= self.num_steps:
             raise IndexError(f"step {start_step} is outside the plan's {self.num_steps} steps.")
         for phase in self.phases:
@@ -201,7 +226,9 @@ class BatchPlan:
         Equal for two plans whose steps before `until_sample` are the same, whatever comes after
         and however it was written down.
         """
-        cut = self.num_samples if until_sample is None else until_sample
+        cut = self.num_samples if until_sample is None else operator.index(until_sample)
+        if not 0 <= cut <= self.num_samples:
+            raise IndexError(f"sample {cut} is outside the plan's {self.num_samples} samples.")
         phases = [
             (p.start_step, p.start_sample, p.batch_size, min(p.stop_sample, cut))
             for p in self.phases

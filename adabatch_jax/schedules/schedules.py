@@ -4,11 +4,12 @@ A schedule is an initial size and a sequence of (duration, size): from there on,
 """
 
 import dataclasses
-import itertools
+import decimal
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
+from typing import Any
 
 from adabatch_jax.errors import UsageError
 from adabatch_jax.schedules.durations import Duration, parse_duration
@@ -35,6 +36,21 @@ def _positive(duration: Duration, name: str) -> Duration:
 
 def _round_half_up(value: Fraction, multiple_of: int = 1) -> int:
     return math.floor(value / multiple_of + Fraction(1, 2)) * multiple_of
+
+
+def _rounded_growth(init_value: int, factor: Fraction, k: int, multiple_of: int) -> int:
+    """`init_value * factor**k` rounded half up to a multiple, exactly.
+
+    Powers of a fraction have k times its digits, so 60 digits decide wherever they can.
+    """
+    if k * max(factor.numerator.bit_length(), factor.denominator.bit_length()) > 4096:
+        with decimal.localcontext(prec=60):
+            ratio = decimal.Decimal(factor.numerator) / factor.denominator
+            value = init_value * ratio**k / multiple_of
+            nearest = value.to_integral_value(decimal.ROUND_HALF_UP)
+            if abs(abs(value - nearest) - decimal.Decimal("0.5")) > decimal.Decimal("1e-30"):
+                return int(nearest) * multiple_of
+    return _round_half_up(init_value * factor**k, multiple_of)
 
 
 class Schedule:
@@ -78,14 +94,28 @@ class ExponentialGrowth(Schedule):
     multiple_of: int = 1
 
     def sizes(self) -> Iterator[tuple[Duration, int]]:
-        for k in itertools.count():
-            size = self._size_after(k)
+        k, size = 0, self._size_after(0)
+        yield _START, size
+        while size not in (self.end_value, 0) and self.growth_factor != 1:
+            k, size = self._next_change(k, size)
             yield self.every.times(k), size
-            if size == self.end_value or self.growth_factor == 1 or size == 0:
-                return
+
+    def _next_change(self, k: int, size: int) -> tuple[int, int]:
+        """The first interval after k with another size: slow growth has many without."""
+        same, step = k, 1
+        while self._size_after(same + step) == size:
+            same, step = same + step, 2 * step
+        changed = same + step
+        while changed - same > 1:
+            middle = (same + changed) // 2
+            if self._size_after(middle) == size:
+                same = middle
+            else:
+                changed = middle
+        return changed, self._size_after(changed)
 
     def _size_after(self, k: int) -> int:
-        size = _round_half_up(self.init_value * self.growth_factor**k, self.multiple_of)
+        size = _rounded_growth(self.init_value, self.growth_factor, k, self.multiple_of)
         if self.end_value is None:
             return size
         bound = min if self.growth_factor >= 1 else max
@@ -194,16 +224,15 @@ def piecewise_constant(
     >>> str(piecewise_constant(128, {"20ep": 256, "40ep": 512}))
     '128, 20ep: 256, 40ep: 512'
     """
-    items = (
-        boundaries_and_sizes.items()
-        if isinstance(boundaries_and_sizes, Mapping)
-        else boundaries_and_sizes
-    )
     boundaries = []
-    for duration, size in items:
+    for duration, size in _items(boundaries_and_sizes):
         duration = parse_duration(duration)
         boundaries.append((duration, _size(size, f"batch size from {duration}")))
     return PiecewiseConstant(_size(init_value, "init_value"), tuple(boundaries))
+
+
+def _items(pairs: Any) -> Any:
+    return pairs.items() if isinstance(pairs, Mapping) else pairs
 
 
 def linear_ramp(
@@ -232,7 +261,7 @@ def linear_ramp(
 
 def growth_from_decay(
     init_value: int,
-    boundaries_and_decays: Mapping[str | int, float],
+    boundaries_and_decays: Mapping[str | int, float] | Iterable[tuple[str | int | Duration, float]],
     power: float = 1.0,
     end_value: int | None = None,
 ) -> PiecewiseConstant:
@@ -250,7 +279,7 @@ def growth_from_decay(
     bound = None if end_value is None else _size(end_value, "end_value")
     exponent = exact(power, "power")
     product, boundaries = Fraction(1), []
-    for duration, decay in boundaries_and_decays.items():
+    for duration, decay in _items(boundaries_and_decays):
         factor = exact(decay, f"decay at {duration}")
         if factor <= 0:
             raise UsageError(f"the decay at {duration} must be above 0, got {decay}.")

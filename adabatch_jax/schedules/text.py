@@ -21,6 +21,8 @@ def exact(value: int | float | str | Decimal | Fraction, name: str) -> Fraction:
             raise ValueError
         if isinstance(value, float):
             value = repr(float(value))
+        elif hasattr(value, "dtype"):  # a scalar of numpy or JAX
+            value = str(value)
         return Fraction(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, InvalidOperation):
         raise UsageError(f"`{name}` must be a finite number, got {value!r}.") from None

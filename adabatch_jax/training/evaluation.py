@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
-from adabatch_jax.training.mesh import batch_sharding, replicated
+from adabatch_jax.training.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.training.state import TrainState
 
 EvalFn = Callable[[Any, Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
@@ -37,8 +37,9 @@ class Evaluator:
             raise UsageError(f"the evaluation's batch_size must be at least 1, got {batch_size}.")
         if len(source) == 0:
             raise UsageError("the evaluation's source has no examples.")
+        mesh = None if mesh is None else as_data_mesh(mesh)
         self._source, self._mesh = source, mesh
-        num_devices = 1 if mesh is None else mesh.shape["data"]
+        num_devices = 1 if mesh is None else mesh.size
         # One shape for all batches, no larger than the source needs.
         self._num_rows = -(-min(batch_size, len(source)) // num_devices) * num_devices
         shardings = {}
@@ -61,7 +62,7 @@ class Evaluator:
                 jax.block_until_ready(results[-3])
         results = jax.device_get(results)
         return {
-            name: float(np.average([np.float64(r[name]) for r in results], weights=counts))
+            name: sum(map(_total, (r[name] for r in results), counts)) / sum(counts)
             for name in results[0]
         }
 
@@ -76,6 +77,19 @@ class Evaluator:
             batch["epoch"] = np.zeros(self._num_rows, np.int32)
             batch["weight"] = (np.arange(self._num_rows) < count).astype(np.float32)
             yield count, batch
+
+
+def _total(mean: Any, count: int) -> float:
+    """The sum behind a mean: whole where rounding alone keeps it from being whole.
+
+    So accuracies are exact: 1/3 of 120 examples are 40 however they were cut into batches.
+    """
+    mean = np.asarray(mean)
+    total = float(mean) * count
+    if not np.isfinite(total) or not np.issubdtype(mean.dtype, np.floating):
+        return total
+    whole = round(total)
+    return float(whole) if abs(total - whole) <= np.finfo(mean.dtype).eps * abs(total) else total
 
 
 def evaluate(

@@ -69,7 +69,7 @@ def fit(
     Args:
       loss_fn: as in `make_train_step`.
       tx: the optimizer, with its learning rate inside.
-      state: where to begin; its arrays are donated.
+      state: where to begin, from update `state.step` on; its arrays are donated.
       source: the training examples, `plan.num_examples` of them.
       plan: which batch size when. To go on with a run that was finished, or with another future,
         give the run's own plan `continued` from where it stands.
@@ -110,6 +110,14 @@ def fit(
     """
     if (eval_fn is None) != (eval_source is None):
         raise UsageError("`eval_fn` and `eval_source` belong together: give both or neither.")
+    if state.step.is_deleted():
+        raise UsageError(
+            "`state` was given to an earlier call, which took its arrays; go on with the state "
+            "that the call returned, or with a new `TrainState.create(...)`."
+        )
+    # What isn't done needs no period: an endless stream has no epochs to count in.
+    eval_period = None if eval_fn is None else every(plan, eval_every)
+    checkpoint_period = None if workdir is None else every(plan, checkpoint_every)
     progress = NullProgress() if progress is None else progress
     train_step = make_train_step(loss_fn, tx, mesh, microbatch_size)
     record = RunRecord(plan, seed, workdir, keep_checkpoints, identity or {})
@@ -125,9 +133,8 @@ def fit(
             evaluator=(
                 None if eval_fn is None else Evaluator(eval_fn, eval_source, eval_batch_size, mesh)
             ),
-            # What isn't done needs no period: an endless stream has no epochs to count in.
-            eval_period=None if eval_fn is None else every(plan, eval_every),
-            checkpoint_period=None if workdir is None else every(plan, checkpoint_every),
+            eval_period=eval_period,
+            checkpoint_period=checkpoint_period,
             log_period=every(plan, log_every),
             on_step=on_step,
             record=record,

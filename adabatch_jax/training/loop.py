@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from adabatch_jax.data.batches import examples_at, numbered_batches
+from adabatch_jax.data.batches import numbered_batches
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import DivergedError
 from adabatch_jax.reporting.metrics import COLUMNS
@@ -68,7 +68,7 @@ class Loop:
             with record.timed("step" if step.batch_size in compiled else "compile"):
                 state, metrics = self.train_step(state, batch, self.rng)
             compiled.add(step.batch_size)
-            self._audit(step)
+            record.audit(step)
             in_flight.append(metrics)
             if len(in_flight) > _STEPS_IN_FLIGHT:
                 with record.timed("step"):
@@ -89,12 +89,6 @@ class Loop:
             f"phase {step.phase + 1} of {len(self.plan.phases)} from update {step.index:,}: "
             f"batch {phase.batch_size}{rate}"
         )
-
-    def _audit(self, step: Step) -> None:
-        index, epoch = examples_at(
-            self.plan.num_examples, self.seed, step.start_sample, step.num_real
-        )
-        self.record.examples.update(step.start_sample, index, epoch)
 
     def _do_what_is_due(
         self, step: Step, state: TrainState, metrics: Mapping[str, jax.Array], stopped: bool

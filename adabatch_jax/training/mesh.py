@@ -24,6 +24,17 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
+def as_data_mesh(mesh: Mesh) -> Mesh:
+    """Returns the mesh that batches are spread over: all devices of `mesh` along "data".
+
+    Any mesh will do, whatever its axes are called, and also one whose axis types are Explicit,
+    under which code that was written for one device would have to say where its results lie.
+    """
+    if mesh.axis_names == ("data",) and mesh.axis_types == (AxisType.Auto,):
+        return mesh
+    return data_mesh(list(mesh.devices.flat))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of what every device holds whole: parameters, metrics, keys.
 

@@ -1,5 +1,6 @@
 """What a run leaves on disk, and how it is taken up again."""
 
+import itertools
 import json
 import time
 from collections import Counter
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from adabatch_jax.errors import RestoreError
+from adabatch_jax.data.batches import examples_at
+from adabatch_jax.errors import RestoreError, UsageError, explain_missing
 from adabatch_jax.reporting.environment import describe_environment
 from adabatch_jax.reporting.files import storage_errors, write_atomically
 from adabatch_jax.reporting.metrics import MetricsWriter, read_metrics
 from adabatch_jax.reporting.progress import Progress
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.training.digests import ExamplesDigest, weights_digest
 from adabatch_jax.training.state import TrainState
 
@@ -57,8 +59,12 @@ class RunRecord:
         """Opens the workdir, and returns the state of its newest checkpoint if it has one."""
         self._since = time.monotonic()
         if self._workdir is None:
+            self._start_from(state)
             return state
-        from adabatch_jax.training.checkpoint import Checkpoints  # a run in memory needs no Orbax
+        try:
+            from adabatch_jax.training.checkpoint import Checkpoints  # not needed in memory
+        except ModuleNotFoundError as error:
+            raise explain_missing(error) or error from error
 
         with storage_errors(self._workdir):
             self._workdir.mkdir(parents=True, exist_ok=True)
@@ -69,17 +75,46 @@ class RunRecord:
         steps = self._checkpoints.steps()
         if steps:
             state = self._resume(steps[-1], state, progress)
+            if self._is_finished():
+                self.history = read_metrics(self._workdir / "metrics.jsonl")
+                return state
+        else:
+            self._start_from(state)
         if self.start_step < self._plan.num_steps:  # perhaps of a run that is prolonged
             with storage_errors(self._workdir):
                 (self._workdir / "summary.json").unlink(missing_ok=True)
         write_json(config, self._identity)
         write_json(self._workdir / "plan.json", self._plan.to_dict())
         devices = [device.device_kind for device in jax.devices()]
-        write_json(self._workdir / "environment.json", describe_environment(devices))
+        environment = {**describe_environment(devices), "restarts": self._restarts}
+        write_json(self._workdir / "environment.json", environment)
         resume_from = self.start_step if steps else None
         self._metrics = MetricsWriter(self._workdir, resume_from_step=resume_from)
         self.history = read_metrics(self._workdir / "metrics.jsonl")
         return state
+
+    def _start_from(self, state: TrainState) -> None:
+        """Begins where the given state stands."""
+        step = int(state.step)
+        if step > self._plan.num_steps:
+            raise UsageError(
+                f"the state has {step} updates behind it, more than the plan's "
+                f"{self._plan.num_steps}; give `TrainState.create(...)` to begin anew."
+            )
+        self.start_step = step
+        for past in itertools.islice(self._plan.steps(), step):
+            self.audit(past)
+
+    def _is_finished(self) -> bool:
+        summary = self._workdir / "summary.json"
+        return self.start_step == self._plan.num_steps and summary.exists()
+
+    def audit(self, step: Step) -> None:
+        """Adds an update's examples to the digest."""
+        index, epoch = examples_at(
+            self._plan.num_examples, self._seed, step.start_sample, step.num_real
+        )
+        self.examples.update(step.start_sample, index, epoch)
 
     def _resume(self, step: int, state: TrainState, progress: Progress) -> TrainState:
         run = self._checkpoints.read_run(step)
@@ -139,6 +174,8 @@ class RunRecord:
 
     def finish(self, state: TrainState, stopped: bool) -> dict[str, Any]:
         """Waits for the last checkpoint and, at the plan's end, writes the summary."""
+        if self._workdir is not None and self._metrics is None:  # it was finished before
+            return json.loads((self._workdir / "summary.json").read_text())
         if self._checkpoints is not None:
             with self.timed("checkpoint"):
                 self._checkpoints.wait()
@@ -162,7 +199,6 @@ class RunRecord:
             "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             **{f"{name}_seconds": self._seconds[name] for name in ACTIVITIES},
             "total_seconds": self.elapsed_seconds(),
-            "restarts": self._restarts,
         }
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from adabatch_jax.errors import UsageError
 from adabatch_jax.training.accumulation import Outputs, accumulate
-from adabatch_jax.training.mesh import batch_sharding, replicated
+from adabatch_jax.training.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.training.state import TrainState
 
 LossFn = Callable[[Any, Any, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, tuple[Any, Any]]]
@@ -22,7 +22,8 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
 
     Args:
       values: shape (B, ...), one entry per example; booleans count as 0 and 1.
-      weight: shape (B,), 1 for a real example and 0 for padding.
+      weight: shape (B,), 1 for a real example and 0 for padding. A padded row must be finite,
+        as those that repeat a real example are.
 
     Returns:
       The mean over the first axis, of shape `values.shape[1:]`; 0 where all weights are 0.
@@ -30,6 +31,7 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     >>> float(weighted_mean(jnp.array([1.0, 2.0, 9.0]), jnp.array([1.0, 1.0, 0.0])))
     1.5
     """
+    values, weight = jnp.asarray(values), jnp.asarray(weight)
     total = weight.sum()
     column = weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim))
     return (values * column).sum(axis=0) / jnp.where(total > 0, total, 1)
@@ -83,7 +85,7 @@ class TrainStep:
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Raises a UsageError unless the batch has the layout that this step was made for."""
-        num_devices = 1 if self.mesh is None else self.mesh.shape["data"]
+        num_devices = 1 if self.mesh is None else self.mesh.size
         _check_batch(batch, self.microbatch_size, num_devices)
 
 
@@ -104,7 +106,7 @@ def make_train_step(
         Loss and metrics are means over the batch weighted by `batch["weight"]`, see
         `weighted_mean`; `metrics` is a dict without the key "loss".
       tx: the optimizer.
-      mesh: a mesh with the axis "data" (`data_mesh`); each device then works on its share of
+      mesh: the devices, as `data_mesh` or any other mesh; each device then works on its share of
         the examples. By default the batch is computed where its arrays lie.
       microbatch_size: the number of examples, over all devices, in the micro-batches that the
         batch comes in. Arrays are then (K, m, ...) instead of (B, ...), and one micro-batch
@@ -134,7 +136,8 @@ def make_train_step(
     """
     if microbatch_size is not None and microbatch_size < 1:
         raise UsageError(f"microbatch_size must be at least 1, got {microbatch_size}.")
-    num_devices = 1 if mesh is None else mesh.shape["data"]
+    mesh = None if mesh is None else as_data_mesh(mesh)
+    num_devices = 1 if mesh is None else mesh.size
 
     def train_step(state: TrainState, batch: Mapping[str, jax.Array], rng: jax.Array):
         _check_batch(batch, microbatch_size, num_devices)

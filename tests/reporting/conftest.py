@@ -140,5 +140,4 @@ def summary_of(row):
         "evaluation_seconds": 0.07 * total,
         "checkpoint_seconds": 0.01 * total,
         "total_seconds": total,
-        "restarts": 0,
     }

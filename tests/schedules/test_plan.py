@@ -2,6 +2,8 @@
 
 import time
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from adabatch_jax.errors import UsageError
@@ -164,6 +166,41 @@ def test_continued():
         plan.continued(128, 5_000_001, "200ep")
     with pytest.raises(UsageError, match="ends before sample"):
         plan.continued(128, change, "1ep")
+
+
+def test_steps_of_a_continued_plan_are_its_own():
+    short = make_plan("10", 20, "20sp")
+    with pytest.raises(UsageError, match="must increase"):
+        short.continued("1, 35sp: 2, 3st: 4", 20, "60sp")
+    long = make_plan("10", 100, "10ep")
+    with pytest.raises(UsageError, match="must increase"):
+        long.continued("1, 35sp: 2, 10st: 4", 20, "2ep")
+    kept = long.continued("1, 1st: 2, 10st: 4", 20, "2ep")
+    assert [(p.batch_size, p.start_step) for p in kept.phases] == [(10, 0), (2, 2), (4, 10)]
+
+
+def test_a_last_batch_that_passes_two_thresholds():
+    assert make_plan("1000, 80%: 500, 90%: 250", 1000, "1ep").num_steps == 1
+    assert make_plan("10, 4sp: 8, 7sp: 4", 11, "9sp").num_steps == 1
+
+
+def test_positions_may_be_arrays_of_int32():
+    plan = make_plan(10_000, 10**9, 10**11)
+    for step in (np.int32(10**6), np.int64(10**6), jnp.int32(10**6)):
+        assert plan.samples_at(step) == 10**10 and type(plan.samples_at(step)) is int
+        assert plan.epoch_at(step) == 10.0
+        assert plan.fingerprint(np.int64(10**10)) == plan.fingerprint(10**10)
+    with pytest.raises(IndexError):
+        plan.fingerprint(10**11 + 1)
+    with pytest.raises(TypeError):
+        plan.samples_at(3.0)
+
+
+def test_slow_growth_takes_as_long_as_it_has_phases():
+    begin = time.perf_counter()
+    plan = make_plan("128 x1.00001 every 1Ksp max 1000", 10**9, 10**9)
+    assert plan.batch_sizes == tuple(range(128, 1001))
+    assert time.perf_counter() - begin < 3  # 200,000 exact powers would take minutes
 
 
 def test_continued_checks_divisibility_of_what_comes_only():

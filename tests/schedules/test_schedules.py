@@ -1,7 +1,9 @@
 """Schedules, durations and their text forms."""
 
+import itertools
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,6 +132,33 @@ def test_durations(text, value, unit):
 def test_bad_durations(text, message):
     with pytest.raises(UsageError, match=message):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        exponential_growth(10, 2, every="1 ep"),
+        piecewise_constant(5, {"20 ep": 3, "2.5M sp": 4}),
+        exponential_growth(10, 2, every=parse_duration("1ep").times(Fraction(1, 3))),
+        linear_ramp(1, 9, over="1/3ep", num_stages=3),
+        growth_from_decay(128, [("30ep", 0.1)]),
+        exponential_growth(10, np.float32(1.1), every=np.int64(100)),
+    ],
+)
+def test_odd_spellings_round_trip(schedule):
+    assert parse_schedule(str(schedule)) == schedule
+
+
+@pytest.mark.parametrize(("factor", "multiple_of"), [("1.001", 1), ("1.01", 8), ("0.999", 3)])
+def test_slow_growth_against_every_interval(factor, multiple_of):
+    schedule = exponential_growth(1000, factor, "1sp", multiple_of=multiple_of)
+    sizes = {}
+    for k in range(1500):
+        exact = 1000 * Fraction(factor) ** k / multiple_of
+        sizes[k] = int(exact + Fraction(1, 2)) * multiple_of
+    changes = [(k, s) for k, s in sizes.items() if k == 0 or s != sizes[k - 1]]
+    got = [(int(d.value), s) for d, s in itertools.islice(schedule.sizes(), len(changes))]
+    assert got == changes
 
 
 def test_spelling_is_no_part_of_a_schedule():
