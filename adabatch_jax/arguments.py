@@ -11,7 +11,8 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from adabatch_jax.config import DataSettings, Settings, TrainConfig, load_config
+from adabatch_jax.config import DataSettings, Settings, TrainConfig
+from adabatch_jax.config_files import load_config
 from adabatch_jax.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
@@ -65,7 +66,9 @@ def _joined(argv: Sequence[str]) -> list[str]:
     """Makes one argument of the words behind a flag whose value is a text."""
     joined: list[str] = []
     for word in argv:
-        if len(joined) > 1 and joined[-2] in _TEXT_FLAGS and not word.startswith("--"):
+        is_value = len(joined) > 1 and joined[-2] in _TEXT_FLAGS
+        is_assigned = bool(joined) and joined[-1].startswith(tuple(f"{f}=" for f in _TEXT_FLAGS))
+        if (is_value or is_assigned) and not word.startswith("--"):
             joined[-1] += f" {word}"
         else:
             joined.append(word)

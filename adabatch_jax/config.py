@@ -5,16 +5,17 @@ import hashlib
 import json
 import math
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from adabatch_jax.errors import UsageError, did_you_mean
-from adabatch_jax.learning_rates.description import LearningRate, parse_learning_rate
+from adabatch_jax.learning_rates.description import (
+    LearningRate,
+    coupling_power,
+    parse_learning_rate,
+)
 from adabatch_jax.schedules.building import make_plan
 from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.schedules.parsing import parse_schedule
@@ -214,7 +215,7 @@ _TEXT_FIELDS: dict[str, Callable[[str], Any]] = {
     "eval_every": lambda text: check_period(text),
     "checkpoint_every": lambda text: check_period(text),
     "log_every": lambda text: check_period(text),
-    "coupling": lambda text: check_coupling(text),
+    "coupling": coupling_power,
 }
 _MINIMA = {
     "reference_batch_size": 1,
@@ -236,71 +237,13 @@ def check_period(text: str) -> Duration:
     return period
 
 
-def check_coupling(text: str) -> str:
-    """Checks the name of a coupling, or a power."""
-    names = ("none", "linear", "sqrt")
-    if text in names:
-        return text
-    try:
-        Fraction(text)
-    except ValueError:
-        raise UsageError(
-            f"{text!r} is not one of none, linear, sqrt or a power{did_you_mean(text, names) or '.'}"
-        ) from None
-    return text
-
-
-def load_config(path: str) -> TrainConfig:
-    """Reads a configuration: a Python file that defines `config`, or a run's config.json.
-
-    Only a Python file is executed; JSON is data.
-
-    Raises:
-      UsageError: no such file, or no configuration in it.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise UsageError(f"--config: there is no file {path!r}.")
-    if file.suffix == ".json":
-        try:
-            content = json.loads(file.read_text())
-        except ValueError as error:
-            raise UsageError(f"--config: {path!r} is no JSON ({error}).") from None
-        return TrainConfig.from_dict(content, origin=repr(path))
-    if file.suffix != ".py":
-        raise UsageError(f"--config: {path!r} must be a Python file (.py) or a config.json.")
-    return _load_python(file)
-
-
-def _load_python(file: Path) -> TrainConfig:
-    namespace: dict[str, Any] = {"__name__": f"_config_{file.stem}", "__file__": str(file)}
-    # Arms of an experiment import their common base by its package's name.
-    root = file.resolve().parent
-    while (root / "__init__.py").exists():
-        root = root.parent
-    sys.path.insert(0, str(root))
-    try:
-        exec(compile(file.read_bytes(), str(file), "exec"), namespace)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"--config: {str(file)!r} fails with {type(error).__name__}: {error}."
-        ) from error
-    finally:
-        sys.path.remove(str(root))
-    if not isinstance(namespace.get("config"), TrainConfig):
-        raise UsageError(f"--config: {str(file)!r} doesn't define `config = TrainConfig(...)`.")
-    return namespace["config"]
-
-
 def _known_fields(cls: type, content: Any, origin: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{origin} must be an object with fields, got {content!r}.")
     names = [field.name for field in dataclasses.fields(cls)]
     for key in content:
         if key not in names:
-            raise UsageError(f"{origin} has an unknown field {key!r}{did_you_mean(key, names)}.")
+            raise UsageError(f"{origin} has an unknown field {key!r}{did_you_mean(key, names) or '.'}")
     return dict(content)
 
 

@@ -65,12 +65,12 @@ def explain_missing(error: ModuleNotFoundError) -> UsageError | None:
     """The sentence for a package of the extra that is not installed; None for any other module.
 
     >>> str(explain_missing(ModuleNotFoundError(name="flax.nnx")))
-    "this needs the package flax, which isn't installed: pip install 'adabatch_jax[train]'."
+    "this needs the package flax, which isn't installed: pip install 'adabatch_jax[train]', or ..."
     """
     package = (error.name or "").partition(".")[0]
     if package not in _EXTRA:
         return None
     return UsageError(
         f"this needs the package {package}, which isn't installed: "
-        "pip install 'adabatch_jax[train]'."
+        "pip install 'adabatch_jax[train]', or -r requirements.txt in a checkout."
     )

@@ -2,10 +2,14 @@
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+_SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class Interruption:
@@ -36,8 +40,11 @@ class Interruption:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if not self._deferred or self._signal is not None:
+            if sys.stdout.isatty():
+                os.write(1, _SHOW_CURSOR)  # the live display hides it
             os._exit(128 + number)
         self._signal = number
+        os.write(2, b"stopping after this update and saving; once more to stop at once\n")
 
     @property
     def happened(self) -> bool:

@@ -68,7 +68,7 @@ def _plan(argv: Sequence[str] | None) -> int:
     if options.memory:
         rows = _with_memory(config, rows)
     if options.json:
-        print(json.dumps(as_json(plan, rows, options.devices), indent=2))
+        print(json.dumps(as_json(config, plan, rows, options.devices), indent=2))
         return 0
     _print_table(rows)
     for note in plan_notes(plan, rows):

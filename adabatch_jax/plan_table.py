@@ -7,6 +7,7 @@ from typing import Any
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.data.layout import batch_layout
 from adabatch_jax.learning_rates.resolved import resolve
+from adabatch_jax.schedules.building import make_plan
 from adabatch_jax.schedules.plan import BatchPlan
 
 MAX_PADDING_SHARE = 0.05
@@ -80,11 +81,14 @@ def plan_rows(config: TrainConfig, plan: BatchPlan, num_devices: int) -> list[Pl
 def plan_notes(plan: BatchPlan, rows: Sequence[PlanRow]) -> list[str]:
     """Sentences below the table: totals first, then warnings."""
     first = plan.phases[0].batch_size
-    alone = -(-plan.num_samples // first)
-    notes = [
-        f"{plan.num_steps:,} updates for {plan.num_samples:,} samples; with batch {first} "
-        f"throughout it would be {alone:,}."
-    ]
+    notes = [f"{plan.num_steps:,} updates for {plan.num_samples:,} samples."]
+    if len(plan.batch_sizes) > 1:
+        alone = make_plan(first, plan.num_examples, f"{plan.num_samples}sp", plan.remainder)
+        notes = [
+            f"{plan.num_steps:,} updates for {plan.num_samples:,} samples; with batch {first} "
+            f"throughout it would be {alone.num_steps:,}."
+        ]
+    notes.append("lr and lr/batch are those of each phase's first update.")
     if plan.num_dropped:
         notes.append(f"{plan.num_dropped:,} positions are dropped at the ends of epochs.")
     programs = len({(row.microbatch_size, row.num_microbatches) for row in rows})
@@ -104,7 +108,7 @@ def plan_notes(plan: BatchPlan, rows: Sequence[PlanRow]) -> list[str]:
 
 
 HEADER = (
-    "phase", "from step", "steps", "samples", "from epoch", "batch", "per device", "micro-batch",
+    "phase", "from step", "steps", "from sample", "samples", "from epoch", "batch", "per device", "micro-batch",
     "padding", "lr", "lr/batch", "memory",
 )  # fmt: skip
 
@@ -116,6 +120,7 @@ def table_cells(row: PlanRow) -> tuple[str, ...]:
         str(row.phase),
         f"{row.start_step:,}",
         f"{row.num_steps:,}",
+        f"{row.start_sample:,}",
         f"{row.num_samples:,}",
         f"{row.start_epoch:.2f}",
         str(row.batch_size),
@@ -128,10 +133,13 @@ def table_cells(row: PlanRow) -> tuple[str, ...]:
     )
 
 
-def as_json(plan: BatchPlan, rows: Sequence[PlanRow], num_devices: int) -> dict[str, Any]:
-    """The plan and the table as JSON values."""
+def as_json(
+    config: TrainConfig, plan: BatchPlan, rows: Sequence[PlanRow], num_devices: int
+) -> dict[str, Any]:
+    """The plan, the table and the settings as JSON values."""
     return {
         **plan.to_dict(),
+        "config": config.to_dict(),
         "num_dropped": plan.num_dropped,
         "num_devices": num_devices,
         "rows": [dataclasses.asdict(row) for row in rows],

@@ -1,6 +1,5 @@
 """One training run from a configuration: everything between the command line and `fit`."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -15,25 +14,17 @@ from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
 from adabatch_jax.data.datasets import DatasetSpec, dataset_spec
 from adabatch_jax.data.sources import Source
 from adabatch_jax.data.tfds_sources import in_memory, tfds_source
-from adabatch_jax.errors import RestoreError
 from adabatch_jax.learning_rates.coupling import coupled_learning_rate
-from adabatch_jax.learning_rates.resolved import resolve
 from adabatch_jax.models import create, functions
 from adabatch_jax.reporting.progress import Progress, make_progress
+from adabatch_jax.resuming import plan_of_run
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.training.checkpoint import Checkpoints
 from adabatch_jax.training.fit import FitResult, fit
 from adabatch_jax.training.loop import StepCallback
 from adabatch_jax.training.mesh import data_mesh
-from adabatch_jax.training.record import check_past
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.workdir import check_workdir
+from adabatch_jax.workdir import check_workdir, locked
 
-# What decides the numbers of a run beside its schedule and learning rate.
-_IDENTITY = (
-    "dataset", "model", "optimizer", "momentum", "weight_decay", "seed", "microbatch_size",
-    "batchnorm_group_size", "remainder", "data",
-)  # fmt: skip
 # A decoded dataset below this is kept in memory.
 _MEMORY_LIMIT_BYTES = 2 * 2**30
 
@@ -50,9 +41,21 @@ def train(config: TrainConfig, workdir: Path, on_step: StepCallback | None = Non
       UsageError: the settings or the workdir can't work.
       RestoreError: the workdir holds a run with another past.
     """
-    check_workdir(workdir)
     spec = dataset_spec(config.dataset, config.data.dir)
     train_source, test_source = open_sources(config, spec)
+    check_workdir(workdir)
+    with locked(workdir):
+        return _train(config, workdir, on_step, spec, train_source, test_source)
+
+
+def _train(
+    config: TrainConfig,
+    workdir: Path,
+    on_step: StepCallback | None,
+    spec: DatasetSpec,
+    train_source: Source,
+    test_source: Source,
+) -> FitResult:
     plan = plan_of_run(config, len(train_source), workdir)
     learning_rate = coupled_learning_rate(
         plan, config.learning_rate, config.coupling, config.reference_batch_size
@@ -165,75 +168,3 @@ def make_optimizer(
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, momentum)
     )
-
-
-def plan_of_run(config: TrainConfig, num_examples: int, workdir: Path) -> BatchPlan:
-    """The plan; of a run that has begun, what was done followed by what is asked for.
-
-    A longer run and an edited future of the schedule are allowed; another past is refused, and
-    so is a change of any setting that decides the numbers.
-    """
-    plan = config.plan(num_examples)
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        return plan
-    checkpoints = Checkpoints(folder, config.keep_checkpoints)
-    try:
-        steps = checkpoints.steps()
-        run = checkpoints.read_run(steps[-1]) if steps else None
-    finally:
-        checkpoints.close()
-    if run is None:
-        return plan
-    before = TrainConfig.from_dict(run["identity"], origin=f"the checkpoint in {folder}")
-    _check_identity(before, config, workdir)
-    done = BatchPlan.from_dict(run["plan"])
-    if done.num_samples == run["samples"] and plan.num_samples > run["samples"]:
-        # A finished run is prolonged: its last batch may have been partial.
-        whole = done.samples_at(done.num_steps - 1)
-        if plan.fingerprint(whole) == done.fingerprint(whole):
-            plan = done.continued(config.schedule, run["samples"], config.duration)
-    check_past(run, plan, config.seed, workdir)
-    _check_rates(before, done, config, plan, run["step"], workdir)
-    return plan
-
-
-def _check_identity(before: TrainConfig, config: TrainConfig, workdir: Path) -> None:
-    for name in _IDENTITY:
-        old, new = getattr(before, name), getattr(config, name)
-        if name == "data":
-            # Where the files lie decides nothing.
-            old, new = (dataclasses.asdict(d) | {"dir": None} for d in (old, new))
-            differing = [key for key in old if old[key] != new[key]]
-            if not differing:
-                continue
-            name, old, new = f"data.{differing[0]}", old[differing[0]], new[differing[0]]
-        if old != new:
-            raise RestoreError(
-                f"the run in {workdir} has {name}={old!r}, not {new!r}; use another --workdir, "
-                f"or --{name.replace('_', '-')} {old} to go on."
-            )
-
-
-def _check_rates(
-    before: TrainConfig,
-    done: BatchPlan,
-    config: TrainConfig,
-    plan: BatchPlan,
-    num_steps: int,
-    workdir: Path,
-) -> None:
-    """Compares the learning rates of all updates that were done."""
-    old, new = (
-        resolve(p, c.learning_rate, c.coupling, c.reference_batch_size)
-        for p, c in ((done, before), (plan, config))
-    )
-    past = np.arange(num_steps)
-    differing = np.flatnonzero(old(np, past) != new(np, past))
-    if differing.size:
-        step = int(differing[0])
-        raise RestoreError(
-            f"the run in {workdir} had learning rate {old.at(step):g} at update {step:,} and "
-            f"this configuration (lr {config.lr!r}, coupling {config.coupling}) has "
-            f"{new.at(step):g}; the past can't be edited: use another --workdir."
-        )

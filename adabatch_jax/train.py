@@ -43,6 +43,10 @@ def _train(argv: Sequence[str] | None, interruption: Interruption) -> int:
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)
     summary = finished_summary(config, workdir)
     if summary is not None:
+        if not (workdir / "report.html").exists():  # killed in between
+            from adabatch_jax.report import write_report
+
+            write_report(workdir)
         print(f"finished already: {_result(summary)}; run folder {workdir}")
         return 0
 

@@ -1,11 +1,18 @@
 """The folder of a run: its name, whether it can be used, whether its run is finished."""
 
+import contextlib
+import fcntl
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.errors import UsageError
+
+
+LOCK_NAME = ".lock"
 
 
 def default_workdir(config: TrainConfig) -> Path:
@@ -22,20 +29,45 @@ def check_workdir(workdir: Path) -> None:
     try:
         if workdir.exists() and not workdir.is_dir():
             raise UsageError(f"--workdir: {str(workdir)!r} is a file, not a folder.")
-        content = sorted(path.name for path in workdir.iterdir()) if workdir.exists() else []
-        if content and "config.json" not in content:
-            raise UsageError(
-                f"--workdir: {str(workdir)!r} holds {content[0]!r} but no run (no config.json); "
-                "give an empty or a new folder."
-            )
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".write-test"
-        probe.touch()
-        probe.unlink()
+        content = sorted(path.name for path in workdir.iterdir() if path.name != LOCK_NAME)
+        if content and saved_config(workdir) is None:
+            raise UsageError(
+                f"--workdir: {str(workdir)!r} holds {content[0]!r} but no run (no config.json of "
+                "this program); give an empty or a new folder."
+            )
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
     except OSError as error:
         raise UsageError(
             f"--workdir: {str(workdir)!r} can't be used ({error.strerror}); give another folder."
         ) from None
+
+
+def saved_config(workdir: Path) -> TrainConfig | None:
+    """The configuration of the run in a folder, or None where there is none of ours."""
+    try:
+        return TrainConfig.from_dict(json.loads((workdir / "config.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of a run's folder; a process that dies lets go of it.
+
+    Raises:
+      UsageError: another process is training there.
+    """
+    with open(workdir / LOCK_NAME, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"--workdir: another process is training in {str(workdir)!r}; wait for it, or "
+                "give another folder."
+            ) from None
+        yield
 
 
 def finished_summary(config: TrainConfig, workdir: Path) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adabatch_jax.config import DataSettings, TrainConfig, load_config
+from adabatch_jax.config import DataSettings, TrainConfig
+from adabatch_jax.config_files import load_config
 from adabatch_jax.errors import UsageError
 from adabatch_jax.learning_rates.description import parse_learning_rate
 from adabatch_jax.schedules.schedules import exponential_growth
@@ -53,7 +54,7 @@ def test_fractions_of_an_epoch_are_exact():
         ({"data": DataSettings(crop_padding="4")}, "data.crop_padding: must be int, got '4'"),
         ({"data": DataSettings(image_size=0)}, "data.image_size: can't be 0"),
         ({"lr": "fast"}, "lr: can't read the learning rate 'fast'"),
-        ({"coupling": "linar"}, "coupling: 'linar' is not.*did you mean 'linear'"),
+        ({"coupling": "linar"}, "coupling: unknown coupling 'linar'.*did you mean 'linear'"),
         ({"name": "a/b"}, "name: 'a/b' can't be a folder's name"),
     ],
 )

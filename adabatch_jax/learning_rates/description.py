@@ -3,10 +3,10 @@
 import dataclasses
 from fractions import Fraction
 
-from adabatch_jax.errors import UsageError
+from adabatch_jax.errors import UsageError, did_you_mean
 from adabatch_jax.schedules.durations import Duration
 from adabatch_jax.schedules.parsing import read_duration
-from adabatch_jax.schedules.text import Reader, decimal_text
+from adabatch_jax.schedules.text import Reader, decimal_text, exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,31 @@ def _positive_duration(reader: Reader) -> Duration:
     if duration.value <= 0:
         raise place
     return duration
+
+
+COUPLINGS = {"none": Fraction(0), "linear": Fraction(1), "sqrt": Fraction(1, 2)}
+_LARGEST_POWER = 10
+
+
+def coupling_power(coupling: str | float) -> Fraction:
+    """The power of the batch ratio that a coupling stands for.
+
+    >>> coupling_power("sqrt"), coupling_power(0.75)
+    (Fraction(1, 2), Fraction(3, 4))
+    """
+    if isinstance(coupling, str) and coupling in COUPLINGS:
+        return COUPLINGS[coupling]
+    try:
+        power = exact(coupling, "coupling")
+        if abs(power) <= _LARGEST_POWER:
+            return power
+    except UsageError:
+        pass
+    hint = did_you_mean(coupling, COUPLINGS) if isinstance(coupling, str) else ""
+    raise UsageError(
+        f"unknown coupling {coupling!r}: it is none, linear, sqrt, or a power from "
+        f"-{_LARGEST_POWER} to {_LARGEST_POWER}{hint or '.'}"
+    )
 
 
 def constant_learning_rate(value: Fraction) -> LearningRate:

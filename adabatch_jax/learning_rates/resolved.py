@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from adabatch_jax.errors import UsageError, did_you_mean
-from adabatch_jax.learning_rates.description import LearningRate
+from adabatch_jax.errors import UsageError
+from adabatch_jax.learning_rates.description import LearningRate, coupling_power
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.text import exact
 
-COUPLINGS = ("none", "linear", "sqrt")
 Coupling = str | float | Callable[[float], float]
 
 _MAX_PIECES = 100_000
@@ -46,17 +44,7 @@ def coupling_factors(
 def _coupling_rule(coupling: Coupling) -> Callable[[Fraction], Fraction]:
     if callable(coupling):
         return lambda ratio: Fraction(float(coupling(float(ratio))))
-    if isinstance(coupling, str):
-        try:
-            power = {"none": 0, "linear": 1, "sqrt": Fraction(1, 2)}.get(coupling)
-            power = Fraction(coupling) if power is None else power
-        except ValueError:
-            raise UsageError(
-                f"unknown coupling {coupling!r}: it is one of 'none', 'linear', 'sqrt', a power, "
-                f"or a callable of the batch ratio{did_you_mean(coupling, COUPLINGS) or '.'}"
-            ) from None
-    else:
-        power = exact(coupling, "coupling")
+    power = coupling_power(coupling)
     if power.denominator == 1:
         return lambda ratio: ratio ** int(power)
     return lambda ratio: Fraction(float(ratio) ** float(power))

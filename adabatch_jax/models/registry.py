@@ -49,7 +49,7 @@ def create(
     if num_classes < 1:
         raise UsageError(f"`num_classes` must be at least 1, got {num_classes}.")
     if name not in builders:
-        raise UsageError(f"there is no model {name!r}{did_you_mean(name, builders)}.")
+        raise UsageError(f"there is no model {name!r}{did_you_mean(name, builders) or '.'}")
     return builders[name](num_classes, tuple(image_shape), seed, group_size)
 
 

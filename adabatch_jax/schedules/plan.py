@@ -196,6 +196,20 @@ class BatchPlan:
                 begin, end = stride.begin(k), min(stride.end(k), phase.stop_sample)
                 yield Step(step, phase.index, begin, phase.batch_size, end - begin)
 
+    def irregular_ends(self) -> list[int]:
+        """Where phases end that a run's end, at the time, cut short: before `continued` went on.
+
+        The next step begins there, and not where the phase's own steps would have gone on.
+        """
+        ends = []
+        for phase in self.phases:
+            stride = self.stride(phase)
+            begin, end = stride.begin(phase.num_steps), stride.end(phase.num_steps - 1)
+            if phase.stop_sample not in (begin, end):
+                # Under "drop" the run ended somewhere before the next phase could begin.
+                ends.append(min(phase.stop_sample, begin + phase.batch_size - 1))
+        return ends
+
     def continued(
         self, schedule: Any, from_sample: int, duration: str | int | Duration
     ) -> "BatchPlan":

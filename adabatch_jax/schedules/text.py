@@ -93,7 +93,7 @@ class Reader:
     def number(self, expected: str, prefix: str = "") -> Fraction:
         """Reads a number, written as a decimal or as `p/q`, behind `prefix`."""
         if not re.fullmatch(
-            re.escape(prefix) + r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?(/\d+)?", self.peek
+            re.escape(prefix) + r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d{1,3})?(/\d+)?", self.peek
         ):
             raise self.error(expected)
         word = self.take(expected)[len(prefix) :]

@@ -1,6 +1,7 @@
 """Checkpoints of a run: one atomic step holds the arrays and where the run stands (Orbax)."""
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int):
         """Opens the folder, which is made if need be; the newest `keep` checkpoints are kept."""
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every save
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it says, we say
         self._directory = directory.absolute()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
@@ -131,8 +132,19 @@ class Checkpoints:
         try:
             act()
         except Exception as error:  # noqa: BLE001: as above
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise StorageError(f"a checkpoint in {self._directory} failed: {reason}") from error
+            raise StorageError(
+                f"a checkpoint in {self._directory} can't be written: {_reason(error)}."
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, out of the pages that tensorstore writes around it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code.group(1)))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _handlers() -> Any:

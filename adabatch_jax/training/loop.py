@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adabatch_jax.data.batches import numbered_batches
@@ -101,9 +102,8 @@ class Loop:
         )
         if at_end or is_eval or self.log_period.is_due(finished):
             self._write_row(step, state, metrics, is_eval)
-        elif is_save:
-            self._finite_loss(finished, metrics)
         if is_save:
+            self._check_weights(finished, state)
             with self.record.timed("checkpoint"):
                 self.record.save(finished, state)
 
@@ -126,7 +126,10 @@ class Loop:
         pace = self._pace.examples_per_second(samples)
         if is_eval:
             with self.record.timed("evaluation"):
-                row |= {f"test_{name}": v for name, v in self.evaluator(state).items()}
+                results = self.evaluator(state)
+            if not all(map(math.isfinite, results.values())):
+                raise self._diverged(finished, f"the test {'/'.join(results)} is not finite")
+            row |= {f"test_{name}": value for name, value in results.items()}
             self._pace.restart(samples)
         row |= {"elapsed_seconds": self.record.elapsed_seconds(), "examples_per_second": pace}
         row = {key: row[key] for key in (*COLUMNS, *row) if key in row}
@@ -142,13 +145,28 @@ class Loop:
             jax.block_until_ready(metrics)
         loss = float(metrics["loss"])
         if not math.isfinite(loss):
-            size = self.plan.batch_size_at(finished - 1)
-            raise DivergedError(
-                f"the loss is {loss} after update {finished} (sample "
-                f"{self.plan.samples_at(finished):,}, batch size {size}); lower the learning "
-                "rate, lengthen its warm-up, or grow the batch later."
-            )
+            raise self._diverged(finished, f"the loss is {loss}")
         return loss
+
+    def _check_weights(self, finished: int, state: TrainState) -> None:
+        """Looks before a checkpoint is saved, so that none holds weights that are lost."""
+        with self.record.timed("step"):
+            finite = jax.block_until_ready(_all_finite((state.params, state.model_state)))
+        if not finite:
+            raise self._diverged(finished, "a weight is not finite")
+
+    def _diverged(self, finished: int, what: str) -> DivergedError:
+        size = self.plan.batch_size_at(finished - 1)
+        return DivergedError(
+            f"{what} after update {finished} (sample {self.plan.samples_at(finished):,}, batch "
+            f"size {size}); lower the learning rate, lengthen its warm-up, or grow the batch later."
+        )
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    leaves = (leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact))
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
 class _Pace:

@@ -236,16 +236,19 @@ def check_past(run: Mapping[str, Any], plan: BatchPlan, seed: int, workdir: Path
 def first_difference(saved: BatchPlan, plan: BatchPlan) -> str:
     """Says where two plans part."""
     for ours, theirs in zip(plan.phases, saved.phases, strict=False):
-        for name in ("start_sample", "batch_size"):
+        for name in ("start_sample", "batch_size", "start_step"):
             if getattr(ours, name) != getattr(theirs, name):
                 return (
                     f"phase {ours.index} had {name} {getattr(theirs, name):,} there and has "
                     f"{getattr(ours, name):,} here"
                 )
-    return f"its plan had {saved.num_samples:,} samples and this one has {plan.num_samples:,}"
+    return (
+        f"its plan had {saved.num_samples:,} samples in {len(saved.phases)} phases and this one "
+        f"has {plan.num_samples:,} in {len(plan.phases)}"
+    )
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON so that a reader sees the old file or the new one."""
     with storage_errors(path):
-        write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
+        write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")

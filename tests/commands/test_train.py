@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,71 @@ def test_a_longer_run_goes_on(tmp_path, command):
     assert [p["batch_size"] for p in plan["phases"]] == [100, 200]
 
 
+def test_prolonged_twice_and_stopped_in_between(tmp_path, command):
+    arguments = f"--batch-schedule 100, 3ep: 200 --workdir {tmp_path / 'r'}"
+    assert command(main, f"{arguments} --epochs 1.5").code == 0
+    assert command(main, f"{arguments} --epochs 2.7").code == 0
+    process = start(*arguments.split(), "--epochs", "30", "--checkpoint-every", "3st")
+    wait_for_rows(process, tmp_path / "r", len(reproducible(tmp_path / "r")) + 3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    again = command(main, f"{arguments} --epochs 30 --checkpoint-every 3st")
+    assert again.code == 0 and "resuming after update" in again.out, again
+    assert reproducible(tmp_path / "r")[-1]["epoch"] == 30.0
+    assert command(main, f"{arguments} --epochs 31").code == 0
+
+
+def test_two_processes_in_one_folder(tmp_path, refused):
+    arguments = f"--batch-schedule 64 --epochs 500 --workdir {tmp_path / 'run'}"
+    process = start(*arguments.split())
+    wait_for_rows(process, tmp_path / "run", 1)
+    refused(main, arguments, "another process is training in")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_folder_with_somebody_elses_config(tmp_path, refused):
+    for content in ('{"architectures": ["Bert"]}', '{"step', "[]"):
+        (tmp_path / "config.json").write_text(content)
+        refused(main, f"--workdir {tmp_path}", "but no run (no config.json of this program)")
+        assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew(oracle, tmp_path, refused):
+    shutil.copytree(oracle, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    refused(main, f"{SHORT} --seed 7 --workdir {tmp_path / 'run'}", "has seed=0, not 7", code=4)
+    longer = f"{SHORT} --epochs 9 --workdir {tmp_path / 'run'}"
+    refused(main, longer, "its checkpoints are gone", code=4)
+    assert reproducible(tmp_path / "run") == reproducible(oracle)
+
+
+def test_a_missing_report_is_written_again(oracle, tmp_path, command):
+    shutil.copytree(oracle, tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    outcome = command(main, f"{SHORT} --workdir {tmp_path / 'run'}")
+    assert outcome.code == 0 and (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("lr", ["1e30 --batch-schedule 1442", "1e6"])
+def test_divergence_ends_with_3(tmp_path, refused, lr):
+    refused(main, f"--epochs 1 --lr {lr} --workdir {tmp_path / 'run'}", "after update", code=3)
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_full_disk_ends_with_5(tmp_path):
+    limited = f"ulimit -S -f 8; exec {sys.executable} -m adabatch_jax.train {SHORT} --workdir {tmp_path}/r"
+    done = subprocess.run(
+        ["bash", "-c", limited], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.strip().splitlines()[-1].endswith("File too large.")
+    assert "Traceback" not in done.stderr
+
+
 def test_without_workdir_the_settings_name_the_folder(command, tmp_path):
     outcome = command(main, "--epochs 1 --batch-schedule 400 --name quick")
     assert outcome.code == 0
@@ -150,7 +216,7 @@ def test_without_workdir_the_settings_name_the_folder(command, tmp_path):
         ("--model resnet20", "no model 'resnet20'; did you mean 'resnet20_cifar'?"),
         ("--optimizer adam", "optimizer: 'adam' is not one of sgd, adamw; did you mean"),
         ("--remainder cary", "remainder: 'cary' is not one of"),
-        ("--coupling liner", "coupling: 'liner' is not one of none, linear"),
+        ("--coupling liner", "coupling: unknown coupling 'liner': it is none, linear"),
         ("--batch-schedule 0", "batch_schedule: `batch_size` must be at least 1, got 0"),
         ("--batch-schedule 64 x0 every 2ep", "`growth_factor` must be above 0, got 0"),
         ("--batch-schedule 64 x2 every 2epochs", "did you mean 'ep'"),
@@ -159,6 +225,10 @@ def test_without_workdir_the_settings_name_the_folder(command, tmp_path):
         ("--lr 0.1 x0.5 evry 2ep", "lr: can't read the learning rate '0.1 x0.5 evry 2ep' at 'evry'"),
         ("--microbatch-size 0", "microbatch_size: must be at least 1, got 0"),
         ("--epochs 0", "epochs: must be above 0"),
+        ("--seed 4294967296", "seed: must be below 2**32"),
+        ("--coupling 1/0", "unknown coupling '1/0'"),
+        ("--coupling 1e999", "unknown coupling '1e999'"),
+        ("--lr 0.1 x1e-99999999 every 1ep", "expected a decay such as x0.1"),
         ("--epochs ten", "--epochs: could not convert string to float: 'ten'"),
         ("--seed -1", "seed: must be at least 0, got -1"),
         ("--log-every 0st", "log_every: must be longer than nothing"),
@@ -191,7 +261,7 @@ def test_foreign_and_impossible_folders(refused, tmp_path):
         ("--data.flip", "has data.flip=False, not True"),
         ("--batch-schedule 32 x2 every 1ep", "phase 0 had batch_size 64 there and has 32 here"),
         ("--lr 0.2", "had learning rate 0.05 at update 0"),
-        ("--epochs 1", "its plan had 4,326 samples and this one has 1,442"),
+        ("--epochs 1", "its plan had 4,326 samples in 3 phases and this one has 1,442 in 1"),
     ],
 )
 def test_another_past_is_refused_by_name(oracle, refused, arguments, text):
@@ -207,6 +277,7 @@ def test_bad_config_files(refused, tmp_path):
         ("c.json", '{"modle": "cnn_digits"}', "unknown field 'modle'; did you mean 'model'?"),
         ("d.json", "{", "is no JSON"),
         ("e.json", '{"seed": "one"}', "seed: must be int, got 'one'"),
+        ("g.py", "import sys; sys.exit(0)", "ends the program"),
         ("f.yaml", "", "must be a Python file (.py) or a config.json"),
     ]:
         (tmp_path / name).write_text(content)

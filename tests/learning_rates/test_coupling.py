@@ -242,7 +242,7 @@ def test_endless_streams():
     ("make", "message"),
     [
         (lambda p: coupled_learning_rate(p, 0.1, "liner"), "coupling 'liner'.*did you mean 'linear'"),
-        (lambda p: coupled_learning_rate(p, 0.1, float("nan")), "`coupling` must be a finite number"),
+        (lambda p: coupled_learning_rate(p, 0.1, float("nan")), "unknown coupling nan"),
         (lambda p: coupled_learning_rate(p, -0.1), "can't be negative, got -0.1"),
         (lambda p: coupled_learning_rate(p, "0.1x"), "`base` must be a finite number"),
         (lambda p: coupled_learning_rate(p, 0.1, "linear", 0), "`reference_batch_size` must be"),

@@ -1,0 +1,55 @@
+"""Configurations from files: Python, which is run, or JSON, which is data."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.config import TrainConfig
+from adabatch_jax.errors import UsageError
+
+
+def load_config(path: str) -> TrainConfig:
+    """Reads a configuration: a Python file that defines `config`, or a run's config.json.
+
+    Only a Python file is executed; JSON is data.
+
+    Raises:
+      UsageError: no such file, or no configuration in it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"--config: there is no file {path!r}.")
+    if file.suffix == ".json":
+        try:
+            content = json.loads(file.read_text())
+        except ValueError as error:
+            raise UsageError(f"--config: {path!r} is no JSON ({error}).") from None
+        return TrainConfig.from_dict(content, origin=repr(path))
+    if file.suffix != ".py":
+        raise UsageError(f"--config: {path!r} must be a Python file (.py) or a config.json.")
+    return _load_python(file)
+
+
+def _load_python(file: Path) -> TrainConfig:
+    namespace: dict[str, Any] = {"__name__": f"_config_{file.stem}", "__file__": str(file)}
+    # Arms of an experiment import their common base by its package's name.
+    root = file.resolve().parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    sys.path.insert(0, str(root))
+    try:
+        exec(compile(file.read_bytes(), str(file), "exec"), namespace)
+    except UsageError:
+        raise
+    except SystemExit:
+        raise UsageError(f"--config: {str(file)!r} ends the program; it may only set `config`.") from None
+    except Exception as error:
+        raise UsageError(
+            f"--config: {str(file)!r} fails with {type(error).__name__}: {error}."
+        ) from error
+    finally:
+        sys.path.remove(str(root))
+    if not isinstance(namespace.get("config"), TrainConfig):
+        raise UsageError(f"--config: {str(file)!r} doesn't define `config = TrainConfig(...)`.")
+    return namespace["config"]
