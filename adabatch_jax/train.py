@@ -84,4 +84,8 @@ if __name__ == "__main__":
     # the imports of compiled modules can abort the process.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda signum, _: os._exit(128 + signum))
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    if code:
+        # After an error Orbax's threads may still complain about the one that was reported.
+        os._exit(code)

@@ -2,12 +2,16 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 # The tests compile the same programs again and again, also in the processes that they start.
 _CACHE = tempfile.TemporaryDirectory(prefix="adabatch_jax-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Those processes find the package wherever they are started, installed or not.
+_PATHS = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(_PATHS)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax

@@ -68,6 +68,7 @@ def wait_for_rows(process, workdir, count):
         if metrics.exists() and metrics.read_text().count("\n") >= count:
             return
         time.sleep(0.005)
+    raise AssertionError(f"the run ended before row {count}: {process.stdout.read()}")
 
 
 def test_killed_again_and_again(oracle, tmp_path):
@@ -194,8 +195,9 @@ def test_a_full_disk_ends_with_5(tmp_path):
         env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},
     )  # fmt: skip
     assert done.returncode == 5, done.stderr
-    assert done.stderr.strip().splitlines()[-1].endswith("File too large.")
-    assert "Traceback" not in done.stderr
+    # Orbax's event loop may complain beside it, at random ("Event loop is closed").
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and said[0].endswith("File too large."), done.stderr
 
 
 def test_without_workdir_the_settings_name_the_folder(command, tmp_path):

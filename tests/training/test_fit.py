@@ -186,7 +186,7 @@ def test_every_layout_trains_to_the_same_weights():
     for layout in [(4, None), (None, 5), (3, 5), (8, 6)]:
         laid_out = weights(*layout)
         for name, wanted in plain.items():
-            np.testing.assert_allclose(laid_out[name], wanted, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(laid_out[name], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_come_where_they_are_due_with_the_last_update_in_them():
