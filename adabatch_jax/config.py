@@ -243,7 +243,9 @@ def _known_fields(cls: type, content: Any, origin: str) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(cls)]
     for key in content:
         if key not in names:
-            raise UsageError(f"{origin} has an unknown field {key!r}{did_you_mean(key, names) or '.'}")
+            raise UsageError(
+                f"{origin} has an unknown field {key!r}{did_you_mean(key, names) or '.'}"
+            )
     return dict(content)
 
 

@@ -43,7 +43,9 @@ def _load_python(file: Path) -> TrainConfig:
     except UsageError:
         raise
     except SystemExit:
-        raise UsageError(f"--config: {str(file)!r} ends the program; it may only set `config`.") from None
+        raise UsageError(
+            f"--config: {str(file)!r} ends the program; it may only set `config`."
+        ) from None
     except Exception as error:
         raise UsageError(
             f"--config: {str(file)!r} fails with {type(error).__name__}: {error}."

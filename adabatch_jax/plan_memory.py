@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.data.augmentation import normalize
 from adabatch_jax.data.datasets import dataset_spec
 from adabatch_jax.errors import UsageError
-from adabatch_jax.models import create, functions
 from adabatch_jax.plan_table import PlanRow
-from adabatch_jax.run import augmentation, make_optimizer
+from adabatch_jax.run import make_optimizer, network
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import make_train_step
 
@@ -62,19 +60,7 @@ def image_shape(config: TrainConfig) -> tuple[int, int, int]:
 @functools.lru_cache(maxsize=2)
 def _step_and_state(config: TrainConfig, has_microbatches: bool):
     spec = dataset_spec(config.dataset, config.data.dir)
-    module = create(
-        config.model,
-        spec.num_classes,
-        image_shape(config),
-        config.seed,
-        config.batchnorm_group_size,
-    )
-    params, model_state, loss_fn, _ = functions(
-        module,
-        seed=config.seed,
-        normalize=functools.partial(normalize, mean=spec.mean, std=spec.std),
-        augment=augmentation(config),
-    )
+    params, model_state, loss_fn, _ = network(config, spec, image_shape(config))
     tx = make_optimizer(config, lambda count: jnp.float32(0.1))
     microbatch_size = config.microbatch_size if has_microbatches else None
     step = make_train_step(loss_fn, tx, microbatch_size=microbatch_size)

@@ -19,10 +19,12 @@ from adabatch_jax.models import create, functions
 from adabatch_jax.reporting.progress import Progress, make_progress
 from adabatch_jax.resuming import plan_of_run
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.training.evaluation import EvalFn
 from adabatch_jax.training.fit import FitResult, fit
 from adabatch_jax.training.loop import StepCallback
 from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
+from adabatch_jax.training.step import LossFn
 from adabatch_jax.workdir import check_workdir, locked
 
 # A decoded dataset below this is kept in memory.
@@ -61,19 +63,7 @@ def _train(
         plan, config.learning_rate, config.coupling, config.reference_batch_size
     )
     tx = make_optimizer(config, learning_rate)
-    module = create(
-        config.model,
-        spec.num_classes,
-        _image_shape(train_source),
-        config.seed,
-        config.batchnorm_group_size,
-    )
-    params, model_state, loss_fn, eval_fn = functions(
-        module,
-        seed=config.seed,
-        normalize=functools.partial(normalize, mean=spec.mean, std=spec.std),
-        augment=augmentation(config),
-    )
+    params, model_state, loss_fn, eval_fn = network(config, spec, _image_shape(train_source))
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     progress = make_progress(plan)
     _introduce(config, plan, workdir, mesh, progress)
@@ -139,6 +129,21 @@ def _kept(source: Any) -> Source:
 
 def _image_shape(source: Source) -> tuple[int, int, int]:
     return source.read(np.zeros(1, np.int64))["image"].shape[1:]
+
+
+def network(
+    config: TrainConfig, spec: DatasetSpec, image_shape: tuple[int, int, int]
+) -> tuple[Any, Any, LossFn, EvalFn]:
+    """The configured network: `(params, model_state, loss_fn, eval_fn)`."""
+    module = create(
+        config.model, spec.num_classes, image_shape, config.seed, config.batchnorm_group_size
+    )
+    return functions(
+        module,
+        seed=config.seed,
+        normalize=functools.partial(normalize, mean=spec.mean, std=spec.std),
+        augment=augmentation(config),
+    )
 
 
 def augmentation(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array] | None:

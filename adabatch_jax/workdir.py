@@ -11,7 +11,6 @@ from typing import Any
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.errors import UsageError
 
-
 LOCK_NAME = ".lock"
 
 

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")

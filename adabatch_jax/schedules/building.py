@@ -10,6 +10,7 @@ from adabatch_jax.schedules.parsing import as_schedule
 from adabatch_jax.schedules.plan import BatchPlan, Phase, sample_count, step_count
 from adabatch_jax.schedules.schedules import PiecewiseConstant, Schedule
 from adabatch_jax.schedules.strides import REMAINDERS, Stride
+from adabatch_jax.schedules.text import positive_integer
 
 
 def make_plan(
@@ -43,8 +44,8 @@ def make_plan(
     (15138, [0, 1000064, 2000000, 3000448, 4000896])
     """
     if num_examples is not None:
-        num_examples = _positive_integer(num_examples, "num_examples")
-    divisible_by = _positive_integer(divisible_by, "divisible_by")
+        num_examples = positive_integer(num_examples, "num_examples")
+    divisible_by = positive_integer(divisible_by, "divisible_by")
     if remainder not in REMAINDERS:
         raise UsageError(
             f"`remainder` must be 'carry', 'partial' or 'drop', got {remainder!r}"
@@ -70,16 +71,6 @@ def continue_plan(
     builder = _Builder(as_schedule(schedule), plan.num_examples, plan.remainder, run, plan)
     builder.keep(step, from_sample)
     return builder.build(plan.divisible_by)
-
-
-def _positive_integer(value: int, name: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise UsageError(f"`{name}` must be a whole number, got {value!r}.") from None
-    if number < 1:
-        raise UsageError(f"`{name}` must be at least 1, got {number}.")
-    return number
 
 
 def _run_duration(duration: str | int | Duration, num_examples: int | None) -> Duration:

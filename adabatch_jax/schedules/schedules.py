@@ -6,26 +6,13 @@ A schedule is an initial size and a sequence of (duration, size): from there on,
 import dataclasses
 import decimal
 import math
-import operator
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
 from adabatch_jax.errors import UsageError
 from adabatch_jax.schedules.durations import Duration, parse_duration
-from adabatch_jax.schedules.text import decimal_text, exact
-
-
-def _size(value: int, name: str) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        size = operator.index(value)
-    except TypeError:
-        raise UsageError(f"`{name}` must be a whole number, got {value!r}.") from None
-    if size < 1:
-        raise UsageError(f"`{name}` must be at least 1, got {size}.")
-    return size
+from adabatch_jax.schedules.text import decimal_text, exact, positive_integer
 
 
 def _positive(duration: Duration, name: str) -> Duration:
@@ -153,7 +140,7 @@ def constant(batch_size: int) -> PiecewiseConstant:
     >>> str(constant(128))
     '128'
     """
-    return PiecewiseConstant(_size(batch_size, "batch_size"))
+    return PiecewiseConstant(positive_integer(batch_size, "batch_size"))
 
 
 def exponential_growth(
@@ -183,12 +170,12 @@ def exponential_growth(
     >>> str(exponential_growth(128, growth_factor=2, every="20ep", end_value=2048))
     '128 x2 every 20ep max 2048'
     """
-    init_value = _size(init_value, "init_value")
+    init_value = positive_integer(init_value, "init_value")
     factor = exact(growth_factor, "growth_factor")
     if factor <= 0:
         raise UsageError(f"`growth_factor` must be above 0, got {growth_factor}.")
     if end_value is not None:
-        end_value = _size(end_value, "end_value")
+        end_value = positive_integer(end_value, "end_value")
         if end_value < init_value and factor >= 1:
             raise UsageError(
                 f"`end_value` (max) must be at least init_value={init_value} for a growing "
@@ -204,7 +191,7 @@ def exponential_growth(
         factor,
         _positive(parse_duration(every), "every"),
         end_value,
-        _size(multiple_of, "multiple_of"),
+        positive_integer(multiple_of, "multiple_of"),
     )
 
 
@@ -227,8 +214,8 @@ def piecewise_constant(
     boundaries = []
     for duration, size in _items(boundaries_and_sizes):
         duration = parse_duration(duration)
-        boundaries.append((duration, _size(size, f"batch size from {duration}")))
-    return PiecewiseConstant(_size(init_value, "init_value"), tuple(boundaries))
+        boundaries.append((duration, positive_integer(size, f"batch size from {duration}")))
+    return PiecewiseConstant(positive_integer(init_value, "init_value"), tuple(boundaries))
 
 
 def _items(pairs: Any) -> Any:
@@ -249,11 +236,11 @@ def linear_ramp(
     >>> [size for _, size in linear_ramp(128, 512, over="50%", num_stages=4).sizes()]
     [128, 256, 384, 512]
     """
-    if _size(num_stages, "num_stages") < 2:
+    if positive_integer(num_stages, "num_stages") < 2:
         raise UsageError(f"`num_stages` must be at least 2, got {num_stages}.")
     return LinearRamp(
-        _size(init_value, "init_value"),
-        _size(end_value, "end_value"),
+        positive_integer(init_value, "init_value"),
+        positive_integer(end_value, "end_value"),
         _positive(parse_duration(over), "over"),
         num_stages,
     )
@@ -275,8 +262,8 @@ def growth_from_decay(
     >>> str(growth_from_decay(128, {"30ep": 0.1, "60ep": 0.1}, end_value=8192))
     '128, 30ep: 1280, 60ep: 8192'
     """
-    init_value = _size(init_value, "init_value")
-    bound = None if end_value is None else _size(end_value, "end_value")
+    init_value = positive_integer(init_value, "init_value")
+    bound = None if end_value is None else positive_integer(end_value, "end_value")
     exponent = exact(power, "power")
     product, boundaries = Fraction(1), []
     for duration, decay in _items(boundaries_and_decays):

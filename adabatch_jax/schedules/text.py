@@ -1,6 +1,7 @@
 """Reading the little languages of schedules and learning rates, with errors that point."""
 
 import dataclasses
+import operator
 import re
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -26,6 +27,23 @@ def exact(value: int | float | str | Decimal | Fraction, name: str) -> Fraction:
         return Fraction(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, InvalidOperation):
         raise UsageError(f"`{name}` must be a finite number, got {value!r}.") from None
+
+
+def positive_integer(value: int, name: str) -> int:
+    """Returns a whole number of at least 1; the complaint calls it `name`.
+
+    >>> positive_integer(128, "batch_size")
+    128
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise UsageError(f"`{name}` must be a whole number, got {value!r}.") from None
+    if number < 1:
+        raise UsageError(f"`{name}` must be at least 1, got {number}.")
+    return number
 
 
 def decimal_text(value: Fraction) -> str:

@@ -122,7 +122,7 @@ class Checkpoints:
     def _readable(self, step: int, read: Any) -> Any:
         try:
             return read()
-        except Exception as error:  # noqa: BLE001: Orbax raises many kinds, some of them bare
+        except Exception as error:  # Orbax raises many kinds, some of them bare
             raise RestoreError(
                 f"the checkpoint {self._directory / str(step)} can't be read "
                 f"({type(error).__name__}); move it away to go on from the one before."
@@ -131,7 +131,7 @@ class Checkpoints:
     def _raise_errors(self, act: Any) -> None:
         try:
             act()
-        except Exception as error:  # noqa: BLE001: as above
+        except Exception as error:  # as above
             raise StorageError(
                 f"a checkpoint in {self._directory} can't be written: {_reason(error)}."
             ) from error

@@ -1,7 +1,7 @@
 """Training as a library call: the loop over a plan, with evaluation, checkpoints and metrics."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

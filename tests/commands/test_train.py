@@ -224,7 +224,10 @@ def test_without_workdir_the_settings_name_the_folder(command, tmp_path):
         ("--batch-schedule 64 x2 every 2epochs", "did you mean 'ep'"),
         ("--batch-schedule 64, 3ep: 128, 2ep: 256", "must increase, but 2ep"),
         ("--batch-schedule 5000", "exceeds num_examples=1442; cap it with `max 1442`"),
-        ("--lr 0.1 x0.5 evry 2ep", "lr: can't read the learning rate '0.1 x0.5 evry 2ep' at 'evry'"),
+        (
+            "--lr 0.1 x0.5 evry 2ep",
+            "lr: can't read the learning rate '0.1 x0.5 evry 2ep' at 'evry'",
+        ),
         ("--microbatch-size 0", "microbatch_size: must be at least 1, got 0"),
         ("--epochs 0", "epochs: must be above 0"),
         ("--seed 4294967296", "seed: must be below 2**32"),

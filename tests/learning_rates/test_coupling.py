@@ -241,7 +241,7 @@ def test_endless_streams():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: coupled_learning_rate(p, 0.1, "liner"), "coupling 'liner'.*did you mean 'linear'"),
+        (lambda p: coupled_learning_rate(p, 0.1, "liner"), "coupling 'liner'.*mean 'linear'"),
         (lambda p: coupled_learning_rate(p, 0.1, float("nan")), "unknown coupling nan"),
         (lambda p: coupled_learning_rate(p, -0.1), "can't be negative, got -0.1"),
         (lambda p: coupled_learning_rate(p, "0.1x"), "`base` must be a finite number"),

@@ -129,7 +129,12 @@ def problems(draw):
         unit = one_unit or draw(UNITS)
         value = {"ep": Fraction(value, 4), "st": value, "sp": 3 * value, "%": value}[unit]
         entries.append((value, unit, draw(st.integers(1, num_examples + 1))))
-    return entries, num_examples, (run, run_unit), draw(st.sampled_from(["carry", "partial", "drop"]))
+    return (
+        entries,
+        num_examples,
+        (run, run_unit),
+        draw(st.sampled_from(["carry", "partial", "drop"])),
+    )
 
 
 @settings(max_examples=600, deadline=None)

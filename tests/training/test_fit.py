@@ -18,7 +18,7 @@ from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.fit import fit
 from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import make_train_step, weighted_mean
+from adabatch_jax.training.step import weighted_mean
 
 N = 60
 RANDOM = np.random.default_rng(0)
@@ -304,7 +304,11 @@ def test_another_past_is_refused_by_name(tmp_path):
     for plan, kwargs, message in [
         (make_plan("6, 1ep: 8", N, "2ep"), {}, "phase 0 had batch_size 4 there and has 6 here"),
         (make_plan("4, 1.5ep: 8", N, "2ep"), {}, "phase 1 had start_sample 60 there and has 92"),
-        (make_plan("4, 1ep: 8", N, "1ep"), {}, "had 120 samples in 2 phases and this one has 60 in 1"),
+        (
+            make_plan("4, 1ep: 8", N, "1ep"),
+            {},
+            "had 120 samples in 2 phases and this one has 60 in 1",
+        ),
         (make_plan("4, 1ep: 8", N, "2ep", "drop"), {}, "remainder='carry', this one 60 and 'drop'"),
         (make_plan("4, 1ep: 8", N, "2ep"), {"seed": 6}, "has seed 5, not 6"),
     ]:
