@@ -30,6 +30,7 @@ def conv2d(
     Returns:
       (batch, out_height, out_width, out_features).
 
+    >>> import jax.numpy as jnp
     >>> conv2d(jnp.ones((1, 5, 5, 1)), jnp.ones((3, 3, 1, 4)), (2, 2), ((1, 1), (1, 1))).shape
     (1, 3, 3, 4)
     """
