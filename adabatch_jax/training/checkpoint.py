@@ -1,6 +1,5 @@
 """Checkpoints of a run: one atomic step holds the arrays and where the run stands (Orbax)."""
 
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from adabatch_jax.errors import RestoreError, StorageError
+from adabatch_jax.training import orbax_noise
 from adabatch_jax.training.digests import named_arrays
 from adabatch_jax.training.state import TrainState
 
@@ -27,7 +27,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int):
         """Opens the folder, which is made if need be; the newest `keep` checkpoints are kept."""
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it says, we say
+        orbax_noise.silence()
         self._directory = directory.absolute()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
