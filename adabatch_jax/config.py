@@ -25,6 +25,7 @@ from adabatch_jax.schedules.strides import REMAINDERS
 from adabatch_jax.schedules.text import decimal_text, exact
 
 OPTIMIZERS = ("sgd", "adamw")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,9 @@ class DataSettings:
 
     test_split: str | None = None
     """Split to evaluate on; none: the dataset's own."""
+
+    holdout_split: str | None = None
+    """Split kept out of the training, such as train[90%:], to choose by; none: no such split."""
 
     image_size: int | None = None
     """Height and width to resize and crop images to; needed where they differ in size."""
@@ -96,6 +100,13 @@ class Settings:
     batchnorm_group_size: int | None = None
     """Rows that BatchNorm normalizes together; none: the whole (micro-)batch."""
 
+    batchnorm_reference_size: int | None = None
+    """Group size that BatchNorm's running average is meant for: its half-life is then constant
+    in examples; none: constant in groups, as in the paper."""
+
+    compute_dtype: str = "float32"
+    """Type to compute in: float32 or bfloat16; weights are float32."""
+
     remainder: str = "carry"
     """At an epoch's end: carry (on into the next), partial (batch), or drop (the rest)."""
 
@@ -145,7 +156,7 @@ class TrainConfig(Settings):
             )
         for name, reader in _TEXT_FIELDS.items():
             _checked(name, getattr(self, name), reader)
-        for name, choices in {"optimizer": OPTIMIZERS, "remainder": REMAINDERS}.items():
+        for name, choices in _CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
@@ -217,6 +228,11 @@ _TEXT_FIELDS: dict[str, Callable[[str], Any]] = {
     "log_every": lambda text: check_period(text),
     "coupling": coupling_power,
 }
+_CHOICES = {
+    "optimizer": OPTIMIZERS,
+    "compute_dtype": COMPUTE_DTYPES,
+    "remainder": REMAINDERS,
+}
 _MINIMA = {
     "reference_batch_size": 1,
     "momentum": 0,
@@ -224,6 +240,7 @@ _MINIMA = {
     "seed": 0,
     "microbatch_size": 1,
     "batchnorm_group_size": 1,
+    "batchnorm_reference_size": 1,
     "eval_batch_size": 1,
     "keep_checkpoints": 1,
 }

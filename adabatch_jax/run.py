@@ -1,7 +1,7 @@
 """One training run from a configuration: everything between the command line and `fit`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +31,39 @@ from adabatch_jax.workdir import check_workdir, locked
 _MEMORY_LIMIT_BYTES = 2 * 2**30
 
 
-def train(config: TrainConfig, workdir: Path, on_step: StepCallback | None = None) -> FitResult:
+def train(
+    config: TrainConfig,
+    workdir: Path,
+    on_step: StepCallback | None = None,
+    progress: Progress | None = None,
+) -> FitResult:
     """Trains as configured, or goes on with what the workdir holds.
 
     Args:
       config: the settings.
       workdir: the run's folder; made if need be.
       on_step: as in `fit`.
+      progress: where to show how it goes; none: the terminal.
 
     Raises:
       UsageError: the settings or the workdir can't work.
       RestoreError: the workdir holds a run with another past.
     """
     spec = dataset_spec(config.dataset, config.data.dir)
-    train_source, test_source = open_sources(config, spec)
+    train_source, eval_sources = open_sources(config, spec)
     check_workdir(workdir)
     with locked(workdir):
-        return _train(config, workdir, on_step, spec, train_source, test_source)
+        return _train(config, workdir, on_step, progress, spec, train_source, eval_sources)
 
 
 def _train(
     config: TrainConfig,
     workdir: Path,
     on_step: StepCallback | None,
+    progress: Progress | None,
     spec: DatasetSpec,
     train_source: Source,
-    test_source: Source,
+    eval_sources: Mapping[str, Source],
 ) -> FitResult:
     plan = plan_of_run(config, len(train_source), workdir)
     learning_rate = coupled_learning_rate(
@@ -65,7 +72,7 @@ def _train(
     tx = make_optimizer(config, learning_rate)
     params, model_state, loss_fn, eval_fn = network(config, spec, _image_shape(train_source))
     mesh = data_mesh() if jax.local_device_count() > 1 else None
-    progress = make_progress(plan)
+    progress = make_progress(plan) if progress is None else progress
     _introduce(config, plan, workdir, mesh, progress)
     return fit(
         loss_fn,
@@ -75,7 +82,7 @@ def _train(
         plan,
         learning_rate=learning_rate,
         eval_fn=eval_fn,
-        eval_source=test_source,
+        eval_source=eval_sources,
         seed=config.seed,
         mesh=mesh,
         microbatch_size=config.microbatch_size,
@@ -110,16 +117,17 @@ def _introduce(
         )
 
 
-def open_sources(config: TrainConfig, spec: DatasetSpec) -> tuple[Source, Source]:
-    """The training and the test examples."""
-    splits = (
-        config.data.train_split or spec.train_split,
-        config.data.test_split or spec.test_split,
-    )
-    return tuple(
-        _kept(tfds_source(config.dataset, split, config.data.dir, config.data.image_size))
-        for split in splits
-    )
+def open_sources(config: TrainConfig, spec: DatasetSpec) -> tuple[Source, dict[str, Source]]:
+    """The training examples, and by name those to evaluate on."""
+
+    def source(split: str) -> Source:
+        return _kept(tfds_source(config.dataset, split, config.data.dir, config.data.image_size))
+
+    eval_splits = {"test": config.data.test_split or spec.test_split}
+    if config.data.holdout_split is not None:
+        eval_splits["holdout"] = config.data.holdout_split
+    train_source = source(config.data.train_split or spec.train_split)
+    return train_source, {name: source(split) for name, split in eval_splits.items()}
 
 
 def _kept(source: Any) -> Source:

@@ -25,6 +25,9 @@ COLUMNS = (
     "examples_digest",
     "test_loss",
     "test_accuracy",
+    "holdout_loss",
+    "holdout_accuracy",
+    "training_seconds",
     "elapsed_seconds",
     "examples_per_second",
 )

@@ -50,7 +50,7 @@ def fit(
     *,
     learning_rate: optax.Schedule | None = None,
     eval_fn: EvalFn | None = None,
-    eval_source: Source | None = None,
+    eval_source: Source | Mapping[str, Source] | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
     microbatch_size: int | None = None,
@@ -75,7 +75,8 @@ def fit(
         give the run's own plan `continued` from where it stands.
       learning_rate: only logged: the schedule inside `tx`.
       eval_fn: `eval_fn(params, model_state, batch) -> metrics`; none: no evaluation.
-      eval_source: the examples to evaluate on.
+      eval_source: the examples to evaluate on; or several such sources by name. Metrics are
+        called "test_loss" or after the source's name, as "holdout_loss".
       seed: of the order of the examples and of the key that `loss_fn` gets.
       mesh: the devices to train on; None for one.
       microbatch_size: examples over all devices that are computed at a time.
@@ -115,6 +116,7 @@ def fit(
             "`state` was given to an earlier call, which took its arrays; go on with the state "
             "that the call returned, or with a new `TrainState.create(...)`."
         )
+    eval_sources = dict(eval_source) if isinstance(eval_source, Mapping) else {"test": eval_source}
     # What isn't done needs no period: an endless stream has no epochs to count in.
     eval_period = None if eval_fn is None else every(plan, eval_every)
     checkpoint_period = None if workdir is None else every(plan, checkpoint_every)
@@ -130,9 +132,11 @@ def fit(
             seed=seed,
             rng=jax.random.fold_in(jax.random.key(seed), _RUN_KEY),
             learning_rate=learning_rate,
-            evaluator=(
-                None if eval_fn is None else Evaluator(eval_fn, eval_source, eval_batch_size, mesh)
-            ),
+            evaluators={
+                name: Evaluator(eval_fn, eval_source, eval_batch_size, mesh)
+                for name, eval_source in eval_sources.items()
+                if eval_fn is not None
+            },
             eval_period=eval_period,
             checkpoint_period=checkpoint_period,
             log_period=every(plan, log_every),

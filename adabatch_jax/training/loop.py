@@ -39,7 +39,7 @@ class Loop:
     seed: int
     rng: jax.Array
     learning_rate: optax.Schedule | None
-    evaluator: Evaluator | None
+    evaluators: Mapping[str, Evaluator]
     eval_period: Period | None
     checkpoint_period: Period | None
     log_period: Period
@@ -125,16 +125,27 @@ class Loop:
         }
         pace = self._pace.examples_per_second(samples)
         if is_eval:
-            with self.record.timed("evaluation"):
-                results = self.evaluator(state)
-            if not all(map(math.isfinite, results.values())):
-                raise self._diverged(finished, f"the test {'/'.join(results)} is not finite")
-            row |= {f"test_{name}": value for name, value in results.items()}
+            row |= self._evaluate(finished, state)
             self._pace.restart(samples)
-        row |= {"elapsed_seconds": self.record.elapsed_seconds(), "examples_per_second": pace}
+        row |= {
+            "training_seconds": self.record.training_seconds(),
+            "elapsed_seconds": self.record.elapsed_seconds(),
+            "examples_per_second": pace,
+        }
         row = {key: row[key] for key in (*COLUMNS, *row) if key in row}
         self.record.write_row(row)
         self.progress.log(row)
+
+    def _evaluate(self, finished: int, state: TrainState) -> dict[str, float]:
+        """The metrics on all sources, finite."""
+        measured = {}
+        for name, evaluator in self.evaluators.items():
+            with self.record.timed("evaluation"):
+                results = evaluator(state)
+            if not all(map(math.isfinite, results.values())):
+                raise self._diverged(finished, f"the {name} {'/'.join(results)} is not finite")
+            measured |= {f"{name}_{metric}": value for metric, value in results.items()}
+        return measured
 
     def _rate(self, step: int) -> float:
         return float(self.learning_rate(step))

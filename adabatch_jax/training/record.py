@@ -144,6 +144,10 @@ class RunRecord:
         """Seconds since the run began, over all restarts."""
         return self._seconds["total"] + time.monotonic() - self._since
 
+    def training_seconds(self) -> float:
+        """Seconds in updates and in waiting for their input, over all restarts."""
+        return self._seconds["step"] + self._seconds["input"]
+
     def write_row(self, row: dict[str, Any]) -> None:
         """Adds a row of metrics."""
         self.history.append(row)
@@ -187,7 +191,9 @@ class RunRecord:
     def _summary(self, state: TrainState) -> dict[str, Any]:
         last = self.history[-1] if self.history else {}
         measured = (
-            key for key in last if key.startswith(("train_", "test_")) or key == "epoch"
+            key
+            for key in last
+            if key.startswith(("train_", "test_", "holdout_")) or key == "epoch"
         )
         step = int(state.step)
         return {

@@ -37,6 +37,32 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     return (values * column).sum(axis=0) / jnp.where(total > 0, total, 1)
 
 
+_SEQUENTIAL = "has_sequential_model_state"
+
+
+def sequential_model_state(loss_fn: LossFn) -> LossFn:
+    """Marks a `loss_fn` whose model state is updated example by example, or group by group.
+
+    Running statistics are: a batch that is computed in micro-batches then leaves the same model
+    state as in one piece, if `loss_fn` updates it for the same groups of rows in row order. The
+    mark belongs to this function; one that wraps it must be marked itself.
+
+    >>> @sequential_model_state
+    ... def loss_fn(params, model_state, batch, rng):
+    ...     total = model_state["total"] + batch["weight"].sum()
+    ...     return 0 * params["w"], ({"total": total}, {})
+    >>> tx = optax.sgd(1.0)
+    >>> params, model_state = {"w": jnp.zeros(())}, {"total": jnp.zeros(())}
+    >>> state = TrainState.create(params=params, tx=tx, model_state=model_state)
+    >>> step = make_train_step(loss_fn, tx, microbatch_size=2)
+    >>> state, _ = step(state, {"weight": jnp.ones((3, 2))}, jax.random.key(0))
+    >>> float(state.model_state["total"])
+    6.0
+    """
+    setattr(loss_fn, _SEQUENTIAL, True)
+    return loss_fn
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
     """A compiled train step; `make_train_step` makes it.
@@ -113,6 +139,8 @@ def make_train_step(
         after another is computed in the memory of one. Each starts from the step's incoming
         model state; gradients, metrics and floating-point model state combine as means
         weighted by the micro-batches' sums of weights, other model state is the last one's.
+        With a `loss_fn` marked by `sequential_model_state` each micro-batch starts from the
+        model state that the one before left, and the last one's stays.
 
     Returns:
       A `TrainStep`. It folds `state.step` and the micro-batch's number into `rng`. The metrics
@@ -138,18 +166,20 @@ def make_train_step(
         raise UsageError(f"microbatch_size must be at least 1, got {microbatch_size}.")
     mesh = None if mesh is None else as_data_mesh(mesh)
     num_devices = 1 if mesh is None else mesh.size
+    sequential = getattr(loss_fn, _SEQUENTIAL, False)
 
     def train_step(state: TrainState, batch: Mapping[str, jax.Array], rng: jax.Array):
         _check_batch(batch, microbatch_size, num_devices)
         grad_fn = _grad_fn(loss_fn, state)
         rng = jax.random.fold_in(rng, state.step)
-        if microbatch_size is None:
-            outputs = grad_fn(batch, jax.random.fold_in(rng, 0))
-        elif batch["weight"].shape[0] == 1:
-            only = jax.tree.map(lambda leaf: leaf[0], dict(batch))
-            outputs = grad_fn(only, jax.random.fold_in(rng, 0))
+        if microbatch_size is not None and batch["weight"].shape[0] > 1:
+            outputs = accumulate(
+                grad_fn, state.params, state.model_state, dict(batch), rng, sequential
+            )
         else:
-            outputs = accumulate(grad_fn, state.params, state.model_state, dict(batch), rng)
+            if microbatch_size is not None:
+                batch = jax.tree.map(lambda leaf: leaf[0], dict(batch))
+            outputs = grad_fn(state.model_state, batch, jax.random.fold_in(rng, 0))
         updates, opt_state = tx.update(outputs.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, outputs.model_state, opt_state), outputs.metrics
@@ -163,13 +193,13 @@ def make_train_step(
 
 def _grad_fn(
     loss_fn: LossFn, state: TrainState
-) -> Callable[[Mapping[str, jax.Array], jax.Array], Outputs]:
-    """Returns `(batch, rng) -> Outputs` at this state."""
+) -> Callable[[Any, Mapping[str, jax.Array], jax.Array], Outputs]:
+    """Returns `(model_state, batch, rng) -> Outputs` at this state's parameters."""
 
-    def grad_fn(batch: Mapping[str, jax.Array], rng: jax.Array) -> Outputs:
+    def grad_fn(model_state: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> Outputs:
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (model_state, metrics)), grads = value_and_grad(
-            state.params, state.model_state, batch, rng
+            state.params, model_state, batch, rng
         )
         if "loss" in metrics:
             raise UsageError("loss_fn's metrics must not have the key 'loss', the step adds it.")

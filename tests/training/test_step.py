@@ -11,7 +11,11 @@ import pytest
 from adabatch_jax.errors import UsageError
 from adabatch_jax.training.mesh import batch_sharding, data_mesh, replicated
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import make_train_step, weighted_mean
+from adabatch_jax.training.step import (
+    make_train_step,
+    sequential_model_state,
+    weighted_mean,
+)
 
 
 def conv(x, w):
@@ -175,6 +179,31 @@ def test_without_a_real_example_nothing_changes():
     np.testing.assert_array_equal(state.params["w"], [0, 0])
     np.testing.assert_array_equal(state.model_state["mean"], [7, 7])
     np.testing.assert_array_equal(metrics["x"], [0, 0])
+
+
+def test_sequential_model_state():
+    """Each micro-batch begins where the one before ended; one of padding leaves no trace."""
+
+    @sequential_model_state
+    def loss_fn(params, model_state, batch, rng):
+        mean = weighted_mean(batch["x"], batch["weight"])
+        state = {
+            "mean": 0.9 * model_state["mean"] + 0.1 * mean,
+            "count": model_state["count"] + 1,
+        }
+        return params["w"] @ mean, (state, {})
+
+    batch = linear_batch([[1, 1], [0, 0], [1, 0]])
+    start = {"mean": jnp.ones(2), "count": jnp.int32(0)}
+    step = make_train_step(loss_fn, optax.sgd(1.0), microbatch_size=2)
+    state, _ = step(linear_state(start), batch, jax.random.key(0))
+    x = np.asarray(batch["x"])
+    expected = 0.9 * (0.9 * 1 + 0.1 * x[0].mean(0)) + 0.1 * x[2, 0]
+    np.testing.assert_allclose(state.model_state["mean"], expected, rtol=1e-6)
+    assert state.model_state["count"] == 2
+    # The gradient is the weighted mean in any case.
+    whole = (2 * x[0].mean(0) + x[2, 0]) / 3
+    np.testing.assert_allclose(state.params["w"], linear_state().params["w"] - whole, rtol=1e-6)
 
 
 def test_model_state_combines():
