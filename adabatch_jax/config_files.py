@@ -12,26 +12,49 @@ from adabatch_jax.errors import UsageError
 def load_config(path: str) -> TrainConfig:
     """Reads a configuration: a Python file that defines `config`, or a run's config.json.
 
-    Only a Python file is executed; JSON is data.
+    A Python file may define `arms` instead, a dict of configurations; `FILE:ARM` names one. Only
+    a Python file is executed; JSON is data.
 
     Raises:
       UsageError: no such file, or no configuration in it.
     """
-    file = Path(path)
+    file, arm = Path(path), None
+    if not file.is_file() and ":" in path:
+        file, _, arm = path.rpartition(":")
+        file = Path(file)
     if not file.is_file():
-        raise UsageError(f"--config: there is no file {path!r}.")
+        raise UsageError(f"--config: there is no file {str(file)!r}.")
+    if file.suffix == ".py":
+        return _configured(_load_python(file), file, arm)
+    if arm is not None:
+        raise UsageError(f"--config: {str(file)!r} has no arms, only a Python file (.py) has.")
     if file.suffix == ".json":
         try:
             content = json.loads(file.read_text())
         except ValueError as error:
             raise UsageError(f"--config: {path!r} is no JSON ({error}).") from None
         return TrainConfig.from_dict(content, origin=repr(path))
-    if file.suffix != ".py":
-        raise UsageError(f"--config: {path!r} must be a Python file (.py) or a config.json.")
-    return _load_python(file)
+    raise UsageError(f"--config: {path!r} must be a Python file (.py) or a config.json.")
 
 
-def _load_python(file: Path) -> TrainConfig:
+def _configured(namespace: dict[str, Any], file: Path, arm: str | None) -> TrainConfig:
+    config, arms = namespace.get("config"), namespace.get("arms")
+    if isinstance(arms, dict) and (arm is not None or config is None):
+        if arm not in arms:
+            what = "names none" if arm is None else f"has no arm {arm!r}"
+            raise UsageError(
+                f"--config: {str(file)!r} defines arms and the command line {what}; write "
+                f"{file}:ARM with one of {', '.join(arms)}."
+            )
+        config = arms[arm]
+    elif arm is not None:
+        raise UsageError(f"--config: {str(file)!r} doesn't define `arms = {{...}}`.")
+    if not isinstance(config, TrainConfig):
+        raise UsageError(f"--config: {str(file)!r} doesn't define `config = TrainConfig(...)`.")
+    return config
+
+
+def _load_python(file: Path) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": f"_config_{file.stem}", "__file__": str(file)}
     # Arms of an experiment import their common base by its package's name.
     root = file.resolve().parent
@@ -52,6 +75,4 @@ def _load_python(file: Path) -> TrainConfig:
         ) from error
     finally:
         sys.path.remove(str(root))
-    if not isinstance(namespace.get("config"), TrainConfig):
-        raise UsageError(f"--config: {str(file)!r} doesn't define `config = TrainConfig(...)`.")
-    return namespace["config"]
+    return namespace

@@ -82,3 +82,23 @@ def test_experiments_load_from_anywhere(tmp_path, monkeypatch):
     }
     assert differing == {"name", "batch_schedule"}
     assert adaptive.plan(60_000).batch_sizes == (128, 256, 512)
+
+
+def test_an_arm_of_a_file(tmp_path):
+    from experiments.digits_cnn import arms
+
+    assert load_config(f"{EXPERIMENTS / 'digits_cnn.py'}:smith") == arms["smith"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("digits_cnn.py", "the command line names none; write .*digits_cnn.py:ARM with one of fix"),
+        ("digits_cnn.py:fixed", "has no arm 'fixed'; write .*:ARM with one of fixed_small, "),
+        ("digits.py:fixed", "doesn't define `arms"),
+        ("digits_c.py:fixed", "there is no file .*digits_c.py'"),
+    ],
+)
+def test_an_arm_that_is_not_there(path, text):
+    with pytest.raises(UsageError, match=text):
+        load_config(str(EXPERIMENTS / path))

@@ -1,0 +1,8 @@
+"""ResNet-20 on CIFAR-100, on four devices with warm-up, 1024 to 16384 (the paper's section 4.2).
+
+python -m experiments.reproduce cifar100_four_devices --networks resnet20
+"""
+
+from experiments.arms import paper_four_devices
+
+arms = paper_four_devices("resnet20_cifar")

@@ -1,0 +1,8 @@
+"""AlexNet on CIFAR-10 with batches of 256, 4096, 256 to 4096, and the rivals (the paper's section 4.1).
+
+python -m experiments.reproduce cifar10 --networks alexnet
+"""
+
+from experiments.arms import paper_single_device
+
+arms = paper_single_device("cifar10", "alexnet_cifar", small=256, large=4096)

@@ -1,0 +1,19 @@
+"""A small CNN on handwritten digits: the arms that run anywhere in minutes.
+
+python -m experiments.reproduce digits --seeds 3
+"""
+
+import dataclasses
+
+from adabatch_jax.config import TrainConfig
+from experiments.arms import single_device_arms
+
+arms = single_device_arms(
+    dataclasses.replace(TrainConfig(), lr="0.05", checkpoint_every="5ep", keep_checkpoints=1),
+    small=32,
+    large=512,
+    decay="0.375",
+    interval="4ep",
+    warmup="2ep",
+    cap=144,
+)

@@ -1,0 +1,15 @@
+"""VGG19 with BatchNorm on Fashion-MNIST, padded to 32x32, with the arms of the paper's section 4.1.
+
+    python -m experiments.reproduce fashion_mnist --networks vgg19_bn
+
+No example is lost at an epoch's end, unlike in the experiments on CIFAR.
+"""
+
+import dataclasses
+
+from experiments.arms import paper_single_device
+
+arms = {
+    name: dataclasses.replace(config, remainder="carry")
+    for name, config in paper_single_device("fashion_mnist", "vgg19_bn_cifar", cap=6000).items()
+}

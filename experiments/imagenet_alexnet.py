@@ -1,0 +1,8 @@
+"""AlexNet on ImageNet, the batch growing 2, 4 or 8 times twice (the paper's section 4.3).
+
+python -m experiments.reproduce imagenet --networks alexnet
+"""
+
+from experiments.arms import paper_imagenet
+
+arms = paper_imagenet("alexnet", lr="0.01")
