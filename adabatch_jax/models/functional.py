@@ -10,7 +10,7 @@ from flax import nnx
 
 from adabatch_jax.data.augmentation import example_keys
 from adabatch_jax.training.evaluation import EvalFn
-from adabatch_jax.training.step import LossFn, weighted_mean
+from adabatch_jax.training.step import LossFn, sequential_model_state, weighted_mean
 
 Images = jax.Array
 
@@ -45,6 +45,8 @@ def functions(
     graphdef, params, model_state = nnx.split(module, nnx.Param, ...)
     normalize = _unit_range if normalize is None else normalize
 
+    # BatchNorm's running statistics move group by group, in the order of the rows.
+    @sequential_model_state
     def loss_fn(params, model_state, batch, rng):
         del rng  # What is random belongs to the example, not to the step.
         keys, images = example_keys(seed, batch), batch["image"]

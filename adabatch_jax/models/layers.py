@@ -1,8 +1,12 @@
 """The layers that the networks are made of, in flax nnx.
 
 Arrays are images (batch, height, width, features). Layers hold no random state: what they draw
-comes from the keys of the call, and what they begin with from `initialization`.
+comes from the keys of the call, and what they begin with from `initialization`. Parameters are
+float32 whatever type is computed in.
 """
+
+import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +28,8 @@ class Conv(nnx.Module):
       stride: in both directions.
       padding: rows and columns of zeros on each side, by default what keeps the size at stride 1.
       use_bias: whether to add a bias per channel.
+      dtype: "bfloat16" rounds images and kernel to it; "float32" is at least float32, so that
+        float64 stays float64. The output is of this type.
     """
 
     def __init__(
@@ -35,7 +41,9 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: int | None = None,
         use_bias: bool = True,
+        dtype: str = "float32",
     ):
+        self.dtype = dtype
         padding = kernel_size // 2 if padding is None else padding
         self.strides = (stride, stride)
         self.padding = ((padding, padding), (padding, padding))
@@ -43,19 +51,24 @@ class Conv(nnx.Module):
         self.bias = _param((out_features,)) if use_bias else None
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        features = conv2d(images, self.kernel[...], self.strides, self.padding)
-        return features if self.bias is None else features + _row(self.bias[...], 4)
+        images, kernel = _as_computed(self.dtype, images, self.kernel[...])
+        features = conv2d(images, kernel, self.strides, self.padding)
+        if self.bias is None:
+            return features
+        return features + _row(self.bias[...].astype(features.dtype), 4)
 
 
 class Linear(nnx.Module):
-    """`inputs @ kernel + bias`."""
+    """`inputs @ kernel + bias`, computed in `dtype` as in `Conv`."""
 
-    def __init__(self, in_features: int, out_features: int):
+    def __init__(self, in_features: int, out_features: int, *, dtype: str = "float32"):
+        self.dtype = dtype
         self.kernel = _param((in_features, out_features))
         self.bias = _param((out_features,))
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        return inputs @ self.kernel[...] + _row(self.bias[...], inputs.ndim)
+        inputs, kernel = _as_computed(self.dtype, inputs, self.kernel[...])
+        return inputs @ kernel + _row(self.bias[...].astype(inputs.dtype), inputs.ndim)
 
 
 class BatchNorm(nnx.Module):
@@ -63,15 +76,20 @@ class BatchNorm(nnx.Module):
 
     Means and variances are those of the real examples of a group, weighted by the mask. With
     PyTorch's conventions: normalization uses the biased variance and the running variance
-    collects the unbiased one, `new = 0.9 * running + 0.1 * batch`, epsilon 1e-5. Groups enter
-    the running statistics by their real examples; a group of padding leaves them alone.
+    collects the unbiased one, `new = 0.9 * running + 0.1 * group`, epsilon 1e-5. Groups enter
+    the running statistics one by one in the order of the rows, so that they don't depend on how
+    a batch is cut into micro-batches; a group of padding leaves them alone. Statistics are
+    float32 (float64 for float64 images), outputs of the images' type.
 
     Args:
       num_features: channels.
       group_size: rows that are normalized together, counted from the (micro-)batch's first
         row; None for the whole (micro-)batch. The result depends neither on the devices nor,
         as long as it divides the micro-batch, on the micro-batch's size.
-      momentum: share of the new batch in the running statistics.
+      reference_size: a group of n real examples counts as n / reference_size updates of the
+        running statistics, so that their half-life in examples is the same for all group
+        sizes; None for one update per group.
+      momentum: share of the new group in the running statistics.
       epsilon: added to the variance.
     """
 
@@ -80,10 +98,12 @@ class BatchNorm(nnx.Module):
         num_features: int,
         *,
         group_size: int | None = None,
+        reference_size: int | None = None,
         momentum: float = 0.1,
         epsilon: float = 1e-5,
     ):
-        self.group_size, self.momentum, self.epsilon = group_size, momentum, epsilon
+        self.group_size, self.reference_size = group_size, reference_size
+        self.momentum, self.epsilon = momentum, epsilon
         self.scale = _param((num_features,), 1)
         self.bias = _param((num_features,))
         self.mean = nnx.BatchStat(jnp.asarray(np.zeros(num_features, np.float32)))
@@ -113,7 +133,8 @@ class BatchNorm(nnx.Module):
         weight = jnp.ones(num_rows, precise) if mask is None else mask.astype(precise)
         weight = weight.reshape(-1, group_size, 1, 1, 1)
         groups = images.reshape(-1, group_size, *images.shape[1:]).astype(precise)
-        count = weight.sum((1, 2, 3)) * (height * width)  # (groups, 1)
+        num_real = weight.sum((1, 2, 3))  # (groups, 1)
+        count = num_real * (height * width)
         divisor = jnp.where(count > 0, count, 1)
         mean = (groups * weight).sum((1, 2, 3)) / divisor
         deviation = groups - mean[:, None, None, None]
@@ -122,7 +143,7 @@ class BatchNorm(nnx.Module):
         # nobody reads, from growing layer by layer until they overflow: 0 * inf is a NaN.
         used_mean = jnp.where(count > 0, mean, self.mean[...][None])
         used_var = jnp.where(count > 0, var, self.var[...][None])
-        self._update(mean, var * (count / jnp.maximum(count - 1, 1)), count)
+        self._update(mean, var * (count / jnp.maximum(count - 1, 1)), num_real)
         return self._normalize(images, used_mean, used_var)
 
     def _normalize(self, images: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
@@ -133,13 +154,20 @@ class BatchNorm(nnx.Module):
         normalized = groups * factor[:, None, None, None] + offset[:, None, None, None]
         return normalized.reshape(images.shape).astype(images.dtype)
 
-    def _update(self, mean: jax.Array, var: jax.Array, count: jax.Array) -> None:
-        total = count.sum()
-        share = count / jnp.where(total > 0, total, 1)
+    def _update(self, mean: jax.Array, var: jax.Array, num_real: jax.Array) -> None:
+        """Moves the running statistics by those of each group (groups, features), in order."""
+        if self.reference_size is None:
+            updates = (num_real > 0).astype(num_real.dtype)
+        else:
+            updates = num_real / self.reference_size
+        # In closed form: u updates keep (1 - momentum)^u of what was there before.
+        rate = math.log1p(-self.momentum)
+        later = lax.cumsum(updates, axis=0, reverse=True) - updates
+        share = -jnp.expm1(rate * updates) * jnp.exp(rate * later)
+        kept = jnp.exp(rate * updates.sum())
         for running, groups in ((self.mean, mean), (self.var, var)):
             old = running[...]
-            new = (1 - self.momentum) * old + self.momentum * (groups * share).sum(0)
-            running[...] = jnp.where(total > 0, new, old).astype(old.dtype)
+            running[...] = (kept * old + (share * groups).sum(0)).astype(old.dtype)
 
 
 class Dropout(nnx.Module):
@@ -180,6 +208,53 @@ def max_pool(images: jax.Array, size: int) -> jax.Array:
     batch, height, width, features = images.shape
     windows = images.reshape(batch, height // size, size, width // size, size, features)
     return windows.max((2, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Makes layers that share what a network's options say.
+
+    Args:
+      dtype: the type that convolutions and linear layers compute in, "float32" or "bfloat16".
+        A network's last layer should be a plain `Linear`, whose logits are float32 always.
+      group_size: rows that BatchNorm normalizes together, see `BatchNorm`.
+      batchnorm_reference_size: `BatchNorm`'s `reference_size`.
+
+    Raises:
+      UsageError: another `dtype`, or a size of less than one row.
+
+    >>> Layers(dtype="bfloat16").conv(3, 16, 3)(jnp.ones((1, 8, 8, 3))).dtype
+    dtype(bfloat16)
+    """
+
+    dtype: str = "float32"
+    group_size: int | None = None
+    batchnorm_reference_size: int | None = None
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UsageError(f"`dtype` is 'float32' or 'bfloat16', got {self.dtype!r}.")
+        for name in ("group_size", "batchnorm_reference_size"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise UsageError(f"`{name}` must be at least 1, got {size}.")
+
+    def conv(self, in_features: int, out_features: int, kernel_size: int, **options) -> Conv:
+        return Conv(in_features, out_features, kernel_size, dtype=self.dtype, **options)
+
+    def linear(self, in_features: int, out_features: int) -> Linear:
+        return Linear(in_features, out_features, dtype=self.dtype)
+
+    def norm(self, num_features: int) -> BatchNorm:
+        sizes = self.group_size, self.batchnorm_reference_size
+        return BatchNorm(num_features, group_size=sizes[0], reference_size=sizes[1])
+
+
+def _as_computed(dtype: str, *arrays: jax.Array) -> list[jax.Array]:
+    """Casts arrays to the type that a layer computes in."""
+    if dtype == "float32":
+        return [array.astype(jnp.result_type(jnp.float32, *arrays)) for array in arrays]
+    return [array.astype(dtype) for array in arrays]
 
 
 def _param(shape: tuple[int, ...], value: float = 0) -> nnx.Param:

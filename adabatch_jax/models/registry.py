@@ -14,7 +14,7 @@ def names() -> tuple[str, ...]:
     """Returns the names that `create` knows.
 
     >>> names()[:2]
-    ('cnn_digits', 'resnet20_cifar')
+    ('cnn_digits', 'cnn_fashion')
     """
     return tuple(_builders())
 
@@ -25,6 +25,8 @@ def create(
     image_shape: tuple[int, int, int] = (32, 32, 3),
     seed: int = 0,
     group_size: int | None = None,
+    dtype: str = "float32",
+    batchnorm_reference_size: int | None = None,
 ) -> "nnx.Module":
     """Builds a network with its initial weights.
 
@@ -35,12 +37,17 @@ def create(
       seed: of the initial weights.
       group_size: rows that BatchNorm normalizes together, None for the whole (micro-)batch;
         it means nothing to a network without BatchNorm.
+      dtype: the type of the computation, "float32" or "bfloat16". Parameters, BatchNorm's
+        statistics and the logits are float32 in any case.
+      batchnorm_reference_size: examples after which BatchNorm's running statistics have moved
+        by one momentum, so that their half-life is constant in examples while the batch grows;
+        None for the paper's way, one momentum per group.
 
     Returns:
       A module that is called as `module(images, mask=weight, keys=None, train=True)`.
 
     Raises:
-      UsageError: an unknown name, or images that the network can't take.
+      UsageError: an unknown name or type, or images that the network can't take.
 
     >>> create("cnn_digits", image_shape=(8, 8, 1)).head.kernel[...].shape
     (512, 10)
@@ -50,7 +57,10 @@ def create(
         raise UsageError(f"`num_classes` must be at least 1, got {num_classes}.")
     if name not in builders:
         raise UsageError(f"there is no model {name!r}{did_you_mean(name, builders) or '.'}")
-    return builders[name](num_classes, tuple(image_shape), seed, group_size)
+    from adabatch_jax.models.layers import Layers
+
+    layers = Layers(dtype, group_size, batchnorm_reference_size)
+    return builders[name](num_classes, tuple(image_shape), seed, layers)
 
 
 def _builders() -> dict[str, Callable[..., "nnx.Module"]]:
@@ -58,17 +68,22 @@ def _builders() -> dict[str, Callable[..., "nnx.Module"]]:
         f"resnet{depth}_cifar": functools.partial(_cifar_resnet, depth)
         for depth in (20, 32, 44, 56, 110)
     }
-    return {"cnn_digits": _cnn, **resnets}
+    return {"cnn_digits": _cnn_digits, "cnn_fashion": _cnn_fashion, **resnets}
 
 
-def _cnn(num_classes, image_shape, seed, group_size):
-    from adabatch_jax.models.cnn import CNN
+def _cnn_digits(*arguments):
+    from adabatch_jax.models.cnn import DigitsCNN
 
-    del group_size
-    return CNN(num_classes, image_shape, seed)
+    return DigitsCNN(*arguments)
 
 
-def _cifar_resnet(depth, num_classes, image_shape, seed, group_size):
+def _cnn_fashion(*arguments):
+    from adabatch_jax.models.cnn import FashionCNN
+
+    return FashionCNN(*arguments)
+
+
+def _cifar_resnet(*arguments):
     from adabatch_jax.models.resnet import ResNet
 
-    return ResNet(depth, num_classes, image_shape, seed, group_size)
+    return ResNet(*arguments)

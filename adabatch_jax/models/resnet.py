@@ -6,18 +6,20 @@ from flax import nnx
 
 from adabatch_jax.errors import UsageError
 from adabatch_jax.models.initialization import he_normal, initialize, torch_default
-from adabatch_jax.models.layers import BatchNorm, Conv, Linear
+from adabatch_jax.models.layers import Conv, Layers, Linear
 
 
 class BasicBlock(nnx.Module):
     """Two convolutions beside a shortcut, which is projected where the shape changes."""
 
-    def __init__(self, in_features: int, out_features: int, stride: int, group_size: int | None):
+    def __init__(self, in_features: int, out_features: int, stride: int, layers: Layers):
         def conv(in_features: int, kernel_size: int, stride: int) -> Conv:
-            return Conv(in_features, out_features, kernel_size, stride=stride, use_bias=False)
+            return layers.conv(
+                in_features, out_features, kernel_size, stride=stride, use_bias=False
+            )
 
-        def norm() -> BatchNorm:
-            return BatchNorm(out_features, group_size=group_size)
+        def norm() -> nnx.Module:
+            return layers.norm(out_features)
 
         self.conv1, self.norm1 = conv(in_features, 3, stride), norm()
         self.conv2, self.norm2 = conv(out_features, 3, 1), norm()
@@ -44,7 +46,7 @@ class ResNet(nnx.Module):
       num_classes: number of logits.
       image_shape: (height, width, channels) of the images.
       seed: of the initial weights.
-      group_size: rows that BatchNorm normalizes together, see `BatchNorm`.
+      layers: makes the layers, with the compute type and BatchNorm's options.
 
     Raises:
       UsageError: images that aren't 28x28 or 32x32, or a depth that isn't 6n + 2.
@@ -56,7 +58,7 @@ class ResNet(nnx.Module):
         num_classes: int,
         image_shape: tuple[int, int, int],
         seed: int,
-        group_size: int | None = None,
+        layers: Layers,
     ):
         height, width, channels = image_shape
         if (height, width) not in ((28, 28), (32, 32)):
@@ -64,8 +66,8 @@ class ResNet(nnx.Module):
         if depth < 8 or (depth - 2) % 6:
             raise UsageError(f"a CIFAR ResNet's depth is 6n + 2, such as 20 or 32, got {depth}.")
         self.padding = (32 - height) // 2
-        self.conv = Conv(channels, 16, 3, use_bias=False)
-        self.norm = BatchNorm(16, group_size=group_size)
+        self.conv = layers.conv(channels, 16, 3, use_bias=False)
+        self.norm = layers.norm(16)
         # Named attributes instead of a list: parameters get text as keys at every level.
         self.block_names = []
         in_features = 16
@@ -73,7 +75,7 @@ class ResNet(nnx.Module):
             for block in range((depth - 2) // 6):
                 stride = 2 if stage > 1 and block == 0 else 1
                 name = f"stage{stage}_block{block}"
-                setattr(self, name, BasicBlock(in_features, out_features, stride, group_size))
+                setattr(self, name, BasicBlock(in_features, out_features, stride, layers))
                 self.block_names.append(name)
                 in_features = out_features
         self.block_names = tuple(self.block_names)

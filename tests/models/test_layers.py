@@ -14,8 +14,8 @@ def make_images(num_rows, seed=0):
     return np.random.default_rng(seed).normal(2, 3, (num_rows, 4, 5, 3)).astype(np.float32)
 
 
-def make_norm(group_size=None):
-    norm = BatchNorm(3, group_size=group_size)
+def make_norm(group_size=None, reference_size=None):
+    norm = BatchNorm(3, group_size=group_size, reference_size=reference_size)
     norm.scale[...] = jnp.array([1.0, 2.0, -0.5])
     norm.bias[...] = jnp.array([0.0, 0.3, 1.0])
     norm.mean[...] = jnp.array([0.1, 0.2, 0.3])
@@ -23,22 +23,22 @@ def make_norm(group_size=None):
     return norm
 
 
-def reference(images, groups):
-    """PyTorch's BatchNorm2d over each group of rows; returns outputs and new statistics."""
+def reference(images, groups, reference_size=None):
+    """PyTorch's BatchNorm2d of one group of rows after another; outputs and new statistics."""
     images, scale, bias = images.astype(np.float64), [1.0, 2.0, -0.5], [0.0, 0.3, 1.0]
-    outputs, means, variances = np.zeros_like(images), [], []
+    outputs = np.zeros_like(images)
+    running_mean, running_var = np.array([0.1, 0.2, 0.3]), np.array([1.0, 2.0, 3.0])
     for rows in groups:
         group = images[rows]
         mean, var = group.mean((0, 1, 2)), group.var((0, 1, 2))
         outputs[rows] = (group - mean) / np.sqrt(var + 1e-5) * scale + bias
-        means.append(mean)
-        variances.append(group.var((0, 1, 2), ddof=1))
-    sizes = [len(rows) for rows in groups]
-    new_mean = 0.9 * np.array([0.1, 0.2, 0.3]) + 0.1 * np.average(means, 0, sizes)
-    new_var = 0.9 * np.array([1.0, 2.0, 3.0]) + 0.1 * np.average(variances, 0, sizes)
-    return outputs, new_mean, new_var
+        keep = 0.9 if reference_size is None else 0.9 ** (len(rows) / reference_size)
+        running_mean = keep * running_mean + (1 - keep) * mean
+        running_var = keep * running_var + (1 - keep) * group.var((0, 1, 2), ddof=1)
+    return outputs, running_mean, running_var
 
 
+@pytest.mark.parametrize("reference_size", [None, 1, 4, 1000])
 @pytest.mark.parametrize(
     ("group_size", "num_real", "groups"),
     [
@@ -51,11 +51,11 @@ def reference(images, groups):
         (2, 8, [[0, 1], [2, 3], [4, 5], [6, 7]]),
     ],
 )
-def test_batchnorm_over_groups_and_padding(group_size, num_real, groups):
+def test_batchnorm_over_groups_and_padding(group_size, num_real, groups, reference_size):
     images, mask = make_images(8), (np.arange(8) < num_real).astype(np.float32)
-    norm = make_norm(group_size)
+    norm = make_norm(group_size, reference_size)
     outputs = norm(images, mask, train=True)
-    expected, mean, var = reference(images, [list(rows) for rows in groups])
+    expected, mean, var = reference(images, [list(rows) for rows in groups], reference_size)
     np.testing.assert_allclose(outputs[:num_real], expected[:num_real], atol=1e-5)
     np.testing.assert_allclose(norm.mean[...], mean, rtol=1e-6)
     np.testing.assert_allclose(norm.var[...], var, rtol=1e-6)

@@ -12,6 +12,7 @@ from flax import nnx
 from adabatch_jax import models
 from adabatch_jax.data.augmentation import example_keys
 from adabatch_jax.errors import UsageError
+from adabatch_jax.models.layers import Layers
 from adabatch_jax.models.resnet import ResNet
 
 
@@ -64,7 +65,7 @@ def test_the_seed_gives_the_weights():
 
 
 def test_layers_keep_their_weights_when_others_are_added():
-    small, large = ResNet(8, 10, (32, 32, 3), seed=0), ResNet(14, 10, (32, 32, 3), seed=0)
+    small, large = ResNet(8, 10, (32, 32, 3), 0, Layers()), ResNet(14, 10, (32, 32, 3), 0, Layers())
     np.testing.assert_array_equal(
         small.stage3_block0.conv1.kernel[...], large.stage3_block0.conv1.kernel[...]
     )
@@ -72,14 +73,37 @@ def test_layers_keep_their_weights_when_others_are_added():
 
 @pytest.mark.parametrize("size", [28, 32])
 def test_resnet_on_both_sizes(size):
-    module = ResNet(8, 7, (size, size, 1), seed=0)
+    module = ResNet(8, 7, (size, size, 1), 0, Layers())
     images = np.random.default_rng(0).normal(size=(2, size, size, 1)).astype(np.float32)
     logits = module(images, train=False)
     assert logits.shape == (2, 7)
     edge = (32 - size) // 2
-    wide = ResNet(8, 7, (32, 32, 1), seed=0)
+    wide = ResNet(8, 7, (32, 32, 1), 0, Layers())
     padded = np.pad(images, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
     np.testing.assert_array_equal(wide(padded, train=False), logits)
+
+
+@pytest.mark.parametrize(
+    ("size", "flat"), [((28, 28, 1), 7 * 7 * 32), ((32, 32, 3), 8 * 8 * 32), ((8, 8, 1), 128)]
+)
+def test_cnn_fashion(size, flat):
+    module = models.create("cnn_fashion", 7, size)
+    channels = size[-1]
+    expected = 25 * channels * 16 + 9 * 16 * 32 + 2 * (16 + 32) + (flat + 1) * 7
+    assert num_parameters(module) == expected
+    assert module(np.zeros((2, *size), np.float32), train=False).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["cnn_fashion", "cnn_digits"])
+def test_bfloat16_computes_roughly_the_same_from_float32_parameters(name):
+    images = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype(np.float32)
+    precise, rough = (models.create(name, 10, (8, 8, 1), dtype=t) for t in ("float32", "bfloat16"))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(precise), nnx.state(rough))
+    expected, got = precise(images), rough(images)
+    assert got.dtype == jnp.float32
+    assert not np.array_equal(got, expected)
+    np.testing.assert_allclose(got, expected, atol=0.02 * float(abs(expected).max()))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rough))} == {jnp.dtype("float32")}
 
 
 def test_errors():
@@ -88,11 +112,17 @@ def test_errors():
     with pytest.raises(UsageError, match="ResNet-32 takes 32x32 or 28x28 images, got 224x224"):
         models.create("resnet32_cifar", image_shape=(224, 224, 3))
     with pytest.raises(UsageError, match="depth is 6n [+] 2, such as 20 or 32, got 18"):
-        ResNet(18, 10, (32, 32, 3), 0)
-    with pytest.raises(UsageError, match="pools 2x2 pixels and takes no 9x8 images"):
+        ResNet(18, 10, (32, 32, 3), 0, Layers())
+    with pytest.raises(UsageError, match="cnn_digits pools 2x2 pixels and takes no 9x8 images"):
         models.create("cnn_digits", image_shape=(9, 8, 1))
-    with pytest.raises(AttributeError, match="no attribute 'alexnet'"):
-        models.alexnet
+    with pytest.raises(UsageError, match="multiples of 4, got 30x28"):
+        models.create("cnn_fashion", image_shape=(30, 28, 1))
+    with pytest.raises(UsageError, match="`dtype` is 'float32' or 'bfloat16', got 'float16'"):
+        models.create("cnn_fashion", dtype="float16")
+    with pytest.raises(UsageError, match="`batchnorm_reference_size` must be at least 1, got 0"):
+        models.create("cnn_fashion", batchnorm_reference_size=0)
+    with pytest.raises(AttributeError, match="no attribute 'training'"):
+        _ = models.training
 
 
 def test_looking_up_names_is_cheap():

@@ -13,7 +13,6 @@ from adabatch_jax import models
 from adabatch_jax.data.augmentation import random_crop, random_flip
 from adabatch_jax.models.initialization import he_normal, initialize, torch_default
 from adabatch_jax.models.layers import BatchNorm, Conv, Linear
-from adabatch_jax.models.resnet import ResNet
 from adabatch_jax.training.mesh import batch_sharding, data_mesh
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import make_train_step
@@ -161,7 +160,7 @@ def test_batchnorm_groups_may_span_devices(group_size, layouts):
 
 
 def test_resnet20_over_the_same_batchnorm_groups():
-    network = functions_of(ResNet(20, 10, (28, 28, 1), seed=0, group_size=8))
+    network = functions_of(models.create("resnet20_cifar", 10, (28, 28, 1), group_size=8))
     batch = make_batch((28, 28, 1), 85)
     expected, got = gradient(network, batch), gradient(network, batch, 32, 4)
     for tree, reference in zip(got, expected, strict=True):
