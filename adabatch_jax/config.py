@@ -198,7 +198,17 @@ class TrainConfig(Settings):
 
     def plan(self, num_examples: int, divisible_by: int = 1) -> BatchPlan:
         """The plan on a dataset of this size."""
-        return make_plan(self.schedule, num_examples, self.duration, self.remainder, divisible_by)
+        plan = make_plan(self.schedule, num_examples, self.duration, self.remainder, divisible_by)
+        group = self.batchnorm_group_size
+        for size in plan.batch_sizes:
+            rows = size if self.microbatch_size is None else min(self.microbatch_size, size)
+            if group is not None and rows % group:
+                raise UsageError(
+                    f"batchnorm_group_size: {group} must divide the {rows} examples that are "
+                    f"computed at a time where the batch is {size}; set microbatch_size to a "
+                    f"multiple of {group}, or choose another group."
+                )
+        return plan
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values; `from_dict` gives them back."""

@@ -144,7 +144,13 @@ def network(
 ) -> tuple[Any, Any, LossFn, EvalFn]:
     """The configured network: `(params, model_state, loss_fn, eval_fn)`."""
     module = create(
-        config.model, spec.num_classes, image_shape, config.seed, config.batchnorm_group_size
+        config.model,
+        spec.num_classes,
+        image_shape,
+        config.seed,
+        config.batchnorm_group_size,
+        config.compute_dtype,
+        config.batchnorm_reference_size,
     )
     return functions(
         module,

@@ -102,3 +102,19 @@ def test_an_arm_of_a_file(tmp_path):
 def test_an_arm_that_is_not_there(path, text):
     with pytest.raises(UsageError, match=text):
         load_config(str(EXPERIMENTS / path))
+
+
+@pytest.mark.parametrize(
+    ("batch_schedule", "microbatch_size", "rows"),
+    [("48", 32, None), ("16 x2 every 5ep", 32, 16), ("32 x2 every 5ep max 128", None, None),
+     ("64", 48, 48), ("80", None, 80)],
+)  # fmt: skip
+def test_batchnorm_groups_divide_what_is_computed_at_a_time(batch_schedule, microbatch_size, rows):
+    config = TrainConfig(
+        batch_schedule=batch_schedule, microbatch_size=microbatch_size, batchnorm_group_size=32
+    )
+    if rows is None:
+        config.plan(400)
+    else:
+        with pytest.raises(UsageError, match=f"batchnorm_group_size: 32 must divide the {rows} "):
+            config.plan(400)
