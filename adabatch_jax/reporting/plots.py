@@ -165,13 +165,13 @@ def _draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel, axis: Axis) -> No
         _write(axes, 0.5, 0.5, "not measured", transform=axes.transAxes, va="center")
         axes.set_yticks([])
     elif panel.key == "batch_size":
-        _set_batch_axis(axes, drawn)
+        set_batch_axis(axes, drawn)
     else:
-        _set_value_axis(axes, drawn, is_stepwise=panel.is_stepwise)
+        set_value_axis(axes, drawn, is_stepwise=panel.is_stepwise)
     ends = (row.get(axis.key, 0) for run in runs for row in run.rows[-1:])
     axes.set_xlim(0, 1.01 * max(ends, default=0) or 1)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(_plain_number))
+    axes.xaxis.set_major_formatter(FuncFormatter(plain_number))
     axes.grid(False, axis="x")
 
 
@@ -200,7 +200,8 @@ def _line(number: int, panel: Panel, num_points: int) -> dict[str, Any]:
     }
 
 
-def _set_batch_axis(axes: Axes, sizes: Sequence[float]) -> None:
+def set_batch_axis(axes: Axes, sizes: Sequence[float]) -> None:
+    """A logarithmic y axis with a tick at each batch size, as far as there is room."""
     axes.set_yscale("log", base=2)
     ticks = sorted(set(sizes))
     if len(ticks) > 7:
@@ -208,11 +209,11 @@ def _set_batch_axis(axes: Axes, sizes: Sequence[float]) -> None:
     else:
         axes.set_yticks(ticks)
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(_plain_number))
+    axes.yaxis.set_major_formatter(FuncFormatter(plain_number))
     axes.set_ylim(min(sizes) / 1.5, max(sizes) * 1.5)
 
 
-def _set_value_axis(axes: Axes, values: Sequence[float], is_stepwise: bool) -> None:
+def set_value_axis(axes: Axes, values: Sequence[float], is_stepwise: bool) -> None:
     """A logarithmic axis where the values span a decade, else a linear one."""
     low, high = min(values), max(values)
     if low > 0 and high / low >= 10:
@@ -222,10 +223,11 @@ def _set_value_axis(axes: Axes, values: Sequence[float], is_stepwise: bool) -> N
         axes.yaxis.set_minor_locator(NullLocator())
     elif is_stepwise and low >= 0:
         axes.set_ylim(0, 1.12 * high or 1)
-    axes.yaxis.set_major_formatter(FuncFormatter(_plain_number))
+    axes.yaxis.set_major_formatter(FuncFormatter(plain_number))
 
 
-def _plain_number(value: float, _position: int | None = None) -> str:
+def plain_number(value: float, _position: int | None = None) -> str:
+    """A tick's label without superfluous digits."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:,.6g}M"
     return f"{value:.0e}" if 0 < abs(value) < 1e-4 else f"{value:,.10g}"

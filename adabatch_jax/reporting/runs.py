@@ -62,12 +62,12 @@ def load_run(directory: os.PathLike | str) -> Run:
     """
     directory = Path(directory)
     _check_is_run(directory)
-    config = _read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
     return Run(
         directory=directory,
         name=str(config.get("name") or directory.resolve().name),
         config=config,
-        plan=_read_json(directory / "plan.json"),
+        plan=read_json(directory / "plan.json"),
         rows=tuple(read_metrics(directory / "metrics.jsonl")),
         summary=_read_json_if_there(directory / "summary.json"),
         environment=_read_json_if_there(directory / "environment.json") or {},
@@ -81,6 +81,23 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
         if len(set(labels)) == len(runs):
             return labels
     return [str(run.directory) for run in runs]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      StorageError: the file can't be read, or holds something else.
+    """
+    with storage_errors(path, action="read"):
+        content = path.read_bytes()
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise StorageError(f"{path} is damaged: it is not a JSON object.")
+    return value
 
 
 def _check_is_run(directory: Path) -> None:
@@ -104,16 +121,4 @@ def _looks_like_run(path: Path) -> bool:
 
 
 def _read_json_if_there(path: Path) -> dict[str, Any] | None:
-    return _read_json(path) if path.exists() else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with storage_errors(path, action="read"):
-        content = path.read_bytes()
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise StorageError(f"{path} is damaged: it is not JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise StorageError(f"{path} is damaged: it is not a JSON object.")
-    return value
+    return read_json(path) if path.exists() else None

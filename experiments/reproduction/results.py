@@ -1,0 +1,340 @@
+"""What the runs of a study measured, read from its folder into frozen figures."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.config import TrainConfig
+from adabatch_jax.errors import UsageError
+from adabatch_jax.learning_rates.resolved import resolve
+from adabatch_jax.reporting.runs import REQUIRED, Run, load_run, read_json
+from adabatch_jax.schedules.plan import BatchPlan
+
+REFERENCE = "fixed_small"
+FINISHED, DIVERGED, UNFINISHED = "finished", "diverged", "unfinished"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A measurement in the middle of a run.
+
+    Attributes:
+      step: the updates before it.
+      epoch: the epochs before it.
+      training_seconds: spent in updates and their input before it; None if not measured.
+      test_error: in percent.
+      holdout_error: in percent; None without a held-out part of the training set.
+    """
+
+    step: int
+    epoch: float
+    training_seconds: float | None
+    test_error: float
+    holdout_error: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedResult:
+    """One run.
+
+    Attributes:
+      seed: its seed.
+      state: "finished", "diverged" or "unfinished" (perhaps not begun).
+      message: why it diverged.
+      evaluations: in order, as far as it came.
+      test_error: at the end, in percent; None unless finished, as the next three.
+      updates: how many it made.
+      examples: how many examples it trained on.
+      seconds: by what they went to: step, input, compile, evaluation, checkpoint, total.
+      environment: what it was made with; empty where unknown.
+    """
+
+    seed: int
+    state: str
+    message: str | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    test_error: float | None = None
+    updates: int | None = None
+    examples: int | None = None
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Seconds in updates and in waiting for their input; None unless finished."""
+        if not self.seconds:
+            return None
+        return self.seconds["step"] + self.seconds["input"]
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation with the lowest holdout error, the earliest of equals.
+
+        The test error has no say in the choice. None unless finished, and without a holdout.
+        """
+        if self.state != FINISHED:
+            return None
+        measured = [e for e in self.evaluations if e.holdout_error is not None]
+        return min(measured, key=lambda e: e.holdout_error, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochSettings:
+    """The batch size and learning rate of the first update that begins in an epoch."""
+
+    epoch: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmResult:
+    """All runs of one arm.
+
+    Attributes:
+      name: the arm.
+      config: its settings, with seed 0.
+      plan: its batch plan; None while no run has begun.
+      seeds: a result for each seed of the study.
+    """
+
+    name: str
+    config: TrainConfig
+    plan: BatchPlan | None
+    seeds: tuple[SeedResult, ...]
+
+    @property
+    def finished(self) -> tuple[SeedResult, ...]:
+        return tuple(result for result in self.seeds if result.state == FINISHED)
+
+    @property
+    def diverged(self) -> tuple[SeedResult, ...]:
+        return tuple(result for result in self.seeds if result.state == DIVERGED)
+
+    @property
+    def test_errors(self) -> list[float]:
+        """The final test errors of the finished runs, in percent."""
+        return [result.test_error for result in self.finished]
+
+    @property
+    def updates(self) -> int | None:
+        """The updates of a finished run; they don't depend on the seed."""
+        return self.finished[0].updates if self.finished else None
+
+    @property
+    def examples(self) -> int | None:
+        """The examples of a finished run; they don't depend on the seed."""
+        return self.finished[0].examples if self.finished else None
+
+    def seconds(self, *names: str) -> list[float]:
+        """The seconds that went to all of `names` in each finished run."""
+        return [sum(result.seconds[name] for name in names) for result in self.finished]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentResult:
+    """The arms of one network on one dataset.
+
+    Attributes:
+      name: the experiment.
+      arms: in the order of display.
+      tuning: for each tuned arm, "lr_scale" and "candidates" (holdout error in percent by scale).
+      passes: for each arm, its phases' "batch_size", "updates", "forward_seconds" and
+        "backward_seconds" (per update).
+    """
+
+    name: str
+    arms: tuple[ArmResult, ...]
+    tuning: Mapping[str, Mapping[str, Any]]
+    passes: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    @property
+    def reference(self) -> ArmResult | None:
+        """The arm that the others are compared with."""
+        return next((arm for arm in self.arms if arm.name == REFERENCE), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyResult:
+    """A study as far as it has come.
+
+    Attributes:
+      section: the paper's section, as the runner calls it.
+      title: of the page.
+      dataset: what was trained on.
+      seeds: of the runs.
+      holdout_percent: the part of the training set that is held out.
+      margin_percent: the margin of equivalence, in percentage points.
+      command: what was typed.
+      notes: sentences that a reader must know.
+      experiments: in the order of display.
+    """
+
+    section: str
+    title: str
+    dataset: str
+    seeds: tuple[int, ...]
+    holdout_percent: float
+    margin_percent: float
+    command: str
+    notes: tuple[str, ...]
+    experiments: tuple[ExperimentResult, ...]
+
+    @property
+    def runs(self) -> tuple[SeedResult, ...]:
+        return tuple(run for e in self.experiments for arm in e.arms for run in arm.seeds)
+
+
+def load_study(out: Path) -> StudyResult:
+    """Reads a study's folder.
+
+    Raises:
+      UsageError: it isn't one.
+      StorageError: one of its files can't be read or is damaged.
+    """
+    path = Path(out) / "study.json"
+    if not path.is_file():
+        raise UsageError(f"{str(out)!r} is not a study's folder: it has no study.json.")
+    content = read_json(path)
+    experiments = tuple(
+        ExperimentResult(
+            name=experiment,
+            arms=tuple(
+                _load_arm(Path(out) / "runs" / experiment / arm, arm, config, content["seeds"])
+                for arm, config in arms.items()
+            ),
+            tuning=content.get("tuning", {}).get(experiment, {}),
+            passes=content.get("passes", {}).get(experiment, {}),
+        )
+        for experiment, arms in content["arms"].items()
+    )
+    return StudyResult(
+        section=content["section"],
+        title=content["title"],
+        dataset=content["dataset"],
+        seeds=tuple(content["seeds"]),
+        holdout_percent=content["holdout_percent"],
+        margin_percent=content["margin_percent"],
+        command=content["command"],
+        notes=tuple(content.get("notes", ())),
+        experiments=experiments,
+    )
+
+
+def schedule_by_epoch(arm: ArmResult) -> tuple[EpochSettings, ...]:
+    """Batch size and learning rate at the first update that begins in each epoch.
+
+    Computed from the settings, not read from the runs. An epoch in which no update begins is
+    left out; nothing is known while no run has begun.
+    """
+    plan, config = arm.plan, arm.config
+    if plan is None:
+        return ()
+    rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
+    settings = []
+    for epoch in range(math.ceil(plan.num_samples / plan.num_examples)):
+        step = plan.first_step_from(epoch * plan.num_examples)
+        if step < plan.num_steps and plan.samples_at(step) < (epoch + 1) * plan.num_examples:
+            settings.append(EpochSettings(epoch, plan.batch_size_at(step), rate.at(step)))
+    return tuple(settings)
+
+
+def speedups(arm: ArmResult, reference: ArmResult) -> list[float]:
+    """How many times as fast an arm trained as the reference did, seed by seed.
+
+    Runs of a seed are made next to each other, so that their ratio is free of slow drifts.
+    """
+    seconds = {run.seed: run.training_seconds for run in reference.finished}
+    return [seconds[run.seed] / run.training_seconds for run in arm.finished if run.seed in seconds]
+
+
+def epoch_seconds(arm: ArmResult) -> dict[int, list[float]]:
+    """Training seconds per epoch by batch size, for each finished run its mean."""
+    by_size: dict[int, list[float]] = {}
+    for run in arm.finished:
+        for batch_size, seconds in _epoch_seconds(run, arm.plan).items():
+            by_size.setdefault(batch_size, []).append(seconds)
+    return by_size
+
+
+def _epoch_seconds(run: SeedResult, plan: BatchPlan) -> dict[int, float]:
+    totals: dict[int, tuple[float, float]] = {}
+    step, epoch, seconds = 0, 0.0, 0.0
+    for evaluation in run.evaluations:
+        if evaluation.training_seconds is None or evaluation.epoch <= epoch:
+            continue
+        size = plan.batch_size_at(step)
+        epochs, spent = totals.get(size, (0.0, 0.0))
+        spent += evaluation.training_seconds - seconds
+        totals[size] = epochs + evaluation.epoch - epoch, spent
+        step, epoch, seconds = evaluation.step, evaluation.epoch, evaluation.training_seconds
+    return {size: spent / epochs for size, (epochs, spent) in totals.items()}
+
+
+def _load_arm(
+    folder: Path, name: str, config: Mapping[str, Any], seeds: Sequence[int]
+) -> ArmResult:
+    config = TrainConfig.from_dict(dict(config), origin=f"the arm {name!r} in study.json")
+    runs = {seed: _load_run(folder / f"seed{seed}") for seed in seeds}
+    begun = {seed: run for seed, run in runs.items() if run is not None}
+    for seed, run in begun.items():
+        if TrainConfig.from_dict(run.config) != dataclasses.replace(config, seed=seed):
+            raise UsageError(
+                f"the run in {run.directory} has other settings than its arm in study.json; "
+                "remove its folder or choose another one for the study."
+            )
+    sizes = [run.plan["num_examples"] for run in begun.values()]
+    plan = config.plan(sizes[0]) if sizes else None
+    results = (_seed_result(folder / f"seed{seed}", seed, run) for seed, run in runs.items())
+    return ArmResult(name, config, plan, tuple(results))
+
+
+def _load_run(folder: Path) -> Run | None:
+    """A run; None where it has not got as far as its first files."""
+    return load_run(folder) if all((folder / name).is_file() for name in REQUIRED) else None
+
+
+def _seed_result(folder: Path, seed: int, run: Run | None) -> SeedResult:
+    failure = folder / "failure.json"
+    evaluations = () if run is None else _evaluations(run)
+    environment = {} if run is None else run.environment
+    if run is not None and run.summary is not None:
+        summary = run.summary
+        return SeedResult(
+            seed=seed,
+            state=FINISHED,
+            evaluations=evaluations,
+            test_error=_error(summary["test_accuracy"]),
+            updates=summary["step"],
+            examples=summary["samples"] - BatchPlan.from_dict(run.plan).num_dropped,
+            seconds={
+                key.removesuffix("_seconds"): value
+                for key, value in summary.items()
+                if key.endswith("_seconds")
+            },
+            environment=environment,
+        )
+    if failure.is_file():
+        message = str(read_json(failure)["message"])
+        return SeedResult(seed, DIVERGED, message, evaluations, environment=environment)
+    return SeedResult(seed, UNFINISHED, None, evaluations, environment=environment)
+
+
+def _evaluations(run: Run) -> tuple[Evaluation, ...]:
+    return tuple(
+        Evaluation(
+            step=row["step"],
+            epoch=row["epoch"],
+            training_seconds=row.get("training_seconds"),
+            test_error=_error(row["test_accuracy"]),
+            holdout_error=_error(row["holdout_accuracy"]) if "holdout_accuracy" in row else None,
+        )
+        for row in run.rows
+        if math.isfinite(row.get("test_accuracy", math.nan))
+    )
+
+
+def _error(accuracy: float) -> float:
+    return 100 * (1 - accuracy)
