@@ -5,7 +5,8 @@ from flax import nnx
 
 from adabatch_jax.errors import UsageError
 from adabatch_jax.models.initialization import he_normal, initialize, torch_default
-from adabatch_jax.models.layers import Conv, Dropout, Layers, Linear, max_pool
+from adabatch_jax.models.layers import Conv, Dropout, Layers, Linear
+from adabatch_jax.models.pooling import flatten, max_pool
 
 
 class DigitsCNN(nnx.Module):
@@ -46,14 +47,7 @@ class DigitsCNN(nnx.Module):
         keys: jax.Array | None = None,
         train: bool = True,
     ) -> jax.Array:
-        """Returns logits (batch, num_classes).
-
-        Args:
-          images: floating-point (batch, height, width, channels).
-          mask: not used, no example sees another one.
-          keys: one typed key per example for dropout, or None for none.
-          train: whether to drop anything.
-        """
+        """Returns logits, see `adabatch_jax.models.create`; mask means nothing here."""
         del mask
         features = jax.nn.relu(self.conv1(images))
         features = max_pool(jax.nn.relu(self.conv2(features)), 2)
@@ -104,15 +98,8 @@ class FashionCNN(nnx.Module):
         keys: jax.Array | None = None,
         train: bool = True,
     ) -> jax.Array:
-        """Returns logits (batch, num_classes).
-
-        Args:
-          images: floating-point (batch, height, width, channels).
-          mask: (batch,), 1 for a real example and 0 for padding; None if all are real.
-          keys: not used, this network has no dropout.
-          train: whether BatchNorm uses the batch's statistics.
-        """
+        """Returns logits, see `adabatch_jax.models.create`; keys mean nothing here."""
         del keys
         features = max_pool(jax.nn.relu(self.bn1(self.conv1(images), mask, train)), 2)
         features = jax.nn.relu(self.bn2(self.conv2(features), mask, train))
-        return self.fc(features.reshape(len(features), -1))
+        return self.fc(flatten(features))

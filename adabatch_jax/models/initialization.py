@@ -36,6 +36,13 @@ def torch_default(rng: np.random.Generator, layer: Conv | Linear) -> None:
         layer.bias[...] = _array(rng.uniform(-bound, bound, shape[-1:]))
 
 
+def narrow_normal(rng: np.random.Generator, layer: Linear) -> None:
+    """Draws a kernel from N(0, 0.01**2); the bias is 0."""
+    shape = layer.kernel[...].shape
+    layer.kernel[...] = _array(np.float32(0.01) * rng.standard_normal(shape, np.float32))
+    layer.bias[...] = _array(np.zeros(shape[-1]))
+
+
 def initialize(module: nnx.Module, seed: int, rules: dict[type, Initializer]) -> None:
     """Initializes every layer of a network in place.
 

@@ -199,17 +199,6 @@ class Dropout(nnx.Module):
         return jnp.where(jax.vmap(keep)(keys), inputs / (1 - self.rate), 0)
 
 
-def max_pool(images: jax.Array, size: int) -> jax.Array:
-    """Returns the maximum of each window of `size` x `size` pixels; windows don't overlap.
-
-    >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2).ravel().tolist()
-    [5.0, 7.0, 13.0, 15.0]
-    """
-    batch, height, width, features = images.shape
-    windows = images.reshape(batch, height // size, size, width // size, size, features)
-    return windows.max((2, 4))
-
-
 @dataclasses.dataclass(frozen=True)
 class Layers:
     """Makes layers that share what a network's options say.

@@ -1,6 +1,6 @@
 """The networks by name. Importing this loads neither jax nor flax."""
 
-import functools
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,11 @@ def create(
         None for the paper's way, one momentum per group.
 
     Returns:
-      A module that is called as `module(images, mask=weight, keys=None, train=True)`.
+      A module that is called as `module(images, mask=None, keys=None, train=True)` and returns
+      float32 logits (batch, num_classes). `images` are floating-point (batch, height, width,
+      channels), `mask` (batch,) is 1 for a real example and 0 for padding, None if all are real,
+      and `keys` are one typed key per example for dropout, None for no dropout. `train` is
+      whether there is dropout and BatchNorm uses, and collects, the batch's own statistics.
 
     Raises:
       UsageError: an unknown name or type, or images that the network can't take.
@@ -56,7 +60,9 @@ def create(
     if num_classes < 1:
         raise UsageError(f"`num_classes` must be at least 1, got {num_classes}.")
     if name not in builders:
-        raise UsageError(f"there is no model {name!r}{did_you_mean(name, builders) or '.'}")
+        # Without its "_cifar" a name is nearer to one for ImageNet.
+        near = [known for known in builders if known.startswith(f"{name}_")] or builders
+        raise UsageError(f"there is no model {name!r}{did_you_mean(name, near) or '.'}")
     from adabatch_jax.models.layers import Layers
 
     layers = Layers(dtype, group_size, batchnorm_reference_size)
@@ -64,26 +70,35 @@ def create(
 
 
 def _builders() -> dict[str, Callable[..., "nnx.Module"]]:
-    resnets = {
-        f"resnet{depth}_cifar": functools.partial(_cifar_resnet, depth)
-        for depth in (20, 32, 44, 56, 110)
+    """Returns what builds each network from (num_classes, image_shape, seed, layers)."""
+    vggs = [(depth, batchnorm) for depth in (11, 13, 16, 19) for batchnorm in (False, True)]
+    return {
+        "cnn_digits": _network("cnn", "DigitsCNN"),
+        "cnn_fashion": _network("cnn", "FashionCNN"),
+        "alexnet_cifar": _network("alexnet", "CifarAlexNet"),
+        **{
+            f"vgg{depth}{'_bn' * batchnorm}_cifar": _network("vgg", "CifarVGG", depth, batchnorm)
+            for depth, batchnorm in vggs
+        },
+        **{
+            f"resnet{depth}_cifar": _network("resnet", "CifarResNet", depth)
+            for depth in (20, 32, 44, 56, 110)
+        },
+        "alexnet": _network("alexnet", "AlexNet"),
+        **{
+            f"vgg{depth}{'_bn' * batchnorm}": _network("vgg", "VGG", depth, batchnorm)
+            for depth, batchnorm in vggs
+        },
+        **{
+            f"resnet{depth}": _network("resnet", "ResNet", depth)
+            for depth in (18, 34, 50, 101, 152)
+        },
     }
-    return {"cnn_digits": _cnn_digits, "cnn_fashion": _cnn_fashion, **resnets}
 
 
-def _cnn_digits(*arguments):
-    from adabatch_jax.models.cnn import DigitsCNN
+def _network(module: str, name: str, *options: int) -> Callable[..., "nnx.Module"]:
+    def build(*arguments):
+        family = importlib.import_module(f"adabatch_jax.models.{module}")
+        return getattr(family, name)(*options, *arguments)
 
-    return DigitsCNN(*arguments)
-
-
-def _cnn_fashion(*arguments):
-    from adabatch_jax.models.cnn import FashionCNN
-
-    return FashionCNN(*arguments)
-
-
-def _cifar_resnet(*arguments):
-    from adabatch_jax.models.resnet import ResNet
-
-    return ResNet(*arguments)
+    return build

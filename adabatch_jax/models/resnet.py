@@ -1,55 +1,122 @@
-"""The residual networks for CIFAR that the paper trains (section 4.1: ResNet-20)."""
+"""Residual networks for CIFAR and for ImageNet (He et al. 2015), as the paper trains them.
+
+Attributes have PyTorch's names: `layer1_0.downsample_0` is `layer1.0.downsample.0` of the
+official code's ResNet and of torchvision's.
+"""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from adabatch_jax.errors import UsageError
+from adabatch_jax.models.image_sizes import (
+    check_cifar_images,
+    check_imagenet_images,
+    pad_to_32x32,
+)
 from adabatch_jax.models.initialization import he_normal, initialize, torch_default
 from adabatch_jax.models.layers import Conv, Layers, Linear
+from adabatch_jax.models.pooling import global_average, max_pool
+
+_RULES = {Conv: he_normal, Linear: torch_default}
 
 
-class BasicBlock(nnx.Module):
-    """Two convolutions beside a shortcut, which is projected where the shape changes."""
+class _Block(nnx.Module):
+    """What both blocks share: a shortcut, projected where the shape changes ("option B")."""
 
-    def __init__(self, in_features: int, out_features: int, stride: int, layers: Layers):
-        def conv(in_features: int, kernel_size: int, stride: int) -> Conv:
-            return layers.conv(
-                in_features, out_features, kernel_size, stride=stride, use_bias=False
-            )
+    expansion: int
 
-        def norm() -> nnx.Module:
-            return layers.norm(out_features)
-
-        self.conv1, self.norm1 = conv(in_features, 3, stride), norm()
-        self.conv2, self.norm2 = conv(out_features, 3, 1), norm()
-        self.projected = stride > 1 or in_features != out_features
+    def __init__(self, in_features: int, width: int, stride: int, layers: Layers):
+        out_features = width * self.expansion
+        self.projected = stride != 1 or in_features != out_features
         if self.projected:
-            self.shortcut_conv, self.shortcut_norm = conv(in_features, 1, stride), norm()
+            options = {"stride": stride, "use_bias": False}
+            self.downsample_0 = layers.conv(in_features, out_features, 1, **options)
+            self.downsample_1 = layers.norm(out_features)
 
     def __call__(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
-        features = jax.nn.relu(self.norm1(self.conv1(images), mask, train))
-        features = self.norm2(self.conv2(features), mask, train)
+        features = self.residual(images, mask, train)
         if self.projected:
-            images = self.shortcut_norm(self.shortcut_conv(images), mask, train)
+            images = self.downsample_1(self.downsample_0(images), mask, train)
         return jax.nn.relu(features + images)
 
 
-class ResNet(nnx.Module):
-    """A residual network of `depth` layers for 32x32 images (He et al. 2015, section 4.2).
+class BasicBlock(_Block):
+    """Two 3x3 convolutions beside a shortcut."""
 
-    Three stages of 16, 32 and 64 features, with (depth - 2) / 6 basic blocks each. Images of
-    28x28 are padded with zeros to 32x32.
+    expansion = 1
+
+    def __init__(self, in_features: int, width: int, stride: int, layers: Layers):
+        super().__init__(in_features, width, stride, layers)
+        self.conv1 = layers.conv(in_features, width, 3, stride=stride, use_bias=False)
+        self.bn1 = layers.norm(width)
+        self.conv2 = layers.conv(width, width, 3, use_bias=False)
+        self.bn2 = layers.norm(width)
+
+    def residual(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+        features = jax.nn.relu(self.bn1(self.conv1(images), mask, train))
+        return self.bn2(self.conv2(features), mask, train)
+
+
+class Bottleneck(_Block):
+    """A 3x3 convolution, which has the stride, between two of 1x1, beside a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, in_features: int, width: int, stride: int, layers: Layers):
+        super().__init__(in_features, width, stride, layers)
+        self.conv1 = layers.conv(in_features, width, 1, use_bias=False)
+        self.bn1 = layers.norm(width)
+        self.conv2 = layers.conv(width, width, 3, stride=stride, use_bias=False)
+        self.bn2 = layers.norm(width)
+        self.conv3 = layers.conv(width, width * self.expansion, 1, use_bias=False)
+        self.bn3 = layers.norm(width * self.expansion)
+
+    def residual(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+        features = jax.nn.relu(self.bn1(self.conv1(images), mask, train))
+        features = jax.nn.relu(self.bn2(self.conv2(features), mask, train))
+        return self.bn3(self.conv3(features), mask, train)
+
+
+class _Stages(nnx.Module):
+    """Stages of blocks, each with twice the features on half the height and width."""
+
+    def __init__(
+        self, block: type[_Block], num_blocks: tuple[int, ...], width: int, layers: Layers
+    ):
+        in_features, names = width, []
+        for stage, num in enumerate(num_blocks):
+            for index in range(num):
+                stride = 2 if stage > 0 and index == 0 else 1
+                # Named attributes instead of a list: parameters get text as keys at every level.
+                names.append(f"layer{stage + 1}_{index}")
+                setattr(self, names[-1], block(in_features, width * 2**stage, stride, layers))
+                in_features = width * 2**stage * block.expansion
+        self.block_names = tuple(names)
+        self.out_features = in_features
+
+    def stages(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+        for name in self.block_names:
+            images = getattr(self, name)(images, mask, train)
+        return images
+
+
+class CifarResNet(_Stages):
+    """The official code's ResNet for 32x32 images, `depth` = 6n + 2.
+
+    Three stages of 16, 32 and 64 features with n = (depth - 2) / 6 blocks each: basic blocks
+    below a depth of 44, bottlenecks from there on. The official code divides by 6 for
+    bottlenecks as well, although they have three convolutions, and so does this: its "ResNet-110"
+    has 18 bottlenecks per stage, that is 164 layers.
 
     Args:
       depth: 20, 32, 44, 56, 110, ...
       num_classes: number of logits.
-      image_shape: (height, width, channels) of the images.
+      image_shape: (height, width, channels), 32x32 or 28x28, which is padded with zeros.
       seed: of the initial weights.
       layers: makes the layers, with the compute type and BatchNorm's options.
 
     Raises:
-      UsageError: images that aren't 28x28 or 32x32, or a depth that isn't 6n + 2.
+      UsageError: images of another size, or a depth that isn't 6n + 2.
     """
 
     def __init__(
@@ -60,27 +127,15 @@ class ResNet(nnx.Module):
         seed: int,
         layers: Layers,
     ):
-        height, width, channels = image_shape
-        if (height, width) not in ((28, 28), (32, 32)):
-            raise UsageError(f"ResNet-{depth} takes 32x32 or 28x28 images, got {height}x{width}.")
+        check_cifar_images(f"resnet{depth}_cifar", image_shape)
         if depth < 8 or (depth - 2) % 6:
             raise UsageError(f"a CIFAR ResNet's depth is 6n + 2, such as 20 or 32, got {depth}.")
-        self.padding = (32 - height) // 2
-        self.conv = layers.conv(channels, 16, 3, use_bias=False)
-        self.norm = layers.norm(16)
-        # Named attributes instead of a list: parameters get text as keys at every level.
-        self.block_names = []
-        in_features = 16
-        for stage, out_features in enumerate((16, 32, 64), start=1):
-            for block in range((depth - 2) // 6):
-                stride = 2 if stage > 1 and block == 0 else 1
-                name = f"stage{stage}_block{block}"
-                setattr(self, name, BasicBlock(in_features, out_features, stride, layers))
-                self.block_names.append(name)
-                in_features = out_features
-        self.block_names = tuple(self.block_names)
-        self.head = Linear(64, num_classes)
-        initialize(self, seed, {Conv: he_normal, Linear: torch_default})
+        block = Bottleneck if depth >= 44 else BasicBlock
+        super().__init__(block, ((depth - 2) // 6,) * 3, 16, layers)
+        self.conv1 = layers.conv(image_shape[2], 16, 3, use_bias=False)
+        self.bn1 = layers.norm(16)
+        self.fc = Linear(self.out_features, num_classes)
+        initialize(self, seed, _RULES)
 
     def __call__(
         self,
@@ -89,18 +144,59 @@ class ResNet(nnx.Module):
         keys: jax.Array | None = None,
         train: bool = True,
     ) -> jax.Array:
-        """Returns logits (batch, num_classes).
-
-        Args:
-          images: floating-point (batch, height, width, channels).
-          mask: (batch,), 1 for a real example and 0 for padding; None if all are real.
-          keys: not used, this network has no dropout.
-          train: whether BatchNorm uses the batch's statistics.
-        """
+        """Returns logits, see `adabatch_jax.models.create`; keys mean nothing here."""
         del keys
-        edge = (self.padding, self.padding)
-        images = jnp.pad(images, ((0, 0), edge, edge, (0, 0)))
-        features = jax.nn.relu(self.norm(self.conv(images), mask, train))
-        for name in self.block_names:
-            features = getattr(self, name)(features, mask, train)
-        return self.head(features.mean((1, 2)))
+        features = jax.nn.relu(self.bn1(self.conv1(pad_to_32x32(images)), mask, train))
+        return self.fc(global_average(self.stages(features, mask, train)))
+
+
+_IMAGENET_BLOCKS = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+class ResNet(_Stages):
+    """torchvision's ResNet for 224x224 images.
+
+    Args:
+      depth: 18, 34, 50, 101 or 152.
+      num_classes: number of logits.
+      image_shape: (height, width, channels), 224x224.
+      seed: of the initial weights.
+      layers: makes the layers, with the compute type and BatchNorm's options.
+
+    Raises:
+      UsageError: images of another size.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        seed: int,
+        layers: Layers,
+    ):
+        check_imagenet_images(f"resnet{depth}", image_shape)
+        super().__init__(*_IMAGENET_BLOCKS[depth], 64, layers)
+        self.conv1 = layers.conv(image_shape[2], 64, 7, stride=2, use_bias=False)
+        self.bn1 = layers.norm(64)
+        self.fc = Linear(self.out_features, num_classes)
+        initialize(self, seed, _RULES)
+
+    def __call__(
+        self,
+        images: jax.Array,
+        mask: jax.Array | None = None,
+        keys: jax.Array | None = None,
+        train: bool = True,
+    ) -> jax.Array:
+        """Returns logits, see `adabatch_jax.models.create`; keys mean nothing here."""
+        del keys
+        features = jax.nn.relu(self.bn1(self.conv1(images), mask, train))
+        features = max_pool(features, 3, stride=2, padding=1)
+        return self.fc(global_average(self.stages(features, mask, train)))

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from adabatch_jax.errors import UsageError
-from adabatch_jax.models.layers import BatchNorm, Conv, Dropout, Linear, max_pool
+from adabatch_jax.models.layers import BatchNorm, Conv, Dropout, Linear
 
 
 def make_images(num_rows, seed=0):
@@ -147,16 +147,6 @@ def test_linear():
     linear.kernel[...] = jnp.arange(6.0).reshape(3, 2)
     linear.bias[...] = jnp.array([1.0, 2.0])
     np.testing.assert_array_equal(linear(jnp.ones((1, 3))), [[7, 11]])
-
-
-def test_max_pool():
-    images = make_images(2)[:, :, :4]
-    expected = np.zeros((2, 2, 2, 3), np.float32)
-    for row in range(2):
-        for column in range(2):
-            window = images[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-            expected[:, row, column] = window.max((1, 2))
-    np.testing.assert_array_equal(max_pool(images, 2), expected)
 
 
 def test_dropout_belongs_to_the_example():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,45 +14,67 @@ from adabatch_jax import models
 from adabatch_jax.data.augmentation import example_keys
 from adabatch_jax.errors import UsageError
 from adabatch_jax.models.layers import Layers
-from adabatch_jax.models.resnet import ResNet
+from adabatch_jax.models.resnet import CifarResNet
 
 
 def num_parameters(module):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
+def num_statistics(module):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.BatchStat)))
+
+
 @pytest.mark.parametrize(
-    ("name", "num_classes", "expected"),
+    ("name", "num_classes", "parameters", "statistics"),
     [
-        ("resnet20_cifar", 10, 272_474),
-        ("resnet20_cifar", 100, 278_324),
-        ("resnet32_cifar", 10, 466_906),
-        ("resnet56_cifar", 10, 855_770),
-        ("resnet110_cifar", 10, 1_730_714),
+        ("alexnet_cifar", 10, 2_472_266, 0),
+        ("alexnet_cifar", 100, 2_495_396, 0),
+        ("vgg19_bn_cifar", 10, 20_040_522, 11_008),
+        ("vgg19_bn_cifar", 100, 20_086_692, 11_008),
+        ("resnet20_cifar", 10, 272_474, 1_568),
+        ("resnet20_cifar", 100, 278_324, 1_568),
+        ("resnet32_cifar", 10, 466_906, None),
+        ("resnet44_cifar", 10, 684_058, None),
+        ("resnet110_cifar", 10, 1_704_154, None),
     ],
 )
-def test_numbers_of_parameters(name, num_classes, expected):
-    assert num_parameters(models.create(name, num_classes)) == expected
+def test_sizes_of_networks_for_cifar(name, num_classes, parameters, statistics):
+    module = models.create(name, num_classes)
+    assert num_parameters(module) == parameters
+    assert statistics in (None, num_statistics(module))
 
 
-def test_resnet20_has_1568_running_statistics():
-    _, model_state, _, _ = models.functions(models.create("resnet20_cifar"))
-    assert sum(leaf.size for leaf in jax.tree.leaves(model_state)) == 1568
+@pytest.mark.parametrize(
+    ("name", "parameters", "statistics"),
+    [
+        ("alexnet", 61_100_840, 0),
+        ("resnet18", 11_689_512, 9_600),
+        ("resnet50", 25_557_032, 53_120),
+        ("vgg19_bn", 143_678_248, 11_008),
+    ],
+)
+def test_sizes_of_networks_for_imagenet(name, parameters, statistics):
+    start = time.perf_counter()
+    module = models.create(name, 1000, (224, 224, 3))
+    assert time.perf_counter() - start < 30
+    assert num_parameters(module) == parameters
+    assert num_statistics(module) == statistics
 
 
 def test_initial_weights_have_the_official_distributions():
     params, model_state, _, _ = models.functions(models.create("resnet20_cifar"))
-    kernel = params["stage3_block2"]["conv1"]["kernel"]
+    kernel = params["layer3_2"]["conv1"]["kernel"]
     assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)
     assert abs(kernel.mean()) < 1e-3
-    head = params["head"]
+    head = params["fc"]
     assert abs(head["kernel"]).max() == pytest.approx(1 / 8, rel=0.01)
     assert head["kernel"].std() == pytest.approx(1 / 8 / np.sqrt(3), rel=0.05)
     assert 0 < abs(head["bias"]).max() <= 1 / 8
-    np.testing.assert_array_equal(params["norm"]["scale"], np.ones(16))
-    np.testing.assert_array_equal(params["norm"]["bias"], np.zeros(16))
-    np.testing.assert_array_equal(model_state["norm"]["mean"], np.zeros(16))
-    np.testing.assert_array_equal(model_state["norm"]["var"], np.ones(16))
+    np.testing.assert_array_equal(params["bn1"]["scale"], np.ones(16))
+    np.testing.assert_array_equal(params["bn1"]["bias"], np.zeros(16))
+    np.testing.assert_array_equal(model_state["bn1"]["mean"], np.zeros(16))
+    np.testing.assert_array_equal(model_state["bn1"]["var"], np.ones(16))
 
 
 def test_the_seed_gives_the_weights():
@@ -65,20 +88,23 @@ def test_the_seed_gives_the_weights():
 
 
 def test_layers_keep_their_weights_when_others_are_added():
-    small, large = ResNet(8, 10, (32, 32, 3), 0, Layers()), ResNet(14, 10, (32, 32, 3), 0, Layers())
+    small, large = (
+        CifarResNet(8, 10, (32, 32, 3), 0, Layers()),
+        CifarResNet(14, 10, (32, 32, 3), 0, Layers()),
+    )
     np.testing.assert_array_equal(
-        small.stage3_block0.conv1.kernel[...], large.stage3_block0.conv1.kernel[...]
+        small.layer3_0.conv1.kernel[...], large.layer3_0.conv1.kernel[...]
     )
 
 
 @pytest.mark.parametrize("size", [28, 32])
 def test_resnet_on_both_sizes(size):
-    module = ResNet(8, 7, (size, size, 1), 0, Layers())
+    module = CifarResNet(8, 7, (size, size, 1), 0, Layers())
     images = np.random.default_rng(0).normal(size=(2, size, size, 1)).astype(np.float32)
     logits = module(images, train=False)
     assert logits.shape == (2, 7)
     edge = (32 - size) // 2
-    wide = ResNet(8, 7, (32, 32, 1), 0, Layers())
+    wide = CifarResNet(8, 7, (32, 32, 1), 0, Layers())
     padded = np.pad(images, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
     np.testing.assert_array_equal(wide(padded, train=False), logits)
 
@@ -106,21 +132,51 @@ def test_bfloat16_computes_roughly_the_same_from_float32_parameters(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rough))} == {jnp.dtype("float32")}
 
 
-def test_errors():
-    with pytest.raises(UsageError, match="no model 'resnet20'; did you mean 'resnet20_cifar'"):
-        models.create("resnet20")
-    with pytest.raises(UsageError, match="ResNet-32 takes 32x32 or 28x28 images, got 224x224"):
-        models.create("resnet32_cifar", image_shape=(224, 224, 3))
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("resnet20", {}, "there is no model 'resnet20'; did you mean 'resnet20_cifar'?"),
+        ("resnet21_cifar", {}, "no model 'resnet21_cifar'; did you mean 'resnet"),
+        ("vgg19bn", {}, "there is no model 'vgg19bn'; did you mean 'vgg19_bn'?"),
+        ("perceptron", {}, "there is no model 'perceptron'."),
+        ("resnet32_cifar", {"image_shape": (224, 224, 3)}, "resnet32_cifar takes 32x32 or 28x28"),
+        (
+            "vgg11_cifar",
+            {"image_shape": (28, 32, 3)},
+            "vgg11_cifar takes 32x32 or 28x28 images, got 28x32.",
+        ),
+        (
+            "alexnet_cifar",
+            {"image_shape": (8, 8, 1)},
+            "alexnet_cifar takes 32x32 or 28x28 images, got 8x8.",
+        ),
+        ("resnet50", {}, "resnet50 takes 224x224 images, got 32x32."),
+        ("alexnet", {}, "alexnet takes 224x224 images, got 32x32."),
+        ("vgg19_bn", {}, "vgg19_bn takes 224x224 images, got 32x32."),
+        ("cnn_digits", {"image_shape": (9, 8, 1)}, "pools 2x2 pixels and takes no 9x8 images."),
+        ("cnn_fashion", {"image_shape": (30, 28, 1)}, "are multiples of 4, got 30x28."),
+        ("cnn_fashion", {"num_classes": 0}, "`num_classes` must be at least 1, got 0."),
+        ("cnn_fashion", {"dtype": "float16"}, "`dtype` is 'float32' or 'bfloat16', got 'float16'."),
+        ("cnn_fashion", {"group_size": 0}, "`group_size` must be at least 1, got 0."),
+        (
+            "cnn_fashion",
+            {"batchnorm_reference_size": 0},
+            "`batchnorm_reference_size` must be at least 1, got 0.",
+        ),
+    ],
+)
+def test_errors(name, options, sentence):
+    with pytest.raises(UsageError) as caught:
+        models.create(name, **options)
+    assert sentence in str(caught.value)
+
+
+def test_depths_that_do_not_exist():
     with pytest.raises(UsageError, match="depth is 6n [+] 2, such as 20 or 32, got 18"):
-        ResNet(18, 10, (32, 32, 3), 0, Layers())
-    with pytest.raises(UsageError, match="cnn_digits pools 2x2 pixels and takes no 9x8 images"):
-        models.create("cnn_digits", image_shape=(9, 8, 1))
-    with pytest.raises(UsageError, match="multiples of 4, got 30x28"):
-        models.create("cnn_fashion", image_shape=(30, 28, 1))
-    with pytest.raises(UsageError, match="`dtype` is 'float32' or 'bfloat16', got 'float16'"):
-        models.create("cnn_fashion", dtype="float16")
-    with pytest.raises(UsageError, match="`batchnorm_reference_size` must be at least 1, got 0"):
-        models.create("cnn_fashion", batchnorm_reference_size=0)
+        CifarResNet(18, 10, (32, 32, 3), 0, Layers())
+
+
+def test_unknown_attributes():
     with pytest.raises(AttributeError, match="no attribute 'training'"):
         _ = models.training
 
