@@ -12,6 +12,7 @@ arms = single_device_arms(
         model="cnn_fashion",
         lr="0.05",
         epochs=15,
+        microbatch_size=64,
         checkpoint_every="5ep",
         keep_checkpoints=1,
         log_every="1ep",
