@@ -1,14 +1,20 @@
-"""The paper's networks, in flax nnx, by name: `create` and `functions`."""
+"""The paper's networks, in flax nnx, by name, and their weights from PyTorch and back."""
+
+import importlib
 
 from adabatch_jax.models.registry import create, names
 
-__all__ = ["create", "functions", "names"]
+__all__ = ["create", "functions", "load_torch_weights", "names", "to_torch_arrays"]
+
+# Command lines look names up before they know whether they need jax and flax at all.
+_LAZY = {
+    "functions": "functional",
+    "load_torch_weights": "torch_weights",
+    "to_torch_arrays": "torch_weights",
+}
 
 
 def __getattr__(name: str):
-    # Command lines look names up before they know whether they need jax and flax at all.
-    if name == "functions":
-        from adabatch_jax.models.functional import functions
-
-        return functions
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

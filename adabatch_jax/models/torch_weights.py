@@ -143,7 +143,8 @@ def _check_names(given: Mapping[str, str], expected: Iterable[str]) -> None:
         names = [given[name] for name in unknown]
         problems.append(f"hold {_some(names)}, which the network doesn't have")
     if problems:
-        hint = did_you_mean(unknown[0], missing) if unknown else ""
+        # A single stranger is a misspelling; many are another network.
+        hint = did_you_mean(unknown[0], missing or expected) if len(unknown) == 1 else ""
         raise UsageError(f"the arrays {' and '.join(problems)}{hint or '.'}")
 
 
