@@ -56,7 +56,7 @@ def parse_arguments(
             ("settings", Annotated[Settings, tyro.conf.arg(name="")], Settings(**values)),
         ],
     )
-    with _one_sentence():
+    with one_sentence(_flags()):
         parsed = tyro.cli(command, args=argv, prog=prog, description=description)
     fields = {f.name: getattr(parsed.settings, f.name) for f in dataclasses.fields(Settings)}
     return parsed.options, TrainConfig(**fields)
@@ -76,8 +76,12 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Turns the parser's box of several lines into one sentence."""
+def one_sentence(flags: Sequence[str]) -> Iterator[None]:
+    """Turns the box of several lines that tyro prints into a UsageError of one sentence.
+
+    Args:
+      flags: the command's flags, for the nearest one to an unknown flag.
+    """
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -85,13 +89,14 @@ def _one_sentence() -> Iterator[None]:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(_unbox(box.getvalue())) from None
+        raise UsageError(_unbox(box.getvalue(), flags)) from None
 
 
-def _unbox(text: str) -> str:
+def _unbox(text: str, flags: Sequence[str]) -> str:
     """The complaint in the parser's box: what stands between its first two rules.
 
-    >>> _unbox("╭─ Parsing error ──╮\\n│ Unrecognized options: --datset │\\n╰──────╯")
+    >>> box = "╭─ Parsing error ──╮\\n│ Unrecognized options: --datset │\\n╰──────╯"
+    >>> _unbox(box, ["--dataset"])
     "Unrecognized options: --datset; did you mean '--dataset'?"
     """
     lines = [line.strip(" │|") for line in _COLOURS.sub("", text).splitlines() if line.strip()]
@@ -101,7 +106,7 @@ def _unbox(text: str) -> str:
     unknown = re.search(r"Unrecognized options: (--[^\s,=]+)", words)
     if unknown and "mean" not in words:
         flag = unknown.group(1)
-        words = f"Unrecognized options: {flag}{did_you_mean(flag, _flags())}"
+        words = f"Unrecognized options: {flag}{did_you_mean(flag, flags)}"
     return words if words.endswith((".", "?")) else f"{words}."
 
 

@@ -52,8 +52,12 @@ def saved_config(workdir: Path) -> TrainConfig | None:
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     """Keeps other processes out of a run's folder; a process that dies lets go of it.
+
+    Args:
+      workdir: the folder.
+      flag: where the user named it.
 
     Raises:
       UsageError: another process is training there.
@@ -63,8 +67,8 @@ def locked(workdir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(
-                f"--workdir: another process is training in {str(workdir)!r}; wait for it, or "
-                "give another folder."
+                f"{flag}: another process is training in {str(workdir)!r}; wait for it, or give "
+                "another folder."
             ) from None
         yield
 
@@ -77,4 +81,3 @@ def finished_summary(config: TrainConfig, workdir: Path) -> dict[str, Any] | Non
     except (OSError, ValueError):
         return None
     return summary if saved == config.to_dict() else None
-

@@ -1,0 +1,203 @@
+"""`python -m experiments.reproduce SECTION`: runs a section of the paper and reports on it.
+
+All arms over several seeds, then pages with errors, times and an equivalence test. The same
+command goes on where it was stopped.
+"""
+
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from adabatch_jax import commands
+from adabatch_jax.errors import UsageError
+from adabatch_jax.interruption import Interruption
+
+if TYPE_CHECKING:
+    from experiments.reproduction.studies import Study
+
+PROG = "python -m experiments.reproduce"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says besides the section."""
+
+    seeds: int = 5
+    """Runs of each arm: with the seeds 0, 1, ..."""
+
+    dataset: str | None = None
+    """Dataset to train on in place of the section's own."""
+
+    networks: tuple[str, ...] = ()
+    """Networks of the section to run; none: all."""
+
+    arms: tuple[str, ...] = ()
+    """Arms to run; none: all."""
+
+    holdout_percent: int = 10
+    """Part of the training set that isn't trained on, for choosing the best epoch and tuning;
+    0: train on everything, as the paper did."""
+
+    margin_percent: float = 1.0
+    """Test errors that differ by less count as equivalent."""
+
+    epochs: float | None = None
+    """Length of each run; the schedules are stretched or shortened with it. None: the paper's."""
+
+    microbatch_size: int | None = None
+    """Examples that are computed at a time; none: the section's own."""
+
+    compute_dtype: str | None = None
+    """Type to compute in, float32 or bfloat16; none: the section's own."""
+
+    data_dir: str | None = None
+    """Folder of the prepared datasets; none: the user's cache folder."""
+
+    tune_lr: bool = False
+    """Search for each arm's learning rate first, by the error on the held-out part."""
+
+    lr_scales: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """What the search multiplies the learning rate by."""
+
+    measure_passes: bool = False
+    """Time forward and backward passes apart, when all runs are done."""
+
+    only_report: bool = False
+    """Write the pages anew from what is there, and run nothing."""
+
+    out: str | None = None
+    """Folder of the study; none: reproductions/SECTION, or SECTION-DATASET."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a study, or goes on with one; returns the exit code."""
+    with Interruption() as interruption:
+        return commands.run(lambda: _reproduce(argv, interruption))
+
+
+def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        section, options = _parse(argv)
+    except SystemExit as stop:  # --help was printed
+        return int(stop.code or 0)
+    from experiments.reproduction.studies import check_section, load_study
+
+    check_section(section)
+    dataset = "" if options.dataset is None else f"-{options.dataset.replace('/', '_')}"
+    out = Path(options.out or f"reproductions/{section}{dataset}")
+    if options.only_report:
+        if load_study(out) is None:
+            raise UsageError(f"--only-report: there is no study in {str(out)!r}; run it first.")
+        return _report(out)
+    # Orbax and others read this when they are imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from adabatch_jax.workdir import locked
+    from experiments.reproduction.jobs import study_jobs
+    from experiments.reproduction.resuming import check_out
+
+    command = shlex.join([*PROG.split(), *argv])
+    study = _study(section, options, command)
+    study_jobs(study, out)  # refuses data and plans that can't work before anything is written
+    check_out(out)
+    with locked(out, flag="--out"):
+        if not _run(study, out, options, interruption):
+            print(
+                f"stopped by {interruption.name}; everything is saved in {out}, and the same "
+                f"command goes on: {command}"
+            )
+            return interruption.exit_code
+        return _report(out)
+
+
+def _parse(argv: Sequence[str]) -> tuple[str, Options]:
+    import tyro
+
+    from adabatch_jax.arguments import one_sentence
+    from experiments.sections import SECTIONS
+
+    described = "\n".join(f"  {name}: {section.title}" for name, section in SECTIONS.items())
+    flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Options)]
+
+    def both(
+        section: Annotated[
+            tyro.conf.Positional[str], tyro.conf.arg(metavar="SECTION", help="One of those above.")
+        ],
+        study: tyro.conf.OmitArgPrefixes[Options],
+    ) -> tuple[str, Options]:
+        return section, study
+
+    with one_sentence(flags):
+        return tyro.cli(
+            both, args=argv, prog=PROG, description=f"{__doc__}\nSections:\n{described}"
+        )
+
+
+def _study(section: str, options: Options, command: str) -> "Study":
+    from experiments.reproduction.studies import make_study
+    from experiments.reproduction.tuning import check_search
+
+    if options.tune_lr:
+        check_search(options.lr_scales, options.holdout_percent)
+    overrides = {
+        name: getattr(options, name)
+        for name in ("microbatch_size", "compute_dtype")
+        if getattr(options, name) is not None
+    }
+    return make_study(
+        section,
+        num_seeds=options.seeds,
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        networks=options.networks,
+        arms=options.arms,
+        holdout_percent=options.holdout_percent,
+        margin_percent=options.margin_percent,
+        epochs=options.epochs,
+        overrides=overrides,
+        command=command,
+    )
+
+
+def _run(study: "Study", out: Path, options: Options, interruption: Interruption) -> bool:
+    """Runs what is left; returns whether it came to the end."""
+    from experiments.reproduction.resuming import resumed
+    from experiments.reproduction.studies import load_study
+
+    lr_scales = options.lr_scales if options.tune_lr else ()
+    saved = load_study(out)
+    if saved is not None:
+        study = resumed(saved, study, out, lr_scales)
+    from experiments.reproduction.running import Stopped, run_study
+
+    interruption.defer()
+    try:
+        run_study(study, out, lr_scales, options.measure_passes, lambda: interruption.happened)
+    except Stopped:
+        return False
+    return True
+
+
+def _report(out: Path) -> int:
+    from experiments.reproduction.pages import write_pages
+
+    pages = write_pages(out)
+    print(f"pages: {', '.join(map(str, pages))}")
+    return 0
+
+
+if __name__ == "__main__":
+    # Until a run can save, a signal has nothing to wait for; and an exception raised inside the
+    # imports of compiled modules can abort the process.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signum, _: os._exit(128 + signum))
+    code = main()
+    sys.stdout.flush()
+    if code:
+        # After an error Orbax's threads may still complain about the one that was reported.
+        os._exit(code)

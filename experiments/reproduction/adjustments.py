@@ -1,0 +1,89 @@
+"""What a study changes in its arms' configurations, the same way in each."""
+
+import dataclasses
+from fractions import Fraction
+from typing import Any
+
+from adabatch_jax.config import TrainConfig
+from adabatch_jax.data.datasets import dataset_spec
+from adabatch_jax.errors import UsageError
+from adabatch_jax.schedules.durations import Duration
+from adabatch_jax.schedules.text import exact
+
+
+def with_holdout(config: TrainConfig, percent: int) -> TrainConfig:
+    """Keeps the last part of the training split out of training, to be evaluated on.
+
+    Args:
+      config: an arm; it trains on a whole split.
+      percent: of the training split's examples; 0 trains on all of them.
+
+    Raises:
+      UsageError: an unknown dataset, or an arm that trains on a part of a split already.
+
+    >>> with_holdout(TrainConfig(), 10).data.train_split
+    'train[:90%]'
+    """
+    if percent == 0:
+        return config
+    split = config.data.train_split or dataset_spec(config.dataset, config.data.dir).train_split
+    if "[" in split or "+" in split:
+        raise UsageError(
+            f"--holdout-percent: an arm trains on {split!r}, of which no part can be held out; "
+            "give --holdout-percent 0."
+        )
+    kept = 100 - percent
+    data = dataclasses.replace(
+        config.data, train_split=f"{split}[:{kept}%]", holdout_split=f"{split}[{kept}%:]"
+    )
+    return dataclasses.replace(config, data=data)
+
+
+def with_epochs(config: TrainConfig, epochs: float) -> TrainConfig:
+    """Makes a run longer or shorter, and its schedules and warm-up with it.
+
+    >>> config = TrainConfig(batch_schedule="32 x2 every 4ep", lr="0.1 x0.5 every 4ep", epochs=20)
+    >>> shorter = with_epochs(config, 15)
+    >>> shorter.batch_schedule, shorter.lr, shorter.epochs
+    ('32 x2 every 3ep', '0.1 x0.5 every 3ep', 15.0)
+    """
+    if not epochs > 0:
+        raise UsageError(f"--epochs: must be above 0, got {epochs:g}.")
+    ratio = exact(epochs, "epochs") / exact(config.epochs, "epochs")
+    if ratio == 1:
+        return config
+    return dataclasses.replace(
+        config,
+        epochs=epochs,
+        batch_schedule=_stretched(config.schedule, ratio),
+        lr=_stretched(config.learning_rate, ratio),
+    )
+
+
+def with_lr_scale(config: TrainConfig, scale: float) -> TrainConfig:
+    """Multiplies the whole learning rate, the start of its warm-up included.
+
+    >>> with_lr_scale(TrainConfig(lr="0.1 x0.375 every 20ep warmup 5ep from 0.1"), 0.5).lr
+    '0.05 x0.375 every 20ep warmup 5ep from 0.05'
+    """
+    factor, rate = exact(scale, "scale"), config.learning_rate
+    scaled = dataclasses.replace(
+        rate,
+        init_value=rate.init_value * factor,
+        boundaries=tuple((duration, value * factor) for duration, value in rate.boundaries),
+        end_value=None if rate.end_value is None else rate.end_value * factor,
+        warmup_from=rate.warmup_from * factor,
+    )
+    return dataclasses.replace(config, lr=scaled)
+
+
+def _stretched(value: Any, ratio: Fraction) -> Any:
+    """Multiplies every duration inside; percents of the run stay what they are."""
+    if isinstance(value, Duration):
+        return value if value.unit == "%" else value.times(ratio)
+    if isinstance(value, tuple):
+        return tuple(_stretched(item, ratio) for item in value)
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return type(value)(**{name: _stretched(item, ratio) for name, item in fields.items()})
+    return value

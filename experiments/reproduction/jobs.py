@@ -1,0 +1,145 @@
+"""The runs that a study consists of, one folder each."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.config import TrainConfig
+from adabatch_jax.errors import UsageError
+from adabatch_jax.reporting.files import write_atomically
+from adabatch_jax.reporting.runs import read_json
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.text import decimal_text, exact
+from experiments.reproduction.studies import TUNING_SEED, Study
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run of one arm with one seed.
+
+    Attributes:
+      experiment: the arm's experiment.
+      arm: the arm.
+      detail: what tells it from the arm's other runs, as "seed 2".
+      config: the run's settings.
+      folder: the run's folder.
+      plan: what it will do.
+      kind: "run", or "tuning run" of the search for a learning rate.
+    """
+
+    experiment: str
+    arm: str
+    detail: str
+    config: TrainConfig
+    folder: Path
+    plan: BatchPlan
+    kind: str = "run"
+
+    @property
+    def failure(self) -> str | None:
+        """Why it diverged; None if it didn't (yet)."""
+        content = _read_if_there(self.folder / "failure.json")
+        return None if content is None else content["message"]
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The figures of a finished run; None for any other."""
+        return _read_if_there(self.folder / "summary.json")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to run."""
+        return self.failure is not None or self.summary is not None
+
+    def fail(self, message: str) -> None:
+        """Records that it diverged, which is a result too."""
+        content = json.dumps({"kind": "diverged", "message": message}, indent=2)
+        write_atomically(self.folder / "failure.json", content.encode() + b"\n")
+
+
+def study_jobs(study: Study, out: Path) -> list[Job]:
+    """All runs of a study: each seed's arms one after the other, so that drift hits all alike."""
+    return [
+        _job(
+            experiment,
+            arm,
+            f"seed {seed}",
+            dataclasses.replace(config, seed=seed),
+            out / "runs" / experiment / arm / f"seed{seed}",
+        )
+        for seed in study.seeds
+        for experiment, arm, config in study.items()
+    ]
+
+
+def tuning_jobs(
+    experiment: str, arm: str, configs: Iterable[tuple[float, TrainConfig]], out: Path
+) -> list[Job]:
+    """The runs of the search for one arm's learning rate, from (scale, configuration)."""
+    return [
+        _job(
+            experiment,
+            arm,
+            f"lr x{scale_text(scale)}",
+            dataclasses.replace(config, seed=TUNING_SEED),
+            out / "tuning" / experiment / arm / f"lr_x{scale_text(scale)}",
+            "tuning run",
+        )
+        for scale, config in configs
+    ]
+
+
+def scale_text(scale: float) -> str:
+    """A scale as it is written in files.
+
+    >>> scale_text(0.5), scale_text(2.0)
+    ('0.5', '2')
+    """
+    return decimal_text(exact(scale, "scale"))
+
+
+def labels(jobs: Sequence[Job]) -> dict[Path, str]:
+    """By folder, an aligned name for the display; without the experiment where there is one."""
+    has_several = len({job.experiment for job in jobs}) > 1
+    names = [f"{job.experiment}/{job.arm}" if has_several else job.arm for job in jobs]
+    width = max(map(len, names), default=0)
+    detail = max((len(job.detail) for job in jobs), default=0)
+    return {
+        job.folder: f"{name:<{width}}  {job.detail:<{detail}}"
+        for job, name in zip(jobs, names, strict=True)
+    }
+
+
+def _job(
+    experiment: str,
+    arm: str,
+    detail: str,
+    config: TrainConfig,
+    folder: Path,
+    kind: str = "run",
+) -> Job:
+    data = config.data
+    num_examples = _num_examples(config.dataset, data.train_split, data.dir, data.image_size)
+    try:
+        plan = config.plan(num_examples)
+    except UsageError as error:
+        raise UsageError(f"{experiment}/{arm}: {error}") from None
+    return Job(experiment, arm, detail, config, folder, plan, kind)
+
+
+@functools.lru_cache
+def _num_examples(
+    dataset: str, split: str | None, data_dir: str | None, image_size: int | None
+) -> int:
+    from adabatch_jax.data.datasets import dataset_spec
+    from adabatch_jax.data.tfds_sources import tfds_source
+
+    split = split or dataset_spec(dataset, data_dir).train_split
+    return len(tfds_source(dataset, split, data_dir, image_size))
+
+
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.exists() else None
