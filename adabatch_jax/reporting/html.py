@@ -33,6 +33,7 @@ body { margin: 0; background: var(--paper); color: var(--ink);
 main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .6rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.8rem 0 .5rem; }
 p.lead { font-size: 1.1rem; max-width: 46rem; margin: 0 0 1rem; }
 p.note, figcaption { color: var(--soft); max-width: 46rem; }
 .scroll { overflow-x: auto; }
@@ -46,9 +47,11 @@ figure { margin: 0 0 1.6rem; } figure svg { width: 100%; height: auto; display: 
 .bar { display: flex; height: 1.1rem; margin: .4rem 0; background: var(--band); }
 .keys { margin: 0 0 .8rem; } .keys span { margin-right: 1.4rem; white-space: nowrap; }
 .keys i { display: inline-block; width: .7rem; height: .7rem; margin-right: .4rem; }
+ul { padding-left: 1.2rem; max-width: 46rem; } td:last-child, th:last-child { padding-right: 0; }
+pre { background: var(--band); padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--soft); }
 @media print { @page { margin: 1.5cm; } main { max-width: none; padding: 0; }
-  figure, tr { break-inside: avoid; } h2 { break-after: avoid; }
+  figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
@@ -77,9 +80,24 @@ def section(title: str, *elements: str) -> str:
     return f"<section>\n<h2>{escaped(title)}</h2>\n" + "\n".join(elements) + "\n</section>"
 
 
+def heading(text: str, level: int = 2) -> str:
+    """A heading, level 2 or 3."""
+    return f"<h{level}>{escaped(text)}</h{level}>"
+
+
 def paragraph(text: str, kind: str = "") -> str:
     """A paragraph; `kind` is "lead", "note" or nothing."""
     return f'<p class="{escaped(kind)}">{escaped(text)}</p>'
+
+
+def items(texts: Iterable[str]) -> str:
+    """A list."""
+    return "<ul>\n" + "\n".join(f"<li>{escaped(text)}</li>" for text in texts) + "\n</ul>"
+
+
+def code(lines: Iterable[str]) -> str:
+    """Lines to type, as they are."""
+    return "<pre>" + escaped("\n".join(lines)) + "</pre>"
 
 
 def figure(svg: str, caption: str) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.errors import UsageError
-from adabatch_jax.learning_rates.resolved import resolve
 from adabatch_jax.reporting.runs import REQUIRED, Run, load_run, read_json
 from adabatch_jax.schedules.plan import BatchPlan
 
@@ -78,15 +77,6 @@ class SeedResult:
             return None
         measured = [e for e in self.evaluations if e.holdout_error is not None]
         return min(measured, key=lambda e: e.holdout_error, default=None)
-
-
-@dataclasses.dataclass(frozen=True)
-class EpochSettings:
-    """The batch size and learning rate of the first update that begins in an epoch."""
-
-    epoch: int
-    batch_size: int
-    learning_rate: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,56 +213,6 @@ def load_study(out: Path) -> StudyResult:
     )
 
 
-def schedule_by_epoch(arm: ArmResult) -> tuple[EpochSettings, ...]:
-    """Batch size and learning rate at the first update that begins in each epoch.
-
-    Computed from the settings, not read from the runs. An epoch in which no update begins is
-    left out; nothing is known while no run has begun.
-    """
-    plan, config = arm.plan, arm.config
-    if plan is None:
-        return ()
-    rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
-    settings = []
-    for epoch in range(math.ceil(plan.num_samples / plan.num_examples)):
-        step = plan.first_step_from(epoch * plan.num_examples)
-        if step < plan.num_steps and plan.samples_at(step) < (epoch + 1) * plan.num_examples:
-            settings.append(EpochSettings(epoch, plan.batch_size_at(step), rate.at(step)))
-    return tuple(settings)
-
-
-def speedups(arm: ArmResult, reference: ArmResult) -> list[float]:
-    """How many times as fast an arm trained as the reference did, seed by seed.
-
-    Runs of a seed are made next to each other, so that their ratio is free of slow drifts.
-    """
-    seconds = {run.seed: run.training_seconds for run in reference.finished}
-    return [seconds[run.seed] / run.training_seconds for run in arm.finished if run.seed in seconds]
-
-
-def epoch_seconds(arm: ArmResult) -> dict[int, list[float]]:
-    """Training seconds per epoch by batch size, for each finished run its mean."""
-    by_size: dict[int, list[float]] = {}
-    for run in arm.finished:
-        for batch_size, seconds in _epoch_seconds(run, arm.plan).items():
-            by_size.setdefault(batch_size, []).append(seconds)
-    return by_size
-
-
-def _epoch_seconds(run: SeedResult, plan: BatchPlan) -> dict[int, float]:
-    totals: dict[int, tuple[float, float]] = {}
-    step, epoch, seconds = 0, 0.0, 0.0
-    for evaluation in run.evaluations:
-        if evaluation.training_seconds is None or evaluation.epoch <= epoch:
-            continue
-        size = plan.batch_size_at(step)
-        epochs, spent = totals.get(size, (0.0, 0.0))
-        spent += evaluation.training_seconds - seconds
-        totals[size] = epochs + evaluation.epoch - epoch, spent
-        step, epoch, seconds = evaluation.step, evaluation.epoch, evaluation.training_seconds
-    return {size: spent / epochs for size, (epochs, spent) in totals.items()}
-
-
 def _load_arm(
     folder: Path, name: str, config: Mapping[str, Any], seeds: Sequence[int]
 ) -> ArmResult:
@@ -280,7 +220,7 @@ def _load_arm(
     runs = {seed: _load_run(folder / f"seed{seed}") for seed in seeds}
     begun = {seed: run for seed, run in runs.items() if run is not None}
     for seed, run in begun.items():
-        if TrainConfig.from_dict(run.config) != dataclasses.replace(config, seed=seed):
+        if _settings(TrainConfig.from_dict(run.config)) != _settings(config, seed=seed):
             raise UsageError(
                 f"the run in {run.directory} has other settings than its arm in study.json; "
                 "remove its folder or choose another one for the study."
@@ -289,6 +229,12 @@ def _load_arm(
     plan = config.plan(sizes[0]) if sizes else None
     results = (_seed_result(folder / f"seed{seed}", seed, run) for seed, run in runs.items())
     return ArmResult(name, config, plan, tuple(results))
+
+
+def _settings(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """A configuration without what decides nothing: where the datasets lie."""
+    data = dataclasses.replace(config.data, dir=None)
+    return dataclasses.replace(config, data=data, **changes)
 
 
 def _load_run(folder: Path) -> Run | None:

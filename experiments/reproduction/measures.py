@@ -1,0 +1,67 @@
+"""What follows from the runs and the settings of an arm."""
+
+import dataclasses
+import math
+
+from adabatch_jax.learning_rates.resolved import resolve
+from adabatch_jax.schedules.plan import BatchPlan
+from experiments.reproduction.results import ArmResult, SeedResult
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochSettings:
+    """The batch size and learning rate of the first update that begins in an epoch."""
+
+    epoch: int
+    batch_size: int
+    learning_rate: float
+
+
+def schedule_by_epoch(arm: ArmResult) -> tuple[EpochSettings, ...]:
+    """Batch size and learning rate at the first update that begins in each epoch.
+
+    Computed from the settings, not read from the runs. An epoch in which no update begins is
+    left out; nothing is known while no run has begun.
+    """
+    plan, config = arm.plan, arm.config
+    if plan is None:
+        return ()
+    rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
+    settings = []
+    for epoch in range(math.ceil(plan.num_samples / plan.num_examples)):
+        step = plan.first_step_from(epoch * plan.num_examples)
+        if step < plan.num_steps and plan.samples_at(step) < (epoch + 1) * plan.num_examples:
+            settings.append(EpochSettings(epoch, plan.batch_size_at(step), rate.at(step)))
+    return tuple(settings)
+
+
+def speedups(arm: ArmResult, reference: ArmResult) -> list[float]:
+    """How many times as fast an arm trained as the reference did, seed by seed.
+
+    Runs of a seed are made next to each other, so that their ratio is free of slow drifts.
+    """
+    seconds = {run.seed: run.training_seconds for run in reference.finished}
+    return [seconds[run.seed] / run.training_seconds for run in arm.finished if run.seed in seconds]
+
+
+def epoch_seconds(arm: ArmResult) -> dict[int, list[float]]:
+    """Training seconds per epoch by batch size, for each finished run its mean."""
+    by_size: dict[int, list[float]] = {}
+    for run in arm.finished:
+        for batch_size, seconds in _epoch_seconds(run, arm.plan).items():
+            by_size.setdefault(batch_size, []).append(seconds)
+    return by_size
+
+
+def _epoch_seconds(run: SeedResult, plan: BatchPlan) -> dict[int, float]:
+    totals: dict[int, tuple[float, float]] = {}
+    step, epoch, seconds = 0, 0.0, 0.0
+    for evaluation in run.evaluations:
+        if evaluation.training_seconds is None or evaluation.epoch <= epoch:
+            continue
+        size = plan.batch_size_at(step)
+        epochs, spent = totals.get(size, (0.0, 0.0))
+        spent += evaluation.training_seconds - seconds
+        totals[size] = epochs + evaluation.epoch - epoch, spent
+        step, epoch, seconds = evaluation.step, evaluation.epoch, evaluation.training_seconds
+    return {size: spent / epochs for size, (epochs, spent) in totals.items()}

@@ -1,0 +1,263 @@
+"""The tables of a study's pages, as texts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adabatch_jax.reporting.figures import UNKNOWN
+from adabatch_jax.reporting.formats import count_text
+from experiments.reproduction.comparisons import Comparison, compare
+from experiments.reproduction.document import Table
+from experiments.reproduction.measures import epoch_seconds, speedups
+from experiments.reproduction.results import REFERENCE, ArmResult, ExperimentResult, StudyResult
+from experiments.reproduction.statistics import DIFFERENT, Estimate, estimate
+from experiments.reproduction.texts import (
+    batch_text,
+    estimate_text,
+    interval_text,
+    margin_text,
+    n_text,
+    p_text,
+    seconds_text,
+    signed_interval_text,
+    sizes_text,
+)
+
+_SPENT = {
+    "training": ("step", "input"),
+    "of it input": ("input",),
+    "evaluation": ("evaluation",),
+    "compilation": ("compile",),
+    "checkpoints": ("checkpoint",),
+    "in all": ("total",),
+}
+
+
+def main_table(experiment: ExperimentResult) -> Table:
+    """What every arm reached, and what it cost."""
+    rows = []
+    for arm in experiment.arms:
+        error = estimate(arm.test_errors)
+        rows.append(
+            (
+                arm.name,
+                batch_text(arm),
+                estimate_text(error),
+                interval_text(error),
+                n_text(arm),
+                UNKNOWN if arm.updates is None else count_text(arm.updates),
+                seconds_text(estimate(arm.seconds("step", "input"))),
+                estimate_text(_speedup(arm, experiment)),
+            )
+        )
+    header = (
+        "arm", "batch", "test error (%)", "95 % interval", "n", "updates", "training (s)",
+        "speed-up",
+    )  # fmt: skip
+    return Table(header, tuple(rows), text_columns=(0, 1))
+
+
+def summary_table(study: StudyResult) -> Table:
+    """The adaptive arms of all experiments against their baselines."""
+    rows = []
+    for experiment in study.experiments:
+        for comparison in comparisons(experiment, study.margin_percent):
+            arm = comparison.arm
+            if not is_adaptive(arm):
+                continue
+            rows.append(
+                (
+                    arm.config.model,
+                    arm.name,
+                    estimate_text(estimate(comparison.reference.test_errors)),
+                    estimate_text(estimate(arm.test_errors)),
+                    signed_interval_text(comparison.error.interval),
+                    verdict_text(comparison),
+                    _times(comparison.update_ratio),
+                    estimate_text(comparison.speedup),
+                )
+            )
+    header = (
+        "network", "arm", f"{REFERENCE} (%)", "arm (%)", "difference, 95 % interval", "verdict",
+        "fewer updates", "speed-up",
+    )  # fmt: skip
+    return Table(header, tuple(rows), text_columns=(0, 1, 5))
+
+
+def difference_table(experiment: ExperimentResult, margin: float) -> Table:
+    """The test errors of all arms minus the baseline's."""
+    rows = [
+        (
+            comparison.arm.name,
+            UNKNOWN if comparison.error.mean is None else f"{comparison.error.mean:+.2f}",
+            signed_interval_text(comparison.error.interval),
+            p_text(comparison.error.p),
+            signed_interval_text(comparison.equivalence.interval),
+            p_text(comparison.equivalence.p),
+            verdict_text(comparison),
+        )
+        for comparison in comparisons(experiment, margin)
+    ]
+    header = (
+        "arm", "difference (points)", "95 % interval", "Welch p", "90 % interval", "TOST p",
+        "verdict",
+    )  # fmt: skip
+    return Table(header, tuple(rows), text_columns=(0, 6))
+
+
+def best_epoch_table(experiment: ExperimentResult) -> Table | None:
+    """Test errors at the epoch that the holdout chose; None where nothing was held out."""
+    rows = []
+    for arm in experiment.arms:
+        best = [run.best for run in arm.finished if run.best is not None]
+        if not best:
+            continue
+        error, epochs = estimate([b.test_error for b in best]), [b.epoch for b in best]
+        rows.append(
+            (
+                arm.name,
+                estimate_text(error),
+                interval_text(error),
+                str(error.n),
+                _range_text(epochs),
+                estimate_text(estimate(arm.test_errors)),
+            )
+        )
+    header = (
+        "arm", "test error (%)", "95 % interval", "n", "chosen epochs", "at the last epoch (%)",
+    )  # fmt: skip
+    return Table(header, tuple(rows)) if rows else None
+
+
+def passes_table(experiment: ExperimentResult) -> Table | None:
+    """Forward and backward time of whole runs, as the paper's Table 1 has it."""
+    seconds = {
+        arm.name: [_pass_seconds(experiment.passes[arm.name], kind) for kind in _PASSES]
+        for arm in experiment.arms
+        if arm.name in experiment.passes
+    }
+    if not seconds:
+        return None
+    baseline = seconds.get(REFERENCE)
+    rows = []
+    for arm in experiment.arms:
+        if arm.name in seconds:
+            cells = (
+                _with_ratio(spent, None if baseline is None else baseline[number])
+                for number, spent in enumerate(seconds[arm.name])
+            )
+            sizes = [phase["batch_size"] for phase in experiment.passes[arm.name]]
+            rows.append((arm.config.model, sizes_text(sizes), *cells, arm.name))
+    header = ("network", "batch", "forward (s)", "backward (s)", "arm")
+    return Table(header, tuple(rows), text_columns=(0, 1, 4))
+
+
+def epoch_time_table(experiment: ExperimentResult) -> Table | None:
+    """Training seconds per epoch at every batch size of every arm; None while unknown."""
+    reference = experiment.reference
+    of_reference = [] if reference is None else list(epoch_seconds(reference).values())
+    baseline = estimate(of_reference[0]).mean if of_reference else None
+    rows = []
+    for arm in experiment.arms:
+        for batch_size, seconds in epoch_seconds(arm).items():
+            measured = estimate(seconds)
+            ratio = None if baseline is None else baseline / measured.mean
+            rows.append(
+                (
+                    arm.name,
+                    count_text(batch_size),
+                    seconds_text(measured),
+                    "-" if ratio is None else f"{ratio:.2f}",
+                )
+            )
+    header = ("arm", "batch", "seconds per epoch", "speed-up")
+    return Table(header, tuple(rows)) if rows else None
+
+
+def time_table(experiment: ExperimentResult) -> Table | None:
+    """Where the seconds of whole runs went; None while no run is finished."""
+    rows = [
+        (
+            arm.name,
+            count_text(arm.examples),
+            *(seconds_text(estimate(arm.seconds(*keys))) for keys in _SPENT.values()),
+        )
+        for arm in experiment.arms
+        if arm.finished
+    ]
+    return Table(("arm", "examples", *_SPENT), tuple(rows)) if rows else None
+
+
+def tuning_table(experiment: ExperimentResult) -> Table | None:
+    """Holdout errors of the tried learning rates; None where none were tried."""
+    if not experiment.tuning:
+        return None
+    scales = {scale for found in experiment.tuning.values() for scale in found["candidates"]}
+    ordered = sorted(scales, key=float)
+    rows = tuple(
+        (
+            arm,
+            f"x{found['lr_scale']:g}",
+            *(_candidate_text(found["candidates"], scale) for scale in ordered),
+        )
+        for arm, found in experiment.tuning.items()
+    )
+    return Table(("arm", "chosen", *(f"x{scale}" for scale in ordered)), rows)
+
+
+def comparisons(experiment: ExperimentResult, margin: float) -> list[Comparison]:
+    """All other arms against the baseline; none where it isn't part of the study."""
+    reference = experiment.reference
+    if reference is None:
+        return []
+    return [
+        compare(arm, reference, margin) for arm in experiment.arms if arm.name != reference.name
+    ]
+
+
+def is_adaptive(arm: ArmResult) -> bool:
+    """Whether the arm is the paper's method."""
+    return arm.name.startswith("adaptive")
+
+
+def verdict_text(comparison: Comparison) -> str:
+    """The verdict of the equivalence test, with the runs that diverged."""
+    arm, verdict = comparison.arm, comparison.equivalence.verdict
+    if arm.diverged:
+        return f"{len(arm.diverged)} of {len(arm.seeds)} diverged"
+    if verdict == DIFFERENT:
+        return f"different: {'higher' if comparison.error.mean > 0 else 'lower'}"
+    within = f" within {margin_text(comparison.equivalence.margin)}"
+    return f"{verdict}{within}" if comparison.equivalence.p is not None else verdict
+
+
+_PASSES = ("forward_seconds", "backward_seconds")
+
+
+def _pass_seconds(phases: Sequence[Mapping[str, Any]], kind: str) -> float:
+    return sum(phase["updates"] * phase[kind] for phase in phases)
+
+
+def _with_ratio(seconds: float, baseline: float | None) -> str:
+    ratio = "" if baseline is None else f" ({baseline / seconds:.2f}x)"
+    return f"{seconds:,.2f}{ratio}"
+
+
+def _speedup(arm: ArmResult, experiment: ExperimentResult) -> Estimate:
+    reference = experiment.reference
+    if reference is None or arm.name == REFERENCE:
+        return estimate([1.0] if reference is not None and arm.finished else [])
+    return estimate(speedups(arm, reference))
+
+
+def _times(ratio: float | None) -> str:
+    return UNKNOWN if ratio is None else f"{ratio:.2f}x"
+
+
+def _range_text(epochs: Sequence[float]) -> str:
+    low, high = f"{min(epochs):.3g}", f"{max(epochs):.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _candidate_text(candidates: Mapping[str, float | None], scale: str) -> str:
+    error = candidates.get(scale)
+    return UNKNOWN if error is None else f"{error:.2f}"
