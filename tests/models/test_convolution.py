@@ -53,23 +53,56 @@ def test_same_bits_as_autodiff(kernel, strides, padding, image):
     jax.tree.map(np.testing.assert_array_equal, vjp(conv2d, x, w, strides, padding), expected)
 
 
-def test_the_loop_body_holds_canonical_convolutions_only():
-    def gradient(conv):
-        def loss(w, x):
-            for strides in ((1, 1), (2, 2)):
-                x = conv(x, w, strides, ((1, 1), (1, 1)))
-            return (x**2).sum()
+SMALL = {
+    # kernel, strides, padding, image
+    "3x3 of 2x2": ((3, 3), (1, 1), ((1, 1), (1, 1)), (2, 2)),
+    "3x3 of 1x1": ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    "5x5 of 4x4": ((5, 5), (1, 1), ((2, 2), (2, 2)), (4, 4)),
+    "3x3 stride 2 of 2x2": ((3, 3), (2, 2), ((1, 1), (1, 1)), (2, 2)),
+    "5x5 stride 2 of 4x3": ((5, 5), (2, 2), ((2, 2), (2, 2)), (4, 3)),
+    "3x3 stride 2 of 4x4, whose gradient is 2x2": ((3, 3), (2, 2), ((1, 1), (1, 1)), (4, 4)),
+}
 
-        def total(w, batches):
-            def body(acc, x):
-                return acc + jax.grad(loss)(w, x), None
 
-            return lax.scan(body, jnp.zeros_like(w), batches)[0]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("kernel", "strides", "padding", "image"), SMALL.values(), ids=SMALL)
+def test_images_smaller_than_the_kernel(kernel, strides, padding, image, dtype):
+    # Small whole numbers, so that sums are exact in any order.
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(-2, 3, (4, *image, 3)), dtype)
+    w = jnp.asarray(rng.integers(-2, 3, (*kernel, 3, 8)), dtype)
 
-        shapes = jax.ShapeDtypeStruct((3, 3, 4, 4), "float32"), (2, 4, 8, 8, 4)
-        abstract = shapes[0], jax.ShapeDtypeStruct(shapes[1], "float32")
-        text = jax.jit(total).lower(*abstract).compile().as_text()
-        return set(re.findall(r"dim_labels=(\S+?)[,\s]", text))
+    def outputs(conv):
+        y, pull = jax.vjp(lambda x, w: conv(x, w, strides, padding), x, w)
+        return y, *pull(jnp.sign(y))
 
-    assert gradient(stock) - {"b01f_01io->b01f"}
-    assert not gradient(conv2d) - {"b01f_01io->b01f"}
+    for got, expected in zip(outputs(conv2d), outputs(stock), strict=True):
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got.astype(np.float32), expected.astype(np.float32))
+
+
+def loop_convolutions(conv, image_size, dtype):
+    """Returns the layouts of the convolutions in a compiled loop of gradients."""
+
+    def loss(w, x):
+        for strides in ((1, 1), (2, 2)):
+            x = conv(x, w, strides, ((1, 1), (1, 1)))
+        return (x**2).sum()
+
+    def total(w, batches):
+        def body(acc, x):
+            return acc + jax.grad(loss)(w, x), None
+
+        return lax.scan(body, jnp.zeros_like(w), batches)[0]
+
+    shapes = (3, 3, 4, 4), (2, 4, image_size, image_size, 4)
+    abstract = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    text = jax.jit(total).lower(*abstract).compile().as_text()
+    return set(re.findall(r"dim_labels=(\S+?)[,\s]", text))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("image_size", [8, 2])
+def test_the_loop_body_holds_canonical_convolutions_only(image_size, dtype):
+    assert loop_convolutions(stock, image_size, dtype) - {"b01f_01io->b01f"}
+    assert not loop_convolutions(conv2d, image_size, dtype) - {"b01f_01io->b01f"}
