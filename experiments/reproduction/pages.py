@@ -82,6 +82,12 @@ def _summary(study: StudyResult) -> Iterable[Part]:
             f"This study is unfinished: {states[FINISHED]} of {len(study.runs)} runs are finished, "
             f"{states[DIVERGED]} diverged, {states[UNFINISHED]} are still to come or on their way."
         )
+    num_machines = len(provenance.machines(study))
+    if num_machines > 1:
+        yield Paragraph(
+            f"The runs were made in {num_machines} different environments, told at the end of the "
+            "page: their times can't be compared across them."
+        )
     if study.notes:
         yield Items(study.notes)
     if several:
@@ -233,10 +239,6 @@ def _provenance(study: StudyResult) -> Iterable[Part]:
         machine = next(iter(made))
         yield Items((machine.hardware, machine.software))
     elif made:
-        yield Paragraph(
-            f"The runs were made in {len(made)} different environments: their times can't be "
-            "compared across them."
-        )
         yield Items(
             tuple(
                 f"{machine.hardware}; {machine.software}. Runs: {', '.join(runs)}."

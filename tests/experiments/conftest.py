@@ -1,6 +1,7 @@
 """Study folders with plausible numbers, without training anything."""
 
 import dataclasses
+import functools
 import json
 import math
 import random
@@ -75,60 +76,67 @@ def summary_of(plan, rows):
     }
 
 
+def write_run_folder(
+    out,
+    experiment,
+    arm,
+    config,
+    seed,
+    error=8.0,
+    pace=10.0,
+    state="finished",
+    holdout=True,
+    environment=ENVIRONMENT,
+):
+    """Writes a run as training leaves it, with a summary, a failure, or neither."""
+    folder = out / "runs" / experiment / arm / f"seed{seed}"
+    folder.mkdir(parents=True)
+    config = dataclasses.replace(config, seed=seed)
+    plan, rows = config.plan(NUM_EXAMPLES), run_rows(config, seed, error, pace, holdout)
+    contents = {
+        "config": config.to_dict(),
+        "plan": plan.to_dict(),
+        "environment": environment,
+    }
+    if state == "finished":
+        contents["summary"] = summary_of(plan, rows)
+    if state == "diverged":
+        contents["failure"] = {"kind": "diverged", "message": "the loss is nan | <b>at 7</b>"}
+    if state != "finished":
+        rows = rows[: len(rows) // 2]
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    lines = (json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text("".join(lines))
+
+
+def write_study_file(out, experiments, seeds=(0, 1, 2), **changes):
+    """Writes study.json and returns the study's folder."""
+    content = {
+        "section": "digits",
+        "title": "Handwritten digits",
+        "dataset": "digits",
+        "seeds": list(seeds),
+        "holdout_percent": 10,
+        "margin_percent": 1.0,
+        "command": "python -m experiments.reproduce digits --seeds 3",
+        "arms": {
+            name: {arm: config.to_dict() for arm, config in arms.items()}
+            for name, arms in experiments.items()
+        },
+        "tuning": {},
+        "passes": {},
+        **changes,
+    }
+    (out / "study.json").write_text(json.dumps(content))
+    return out
+
+
 @pytest.fixture
 def write_run(tmp_path):
-    """Writes a run as training leaves it, with a summary, a failure, or neither."""
-
-    def write(experiment, arm, config, seed, error=8.0, pace=10.0, state="finished", **options):
-        folder = tmp_path / "runs" / experiment / arm / f"seed{seed}"
-        folder.mkdir(parents=True)
-        config = dataclasses.replace(config, seed=seed)
-        plan, rows = (
-            config.plan(NUM_EXAMPLES),
-            run_rows(config, seed, error, pace, options.get("holdout", True)),
-        )
-        contents = {
-            "config": config.to_dict(),
-            "plan": plan.to_dict(),
-            "environment": options.get("environment", ENVIRONMENT),
-        }
-        if state == "finished":
-            contents["summary"] = summary_of(plan, rows)
-        if state == "diverged":
-            contents["failure"] = {"kind": "diverged", "message": "the loss is nan | <b>at 7</b>"}
-        if state != "finished":
-            rows = rows[: len(rows) // 2]
-        for name, content in contents.items():
-            (folder / f"{name}.json").write_text(json.dumps(content))
-        lines = (json.dumps(row) + "\n" for row in rows)
-        (folder / "metrics.jsonl").write_text("".join(lines))
-        return folder
-
-    return write
+    return functools.partial(write_run_folder, tmp_path)
 
 
 @pytest.fixture
 def write_study(tmp_path):
-    """Writes study.json and returns the study's folder."""
-
-    def write(experiments, seeds=(0, 1, 2), **changes):
-        content = {
-            "section": "digits",
-            "title": "Handwritten digits",
-            "dataset": "digits",
-            "seeds": list(seeds),
-            "holdout_percent": 10,
-            "margin_percent": 1.0,
-            "command": "python -m experiments.reproduce digits --seeds 3",
-            "arms": {
-                name: {arm: config.to_dict() for arm, config in arms.items()}
-                for name, arms in experiments.items()
-            },
-            "tuning": {},
-            "passes": {},
-            **changes,
-        }
-        (tmp_path / "study.json").write_text(json.dumps(content))
-        return tmp_path
-
-    return write
+    return functools.partial(write_study_file, tmp_path)
