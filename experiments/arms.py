@@ -19,6 +19,7 @@ CIFAR = TrainConfig(
     checkpoint_every="5ep",
     keep_checkpoints=1,
     log_every="1ep",
+    eval_batch_size=2000,
     data=DataSettings(crop_padding=4, flip=True),
 )
 """What the experiments of sections 4.1 and 4.2 share: SGD with momentum 0.9, decay 5e-4."""
