@@ -49,7 +49,9 @@ def resumed(saved: Study, wanted: Study, out: Path, lr_scales: Sequence[float]) 
         for experiment, findings in saved.tuning.items()
         for arm, finding in findings.items()
     }
-    wanted = dataclasses.replace(wanted, tuning=saved.tuning, passes=saved.passes)
+    wanted = dataclasses.replace(
+        wanted, tuning=saved.tuning, passes=saved.passes, notes=saved.notes
+    )
     wanted = with_scales(wanted, scales)
     _check_same(saved, wanted, out)
     return wanted

@@ -33,6 +33,7 @@ class Study:
       arms: by experiment and arm, the configuration at seed 0.
       tuning: by experiment and arm, what the search for the learning rate found.
       passes: by experiment and arm, seconds forward and backward for each phase.
+      notes: sentences for the pages that somebody wrote into the file, about the machine perhaps.
     """
 
     section: str
@@ -45,6 +46,7 @@ class Study:
     arms: Arms
     tuning: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     passes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def items(self) -> Iterator[tuple[str, str, TrainConfig]]:
         """Yields (experiment, arm, configuration) in the order to run and to show."""
@@ -73,7 +75,8 @@ class Study:
             experiment: {arm: config.to_dict() for arm, config in configs.items()}
             for experiment, configs in self.arms.items()
         }
-        return {**fields, "seeds": list(self.seeds), "arms": arms}
+        lists = {"seeds": list(self.seeds), "notes": list(self.notes)}
+        return {**fields, **lists, "arms": arms}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Study":
@@ -82,7 +85,8 @@ class Study:
             experiment: {arm: TrainConfig.from_dict(config) for arm, config in configs.items()}
             for experiment, configs in content["arms"].items()
         }
-        return cls(**{**content, "seeds": tuple(content["seeds"]), "arms": arms})
+        tuples = {name: tuple(content.get(name, ())) for name in ("seeds", "notes")}
+        return cls(**{**content, **tuples, "arms": arms})
 
 
 def make_study(

@@ -196,7 +196,7 @@ def tuning_table(experiment: ExperimentResult) -> Table | None:
     rows = tuple(
         (
             arm,
-            f"x{found['lr_scale']:g}",
+            _chosen_text(found),
             *(_candidate_text(found["candidates"], scale) for scale in ordered),
         )
         for arm, found in experiment.tuning.items()
@@ -256,6 +256,13 @@ def _times(ratio: float | None) -> str:
 def _range_text(epochs: Sequence[float]) -> str:
     low, high = f"{min(epochs):.3g}", f"{max(epochs):.3g}"
     return low if low == high else f"{low} to {high}"
+
+
+def _chosen_text(found: Mapping[str, Any]) -> str:
+    """The chosen scale, and whether a wider search might have found a better one."""
+    tried = list(map(float, found["candidates"]))
+    is_edge = found["lr_scale"] in (min(tried), max(tried))
+    return f"x{found['lr_scale']:g}{' (edge of the search)' if is_edge else ''}"
 
 
 def _candidate_text(candidates: Mapping[str, float | None], scale: str) -> str:

@@ -23,7 +23,10 @@ PASSES = {
         {"batch_size": 160, "updates": 20, "forward_seconds": 1.5, "backward_seconds": 2.0},
     ],
 }
-TUNING = {"adaptive": {"lr_scale": 0.5, "candidates": {"1.0": 9.0, "0.5": 8.25, "4.0": None}}}
+TUNING = {
+    "adaptive": {"lr_scale": 0.5, "candidates": {"1": 9.0, "0.5": 8.25, "4": None}},
+    "goyal": {"lr_scale": 1.0, "candidates": {"1": 9.0, "0.5": 9.25, "4": 10}},
+}
 
 
 @pytest.fixture
@@ -172,8 +175,11 @@ def test_times_of_whole_runs(experiment, folder):
 
 def test_tuning_table_shows_what_was_tried(experiment):
     table = tables.tuning_table(experiment)
-    assert table.header == ("arm", "chosen", "x0.5", "x1.0", "x4.0")
-    assert table.rows == (("adaptive", "x0.5", "8.25", "9.00", "-"),)
+    assert table.header == ("arm", "chosen", "x0.5", "x1", "x4")
+    assert table.rows == (
+        ("adaptive", "x0.5 (edge of the search)", "8.25", "9.00", "-"),
+        ("goyal", "x1", "9.25", "9.00", "10.00"),
+    )
 
 
 def test_summary_has_the_adaptive_arms_of_all_experiments(write_run, write_study, folder):
