@@ -71,10 +71,9 @@ def to_torch_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     `nnx.update(model, state.params, state.model_state)`. PyTorch takes the arrays with
 
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        network.load_state_dict(tensors, strict=False)
+        network.load_state_dict(tensors)
 
-    `strict=False`, because `num_batches_tracked` isn't among them: nothing else may be in the
-    `missing_keys` that the call returns.
+    `num_batches_tracked` isn't among them: it only counts, and PyTorch fills it in itself.
 
     Args:
       model: any of the networks.
@@ -157,4 +156,4 @@ def _numbers(name: str, array: np.ndarray) -> np.ndarray:
     try:
         return np.asarray(array).astype(np.float32)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"the array {name!r} doesn't hold numbers.") from error
+        raise UsageError(f"the array {name!r} can't be read as float32.") from error

@@ -104,7 +104,7 @@ def without(arrays, *names):
         ),
         (
             lambda a: {**a, "fc.bias": np.array(["a"] * 10)},
-            "the array 'fc.bias' doesn't hold numbers.",
+            "the array 'fc.bias' can't be read as float32.",
         ),
     ],
     ids=["twice", "classes", "layout", "missing", "misspelled", "checkpoint", "text"],
