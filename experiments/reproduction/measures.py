@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from adabatch_jax.learning_rates.resolved import resolve
 from adabatch_jax.schedules.plan import BatchPlan
@@ -35,13 +36,23 @@ def schedule_by_epoch(arm: ArmResult) -> tuple[EpochSettings, ...]:
     return tuple(settings)
 
 
-def speedups(arm: ArmResult, reference: ArmResult) -> list[float]:
-    """How many times as fast an arm trained as the reference did, seed by seed.
+def speedups(
+    arm: ArmResult, reference: ArmResult, kinds: Sequence[str] = ("step", "input")
+) -> list[float]:
+    """How many times as fast an arm was as the reference, seed by seed.
 
     Runs of a seed are made next to each other, so that their ratio is free of slow drifts.
+
+    Args:
+      arm: the arm.
+      reference: what it is compared with.
+      kinds: the kinds of seconds that count; by default those of training.
     """
-    seconds = {run.seed: run.training_seconds for run in reference.finished}
-    return [seconds[run.seed] / run.training_seconds for run in arm.finished if run.seed in seconds]
+    own, others = (
+        dict(zip((run.seed for run in side.finished), side.seconds(*kinds), strict=True))
+        for side in (arm, reference)
+    )
+    return [others[seed] / seconds for seed, seconds in own.items() if seed in others]
 
 
 def epoch_seconds(arm: ArmResult) -> dict[int, list[float]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.reproduction import provenance, tables
 from experiments.reproduction.comparisons import Comparison, sentence
-from experiments.reproduction.measures import epoch_seconds
+from experiments.reproduction.measures import epoch_seconds, speedups
 from experiments.reproduction.results import (
     ArmResult,
     ExperimentResult,
@@ -77,5 +77,8 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "test_error_points": dataclasses.asdict(comparison.error),
         "equivalence": dataclasses.asdict(comparison.equivalence),
         "speedup": dataclasses.asdict(comparison.speedup),
+        "speedup_of_whole_runs": dataclasses.asdict(
+            estimate(speedups(comparison.arm, comparison.reference, ("total",)))
+        ),
         "times_fewer_updates": comparison.update_ratio,
     }

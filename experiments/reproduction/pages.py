@@ -188,7 +188,7 @@ def _times(experiment: ExperimentResult) -> Iterable[Part]:
         ),
         (
             tables.time_table(experiment),
-            "Seconds of whole runs; what is left over is the start and the end of the run.",
+            "Seconds of whole runs, compilation included, and the speed-up in all.",
         ),
     ]
     if any(table is not None for table, _ in found):

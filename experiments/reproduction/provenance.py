@@ -103,7 +103,7 @@ def _machine(environment: Mapping[str, Any]) -> Machine:
     hardware = f"JAX devices: {devices or 'unknown'}; {environment.get('cores', '?')} cores of "
     packages = (f"{name} {version}" for name, version in environment.get("packages", {}).items())
     python = f"Python {environment.get('python', '?')}"
-    system = environment.get("platform", "unknown system")
+    system = environment.get("platform", "unknown system").partition("-")[0]
     return Machine(f"{hardware}{processor}", ", ".join((python, *packages, system)))
 
 

@@ -16,6 +16,7 @@ from experiments.reproduction.texts import (
     interval_text,
     margin_text,
     n_text,
+    num_decimals,
     p_text,
     seconds_text,
     signed_interval_text,
@@ -179,12 +180,13 @@ def time_table(experiment: ExperimentResult) -> Table | None:
         (
             arm.name,
             count_text(arm.examples),
-            *(seconds_text(estimate(arm.seconds(*keys))) for keys in _SPENT.values()),
+            *(seconds_text(estimate(arm.seconds(*kinds))) for kinds in _SPENT.values()),
+            estimate_text(_speedup(arm, experiment, ("total",))),
         )
         for arm in experiment.arms
         if arm.finished
     ]
-    return Table(("arm", "examples", *_SPENT), tuple(rows)) if rows else None
+    return Table(("arm", "examples", *_SPENT, "speed-up"), tuple(rows)) if rows else None
 
 
 def tuning_table(experiment: ExperimentResult) -> Table | None:
@@ -239,14 +241,16 @@ def _pass_seconds(phases: Sequence[Mapping[str, Any]], kind: str) -> float:
 
 def _with_ratio(seconds: float, baseline: float | None) -> str:
     ratio = "" if baseline is None else f" ({baseline / seconds:.2f}x)"
-    return f"{seconds:,.2f}{ratio}"
+    return f"{seconds:,.{max(2, num_decimals(seconds))}f}{ratio}"
 
 
-def _speedup(arm: ArmResult, experiment: ExperimentResult) -> Estimate:
+def _speedup(
+    arm: ArmResult, experiment: ExperimentResult, kinds: Sequence[str] = ("step", "input")
+) -> Estimate:
     reference = experiment.reference
     if reference is None or arm.name == REFERENCE:
         return estimate([1.0] if reference is not None and arm.finished else [])
-    return estimate(speedups(arm, reference))
+    return estimate(speedups(arm, reference, kinds))
 
 
 def _times(ratio: float | None) -> str:

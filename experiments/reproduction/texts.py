@@ -47,9 +47,16 @@ def seconds_text(measured: Estimate) -> str:
     >>> seconds_text(estimate([30.2, 31.3])), seconds_text(estimate([12345.6]))
     ('30.8 ± 0.8', '12,346')
     """
-    if not measured.mean:
-        return estimate_text(measured, 0)
-    return estimate_text(measured, min(max(2 - math.floor(math.log10(measured.mean)), 0), 4))
+    return estimate_text(measured, num_decimals(measured.mean))
+
+
+def num_decimals(seconds: float | None) -> int:
+    """How many decimals give three digits.
+
+    >>> num_decimals(12345.6), num_decimals(31.24), num_decimals(0.0123)
+    (0, 1, 4)
+    """
+    return min(max(2 - math.floor(math.log10(seconds)), 0), 4) if seconds else 0
 
 
 def interval_text(measured: Estimate) -> str:

@@ -95,7 +95,7 @@ def test_pages_say_all_that_a_reader_needs(written):
         "Other jobs shared the machine.",
         "python -m experiments.reproduce digits --seeds 3",
         "JAX devices: cpu; 2 cores of Some Processor",
-        "Python 3.11.7, jax 0.10.2, numpy 2.4.6, Linux-6.1-x86_64",
+        "Python 3.11.7, jax 0.10.2, numpy 2.4.6, Linux",
         "Dataset digits; seeds 0, 1, 2",
         "--config experiments/digits_cnn.py:adaptive --seed 0",
         "In common: dataset digits",

@@ -170,6 +170,8 @@ def test_times_of_whole_runs(experiment, folder):
     assert row["training"] == mean_sd(seconds(folder, "adaptive", "step", "input"), 1)
     assert row["of it input"] == mean_sd(seconds(folder, "adaptive", "input"))
     assert row["in all"] == mean_sd(seconds(folder, "adaptive", "total"), 1)
+    totals = [seconds(folder, arm, "total") for arm in ("fixed_small", "adaptive")]
+    assert row["speed-up"] == mean_sd(totals[0] / totals[1])
     assert (row["compilation"], row["evaluation"]) == ("2.00 ± 0.00", "0.500 ± 0.000")
 
 
