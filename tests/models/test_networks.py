@@ -1,5 +1,6 @@
 """The networks: sizes, initial weights, names, functions for training."""
 
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from flax import nnx
 from adabatch_jax import models
 from adabatch_jax.data.augmentation import example_keys
 from adabatch_jax.errors import UsageError
+from adabatch_jax.models.alexnet import AlexNet
 from adabatch_jax.models.layers import Layers
 from adabatch_jax.models.resnet import CifarResNet
 
@@ -57,7 +59,7 @@ def test_sizes_of_networks_for_cifar(name, num_classes, parameters, statistics):
 def test_sizes_of_networks_for_imagenet(name, parameters, statistics):
     start = time.perf_counter()
     module = models.create(name, 1000, (224, 224, 3))
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 60
     assert num_parameters(module) == parameters
     assert num_statistics(module) == statistics
 
@@ -75,6 +77,21 @@ def test_initial_weights_have_the_official_distributions():
     np.testing.assert_array_equal(params["bn1"]["bias"], np.zeros(16))
     np.testing.assert_array_equal(model_state["bn1"]["mean"], np.zeros(16))
     np.testing.assert_array_equal(model_state["bn1"]["var"], np.ones(16))
+
+
+def test_initial_weights_of_vgg_and_alexnet():
+    vgg = models.functions(models.create("vgg11_bn_cifar"))[0]
+    kernel = vgg["features_25"]["kernel"]
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
+    assert not vgg["features_25"]["bias"].any()
+    assert vgg["classifier"]["kernel"].std() == pytest.approx(0.01, rel=0.05)
+    assert not vgg["classifier"]["bias"].any()
+    alexnet = models.functions(models.create("alexnet_cifar"))[0]
+    for name, fan_in in (("features_3", 25 * 64), ("classifier", 256)):
+        bound = 1 / np.sqrt(fan_in)
+        for leaf in ("kernel", "bias"):
+            assert 0.9 * bound < abs(alexnet[name][leaf]).max() <= bound
+        assert alexnet[name]["kernel"].std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
 
 
 def test_the_seed_gives_the_weights():
@@ -120,16 +137,58 @@ def test_cnn_fashion(size, flat):
     assert module(np.zeros((2, *size), np.float32), train=False).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", ["cnn_fashion", "cnn_digits"])
-def test_bfloat16_computes_roughly_the_same_from_float32_parameters(name):
-    images = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype(np.float32)
-    precise, rough = (models.create(name, 10, (8, 8, 1), dtype=t) for t in ("float32", "bfloat16"))
+@pytest.mark.parametrize(
+    ("name", "size"), [("cnn_fashion", 8), ("cnn_digits", 8), ("alexnet_cifar", 28)]
+)
+def test_bfloat16_computes_roughly_the_same_from_float32_parameters(name, size):
+    images = np.random.default_rng(0).normal(size=(16, size, size, 1)).astype(np.float32)
+    precise, rough = (
+        models.create(name, 10, (size, size, 1), dtype=dtype) for dtype in ("float32", "bfloat16")
+    )
     jax.tree.map(np.testing.assert_array_equal, nnx.state(precise), nnx.state(rough))
     expected, got = precise(images), rough(images)
     assert got.dtype == jnp.float32
     assert not np.array_equal(got, expected)
     np.testing.assert_allclose(got, expected, atol=0.02 * float(abs(expected).max()))
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rough))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "num_convolutions"),
+    [
+        ("resnet20_cifar", 28, 21),
+        ("resnet44_cifar", 32, 67),
+        ("vgg19_bn_cifar", 32, 16),
+        ("alexnet_cifar", 32, 5),
+        ("resnet18", 224, 20),
+    ],
+)
+def test_every_convolution_computes_in_bfloat16(name, size, num_convolutions):
+    module = models.create(name, 7, (size, size, 3), dtype="bfloat16")
+    graphdef, state = nnx.split(module)
+
+    def apply(state, images):
+        return nnx.merge(graphdef, state, copy=True)(images)
+
+    images = jax.ShapeDtypeStruct((2, size, size, 3), "float32")
+    jaxpr = jax.make_jaxpr(apply)(state, images)
+    (logits,) = jaxpr.out_avals
+    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+    types = re.findall(r":(\w+)\[[\d,]*\] = conv_general_dilated", str(jaxpr))
+    assert types == ["bf16"] * num_convolutions
+
+
+def test_dropout_of_alexnet_belongs_to_the_example(monkeypatch):
+    # Rows of features instead of images: its convolutions would take most of the time.
+    monkeypatch.setattr(AlexNet, "features", lambda self, rows: rows)
+    module = models.create("alexnet", 10, (224, 224, 1))
+    rows = np.random.default_rng(0).normal(size=(2, 9216)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 2)
+    logits = module(rows, keys=keys)
+    np.testing.assert_allclose(module(rows[1:], keys=keys[1:]), logits[1:], atol=1e-5)
+    plain = module(rows, keys=None)
+    np.testing.assert_array_equal(module(rows, keys=keys, train=False), plain)
+    assert abs(logits - plain).max() > 0.1
 
 
 @pytest.mark.parametrize(
