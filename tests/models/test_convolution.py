@@ -64,20 +64,19 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("kernel", "strides", "padding", "image"), SMALL.values(), ids=SMALL)
-def test_images_smaller_than_the_kernel(kernel, strides, padding, image, dtype):
-    # Small whole numbers, so that sums are exact in any order.
+def test_images_smaller_than_the_kernel(kernel, strides, padding, image):
+    # Small whole numbers: sums are exact in any order, in bfloat16, too.
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.integers(-2, 3, (4, *image, 3)), dtype)
-    w = jnp.asarray(rng.integers(-2, 3, (*kernel, 3, 8)), dtype)
+    x = jnp.asarray(rng.integers(-2, 3, (4, *image, 3)), jnp.bfloat16)
+    w = jnp.asarray(rng.integers(-2, 3, (*kernel, 3, 8)), jnp.bfloat16)
 
     def outputs(conv):
         y, pull = jax.vjp(lambda x, w: conv(x, w, strides, padding), x, w)
         return y, *pull(jnp.sign(y))
 
     for got, expected in zip(outputs(conv2d), outputs(stock), strict=True):
-        assert got.dtype == dtype
+        assert got.dtype == jnp.bfloat16
         np.testing.assert_array_equal(got.astype(np.float32), expected.astype(np.float32))
 
 
