@@ -5,6 +5,7 @@ command goes on where it was stopped.
 """
 
 import dataclasses
+import json
 import os
 import shlex
 import signal
@@ -184,10 +185,15 @@ def _run(study: "Study", out: Path, options: Options, interruption: Interruption
 
 
 def _report(out: Path) -> int:
+    """Writes the pages; prints where they are, and what came out."""
     from experiments.reproduction.pages import write_pages
 
     pages = write_pages(out)
-    print(f"pages: {', '.join(map(str, pages))}")
+    print(f"pages: {', '.join(str(page) for page in pages if page.suffix != '.png')}")
+    experiments = json.loads((out / "results.json").read_text())["experiments"]
+    for name, figures in experiments.items():
+        for sentence in figures["sentences"]:
+            print(f"{name}: {sentence}" if len(experiments) > 1 else sentence)
     return 0
 
 

@@ -67,6 +67,8 @@ def with_lr_scale(config: TrainConfig, scale: float) -> TrainConfig:
     '0.05 x0.375 every 20ep warmup 5ep from 0.05'
     """
     factor, rate = exact(scale, "scale"), config.learning_rate
+    if factor == 1:
+        return config  # the text too stays as it was written
     scaled = dataclasses.replace(
         rate,
         init_value=rate.init_value * factor,

@@ -56,21 +56,24 @@ class StudyDisplay:
         """Takes the run that begins now."""
         self._row: Mapping[str, Any] = {}
         self._step, self._pace = 0, Pace(self._clock)
+        self._next_look = 0.0
         self._estimate.begin(job)
         self._job = job
 
     def end(self) -> None:
         """The run that began last has come to its end, or has diverged."""
-        job, self._job = self._job, None
-        self._estimate.end()
+        job = self.leave()
         left = self._left()
         self.say("  ".join([self._title(job), result_text(job), *([left] if left else [])]))
         self._next_line = self._clock() + SECONDS_BETWEEN_LINES
 
-    def leave(self) -> None:
-        """The run that began last was interrupted."""
-        self._job = None
+    def leave(self) -> Job:
+        """Takes leave of the run that began last, and returns it."""
+        job, self._job = self._job, None
+        if self._step:
+            self._estimate.advance(self._step)
         self._estimate.end()
+        return job
 
     # What follows is the `Progress` of a single run.
 
@@ -133,6 +136,7 @@ class LiveStudyDisplay(StudyDisplay):
             console=self._console,
             get_renderable=self._render,
             refresh_per_second=REFRESHES_PER_SECOND,
+            transient=True,  # the lines above say all
             redirect_stdout=_is_terminal(sys.stdout),
             redirect_stderr=_is_terminal(sys.stderr),
         )
@@ -148,8 +152,7 @@ class LiveStudyDisplay(StudyDisplay):
         self._console.print(text, markup=False, soft_wrap=True)
 
     def end(self) -> None:
-        job, self._job = self._job, None
-        self._estimate.end()
+        job = self.leave()
         self.say(f"{self._title(job)}  {result_text(job)}")
 
     def _render(self) -> Any:
@@ -166,7 +169,7 @@ class LiveStudyDisplay(StudyDisplay):
         title = "" if job is None else " ".join(self._title(job).split())
         bar.add_row(
             Text(title, style="bold"),
-            ProgressBar(total=1.0, completed=share),
+            ProgressBar(total=1.0, completed=share, complete_style="cyan", finished_style="cyan"),
             f"{percent_text(share, 0)}  {self._left():>12}",
         )
         if job is None:

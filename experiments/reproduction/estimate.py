@@ -25,6 +25,9 @@ class Estimate:
         self._seconds: Counter[tuple[str, str]] = Counter()
         self._samples: Counter[tuple[str, str]] = Counter()
         self._job: Job | None = None
+        for job in jobs:
+            if job.summary is not None:
+                self._note(job, job.summary["total_seconds"], job.plan.num_samples)
 
     def begin(self, job: Job) -> None:
         """A run begins."""
@@ -42,9 +45,7 @@ class Estimate:
         """The current run is over, whether it came to its end or not."""
         job, done = self._job, self._now - (self._first or 0)
         if job is not None and done:
-            key = job.experiment, job.arm
-            self._seconds[key] += self._clock() - self._since
-            self._samples[key] += done
+            self._note(job, self._clock() - self._since, done)
         self._job = None
 
     @property
@@ -73,3 +74,7 @@ class Estimate:
         if job is not None:
             left += pace(job) * (job.plan.num_samples - self._now)
         return left
+
+    def _note(self, job: Job, seconds: float, samples: int) -> None:
+        self._seconds[job.experiment, job.arm] += seconds
+        self._samples[job.experiment, job.arm] += samples

@@ -90,7 +90,6 @@ def _run(job: Job, display: StudyDisplay, should_stop: Callable[[], bool]) -> No
             display.leave()
             raise Stopped
     display.end()
-    jax.clear_caches()  # the next run's programs are others
 
 
 def _with_passes(

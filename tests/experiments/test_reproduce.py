@@ -1,0 +1,338 @@
+"""`python -m experiments.reproduce`: whole studies of tiny runs, resumed, refused and reported."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from adabatch_jax.config import TrainConfig
+from adabatch_jax.learning_rates.coupling import coupled_learning_rate
+from experiments import sections
+from experiments.reproduce import main
+from experiments.reproduction import running, studies
+from experiments.reproduction.adjustments import with_epochs
+from experiments.reproduction.jobs import study_jobs
+from experiments.reproduction.resuming import resumed
+from experiments.reproduction.tuning import best_scale, holdout_error
+
+TINY = TrainConfig(lr="0.05", epochs=2, reference_batch_size=400, log_every="1ep")
+ARMS = {
+    "fixed_small": dataclasses.replace(TINY, batch_schedule="400"),
+    "adaptive": dataclasses.replace(TINY, batch_schedule="500, 8ep: 800"),  # one program, one phase
+    "hopeless": dataclasses.replace(TINY, batch_schedule="400", lr="1e30"),
+}
+SECTION = sections.Section("A tiny section", "nowhere", {"cnn": "tiny_cnn"})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_section():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sections.SECTIONS, "tiny", SECTION)
+        patch.setattr(jax, "local_device_count", lambda: 1)  # programs for eight take longer
+        load = sections.load_arms
+        patch.setattr(sections, "load_arms", lambda e: ARMS if e == "tiny_cnn" else load(e))
+        for module in ("pages", "results"):
+            name = f"experiments.reproduction.{module}"
+            __import__(name)
+            patch.setattr(sys.modules[name], "load_arms", sections.load_arms, raising=False)
+        pages = sys.modules["experiments.reproduction.pages"]
+        patch.setattr(pages, "save_png", lambda figure, path: path.touch())  # tested elsewhere
+        yield
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """An uninterrupted study of three arms and two seeds."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["tiny", "--seeds", "2", "--out", str(out)]) == 0
+    (out.parent / "said").write_text(said.getvalue())
+    return out
+
+
+def figures(out):
+    """All that isn't a time, and doesn't say where it was measured."""
+    content = json.loads((out / "results.json").read_text())
+    del content["command"], content["environments"]
+    return _timeless(content)
+
+
+def _timeless(value):
+    if isinstance(value, list):
+        return [_timeless(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _timeless(item)
+        for key, item in value.items()
+        if "seconds" not in key and "speed" not in key and key != "sentences"
+    }
+
+
+def runs(out):
+    return sorted(str(path.parent.relative_to(out)) for path in out.glob("**/summary.json"))
+
+
+def saved(out):
+    return json.loads((out / "study.json").read_text())
+
+
+def test_a_study_is_run_and_reported(study):
+    assert runs(study) == [
+        f"runs/tiny_cnn/{arm}/seed{seed}" for arm in ("adaptive", "fixed_small") for seed in (0, 1)
+    ]
+    content = saved(study)
+    assert content["seeds"] == [0, 1] and content["section"] == "tiny"
+    assert list(content["arms"]["tiny_cnn"]) == ["fixed_small", "adaptive", "hopeless"]
+    for arm, config in content["arms"]["tiny_cnn"].items():
+        assert config["batch_schedule"] == ARMS[arm].batch_schedule
+        assert config["data"]["train_split"] == "train[:90%]"
+        assert config["data"]["holdout_split"] == "train[90%:]"
+    for seed in (0, 1):
+        folder = study / f"runs/tiny_cnn/adaptive/seed{seed}"
+        assert json.loads((folder / "config.json").read_text())["seed"] == seed
+        assert json.loads((folder / "summary.json").read_text())["samples"] == 2 * 1298
+    assert {"results.md", "results.html"} <= {path.name for path in study.iterdir()}
+
+
+def test_a_run_that_diverges_is_a_result(study):
+    for seed in (0, 1):
+        folder = study / f"runs/tiny_cnn/hopeless/seed{seed}"
+        failure = json.loads((folder / "failure.json").read_text())
+        assert failure["kind"] == "diverged" and "after update" in failure["message"]
+        assert not (folder / "summary.json").exists()
+
+
+def test_the_same_command_runs_nothing_again(study, capfd, monkeypatch):
+    monkeypatch.setattr(running, "train", None)
+    before = figures(study)
+    assert main(["tiny", "--seeds", "2", "--out", str(study)]) == 0
+    assert "6 runs are over already" in capfd.readouterr().out
+    assert figures(study) == before
+
+
+def test_only_report_runs_nothing(study, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(running, "train", None)
+    shutil.copytree(study, tmp_path / "out")
+    (tmp_path / "out" / "results.md").unlink()
+    assert main(["tiny", "--only-report", "--out", str(tmp_path / "out")]) == 0
+    assert "results.md" in capfd.readouterr().out
+    assert figures(tmp_path / "out") == figures(study)
+
+
+def test_a_signal_stops_and_the_same_command_goes_on(study, tmp_path, capfd, monkeypatch):
+    began = []
+
+    def train(config, folder, on_step, progress):
+        began.append((folder.parent.name, config.seed))
+
+        def interrupted(*step):
+            if len(began) == 1 and step[0] == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return on_step(*step)
+
+        return real_train(config, folder, interrupted, progress)
+
+    real_train = running.train
+    monkeypatch.setattr(running, "train", train)
+    shutil.copytree(study, tmp_path / "out")
+    for folder in (tmp_path / "out").glob("runs/*/*/seed1"):
+        shutil.rmtree(folder)
+    arguments = ["tiny", "--seeds", "2", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 143
+    last = capfd.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("stopped by SIGTERM") and last.endswith(" ".join(arguments))
+    assert began == [("fixed_small", 1)]
+    assert main(arguments) == 0
+    out, _ = capfd.readouterr()
+    assert "3 runs are over already" in out
+    assert began[1:] == [("fixed_small", 1), ("adaptive", 1), ("hopeless", 1)]
+    assert figures(tmp_path / "out") == figures(study)
+
+
+def test_a_line_for_each_run(study):
+    said = (study.parent / "said").read_text().splitlines()
+    assert "3 arms x 2 seeds = 6 runs of 2 epochs" in said[0] and str(study) in said[0]
+    lines = said[1:7]
+    assert [line.split()[:7] for line in lines] == [
+        f"run {3 * seed + n} of 6 {arm} seed {seed}".split()
+        for seed in (0, 1)
+        for n, arm in enumerate(ARMS, 1)
+    ]
+    assert " %  " in lines[0] and " 7 updates " in lines[0] and lines[0].endswith(" left")
+    assert "diverged: the loss is" in lines[2]
+    assert "results.html" in said[7] and len(said) == 9
+
+
+def test_more_seeds_go_on_with_a_study(study):
+    before = studies.load_study(study)
+    more = studies.make_study("tiny", num_seeds=3, command="more")
+    going_on = resumed(before, more, study, lr_scales=())
+    left = [job for job in study_jobs(going_on, study) if not job.is_over]
+    assert [(job.arm, job.config.seed) for job in left] == [(arm, 2) for arm in ARMS]
+
+
+def test_settings_of_all_arms():
+    changed = studies.make_study(
+        "tiny", num_seeds=1, holdout_percent=0, arms=["adaptive"], epochs=1,
+        overrides={"microbatch_size": 100},
+    )  # fmt: skip
+    ((_, arm, config),) = changed.items()
+    assert arm == "adaptive" and config.batch_schedule == "500, 4ep: 800"
+    assert config.epochs == 1 and config.microbatch_size == 100
+    assert config.data == TINY.data
+    assert studies.Study.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
+
+
+def test_rates_are_chosen_on_the_held_out_part(tmp_path, capfd):
+    out = tmp_path / "out"
+    arguments = ["tiny", "--seeds", "1", "--arms", "fixed_small", "--out", str(out)]
+    tuning = ["--tune-lr", "--lr-scales", "2", "0.0001"]
+    assert main([*arguments, *tuning]) == 0
+    assert "tuning run 2 of 2" in capfd.readouterr().out
+    (finding,) = saved(out)["tuning"]["tiny_cnn"].values()
+    folder = out / "tuning" / "tiny_cnn" / "fixed_small"
+    measured = {
+        path.parent.name.removeprefix("lr_x"): json.loads(path.read_text())["holdout_accuracy"]
+        for path in folder.glob("*/summary.json")
+    }
+    assert list(finding["candidates"]) == ["0.0001", "2"]
+    assert measured["2"] > measured["0.0001"]
+    assert finding["lr_scale"] == 2.0
+    assert finding["candidates"]["2"] == pytest.approx(100 * (1 - measured["2"]))
+    assert saved(out)["arms"]["tiny_cnn"]["fixed_small"]["lr"] == "0.1"
+    config = json.loads((out / "runs/tiny_cnn/fixed_small/seed0/config.json").read_text())
+    assert config["lr"] == "0.1"
+    assert json.loads((folder / "lr_x2" / "config.json").read_text())["seed"] not in range(1000)
+
+    before = figures(out)
+    assert main([*arguments, *tuning]) == 0
+    assert figures(out) == before
+    for others in ([], ["--tune-lr"]):
+        assert main([*arguments, *others]) == 2
+        assert "begun with --tune-lr --lr-scales 0.0001 2;" in capfd.readouterr().err
+
+
+def test_equally_good_rates_go_to_the_smaller_and_one_that_diverged_is_the_worst(study):
+    errors = {job.arm: holdout_error(job) for job in study_jobs(studies.load_study(study), study)}
+    assert errors["hopeless"] is None and 0 <= errors["fixed_small"] < 100
+    assert best_scale({"2": 1.5, "1": 1.5, "0.5": 1.6}) == 1.0
+    assert best_scale({"0.5": None, "2": 99.0}) == 2.0
+    assert best_scale({"2": None, "0.5": None}) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("tny", "there is no section 'tny'; did you mean 'tiny'?"),
+        ("tiny --arms adaptve", "there is no arm 'adaptve' in this section; did you mean"),
+        ("tiny --networks resnet", "there is no network 'resnet' in this section; there are cnn."),
+        ("tiny --seeds 0", "--seeds: must be from 1 to 10000, got 0"),
+        ("tiny --holdout-percent 100", "--holdout-percent: must be from 0"),
+        ("tiny --margin-percent 0", "--margin-percent: must be above 0"),
+        ("tiny --margin-percent nan", "--margin-percent: must be above 0"),
+        ("tiny --dataset digts", "no dataset 'digts'; did you mean 'digits'?"),
+        ("tiny --epochs 0", "--epochs: must be above 0"),
+        ("tiny --holdout-percent 70", "tiny_cnn/adaptive: "),
+        ("tiny --compute-dtype float8", "compute_dtype: 'float8' is not one of"),
+        ("tiny --tune-lr --holdout-percent 0", "give a --holdout-percent above 0"),
+        ("tiny --tune-lr --lr-scales 1", "--lr-scales: give two or more different"),
+        ("tiny --tune-lr --lr-scales 1 -1", "--lr-scales: give two or more different"),
+        ("tiny --sead 3", "--sead; did you mean '--seeds'?"),
+        ("", "SECTION"),
+        ("tiny --only-report", "there is no study in"),
+    ],
+)
+def test_mistakes(capfd, tmp_path, arguments, text):
+    refused(capfd, [*arguments.split(), "--out", str(tmp_path / "out")], text)
+    assert not (tmp_path / "out").exists()
+
+
+def refused(capfd, arguments, text):
+    capfd.readouterr()
+    assert main(arguments) == 2
+    _, err = capfd.readouterr()
+    (said,) = err.strip().splitlines()
+    assert said.startswith("error: ") and said[-1] in ".?" and text in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("--seeds 1", "has seeds 2, not 1"),
+        ("--holdout-percent 20", "has holdout_percent 10, not 20"),
+        ("--margin-percent 0.5", "has margin_percent 1.0, not 0.5"),
+        ("--arms adaptive fixed_small", "has the arms tiny_cnn/fixed_small, tiny_cnn/adaptive, "),
+        ("--epochs 3", "has in tiny_cnn/fixed_small epochs 2.0, not 3.0"),
+        ("--microbatch-size 64", "has in tiny_cnn/fixed_small microbatch_size None, not 64"),
+        ("--tune-lr", "--tune-lr: the study in"),
+    ],
+)
+def test_other_settings_in_the_same_folder(study, capfd, arguments, text):
+    before = (study / "study.json").read_bytes()
+    refused(capfd, ["tiny", "--seeds", "2", "--out", str(study), *arguments.split()], text)
+    assert (study / "study.json").read_bytes() == before
+
+
+def test_a_foreign_folder(capfd, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    refused(capfd, ["tiny", "--out", str(tmp_path)], "holds 'thesis.tex' but no study")
+    refused(capfd, ["tiny", "--out", str(tmp_path / "thesis.tex")], "is a file, not a folder")
+
+
+def by_epoch(config, num_examples=50_000):
+    """(batch, rate) at the first step that begins in each epoch."""
+    plan = config.plan(num_examples)
+    rate = coupled_learning_rate(
+        plan, config.learning_rate, config.coupling, config.reference_batch_size
+    )
+    firsts = {}
+    for step in plan.steps():
+        firsts.setdefault(step.start_sample // plan.num_examples, step)
+    return [(step.batch_size, float(rate(step.index))) for _, step in sorted(firsts.items())]
+
+
+@pytest.mark.parametrize("arm", ["fixed_small", "adaptive", "smith", "sqrt"])
+def test_shorter_runs_have_the_whole_schedule(arm):
+    config = sections.load_arms("cifar10_resnet20")[arm]
+    assert by_epoch(with_epochs(config, 5)) == by_epoch(config)[::20]
+
+
+@pytest.mark.slow
+def test_killed_half_way(tmp_path):
+    def start(name):
+        command = [sys.executable, "-m", "experiments.reproduce", "digits", "--seeds", "2"]
+        command += ["--arms", "fixed_large", "adaptive", "--epochs", "5", "--out"]
+        return subprocess.Popen(
+            [*command, str(tmp_path / name)], cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    whole = start("whole")
+    output, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, output
+    for rows in (2, 4):
+        process = start("killed")
+        metrics = tmp_path / "killed/runs/digits_cnn/adaptive/seed1/metrics.jsonl"
+        deadline = time.monotonic() + 200
+        while not (metrics.exists() and metrics.read_text().count("\n") >= rows):
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.005)
+        process.kill()
+        process.communicate()
+    process = start("killed")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "3 runs are over already" in output
+    assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
