@@ -43,8 +43,12 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
     >>> did_you_mean("fashon_mnist", ["digits", "fashion_mnist"])
     "; did you mean 'fashion_mnist'?"
+    >>> did_you_mean("resnet20", ["resnet50", "resnet20_cifar"])
+    "; did you mean 'resnet20_cifar'?"
     """
-    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    choices = list(choices)
+    near = [choice for choice in choices if len(name) > 2 and choice.startswith(f"{name}_")]
+    near = near or difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

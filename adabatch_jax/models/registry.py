@@ -61,8 +61,7 @@ def create(
         raise UsageError(f"`num_classes` must be at least 1, got {num_classes}.")
     if name not in builders:
         # Without its "_cifar" a name is nearer to one for ImageNet.
-        near = [known for known in builders if known.startswith(f"{name}_")] or builders
-        raise UsageError(f"there is no model {name!r}{did_you_mean(name, near) or '.'}")
+        raise UsageError(f"there is no model {name!r}{did_you_mean(name, builders) or '.'}")
     from adabatch_jax.models.layers import Layers
 
     layers = Layers(dtype, group_size, batchnorm_reference_size)
