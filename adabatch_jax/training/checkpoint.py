@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from adabatch_jax.errors import RestoreError, StorageError
+from adabatch_jax.reporting.files import storage_errors
 from adabatch_jax.training import orbax_noise
 from adabatch_jax.training.digests import named_arrays
 from adabatch_jax.training.state import TrainState
@@ -47,9 +48,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that were saved whole, oldest first."""
+        with storage_errors(self._directory, action="read"):
+            paths = list(self._directory.iterdir())
         return sorted(
             int(path.name)
-            for path in self._directory.iterdir()
+            for path in paths
             if _STEP.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
         )
 

@@ -1,6 +1,7 @@
 """The loop against a hand-written one, and a stopped run against an uninterrupted one."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from adabatch_jax.learning_rates.coupling import coupled_learning_rate
 from adabatch_jax.reporting.runs import load_run
 from adabatch_jax.schedules.building import make_plan
 from adabatch_jax.training.digests import weights_digest
+from adabatch_jax.training.evaluation import evaluate
 from adabatch_jax.training.fit import fit
 from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
@@ -335,3 +337,26 @@ def test_mistakes(tmp_path):
     blocked.write_text("")
     with pytest.raises(StorageError, match="file"):
         train(plan, blocked / "run")
+
+
+def test_a_folder_that_vanishes(tmp_path):
+    def take_it_away(step, *_):
+        if step == 2:
+            shutil.rmtree(tmp_path / "run" / "checkpoints")
+
+    with pytest.raises(StorageError, match=r"cannot read .*checkpoints: No such file"):
+        train(make_plan("4", N, "1ep"), tmp_path / "run", on_step=take_it_away)
+
+
+def test_sources_to_evaluate_on_have_names(tmp_path):
+    plan = make_plan("4", N, "2ep")
+    alone = train(plan)
+    both = train(plan, tmp_path, eval_source={"test": TEST, "holdout": TRAIN})
+    assert reproducible(alone.history) == [
+        {key: value for key, value in row.items() if not key.startswith("holdout_")}
+        for row in reproducible(both.history)
+    ]
+    expected = evaluate(eval_fn, both.state, TRAIN, 5)
+    assert both.summary["holdout_accuracy"] == expected["accuracy"]
+    seconds = [row["training_seconds"] for row in both.history]
+    assert seconds == sorted(seconds) and 0 < seconds[-1] < both.history[-1]["elapsed_seconds"]
