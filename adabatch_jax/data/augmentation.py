@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 
-def example_keys(seed: int, batch: Mapping[str, jax.Array]) -> jax.Array:
+def example_keys(seed: int | jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
     """Returns one key per example.
 
     Args:

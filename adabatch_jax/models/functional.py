@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -45,9 +46,7 @@ def functions(
     graphdef, params, model_state = nnx.split(module, nnx.Param, ...)
     normalize = _unit_range if normalize is None else normalize
 
-    # BatchNorm's running statistics move group by group, in the order of the rows.
-    @sequential_model_state
-    def loss_fn(params, model_state, batch, rng):
+    def loss_of_seed(seed, params, model_state, batch, rng):
         del rng  # What is random belongs to the example, not to the step.
         keys, images = example_keys(seed, batch), batch["image"]
         if augment is not None:
@@ -58,6 +57,10 @@ def functions(
         metrics = _metrics(logits, batch)
         new_state = nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param)))
         return metrics.pop("loss"), (new_state, metrics)
+
+    # The seed is an argument of the compiled step, so that runs with other seeds share it.
+    # BatchNorm's running statistics move group by group, in the order of the rows.
+    loss_fn = sequential_model_state(jax.tree_util.Partial(loss_of_seed, np.uint32(seed)))
 
     def eval_fn(params, model_state, batch):
         network = nnx.merge(graphdef, params, model_state, copy=True)

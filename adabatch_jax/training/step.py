@@ -70,12 +70,15 @@ class TrainStep:
     Attributes:
       mesh: the devices that each (micro-)batch is spread over, or None.
       microbatch_size: real examples in a micro-batch over all devices, or None.
-      jitted: the function underneath. It expects a state that lies on the mesh.
+      jitted: the function underneath. It expects a state that lies on the mesh, and behind the
+        other arguments the constants.
+      constants: the arrays that `loss_fn` holds.
     """
 
     mesh: Mesh | None
     microbatch_size: int | None
     jitted: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    constants: tuple[Any, ...] = ()
 
     def __call__(
         self, state: TrainState, batch: Mapping[str, Any], rng: jax.Array
@@ -93,7 +96,7 @@ class TrainStep:
         if self.mesh is not None and state.step.sharding != replicated(self.mesh):
             state = self.place(state)
         try:
-            return self.jitted(state, batch, rng)
+            return self.jitted(state, batch, rng, *self.constants)
         except ValueError:
             # jit refuses a batch that the devices don't divide before it traces, where the
             # other checks are. A good batch doesn't pay for finding out why.
@@ -103,7 +106,7 @@ class TrainStep:
     def lower(self, state: Any, batch: Any, rng: Any) -> jax.stages.Lowered:
         """Lowers the step for arguments of these shapes (arrays or `jax.ShapeDtypeStruct`s)."""
         self.check_batch(batch)
-        return self.jitted.lower(state, batch, rng)
+        return self.jitted.lower(state, batch, rng, *self.constants)
 
     def place(self, state: TrainState) -> TrainState:
         """Returns `state` where this step wants it: whole on each device of the mesh."""
@@ -130,7 +133,9 @@ def make_train_step(
     Args:
       loss_fn: `loss_fn(params, model_state, batch, rng) -> (loss, (model_state, metrics))`.
         Loss and metrics are means over the batch weighted by `batch["weight"]`, see
-        `weighted_mean`; `metrics` is a dict without the key "loss".
+        `weighted_mean`; `metrics` is a dict without the key "loss". The arrays that a
+        `jax.tree_util.Partial` binds are arguments of the program: others of the same shape share
+        it in a cache of compiled programs.
       tx: the optimizer.
       mesh: the devices, as `data_mesh` or any other mesh; each device then works on its share of
         the examples. By default the batch is computed where its arrays lie.
@@ -167,10 +172,14 @@ def make_train_step(
     mesh = None if mesh is None else as_data_mesh(mesh)
     num_devices = 1 if mesh is None else mesh.size
     sequential = getattr(loss_fn, _SEQUENTIAL, False)
+    is_tree = isinstance(loss_fn, jax.tree_util.Partial)
+    constants, treedef = jax.tree.flatten(loss_fn if is_tree else None)
 
-    def train_step(state: TrainState, batch: Mapping[str, jax.Array], rng: jax.Array):
+    def train_step(
+        state: TrainState, batch: Mapping[str, jax.Array], rng: jax.Array, *constants: jax.Array
+    ):
         _check_batch(batch, microbatch_size, num_devices)
-        grad_fn = _grad_fn(loss_fn, state)
+        grad_fn = _grad_fn(treedef.unflatten(constants) if is_tree else loss_fn, state)
         rng = jax.random.fold_in(rng, state.step)
         if microbatch_size is not None and batch["weight"].shape[0] > 1:
             outputs = accumulate(
@@ -187,8 +196,10 @@ def make_train_step(
     shardings = {}
     if mesh is not None:
         whole, spread = replicated(mesh), batch_sharding(mesh, microbatch_size is not None)
-        shardings = {"in_shardings": (whole, spread, whole), "out_shardings": whole}
-    return TrainStep(mesh, microbatch_size, jax.jit(train_step, donate_argnums=0, **shardings))
+        arguments = (whole, spread, whole, *(whole for _ in constants))
+        shardings = {"in_shardings": arguments, "out_shardings": whole}
+    jitted = jax.jit(train_step, donate_argnums=0, **shardings)
+    return TrainStep(mesh, microbatch_size, jitted, tuple(constants))
 
 
 def _grad_fn(
@@ -218,9 +229,7 @@ def _description(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.typeof(leaf).str_short(), tree)
 
 
-def _check_batch(
-    batch: Mapping[str, Any], microbatch_size: int | None, num_devices: int
-) -> None:
+def _check_batch(batch: Mapping[str, Any], microbatch_size: int | None, num_devices: int) -> None:
     """Raises a UsageError unless the batch's arrays have the layout that the step expects."""
     if "weight" not in batch:
         raise UsageError(

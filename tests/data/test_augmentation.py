@@ -112,3 +112,13 @@ def test_normalize(mean, std, dtype):
     normalized = jax.jit(lambda x: normalize(x, mean, std, dtype))(images)
     assert normalized.dtype == dtype
     np.testing.assert_allclose(normalized.astype(np.float32), expected, rtol=4e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**31 - 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("x64", [False, True])
+def test_a_traced_seed_gives_the_same_keys(seed, x64):
+    batch = {"index": np.arange(3), "epoch": np.array([0, 0, 7])}
+    with jax.enable_x64(x64):
+        expected = jax.random.key_data(example_keys(seed, batch))
+        traced = jax.jit(lambda seed: jax.random.key_data(example_keys(seed, batch)))
+        np.testing.assert_array_equal(traced(np.uint32(seed)), expected)

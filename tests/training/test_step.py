@@ -385,3 +385,22 @@ def test_batches_that_lie_on_the_mesh_are_taken_as_they_are():
     step = make_train_step(linear_loss, optax.sgd(1.0), mesh, microbatch_size=4)
     state, _ = step(linear_state(), batch, jax.random.key(0))
     np.testing.assert_allclose(-state.params["w"], np.asarray(batch["x"]).mean((0, 1)))
+
+
+@pytest.mark.parametrize("num_devices", [None, 2])
+def test_what_a_partial_binds_is_no_constant_of_the_program(num_devices):
+    def scaled(scale, params, model_state, batch, rng):
+        loss, aux = linear_loss(params, model_state, batch, rng)
+        return scale * loss, aux
+
+    mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
+    batch, texts = linear_batch([1, 1, 1, 0]), set()
+    for scale in (1.0, 3.0):
+        loss_fn = jax.tree_util.Partial(scaled, np.float32(scale))
+        step = make_train_step(loss_fn, optax.sgd(1.0), mesh)
+        rng = jax.random.key(0)
+        texts.add(step.lower(linear_state(), batch, rng).as_text())
+        state, _ = step(linear_state(), batch, rng)
+        expected = -scale * np.asarray(batch["x"])[:3].mean(0)
+        np.testing.assert_allclose(state.params["w"], expected, rtol=1e-6)
+    assert len(texts) == 1
