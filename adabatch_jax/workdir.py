@@ -60,9 +60,15 @@ def locked(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
       flag: where the user named it.
 
     Raises:
-      UsageError: another process is training there.
+      UsageError: another process is training there, or the folder can't be written.
     """
-    with open(workdir / LOCK_NAME, "w") as file:
+    try:
+        file = open(workdir / LOCK_NAME, "w")
+    except OSError as error:
+        raise UsageError(
+            f"{flag}: {str(workdir)!r} can't be used ({error.strerror}); give another folder."
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
