@@ -102,7 +102,7 @@ class Settings:
 
     batchnorm_reference_size: int | None = None
     """Group size that BatchNorm's running average is meant for: its half-life is then constant
-    in examples; none: constant in groups, as in the paper."""
+    in examples; none: constant in groups, as in the official code."""
 
     compute_dtype: str = "float32"
     """Type to compute in: float32 or bfloat16; weights are float32."""

@@ -75,9 +75,10 @@ def paper_single_device(
 def paper_four_devices(model: str) -> dict[str, TrainConfig]:
     """The arms of section 4.2 on CIFAR-100: rate 0.1 at batch 128, decay 0.25 every 20 epochs.
 
-    A warm-up of 5 epochs takes every start above 128 from 0.1 to its linearly scaled rate. Each
-    device normalises its own quarter of the batch in the paper; here BatchNorm does so for groups
-    of 32 rows in the arms that begin at 128, and of 256 in those that begin at 1024 or more.
+    A warm-up of 5 epochs takes every start above 128 from 0.1 to its linearly scaled rate. That the
+    large arms lie between 1024 and 16384 could not be checked against the paper. In the official
+    code each device normalises its own quarter of the batch; here BatchNorm does so for groups of
+    32 rows in the arms that begin at 128, and of 256 in those that begin at 1024 or more.
     """
     base = dataclasses.replace(
         CIFAR,

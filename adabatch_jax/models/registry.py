@@ -41,7 +41,7 @@ def create(
         statistics and the logits are float32 in any case.
       batchnorm_reference_size: examples after which BatchNorm's running statistics have moved
         by one momentum, so that their half-life is constant in examples while the batch grows;
-        None for the paper's way, one momentum per group.
+        None for one momentum per group, as in the official code.
 
     Returns:
       A module that is called as `module(images, mask=None, keys=None, train=True)` and returns

@@ -29,6 +29,10 @@ def by_epoch(config):
     return [(step.batch_size, float(rate(step.index))) for _, step in sorted(firsts.items())]
 
 
+def rates_per_example(config):
+    return [rate / size for size, rate in by_epoch(config)]
+
+
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 @pytest.mark.parametrize(
     ("network", "small", "updates"),
@@ -58,7 +62,10 @@ def test_section_4_1(dataset, network, small, updates):
 def test_section_4_2(network):
     arms = load_arms(f"cifar100_four_devices_{network}")
     updates = {name: plan_and_rate(config)[0].num_steps for name, config in arms.items()}
-    assert (updates["fixed_small"], updates["adaptive"]) == (39_000, 1_860)
+    assert updates == {
+        "fixed_small": 39_000, "adaptive_128": 15_080, "fixed_1024": 4_800, "adaptive": 1_860,
+        "fixed_large": 300,
+    }  # fmt: skip
     got = by_epoch(arms["adaptive"])
     assert [size for size, _ in got] == [1024 * 2 ** (epoch // 20) for epoch in range(100)]
     assert got[0][1] == pytest.approx(0.1, rel=1e-6)
@@ -67,8 +74,9 @@ def test_section_4_2(network):
     )
     fixed = by_epoch(arms["fixed_small"])
     assert fixed == [(128, pytest.approx(0.1 * 0.25 ** (e // 20), rel=1e-6)) for e in range(100)]
-    for (size, rate), (fixed_size, fixed_rate) in zip(got[5:], fixed[5:], strict=True):
-        assert rate / size == pytest.approx(fixed_rate / fixed_size, rel=1e-6)
+    expected = [0.1 / 128 * 0.25 ** (epoch // 20) for epoch in range(100)]
+    for name, config in arms.items():
+        assert rates_per_example(config)[5:] == pytest.approx(expected[5:], rel=1e-6), name
 
 
 @pytest.mark.parametrize("network", ["alexnet", "resnet50", "vgg19_bn"])
@@ -88,6 +96,9 @@ def test_section_4_3(network):
         expected = [start, start * factor / 10, start * (factor / 10) ** 2]
         lasts = [phase.stop_step - 1 for phase in plan.phases]
         assert [float(rate(step)) for step in lasts] == pytest.approx(expected, rel=1e-6)
+    expected = [base / 256 * 0.1 ** (epoch // 30) for epoch in range(90)]
+    for name, config in arms.items():
+        assert rates_per_example(config)[5:] == pytest.approx(expected[5:], rel=1e-6), name
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
