@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from adabatch_jax.learning_rates.resolved import resolve
 from adabatch_jax.schedules.plan import BatchPlan
+from experiments.reproduction.provenance import machine
 from experiments.reproduction.results import ArmResult, SeedResult
 
 
@@ -41,7 +42,8 @@ def speedups(
 ) -> list[float]:
     """How many times as fast an arm was as the reference, seed by seed.
 
-    Runs of a seed are made next to each other, so that their ratio is free of slow drifts.
+    Runs of a seed are made next to each other, so that their ratio is free of slow drifts. Where
+    the two were made on different machines or with other versions, there is no ratio.
 
     Args:
       arm: the arm.
@@ -49,10 +51,17 @@ def speedups(
       kinds: the kinds of seconds that count; by default those of training.
     """
     own, others = (
-        dict(zip((run.seed for run in side.finished), side.seconds(*kinds), strict=True))
+        {
+            run.seed: (machine(run), sum(run.seconds[kind] for kind in kinds))
+            for run in side.finished
+        }
         for side in (arm, reference)
     )
-    return [others[seed] / seconds for seed, seconds in own.items() if seed in others]
+    return [
+        others[seed][1] / seconds
+        for seed, (made_with, seconds) in own.items()
+        if seed in others and others[seed][0] == made_with
+    ]
 
 
 def epoch_seconds(arm: ArmResult) -> dict[int, list[float]]:

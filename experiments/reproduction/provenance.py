@@ -9,7 +9,7 @@ from typing import Any
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.reporting.figures import flattened
 from experiments.reproduction.document import Table
-from experiments.reproduction.results import ArmResult, ExperimentResult, StudyResult
+from experiments.reproduction.results import ArmResult, ExperimentResult, SeedResult, StudyResult
 
 # What differs between the runs of an arm, or decides nothing.
 _LEFT_OUT = ("seed", "name", "data.dir")
@@ -85,7 +85,7 @@ def machines(study: StudyResult) -> dict[Machine, list[str]]:
             for run in arm.seeds:
                 if run.environment:
                     label = _run_label(study, experiment, arm, run.seed)
-                    made.setdefault(_machine(run.environment), []).append(label)
+                    made.setdefault(machine(run), []).append(label)
     return made
 
 
@@ -94,7 +94,9 @@ def _run_label(study: StudyResult, experiment: ExperimentResult, arm: ArmResult,
     return f"{prefix}{arm.name} seed {seed}"
 
 
-def _machine(environment: Mapping[str, Any]) -> Machine:
+def machine(run: SeedResult) -> Machine:
+    """What a run was made with, as far as it says."""
+    environment = run.environment
     devices = ", ".join(
         name if count == 1 else f"{count} x {name}"
         for name, count in environment.get("devices", {}).items()

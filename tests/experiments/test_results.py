@@ -7,7 +7,7 @@ import pytest
 from adabatch_jax.errors import StorageError, UsageError
 from experiments.reproduction.measures import epoch_seconds, schedule_by_epoch, speedups
 from experiments.reproduction.results import load_study
-from tests.experiments.conftest import NUM_EXAMPLES, study_arms
+from tests.experiments.conftest import ENVIRONMENT, NUM_EXAMPLES, study_arms
 
 
 @pytest.fixture
@@ -163,4 +163,19 @@ def test_speedups_pair_the_seeds(write_run, write_study):
     seconds = [
         [arm.seeds[seed].training_seconds for seed in (0, 2, 4)] for arm in (fixed, adaptive)
     ]
+    assert speedups(adaptive, fixed) == pytest.approx(np.divide(*seconds))
+
+
+def test_speedups_compare_no_machines(write_run, write_study):
+    arms = {name: study_arms()[name] for name in ("fixed_small", "adaptive")}
+    other = {**ENVIRONMENT, "cpu": "Another Processor"}
+    made = {
+        "fixed_small": (ENVIRONMENT, other, other),
+        "adaptive": (ENVIRONMENT, other, ENVIRONMENT),
+    }
+    for arm, environments in made.items():
+        for seed, environment in enumerate(environments):
+            write_run("digits_cnn", arm, arms[arm], seed, environment=environment)
+    fixed, adaptive = load_study(write_study({"digits_cnn": arms})).experiments[0].arms
+    seconds = [[arm.seeds[seed].training_seconds for seed in (0, 1)] for arm in (fixed, adaptive)]
     assert speedups(adaptive, fixed) == pytest.approx(np.divide(*seconds))
