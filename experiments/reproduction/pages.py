@@ -188,8 +188,10 @@ def _times(experiment: ExperimentResult) -> Iterable[Part]:
         ),
         (
             tables.time_table(experiment),
-            "Seconds of whole runs, compilation included, and the speed-up in all. The runs of a "
-            "study share their compiled programs: the first that needs one compiles it.",
+            (
+                "Seconds of whole runs, compilation included, and the speed-up in all. The runs of "
+                "a study share their compiled programs: the first that needs one compiles it."
+            ),
         ),
     ]
     if any(table is not None for table, _ in found):
