@@ -81,7 +81,7 @@ def test_experiments_load_from_anywhere(tmp_path, monkeypatch):
         if getattr(adaptive, field.name) != getattr(fixed, field.name)
     }
     assert differing == {"name", "batch_schedule"}
-    assert adaptive.plan(60_000).batch_sizes == (128, 256, 512)
+    assert adaptive.plan(60_000).batch_sizes == (128, 256, 512, 1024)
 
 
 def test_an_arm_of_a_file(tmp_path):
