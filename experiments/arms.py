@@ -3,7 +3,7 @@
 The base says what training with the small batch does: its `lr` is meant for the small batch, and
 decays. Every other arm follows from it by the batch schedule, the coupling, or a warm-up. All arms
 change at the first step at or after the same sample. (In the official code the fixed ImageNet arm
-decays an epoch before the adaptive one.)
+decays an epoch before the adaptive one; and its warm-up climbs by epochs, here it does by updates.)
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def single_device_arms(
       decay: what the rate is multiplied by at a fixed batch, as "0.375".
       interval: how often, as "20ep".
       warmup: of the large batch with a scaled rate, as "5ep".
-      cap: where Smith's arm stops growing, a tenth of the examples.
+      cap: where Smith's arm stops growing, about a tenth of the examples.
 
     Returns:
       By name: "fixed_small" and "adaptive" (the batch doubles, and lr / batch decays alike);
@@ -78,7 +78,9 @@ def paper_four_devices(model: str) -> dict[str, TrainConfig]:
     A warm-up of 5 epochs takes every start above 128 from 0.1 to its linearly scaled rate. That the
     large arms lie between 1024 and 16384 could not be checked against the paper. In the official
     code each device normalises its own quarter of the batch; here BatchNorm does so for groups of
-    32 rows in the arms that begin at 128, and of 256 in those that begin at 1024 or more.
+    32 rows in the arms that begin at 128, and of 256 in those that begin at 1024 or more. The
+    fixed arms of 1024 and 16384 are Goyal et al.'s; "smith" grows from 128 to a tenth of the
+    examples instead of decaying; "sqrt" has the adaptive batches.
     """
     base = dataclasses.replace(
         CIFAR,
@@ -89,12 +91,15 @@ def paper_four_devices(model: str) -> dict[str, TrainConfig]:
         batchnorm_group_size=32,
     )
     warm = dataclasses.replace(base, lr=f"{base.lr} warmup 5ep from 0.1", batchnorm_group_size=256)
+    doubling = "1024 x2 every 20ep max 16384"
     return {
         "fixed_small": dataclasses.replace(base, batch_schedule="128"),
         "adaptive_128": dataclasses.replace(base, batch_schedule="128 x2 every 20ep max 2048"),
         "fixed_1024": dataclasses.replace(warm, batch_schedule="1024"),
-        "adaptive": dataclasses.replace(warm, batch_schedule="1024 x2 every 20ep max 16384"),
+        "adaptive": dataclasses.replace(warm, batch_schedule=doubling),
         "fixed_large": dataclasses.replace(warm, batch_schedule="16384"),
+        "smith": dataclasses.replace(base, batch_schedule="128 x4 every 20ep max 4992"),
+        "sqrt": dataclasses.replace(warm, batch_schedule=doubling, coupling="sqrt"),
     }
 
 
@@ -104,7 +109,8 @@ def paper_imagenet(model: str, lr: str) -> dict[str, TrainConfig]:
     Micro-batches of 256 examples, which are also BatchNorm's groups, make up the batch. That the
     start is 8192 follows from 524,288 = 8192 * 8 * 8; no source says so, nor what the rates of
     AlexNet and VGG were. Images are scaled to 224 pixels, cut in the middle, and shifted by up
-    to 28 pixels; the original crops have random sizes.
+    to 28 pixels; the original crops have random sizes. "fixed_large" is Goyal et al.'s arm; "smith"
+    grows by 10 to a tenth of the examples instead of decaying; "sqrt" has the batches of x2.
 
     Args:
       model: the network.
@@ -130,6 +136,8 @@ def paper_imagenet(model: str, lr: str) -> dict[str, TrainConfig]:
     for factor in (2, 4, 8):
         sizes = f"8192, 30ep: {8192 * factor}, 60ep: {8192 * factor**2}"
         arms[f"adaptive_x{factor}"] = dataclasses.replace(base, batch_schedule=sizes)
+    arms["smith"] = dataclasses.replace(base, batch_schedule="8192, 30ep: 81920, 60ep: 128000")
+    arms["sqrt"] = dataclasses.replace(arms["adaptive_x2"], coupling="sqrt")
     return arms
 
 

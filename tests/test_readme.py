@@ -76,9 +76,9 @@ def test_commands_inside_the_environment(checkout, line):
         pytest.skip("needs Debian's package dataset-fashion-mnist, which isn't installed")
     line = line.replace("python", sys.executable, 1)
     if any(line.endswith(long.partition("python")[2]) for long in LONG):
-        line += " --epochs 0.005 --data.test-split test[:100]"
+        line += " --epochs 0.3 --data.train-split train[:1000] --data.test-split test[:100]"
     if "reproduce" in line:
-        line = re.sub("--seeds [35]", "--seeds 1 --epochs 0.1 --arms fixed_large", line)
+        line = re.sub("--seeds [35]", "--seeds 1 --epochs 0.03 --arms fixed_large", line)
     done = run(line, checkout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -85,7 +85,8 @@ class BatchNorm(nnx.Module):
       num_features: channels.
       group_size: rows that are normalized together, counted from the (micro-)batch's first
         row; None for the whole (micro-)batch. The result depends neither on the devices nor,
-        as long as it divides the micro-batch, on the micro-batch's size.
+        as long as it divides the micro-batch, on the micro-batch's size. With a mask, a last
+        group that isn't full is completed with padding.
       reference_size: a group of n real examples counts as n / reference_size updates of the
         running statistics, so that their half-life in examples is the same for all group
         sizes; None for one update per group.
@@ -118,17 +119,22 @@ class BatchNorm(nnx.Module):
           train: whether to use and collect the batch's statistics, or use the running ones.
 
         Raises:
-          UsageError: `group_size` doesn't divide the rows.
+          UsageError: `group_size` doesn't divide the rows, and there is no mask.
         """
         if not train:
             return self._normalize(images, self.mean[...][None], self.var[...][None])
         num_rows, height, width, _ = images.shape
         group_size = self.group_size or num_rows
-        if num_rows % group_size:
+        surplus = -num_rows % group_size
+        if surplus and mask is None:
             raise UsageError(
                 f"BatchNorm's group_size={group_size} must divide the {num_rows} rows of a "
                 "(micro-)batch."
             )
+        if surplus:
+            # Rows that were added for the devices may begin another group.
+            images = jnp.pad(images, ((0, surplus), (0, 0), (0, 0), (0, 0)))
+            return self(images, jnp.pad(mask, (0, surplus)), train)[:num_rows]
         precise = jnp.promote_types(images.dtype, jnp.float32)
         weight = jnp.ones(num_rows, precise) if mask is None else mask.astype(precise)
         weight = weight.reshape(-1, group_size, 1, 1, 1)

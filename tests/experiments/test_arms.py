@@ -64,7 +64,7 @@ def test_section_4_2(network):
     updates = {name: plan_and_rate(config)[0].num_steps for name, config in arms.items()}
     assert updates == {
         "fixed_small": 39_000, "adaptive_128": 15_080, "fixed_1024": 4_800, "adaptive": 1_860,
-        "fixed_large": 300,
+        "fixed_large": 300, "smith": 10_620, "sqrt": 1_860,
     }  # fmt: skip
     got = by_epoch(arms["adaptive"])
     assert [size for size, _ in got] == [1024 * 2 ** (epoch // 20) for epoch in range(100)]
@@ -76,14 +76,21 @@ def test_section_4_2(network):
     assert fixed == [(128, pytest.approx(0.1 * 0.25 ** (e // 20), rel=1e-6)) for e in range(100)]
     expected = [0.1 / 128 * 0.25 ** (epoch // 20) for epoch in range(100)]
     for name, config in arms.items():
-        assert rates_per_example(config)[5:] == pytest.approx(expected[5:], rel=1e-6), name
+        if name != "sqrt":
+            assert rates_per_example(config)[5:] == pytest.approx(expected[5:], rel=1e-6), name
+    sqrt = [rate for _, rate in by_epoch(arms["sqrt"])[5:]]
+    sizes = [1024 * 2 ** (epoch // 20) for epoch in range(5, 100)]
+    assert sqrt == pytest.approx(
+        [0.1 * 0.25 ** (e // 20) * (b / 128) ** 0.5 for e, b in enumerate(sizes, 5)], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("network", ["alexnet", "resnet50", "vgg19_bn"])
 def test_section_4_3(network):
     arms = load_arms(f"imagenet_{network}")
     updates = {name: plan_and_rate(config)[0].num_steps for name, config in arms.items()}
-    del updates["fixed_large"]
+    for name in ("fixed_large", "smith", "sqrt"):
+        del updates[name]
     assert updates == {
         "fixed_small": 14_040, "adaptive_x2": 8_190, "adaptive_x4": 6_120, "adaptive_x8": 5_310
     }  # fmt: skip
@@ -98,6 +105,8 @@ def test_section_4_3(network):
         assert [float(rate(step)) for step in lasts] == pytest.approx(expected, rel=1e-6)
     expected = [base / 256 * 0.1 ** (epoch // 30) for epoch in range(90)]
     for name, config in arms.items():
+        if name == "sqrt":
+            continue
         assert rates_per_example(config)[5:] == pytest.approx(expected[5:], rel=1e-6), name
 
 

@@ -116,6 +116,18 @@ def test_batchnorm_refuses_groups_that_do_not_divide():
         make_norm(4)(make_images(6), None, True)
 
 
+@pytest.mark.parametrize("num_real", [4, 5, 6])
+def test_batchnorm_completes_a_group_with_padding(num_real):
+    whole, cut = make_norm(4), make_norm(4)
+    images = make_images(8)
+    mask = (np.arange(8) < num_real).astype(np.float32)
+    expected = whole(images, mask, train=True)
+    got = cut(images[:6], mask[:6], train=True)
+    np.testing.assert_allclose(got[:num_real], expected[:num_real], rtol=1e-6)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(getattr(cut, name)[...], getattr(whole, name)[...], rtol=1e-6)
+
+
 def test_batchnorm_computes_bfloat16_statistics_in_float32():
     images = make_images(8)
     outputs = make_norm()(images.astype(jnp.bfloat16), None, True)

@@ -141,7 +141,13 @@ class NormalizedCNN(nnx.Module):
 
 
 @pytest.mark.parametrize(
-    ("group_size", "layouts"), [(32, [(32, None), (None, 4), (32, 4)]), (4, [(36, 5), (12, 3)])]
+    ("group_size", "layouts"),
+    [
+        (32, [(32, None), (None, 4), (32, 4)]),
+        (4, [(36, 5), (12, 3)]),
+        # The padding for the devices begins a group, or completes one.
+        (10, [(None, 8), (30, 4)]),
+    ],
 )
 def test_batchnorm_groups_may_span_devices(group_size, layouts):
     """In float64: a group summed in another order moves all its activations by a rounding error.

@@ -76,7 +76,7 @@ def assert_close(summary, expected, relative):
 
 
 @pytest.mark.parametrize(
-    "name", [*SMALL, "resnet44_cifar", "alexnet", "resnet50", slow("vgg19_bn")]
+    "name", [*SMALL, slow("resnet44_cifar"), "alexnet", "resnet50", slow("vgg19_bn")]
 )
 def test_logits_and_running_statistics(name):
     reference = original(name)
@@ -100,7 +100,16 @@ def test_logits_and_running_statistics(name):
     assert_close(statistics, reference.expected["statistics"], 1e-5)
 
 
-@pytest.mark.parametrize("name", [*SMALL, slow("resnet44_cifar")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alexnet_cifar",
+        "vgg19_bn_cifar",
+        "resnet20_cifar",
+        slow("vgg11_cifar"),
+        slow("resnet44_cifar"),
+    ],
+)
 def test_gradients_and_five_sgd_steps(name):
     reference = original(name)
     with jax.enable_x64(True):
