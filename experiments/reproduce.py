@@ -93,8 +93,14 @@ def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
     dataset = "" if options.dataset is None else f"-{options.dataset.replace('/', '_')}"
     out = Path(options.out or f"reproductions/{section}{dataset}")
     if options.only_report:
-        if load_study(out) is None:
+        study = load_study(out)
+        if study is None:
             raise UsageError(f"--only-report: there is no study in {str(out)!r}; run it first.")
+        if study.section != section:
+            raise UsageError(
+                f"--only-report: the study in {str(out)!r} is of the section {study.section!r}, "
+                f"not {section!r}."
+            )
         return _report(out)
     # Orbax and others read this when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

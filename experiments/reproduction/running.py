@@ -120,5 +120,5 @@ def _introduction(study: Study, jobs: Sequence[Job], out: Path) -> str:
         f"{study.title}: {len(arms)} arms x {len(study.seeds)} seeds = {len(jobs)} runs of "
         f"{epochs} epochs on {study.dataset}, {updates:,} updates in all, on "
         f"{jax.local_device_count()} {device}; folder {out}"
-        + (f"; {over} runs are over already" if over else "")
+        + (f"; {over} of them over already" if over else "")
     )

@@ -118,7 +118,7 @@ def test_the_same_command_runs_nothing_again(study, capfd, monkeypatch):
     monkeypatch.setattr(running, "train", None)
     before = figures(study)
     assert main(["tiny", "--seeds", "2", "--out", str(study)]) == 0
-    assert "6 runs are over already" in capfd.readouterr().out
+    assert "6 of them over already" in capfd.readouterr().out
     assert figures(study) == before
 
 
@@ -129,6 +129,8 @@ def test_only_report_runs_nothing(study, tmp_path, capfd, monkeypatch):
     assert main(["tiny", "--only-report", "--out", str(tmp_path / "out")]) == 0
     assert "results.md" in capfd.readouterr().out
     assert figures(tmp_path / "out") == figures(study)
+    assert main(["digits", "--only-report", "--out", str(tmp_path / "out")]) == 2
+    assert "is of the section 'tiny', not 'digits'" in capfd.readouterr().err
 
 
 def test_a_signal_stops_and_the_same_command_goes_on(study, tmp_path, capfd, monkeypatch):
@@ -156,7 +158,7 @@ def test_a_signal_stops_and_the_same_command_goes_on(study, tmp_path, capfd, mon
     assert began == [("fixed_small", 1)]
     assert main(arguments) == 0
     out, _ = capfd.readouterr()
-    assert "3 runs are over already" in out
+    assert "3 of them over already" in out
     assert began[1:] == [("fixed_small", 1), ("adaptive", 1), ("hopeless", 1)]
     assert figures(tmp_path / "out") == figures(study)
 
@@ -334,5 +336,5 @@ def test_killed_half_way(tmp_path):
     process = start("killed")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert "3 runs are over already" in output
+    assert "3 of them over already" in output
     assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
