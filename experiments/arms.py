@@ -8,6 +8,7 @@ decays an epoch before the adaptive one; and its warm-up climbs by epochs, here 
 
 import dataclasses
 from fractions import Fraction
+from typing import Any
 
 from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.schedules.text import decimal_text
@@ -65,10 +66,10 @@ def single_device_arms(
 
 
 def paper_single_device(
-    dataset: str, model: str, small: int = 128, large: int = 2048, cap: int = 5000
+    dataset: str, model: str, small: int = 128, large: int = 2048, cap: int = 5000, **changes: Any
 ) -> dict[str, TrainConfig]:
     """The arms of section 4.1 for one network: 100 epochs, decay 0.375 every 20 epochs."""
-    base = dataclasses.replace(CIFAR, dataset=dataset, model=model, lr="0.01")
+    base = dataclasses.replace(CIFAR, dataset=dataset, model=model, lr="0.01", **changes)
     return single_device_arms(base, small, large, "0.375", "20ep", "5ep", cap)
 
 

@@ -1,6 +1,8 @@
-"""AlexNet on CIFAR-100 with batches of 256, 4096, 256 to 4096, and the rivals (the paper's section 4.1).
+"""AlexNet on CIFAR-100 with batches of 256, 4096, 256 to 4096.
 
-python -m experiments.reproduce cifar100 --networks alexnet
+The arms of the paper's section 4.1, and its rivals.
+
+    python -m experiments.reproduce cifar100 --networks alexnet
 """
 
 from experiments.arms import paper_single_device

@@ -1,6 +1,8 @@
-"""ResNet-20 on CIFAR-100, on four devices with warm-up, 1024 to 16384 (the paper's section 4.2).
+"""ResNet-20 on CIFAR-100, on four devices with warm-up, 1024 to 16384.
 
-python -m experiments.reproduce cifar100_four_devices --networks resnet20
+The arms of the paper's section 4.2, and its rivals.
+
+    python -m experiments.reproduce cifar100_four_devices --networks resnet20
 """
 
 from experiments.arms import paper_four_devices

@@ -1,6 +1,8 @@
-"""VGG19 with BatchNorm on CIFAR-100, on four devices with warm-up, 1024 to 16384 (the paper's section 4.2).
+"""VGG19 with BatchNorm on CIFAR-100, on four devices with warm-up, 1024 to 16384.
 
-python -m experiments.reproduce cifar100_four_devices --networks vgg19_bn
+The arms of the paper's section 4.2, and its rivals.
+
+    python -m experiments.reproduce cifar100_four_devices --networks vgg19_bn
 """
 
 from experiments.arms import paper_four_devices

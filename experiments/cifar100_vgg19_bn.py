@@ -1,6 +1,8 @@
-"""VGG19 with BatchNorm on CIFAR-100 with batches of 128, 2048, 128 to 2048, and the rivals (the paper's section 4.1).
+"""VGG19 with BatchNorm on CIFAR-100 with batches of 128, 2048, 128 to 2048.
 
-python -m experiments.reproduce cifar100 --networks vgg19_bn
+The arms of the paper's section 4.1, and its rivals.
+
+    python -m experiments.reproduce cifar100 --networks vgg19_bn
 """
 
 from experiments.arms import paper_single_device

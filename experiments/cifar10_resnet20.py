@@ -1,6 +1,8 @@
-"""ResNet-20 on CIFAR-10 with batches of 128, 2048, 128 to 2048, and the rivals (the paper's section 4.1).
+"""ResNet-20 on CIFAR-10 with batches of 128, 2048, 128 to 2048.
 
-python -m experiments.reproduce cifar10 --networks resnet20
+The arms of the paper's section 4.1, and its rivals.
+
+    python -m experiments.reproduce cifar10 --networks resnet20
 """
 
 from experiments.arms import paper_single_device

@@ -1,6 +1,9 @@
 """A small CNN on handwritten digits: the arms that run anywhere in minutes.
 
-python -m experiments.reproduce digits --seeds 3
+    python -m experiments.reproduce digits --seeds 3
+
+Measured on 2 CPU cores: a minute for three seeds, 4.5 minutes for twenty; the figures are in
+`results/digits/results.md`.
 """
 
 import dataclasses

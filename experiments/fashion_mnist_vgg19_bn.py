@@ -5,11 +5,6 @@
 No example is lost at an epoch's end, unlike in the experiments on CIFAR.
 """
 
-import dataclasses
-
 from experiments.arms import paper_single_device
 
-arms = {
-    name: dataclasses.replace(config, remainder="carry")
-    for name, config in paper_single_device("fashion_mnist", "vgg19_bn_cifar", cap=6000).items()
-}
+arms = paper_single_device("fashion_mnist", "vgg19_bn_cifar", cap=6000, remainder="carry")

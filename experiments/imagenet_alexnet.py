@@ -1,6 +1,8 @@
-"""AlexNet on ImageNet, the batch growing 2, 4 or 8 times twice (the paper's section 4.3).
+"""AlexNet on ImageNet, the batch growing 2, 4 or 8 times twice.
 
-python -m experiments.reproduce imagenet --networks alexnet
+The arms of the paper's section 4.3, and its rivals.
+
+    python -m experiments.reproduce imagenet --networks alexnet
 """
 
 from experiments.arms import paper_imagenet

@@ -1,6 +1,8 @@
-"""VGG19 with BatchNorm on ImageNet, the batch growing 2, 4 or 8 times twice (the paper's section 4.3).
+"""VGG19 with BatchNorm on ImageNet, the batch growing 2, 4 or 8 times twice.
 
-python -m experiments.reproduce imagenet --networks vgg19_bn
+The arms of the paper's section 4.3, and its rivals.
+
+    python -m experiments.reproduce imagenet --networks vgg19_bn
 """
 
 from experiments.arms import paper_imagenet

@@ -12,6 +12,7 @@ from rich.text import Text
 from adabatch_jax.reporting.pace import Pace
 from adabatch_jax.reporting.progress import is_evaluation
 from adabatch_jax.reporting.status import aligned_line, status_parts
+from adabatch_jax.reporting.streams import is_terminal
 
 if TYPE_CHECKING:
     from adabatch_jax.schedules.plan import BatchPlan
@@ -40,8 +41,8 @@ class LiveProgress:
             get_renderable=self._render,
             refresh_per_second=REFRESHES_PER_SECOND,
             # What other code prints goes above the display, unless the user sent it elsewhere.
-            redirect_stdout=_is_terminal(sys.stdout),
-            redirect_stderr=_is_terminal(sys.stderr),
+            redirect_stdout=is_terminal(sys.stdout),
+            redirect_stderr=is_terminal(sys.stderr),
         )
 
     def __enter__(self) -> "LiveProgress":
@@ -75,10 +76,6 @@ class LiveProgress:
             _bar_line(self._plan, step, parts, width, ascii_only),
             *_wrapped(_details(parts), width),
         )
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()
 
 
 def _history_line(parts: Mapping[str, str], width: int) -> Text:

@@ -1,6 +1,5 @@
 """Progress of training: a live display on a terminal, plain lines elsewhere, or nothing."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from adabatch_jax.reporting.pace import Pace
 from adabatch_jax.reporting.status import aligned_line, status_parts
-from adabatch_jax.reporting.streams import ForgivingStream
+from adabatch_jax.reporting.streams import ForgivingStream, can_be_redrawn
 
 if TYPE_CHECKING:
     from adabatch_jax.schedules.plan import BatchPlan
@@ -117,7 +116,7 @@ def make_progress(plan: "BatchPlan", *, stream: TextIO | None = None) -> Progres
     if stream is None:  # started with standard output closed
         return NullProgress()
     stream = ForgivingStream(stream)
-    if not stream.isatty() or os.environ.get("TERM", "") in ("", "dumb", "unknown"):
+    if not can_be_redrawn(stream):
         return LineProgress(plan, stream)
     from adabatch_jax.reporting.live import LiveProgress
 

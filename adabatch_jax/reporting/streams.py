@@ -1,8 +1,18 @@
-"""A stream that may break without taking the program with it."""
+"""What a stream can show, and a stream that may break without taking the program with it."""
 
 import os
 from collections.abc import Callable
 from typing import Any, TextIO
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at the stream; it may be missing, as after `>&-`."""
+    return stream is not None and stream.isatty()
+
+
+def can_be_redrawn(stream: TextIO) -> bool:
+    """Whether the stream is a terminal that can move its cursor."""
+    return is_terminal(stream) and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 class ForgivingStream:

@@ -130,7 +130,7 @@ def fit(
             source=source,
             plan=plan,
             seed=seed,
-            rng=jax.random.fold_in(jax.random.key(seed), _RUN_KEY),
+            rng=train_step.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY)),
             learning_rate=learning_rate,
             evaluators={
                 name: Evaluator(eval_fn, eval_source, eval_batch_size, mesh)

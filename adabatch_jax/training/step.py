@@ -72,13 +72,13 @@ class TrainStep:
       microbatch_size: real examples in a micro-batch over all devices, or None.
       jitted: the function underneath. It expects a state that lies on the mesh, and behind the
         other arguments the constants.
-      constants: the arrays that `loss_fn` holds.
+      constants: the arrays that `loss_fn` holds, where the devices want them.
     """
 
     mesh: Mesh | None
     microbatch_size: int | None
     jitted: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    constants: tuple[Any, ...] = ()
+    constants: tuple[jax.Array, ...]
 
     def __call__(
         self, state: TrainState, batch: Mapping[str, Any], rng: jax.Array
@@ -108,9 +108,9 @@ class TrainStep:
         self.check_batch(batch)
         return self.jitted.lower(state, batch, rng, *self.constants)
 
-    def place(self, state: TrainState) -> TrainState:
-        """Returns `state` where this step wants it: whole on each device of the mesh."""
-        return state if self.mesh is None else jax.device_put(state, replicated(self.mesh))
+    def place(self, tree: Any) -> Any:
+        """Returns a state or a key where this step wants it: whole on each device of the mesh."""
+        return tree if self.mesh is None else jax.device_put(tree, replicated(self.mesh))
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Raises a UsageError unless the batch has the layout that this step was made for."""
@@ -172,14 +172,15 @@ def make_train_step(
     mesh = None if mesh is None else as_data_mesh(mesh)
     num_devices = 1 if mesh is None else mesh.size
     sequential = getattr(loss_fn, _SEQUENTIAL, False)
-    is_tree = isinstance(loss_fn, jax.tree_util.Partial)
-    constants, treedef = jax.tree.flatten(loss_fn if is_tree else None)
+    if not isinstance(loss_fn, jax.tree_util.Partial):
+        loss_fn = jax.tree_util.Partial(loss_fn)
+    constants, treedef = jax.tree.flatten(loss_fn)
 
     def train_step(
         state: TrainState, batch: Mapping[str, jax.Array], rng: jax.Array, *constants: jax.Array
     ):
         _check_batch(batch, microbatch_size, num_devices)
-        grad_fn = _grad_fn(treedef.unflatten(constants) if is_tree else loss_fn, state)
+        grad_fn = _grad_fn(treedef.unflatten(constants), state)
         rng = jax.random.fold_in(rng, state.step)
         if microbatch_size is not None and batch["weight"].shape[0] > 1:
             outputs = accumulate(
@@ -199,7 +200,9 @@ def make_train_step(
         arguments = (whole, spread, whole, *(whole for _ in constants))
         shardings = {"in_shardings": arguments, "out_shardings": whole}
     jitted = jax.jit(train_step, donate_argnums=0, **shardings)
-    return TrainStep(mesh, microbatch_size, jitted, tuple(constants))
+    # Once here, or every call would copy them to the devices.
+    constants = jax.device_put(tuple(constants), None if mesh is None else replicated(mesh))
+    return TrainStep(mesh, microbatch_size, jitted, constants)
 
 
 def _grad_fn(

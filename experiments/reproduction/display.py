@@ -1,7 +1,6 @@
 """One display for a whole study: live on a terminal, a line for each finished run elsewhere."""
 
 import io
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any, Self, TextIO
 from adabatch_jax.reporting.formats import duration_text, percent_text, seconds_text
 from adabatch_jax.reporting.pace import Pace
 from adabatch_jax.reporting.status import labelled, status_parts
-from adabatch_jax.reporting.streams import ForgivingStream
+from adabatch_jax.reporting.streams import ForgivingStream, can_be_redrawn, is_terminal
 from experiments.reproduction.estimate import Estimate
 from experiments.reproduction.jobs import Job, labels
 
@@ -137,8 +136,8 @@ class LiveStudyDisplay(StudyDisplay):
             get_renderable=self._render,
             refresh_per_second=REFRESHES_PER_SECOND,
             transient=True,  # the lines above say all
-            redirect_stdout=_is_terminal(sys.stdout),
-            redirect_stderr=_is_terminal(sys.stderr),
+            redirect_stdout=is_terminal(sys.stdout),
+            redirect_stderr=is_terminal(sys.stderr),
         )
         self._next_line = float("inf")  # the live lines say it
 
@@ -186,9 +185,8 @@ def make_display(jobs: Sequence[Job], stream: TextIO | None = None) -> StudyDisp
       stream: where to show it; standard output if not given.
     """
     stream = ForgivingStream(stream or sys.stdout or io.StringIO())  # it may have been closed
-    if not stream.isatty() or os.environ.get("TERM", "") in ("", "dumb", "unknown"):
-        return StudyDisplay(jobs, stream)
-    return LiveStudyDisplay(jobs, stream)
+    display = LiveStudyDisplay if can_be_redrawn(stream) else StudyDisplay
+    return display(jobs, stream)
 
 
 def result_text(job: Job) -> str:
@@ -213,7 +211,3 @@ def _numbers(jobs: Sequence[Job]) -> dict:
         for number, job in enumerate(of_kind, 1):
             numbers[job.folder] = f"{kind} {number:>{width}} of {len(of_kind)}"
     return numbers
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()

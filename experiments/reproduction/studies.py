@@ -122,17 +122,7 @@ def make_study(
       UsageError: an unknown name, or a number that can't work.
     """
     check_section(section)
-    if not 1 <= num_seeds <= TUNING_SEED:
-        raise UsageError(f"--seeds: must be from 1 to {TUNING_SEED}, got {num_seeds}.")
-    if not 0 <= holdout_percent < 100:
-        raise UsageError(
-            f"--holdout-percent: must be from 0 (train on all examples) to 99, got "
-            f"{holdout_percent}."
-        )
-    if not 0 < margin_percent < 100:
-        raise UsageError(
-            f"--margin-percent: must be above 0 and below 100, got {margin_percent:g}."
-        )
+    _check_numbers(num_seeds, holdout_percent, margin_percent)
     described = sections.SECTIONS[section]
     experiments = _chosen("--networks", "network", networks, described.experiments)
     loaded = {name: sections.load_arms(name) for name in experiments.values()}
@@ -170,6 +160,20 @@ def check_section(name: str) -> None:
         known = f"; there are {', '.join(sections.SECTIONS)}."
         hint = did_you_mean(name, sections.SECTIONS) or known
         raise UsageError(f"there is no section {name!r}{hint}")
+
+
+def _check_numbers(num_seeds: int, holdout_percent: int, margin_percent: float) -> None:
+    if not 1 <= num_seeds <= TUNING_SEED:
+        raise UsageError(f"--seeds: must be from 1 to {TUNING_SEED}, got {num_seeds}.")
+    if not 0 <= holdout_percent < 100:
+        raise UsageError(
+            f"--holdout-percent: must be from 0 (train on all examples) to 99, got "
+            f"{holdout_percent}."
+        )
+    if not 0 < margin_percent < 100:
+        raise UsageError(
+            f"--margin-percent: must be above 0 and below 100, got {margin_percent:g}."
+        )
 
 
 def _chosen(
