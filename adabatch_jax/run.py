@@ -12,8 +12,8 @@ import optax
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
 from adabatch_jax.data.datasets import DatasetSpec, dataset_spec
-from adabatch_jax.data.sources import Source
-from adabatch_jax.data.tfds_sources import in_memory, tfds_source
+from adabatch_jax.data.sources import Source, in_memory
+from adabatch_jax.data.tfds_sources import tfds_source
 from adabatch_jax.learning_rates.coupling import coupled_learning_rate
 from adabatch_jax.models import create, functions
 from adabatch_jax.reporting.progress import Progress, make_progress
@@ -24,7 +24,7 @@ from adabatch_jax.training.fit import FitResult, fit
 from adabatch_jax.training.loop import StepCallback
 from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import LossFn
+from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.workdir import check_workdir, locked
 
 # A decoded dataset below this is kept in memory.

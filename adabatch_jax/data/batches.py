@@ -1,7 +1,8 @@
 """Batches at a position: a pure function of (seed, position, batch size)."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from adabatch_jax.errors import UsageError
 from adabatch_jax.schedules.plan import BatchPlan, Step
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
+    from jax.sharding import Mesh, Sharding
 
 ADDED_KEYS = ("index", "epoch", "weight")
 _INT32_RANGE = 2**31
@@ -69,58 +70,124 @@ def numbered_batches(
     microbatch_size: int | None,
 ) -> Iterator[tuple[Step, dict[str, Any]]]:
     """As `batches`, each with its step."""
-    start_step = _check(source, plan, seed, start_sample)
     if mesh is not None:
-        from adabatch_jax.training.mesh import as_data_mesh
+        from adabatch_jax.training.mesh import as_data_mesh, batch_sharding
 
         mesh = as_data_mesh(mesh)
-    num_devices = 1 if mesh is None else mesh.size
-    for size in plan.batch_sizes:
-        batch_layout(size, microbatch_size, num_devices)
+        sharding = batch_sharding(mesh, microbatch_size is not None)
+    check(source, plan, seed, microbatch_size, 1 if mesh is None else mesh.size)
+    start_step = plan.step_beginning_at(start_sample, "start_sample")
 
     def generate():
         for step in plan.steps(start_step):
-            layout = batch_layout(step.batch_size, microbatch_size, num_devices)
-            batch = read_batch(source, plan.num_examples, seed, step, layout, mesh)
+            rows = batch_rows(plan.num_examples, seed, step, microbatch_size, mesh)
+            batch = read_rows(source, rows) | rows.arrays()
             if microbatch_size is None:
                 batch = {name: array[0] for name, array in batch.items()}
-            yield step, batch if mesh is None else _on_mesh(batch, mesh, microbatch_size)
+            yield step, batch if mesh is None else put_share(batch, sharding)
 
     return generate()
 
 
-def read_batch(
+def check(
     source: Source,
+    plan: BatchPlan,
+    seed: int,
+    microbatch_size: int | None = None,
+    num_devices: int = 1,
+) -> None:
+    """Raises a UsageError unless the source can be read along the plan."""
+    num_examples = plan.num_examples
+    if num_examples is not None:
+        if len(source) != num_examples:
+            raise UsageError(
+                f"the source has {len(source)} examples and the plan num_examples={num_examples}; "
+                "make the plan with num_examples=len(source)."
+            )
+        if num_examples >= _INT32_RANGE:
+            raise UsageError(f"a source can have at most 2**31 - 1 examples, got {num_examples}.")
+    epoch_order(1, seed, 0)  # checks the seed
+    for size in plan.batch_sizes:
+        batch_layout(size, microbatch_size, num_devices)
+
+
+class Rows(NamedTuple):
+    """Which example each row of a batch is: arrays of one shape, the last axis the rows.
+
+    Attributes:
+      index: int64, the example in the source; padding repeats the batch's first one.
+      epoch: int64, the epoch in which it is visited.
+      is_real: bool, False for padding.
+    """
+
+    index: np.ndarray
+    epoch: np.ndarray
+    is_real: np.ndarray
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a batch holds beside the source's arrays."""
+        return {
+            "index": (self.index % _INT32_RANGE).astype(np.int32),
+            "epoch": self.epoch.astype(np.int32),
+            "weight": self.is_real.astype(np.float32),
+        }
+
+
+def batch_rows(
     num_examples: int | None,
     seed: int,
     step: Step,
-    layout: BatchLayout,
+    microbatch_size: int | None,
     mesh: "Mesh | None",
-) -> dict[str, np.ndarray]:
-    """Reads this host's share of a step's batch: arrays of shape (micro-batches, rows, ...)."""
-    rows = row_table(layout)
-    if mesh is not None:
-        rows = rows[:, host_columns(layout, *_process(mesh))]
-    real = (rows >= 0) & (rows < step.num_real)
+    microbatch: int | None = None,
+) -> Rows:
+    """Returns this host's share of a step's rows, or of one of its micro-batches.
+
+    Its arrays have the shape (micro-batches, rows); without micro-batches there is one of them.
+    """
+    layout = batch_layout(step.batch_size, microbatch_size, 1 if mesh is None else mesh.size)
+    places, is_row = _places(layout, *((0, 1) if mesh is None else _process(mesh)))
+    if microbatch is not None:
+        places, is_row = places[microbatch : microbatch + 1], is_row[microbatch : microbatch + 1]
+    if step.num_real < step.batch_size:
+        is_row = is_row & (places < step.num_real)
+        places = np.where(is_row, places, 0)
     index, epoch = examples_at(num_examples, seed, step.start_sample, step.num_real)
-    # Examples are read once; padding takes another copy of the first one.
-    wanted = np.flatnonzero(real)
-    filled = bool(wanted.size == real.size)
-    read_rows = rows.ravel()[wanted] if filled else np.append(rows.ravel()[wanted], 0)
-    arrays = source.read(index[read_rows])
-    clash = [name for name in ADDED_KEYS if name in arrays]
+    return Rows(index[places], epoch[places], is_row)
+
+
+def stacked(steps: Sequence[Rows]) -> Rows:
+    """Puts the rows of several steps of one layout behind each other, on a new first axis."""
+    return Rows(*map(np.stack, zip(*steps, strict=True)))
+
+
+def read_rows(source: Source, rows: Rows) -> dict[str, np.ndarray]:
+    """Reads the source's arrays for rows of any shape; padding is read once, and repeated.
+
+    Raises:
+      UsageError: an array has one of the names that batches add themselves.
+    """
+    index, is_real = rows.index.ravel(), rows.is_real.ravel()
+    padding, copy_of = np.unique(index[~is_real], return_inverse=True)
+    arrays = source.read(np.concatenate([index[is_real], padding]) if padding.size else index)
+    refuse_added_names(arrays)
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    if padding.size:
+        num_real = np.count_nonzero(is_real)
+        place = np.empty(index.size, np.int64)
+        place[is_real], place[~is_real] = np.arange(num_real), num_real + copy_of
+        arrays = {name: array[place] for name, array in arrays.items()}
+    shape = rows.index.shape
+    return {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
+
+
+def refuse_added_names(names: Iterable[str]) -> None:
+    """Raises a UsageError if one of a source's arrays has a name that batches add themselves."""
+    clash = [name for name in names if name in ADDED_KEYS]
     if clash:
         raise UsageError(
             f"the source has an array named {clash[0]!r}, which batches add themselves; rename it."
         )
-    place = np.full(real.size, wanted.size)
-    place[wanted] = np.arange(wanted.size)
-    take = (lambda a: a) if filled else (lambda a: a[place])
-    arrays = {name: take(np.asarray(array)) for name, array in arrays.items()}
-    arrays["index"] = take((index[read_rows] % _INT32_RANGE).astype(np.int32))
-    arrays["epoch"] = take(epoch[read_rows].astype(np.int32))
-    arrays["weight"] = real.ravel().astype(np.float32)
-    return {name: array.reshape(*real.shape, *array.shape[1:]) for name, array in arrays.items()}
 
 
 def examples_at(
@@ -137,36 +204,29 @@ def examples_at(
     return example_indices(num_examples, seed, start_sample, count), positions // num_examples
 
 
-def _check(source: Source, plan: BatchPlan, seed: int, start_sample: int) -> int:
-    num_examples = plan.num_examples
-    if num_examples is not None:
-        if len(source) != num_examples:
-            raise UsageError(
-                f"the source has {len(source)} examples and the plan num_examples={num_examples}; "
-                "make the plan with num_examples=len(source)."
-            )
-        if num_examples >= _INT32_RANGE:
-            raise UsageError(f"a source can have at most 2**31 - 1 examples, got {num_examples}.")
-    epoch_order(1, seed, 0)  # checks the seed
-    return plan.step_beginning_at(start_sample, "start_sample")
+def put_share(arrays: dict[str, np.ndarray], sharding: "Sharding | None") -> dict[str, Any]:
+    """Puts this host's share of each array on its devices; None means the default device."""
+    import jax
+
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(arrays, sharding)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in arrays.items()
+    }
+
+
+@functools.lru_cache(maxsize=8)
+def _places(
+    layout: BatchLayout, process_index: int, process_count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A host's share of the layout's rows, 0 for padding, and where there is one."""
+    rows = row_table(layout)[:, host_columns(layout, process_index, process_count)]
+    places, is_row = np.maximum(rows, 0), rows >= 0
+    places.flags.writeable = is_row.flags.writeable = False
+    return places, is_row
 
 
 def _process(mesh: "Mesh") -> tuple[int, int]:
     processes = sorted({device.process_index for device in mesh.devices.flat})
     return processes.index(mesh.local_mesh.devices.flat[0].process_index), len(processes)
-
-
-def _on_mesh(
-    batch: dict[str, np.ndarray], mesh: "Mesh", microbatch_size: int | None
-) -> dict[str, Any]:
-    import jax
-
-    from adabatch_jax.training.mesh import batch_sharding
-
-    sharding = batch_sharding(mesh, microbatch_size is not None)
-    if mesh.is_multi_process:
-        return {
-            name: jax.make_array_from_process_local_data(sharding, array)
-            for name, array in batch.items()
-        }
-    return jax.device_put(batch, sharding)

@@ -54,3 +54,24 @@ def array_source(arrays: Mapping[str, np.ndarray]) -> ArraySource:
     (10, array([6, 2]))
     """
     return ArraySource(arrays)
+
+
+def in_memory(source: Source, block_size: int = 4096) -> ArraySource:
+    """Reads a whole source once and keeps its arrays: the fastest way where they fit.
+
+    Args:
+      source: any source.
+      block_size: examples read at a time.
+
+    >>> in_memory(array_source({"x": np.arange(5)}), block_size=2).arrays
+    {'x': array([0, 1, 2, 3, 4])}
+    """
+    num_examples = len(source)
+    arrays: dict[str, np.ndarray] = {}
+    for start in range(0, num_examples, block_size):
+        block = source.read(np.arange(start, min(start + block_size, num_examples)))
+        for name, values in block.items():
+            if start == 0:
+                arrays[name] = np.empty((num_examples, *values.shape[1:]), values.dtype)
+            arrays[name][start : start + len(values)] = values
+    return array_source(arrays)

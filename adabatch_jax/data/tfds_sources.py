@@ -17,7 +17,6 @@ from adabatch_jax.data.labelled_images import (
     open_builder,
 )
 from adabatch_jax.data.prepared import prepare_command, prepared_path
-from adabatch_jax.data.sources import ArraySource, Source, array_source
 from adabatch_jax.data.tfds_import import import_tfds
 from adabatch_jax.errors import StorageError, UsageError, did_you_mean
 
@@ -170,27 +169,6 @@ class TfdsSource:
             f"example {index} of dataset {self._name!r} in {file.filename} can't be read "
             f"({reason}); {self._prepare_again} prepares it anew."
         )
-
-
-def in_memory(source: Source, block_size: int = 4096) -> ArraySource:
-    """Reads a whole source once and keeps its arrays: the fastest way where they fit.
-
-    Args:
-      source: any source.
-      block_size: examples read at a time.
-
-    >>> in_memory(tfds_source("digits", split="test")).read(np.array([1]))["label"].dtype
-    dtype('int32')
-    """
-    num_examples = len(source)
-    arrays: dict[str, np.ndarray] = {}
-    for start in range(0, num_examples, block_size):
-        block = source.read(np.arange(start, min(start + block_size, num_examples)))
-        for name, values in block.items():
-            if start == 0:
-                arrays[name] = np.empty((num_examples, *values.shape[1:]), values.dtype)
-            arrays[name][start : start + len(values)] = values
-    return array_source(arrays)
 
 
 def _require_prepared(name: str, data_dir: str | os.PathLike | None) -> Path:

@@ -12,7 +12,8 @@ import pytest
 
 from adabatch_jax.data.preparation import prepare
 from adabatch_jax.data.preparation.local import DEBIAN_FASHION_MNIST
-from adabatch_jax.data.tfds_sources import in_memory, tfds_source
+from adabatch_jax.data.sources import in_memory
+from adabatch_jax.data.tfds_sources import tfds_source
 
 
 @pytest.fixture(scope="session")

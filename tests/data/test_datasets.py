@@ -17,7 +17,8 @@ from adabatch_jax.data.prepared import (
     prepare_command,
     prepared_path,
 )
-from adabatch_jax.data.tfds_sources import in_memory, tfds_source
+from adabatch_jax.data.sources import in_memory
+from adabatch_jax.data.tfds_sources import tfds_source
 from adabatch_jax.errors import UsageError
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from adabatch_jax.data.decoding import decode_image, resize_and_crop
-from adabatch_jax.data.sources import array_source
-from adabatch_jax.data.tfds_sources import in_memory, tfds_source
+from adabatch_jax.data.sources import array_source, in_memory
+from adabatch_jax.data.tfds_sources import tfds_source
 from adabatch_jax.errors import StorageError, UsageError
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from adabatch_jax.data.preparation import prepare
 from adabatch_jax.data.preparation.digits import is_every_fifth_of_its_class, pixels_from_counts
-from adabatch_jax.data.tfds_sources import in_memory, tfds_source
+from adabatch_jax.data.sources import in_memory
+from adabatch_jax.data.tfds_sources import tfds_source
 from adabatch_jax.errors import UsageError
 
 
