@@ -1,0 +1,276 @@
+"""Feeds: resident or streaming, ahead of time or not, a piece holds what `batches` gives."""
+
+import itertools
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from adabatch_jax.data.batches import batches
+from adabatch_jax.data.feeds import Piece, open_feed
+from adabatch_jax.data.layout import batch_layout
+from adabatch_jax.data.resident import gather
+from adabatch_jax.data.sources import array_source
+from adabatch_jax.errors import StorageError, UsageError
+from adabatch_jax.schedules.building import make_plan
+from adabatch_jax.training.mesh import data_mesh
+
+N = 53
+RNG = np.random.default_rng(0)
+ARRAYS = {"image": RNG.integers(0, 256, (N, 2, 3), np.uint8), "label": np.arange(N)}
+SOURCE = array_source(ARRAYS)
+# Phases of batches that 8 devices divide and don't, that straddle epochs or end them short.
+PLANS = [
+    make_plan("8, 40sp: 12, 100sp: 20", N, "3ep", remainder) for remainder in ("carry", "partial")
+]
+GATHER = jax.jit(gather)
+
+
+class NotInMemory:
+    """A source that is no array source; counts what it reads."""
+
+    def __init__(self, broken_from=None):
+        self.broken_from, self.num_reads, self.rows = broken_from, 0, []
+
+    def __len__(self):
+        return N
+
+    def read(self, indices):
+        self.num_reads += 1
+        self.rows.append(indices.tolist())
+        if self.broken_from is not None and self.num_reads > self.broken_from:
+            raise StorageError("the disk is gone.")
+        return SOURCE.read(indices)
+
+
+def mesh_of(num_devices):
+    return None if num_devices is None else data_mesh(jax.devices()[:num_devices])
+
+
+def pieces_of(plan, length, start_step=0):
+    """At most `length` consecutive steps of one phase each."""
+    for _, steps in itertools.groupby(plan.steps(start_step), lambda step: step.phase):
+        while chunk := tuple(itertools.islice(steps, length)):
+            yield Piece(chunk)
+
+
+def feed_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
+
+
+@pytest.mark.parametrize("available_bytes", [None, 250])
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("microbatch_size", [None, 5])
+@pytest.mark.parametrize("num_devices", [None, 1, 8])
+def test_both_kinds_give_the_batches(num_devices, microbatch_size, length, available_bytes):
+    mesh = mesh_of(num_devices)
+    if available_bytes is not None and num_devices != 8:
+        available_bytes = 1000  # only several devices can hold more than one of them
+    for plan, kind in itertools.product(PLANS, ("resident", "streaming")):
+        settings = {"mesh": mesh, "microbatch_size": microbatch_size}
+        expected = batches(SOURCE, plan, 7, **settings)
+        with open_feed(
+            SOURCE, plan, 7, kind=kind, steps_per_dispatch=length, **settings,
+            available_bytes=available_bytes,
+        ) as feed:  # fmt: skip
+            assert feed.kind == kind and feed.reason.startswith(kind)
+            for piece, inputs in feed.run(pieces_of(plan, length)):
+                abstract = feed.abstract_inputs(piece.steps[0].batch_size)
+                assert abstract.keys() == inputs.keys()
+                for name, array in inputs.items():
+                    assert (array.shape, array.dtype) == (
+                        abstract[name].shape,
+                        abstract[name].dtype,
+                    )
+                    assert mesh is None or array.sharding == abstract[name].sharding
+                if length > 1:
+                    assert int(inputs.pop("num_steps")) == len(piece.steps)
+                assert set(inputs) == {"index", "epoch", "weight"} | (
+                    set(ARRAYS) if kind == "streaming" else set()
+                )
+                whole = GATHER(feed.tables, inputs)
+                for place in range(len(piece.steps)):
+                    wanted = next(expected)
+                    assert wanted.keys() == whole.keys()
+                    for name, array in whole.items():
+                        got = np.asarray(array)[place] if length > 1 else array
+                        np.testing.assert_array_equal(got, wanted[name])
+        assert next(expected, None) is None
+
+
+@pytest.mark.parametrize("num_devices", [None, 8])
+@pytest.mark.parametrize("kind", ["resident", "streaming"])
+def test_a_piece_may_be_one_micro_batch(kind, num_devices):
+    plan, mesh = PLANS[1], mesh_of(num_devices)
+    settings = {"mesh": mesh, "microbatch_size": 5}
+    pieces = [
+        Piece((step,), microbatch)
+        for step in plan.steps(3)
+        for microbatch in range(batch_layout(step.batch_size, 5).num_microbatches)
+    ]
+    with open_feed(SOURCE, plan, 2, kind=kind, split=True, **settings) as feed:
+        got = [(piece, GATHER(feed.tables, inputs)) for piece, inputs in feed.run(pieces)]
+        abstract = feed.abstract_inputs(20)
+    assert {name: a.shape[0] for name, a in abstract.items()} == {
+        name: 5 if mesh is None else 8 for name in abstract
+    }
+    assert [piece for piece, _ in got] == pieces
+    start_sample = plan.samples_at(3)
+    got = iter(got)
+    for whole in batches(SOURCE, plan, 2, start_sample, **settings):
+        for microbatch in range(len(whole["weight"])):
+            piece, arrays = next(got)
+            assert piece.microbatch == microbatch
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(array, np.asarray(whole[name])[microbatch])
+
+
+def test_the_host_prepares_two_pieces_ahead_and_no_more():
+    source, plan = NotInMemory(), make_plan(4, N, "4ep")
+    with open_feed(source, plan, 0) as feed:
+        before = source.num_reads
+        running = feed.run(pieces_of(plan, 1))
+        for number in range(1, 6):
+            next(running)
+            until = time.monotonic() + 60
+            while source.num_reads - before < number + 2 and time.monotonic() < until:
+                time.sleep(0.001)
+            time.sleep(0.005)
+            assert source.num_reads - before == number + 2
+
+
+def test_examples_are_read_once_and_padding_once_a_batch():
+    source, plan = NotInMemory(), make_plan(20, N, "1ep", "partial")
+    with open_feed(source, plan, 0, mesh=mesh_of(8), microbatch_size=6) as feed:
+        source.rows.clear()
+        list(feed.run(pieces_of(plan, 1)))
+    firsts = [rows[0] for rows in source.rows]
+    assert [len(rows) for rows in source.rows] == [21, 21, 14]  # 20 + 20 + 13, and padding
+    assert [rows[-1] for rows in source.rows] == firsts
+    assert sorted(sum((rows[:-1] for rows in source.rows), [])) == list(range(N))
+
+
+def test_an_error_of_the_source_is_raised_in_its_turn():
+    plan = make_plan(8, N, "3ep")
+    done = []
+    with pytest.raises(StorageError, match="the disk is gone"):
+        # One read tells the arrays' shapes.
+        with open_feed(NotInMemory(broken_from=4), plan, 0) as feed:
+            done += (piece for piece, _ in feed.run(pieces_of(plan, 1)))
+    assert feed_threads() == []
+    with open_feed(NotInMemory(broken_from=4), plan, 0) as feed:
+        running = feed.run(pieces_of(plan, 1))
+        assert [next(running)[0].steps[0].index for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(StorageError):
+            next(running)
+        assert next(running, None) is None
+
+
+def test_the_thread_ends_however_the_consumer_does():
+    plan = make_plan(8, N, "3ep")
+    with open_feed(NotInMemory(), plan, 0) as feed:
+        for _ in feed.run(pieces_of(plan, 1)):
+            assert len(feed_threads()) == 1
+            break
+    assert feed_threads() == []
+    with pytest.raises(ZeroDivisionError):
+        with open_feed(NotInMemory(), plan, 0) as feed:
+            for _ in feed.run(pieces_of(plan, 1)):
+                1 / 0
+    assert feed_threads() == []
+    feed.close()  # again is fine
+
+
+def test_nothing_is_transferred_implicitly():
+    plan = PLANS[0]
+    for kind in ("resident", "streaming"):
+        with open_feed(SOURCE, plan, 0, kind=kind, mesh=mesh_of(8), steps_per_dispatch=2) as feed:
+            running = feed.run(pieces_of(plan, 2))
+            jax.block_until_ready(GATHER(feed.tables, next(running)[1]))
+            jax.config.update("jax_transfer_guard", "disallow")  # of all threads
+            try:
+                for _, inputs in itertools.islice(running, 3):
+                    jax.block_until_ready(GATHER(feed.tables, inputs))
+            finally:
+                jax.config.update("jax_transfer_guard", "allow")
+
+
+def test_resident_examples_are_spread_where_they_have_to_be():
+    # 53 examples of 6 + 4 bytes; 7 of them on each of 8 devices.
+    mesh, plan = mesh_of(8), PLANS[0]
+
+    def opened(**settings):
+        with open_feed(SOURCE, plan, 0, **settings) as feed:
+            shards = {name: a.addressable_shards[0].data.shape for name, a in feed.tables.items()}
+        return feed.reason, shards
+
+    whole, spread = {"image": (53, 2, 3), "label": (53,)}, {"image": (7, 2, 3), "label": (7,)}
+    assert opened(available_bytes=1060) == (
+        "resident: 530 bytes of examples fit on the device",
+        whole,
+    )
+    assert opened(mesh=mesh, available_bytes=1060) == (
+        "resident: 530 bytes of examples fit on each of 8 devices", whole
+    )  # fmt: skip
+    assert opened(mesh=mesh, available_bytes=1059) == (
+        "resident: 530 bytes of examples, spread over 8 devices", spread
+    )  # fmt: skip
+    assert opened(mesh=mesh, available_bytes=70, kind="resident")[1] == spread
+    reason, shards = opened(mesh=mesh, available_bytes=139)
+    assert reason.endswith("don't fit in half of the 139 bytes on each of 8 devices")
+    assert shards == {}
+    assert opened(available_bytes=530, kind="resident")[1] == whole
+    with pytest.raises(
+        UsageError, match="can't be resident: .* take 530 bytes on the device, wh.*529"
+    ):
+        opened(available_bytes=529, kind="resident")
+    with pytest.raises(UsageError, match="take 70 bytes on each of 8 devices, where 69 are free"):
+        opened(mesh=mesh, available_bytes=69, kind="resident")
+
+
+def test_images_stay_bytes_on_the_device():
+    with open_feed(SOURCE, PLANS[0], 0) as feed:
+        assert {name: a.dtype.name for name, a in feed.tables.items()} == {
+            "image": "uint8",
+            "label": "int32",
+        }
+        np.testing.assert_array_equal(feed.tables["image"], ARRAYS["image"])
+
+
+def test_sources_that_are_not_in_memory_are_streamed_unless_asked():
+    with open_feed(NotInMemory(), PLANS[0], 0) as feed:
+        assert (feed.kind, feed.reason) == ("streaming", "streaming: the examples aren't in memory")
+    with open_feed(NotInMemory(), PLANS[0], 0, kind="resident") as feed:
+        np.testing.assert_array_equal(feed.tables["label"], ARRAYS["label"])
+
+
+def test_endless_streams():
+    class Squares:
+        def read(self, indices):
+            return {"x": indices**2}
+
+    plan = make_plan("4, 8sp: 6", None, "20sp")
+    with open_feed(Squares(), plan, 0) as feed:
+        assert feed.reason == "streaming: the examples never end"
+        got = [inputs["x"].tolist() for _, inputs in feed.run(pieces_of(plan, 1))]
+    assert sum(got, []) == [i**2 for i in range(20)]
+    with pytest.raises(UsageError, match="its examples never end"):
+        open_feed(Squares(), plan, 0, kind="resident")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "residential"}, "one of auto, resident, streaming, got 'residential'"),
+        ({"steps_per_dispatch": 0}, "`steps_per_dispatch` must be at least 1, got 0"),
+        ({"split": True}, "`split` needs a `microbatch_size`"),
+        ({"microbatch_size": 0}, "`microbatch_size` must be at least 1"),
+        ({"source": array_source({"weight": np.zeros(N)})}, "array named 'weight'.*rename"),
+        ({"source": array_source({"x": np.zeros(9)})}, "9 examples and the plan num_examples=53"),
+    ],
+)
+def test_mistakes(settings, message):
+    with pytest.raises(UsageError, match=message):
+        open_feed(**{"source": SOURCE, "plan": PLANS[0], "seed": 0, **settings})
