@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.errors import UsageError
-from adabatch_jax.training.memory import bytes_text
+from adabatch_jax.byte_sizes import bytes_text
 from adabatch_jax.training.mesh import batch_sharding, replicated
 
 KINDS = ("auto", "resident", "streaming")

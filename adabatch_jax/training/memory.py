@@ -1,0 +1,51 @@
+"""How much memory a device has, and how much a compiled program takes of it."""
+
+import os
+
+import jax
+
+
+def device_memory_bytes(devices: list[jax.Device]) -> int | None:
+    """What one of the devices can hold; CPU devices share the machine's free memory.
+
+    Returns:
+      Bytes, or None where neither the device nor the system tells.
+    """
+    stats = devices[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if devices[0].platform != "cpu":
+        return None
+    free = _free_bytes()
+    return None if free is None else free // len(devices)
+
+
+def _free_bytes() -> int | None:
+    try:
+        with open("/proc/meminfo") as lines:
+            available = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(available.split()[1]) * 1024
+    except (OSError, StopIteration):  # not Linux
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def program_bytes(compiled: jax.stages.Compiled) -> tuple[int, int]:
+    """What a compiled program needs on each device, and its temporaries alone.
+
+    The first number holds arguments, results and temporaries. XLA's own total leaves the
+    temporaries out on CPU.
+
+    >>> compiled = jax.jit(lambda x: 2 * x).lower(jax.numpy.ones(1000)).compile()
+    >>> program_bytes(compiled)
+    (8000, 0)
+    """
+    memory = compiled.memory_analysis()
+    if memory is None:  # a backend that doesn't tell
+        return 0, 0
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    temporary = memory.temp_size_in_bytes
+    return held + temporary - memory.alias_size_in_bytes, temporary

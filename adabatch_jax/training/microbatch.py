@@ -1,0 +1,97 @@
+"""Which micro-batch and how many updates per dispatch a device likes."""
+
+import jax
+
+from adabatch_jax.byte_sizes import bytes_text
+from adabatch_jax.errors import UsageError
+from adabatch_jax.training.programs import Program
+
+# A CPU computes fastest while a micro-batch's temporaries stay in its caches: ResNet-20 at 8 rows
+# and not at 32. Fewer than 8 rows leave its vector units idle.
+_CACHED_BYTES = 16 * 2**20
+_MIN_CPU_ROWS = 8
+
+# An update below this is over before the next one is dispatched: about a millisecond.
+_SHORT_UPDATE_FLOPS = {"cpu": 1e8, "gpu": 1e10, "tpu": 1e10}
+_MAX_STEPS_PER_DISPATCH = 32
+
+
+def cached_microbatch_size(
+    bytes_per_row: float, batch_size: int, group_rows: int, num_devices: int
+) -> int | None:
+    """The micro-batch that a CPU computes fastest; None where the whole batch is.
+
+    Args:
+      bytes_per_row: temporaries of an update per row.
+      batch_size: the largest batch.
+      group_rows: rows that must stay together, on one device.
+      num_devices: devices that share a micro-batch.
+
+    >>> cached_microbatch_size(1.6e6, 2048, group_rows=8, num_devices=1)
+    8
+    >>> cached_microbatch_size(1.6e6, 2048, group_rows=8, num_devices=2)
+    16
+    >>> cached_microbatch_size(20e3, 512, group_rows=1, num_devices=1)
+    """
+    rows = group_rows
+    while rows < _MIN_CPU_ROWS or 2 * rows * bytes_per_row <= _CACHED_BYTES:
+        rows *= 2
+        if rows * num_devices >= batch_size:
+            return None
+    return rows * num_devices if rows * num_devices < batch_size else None
+
+
+def smaller_microbatch_size(
+    size: int, batch_size: int, program: Program, limit_bytes: int, unit: int
+) -> int:
+    """The micro-batch to try where one needs too much memory.
+
+    Args:
+      size: the one that doesn't fit.
+      batch_size: the batch that it was tried with.
+      program: the program that doesn't fit.
+      limit_bytes: what there is on each device.
+      unit: rows that micro-batches are multiples of.
+
+    Raises:
+      UsageError: there is no smaller one.
+    """
+    if size <= unit:
+        rows = f"a micro-batch of {size}" if size > 1 else "micro-batch 1"
+        raise UsageError(
+            f"the batch of {batch_size} doesn't fit even with {rows}: an update needs "
+            f"{bytes_text(program.num_bytes)} ({program.num_bytes:,} bytes) on each device, and "
+            f"there are {bytes_text(limit_bytes)} (device_memory); take a smaller network, or "
+            "more devices with shard_params."
+        )
+    room = limit_bytes - (program.num_bytes - program.temporary_bytes)
+    wanted = min(size * max(room, 0) / max(program.temporary_bytes, 1), size / 2)
+    smaller = unit
+    while 2 * smaller <= wanted:
+        smaller *= 2
+    return smaller
+
+
+def steps_per_dispatch(flops: float, platform: str) -> int:
+    """How many updates to dispatch at a time, a power of two: several where they are short.
+
+    It follows from the program alone, not from a measurement, so that a run that is repeated is
+    repeated to the bit.
+
+    Args:
+      flops: of one update, per device.
+      platform: the devices'.
+
+    >>> steps_per_dispatch(2e7, "cpu"), steps_per_dispatch(3e9, "cpu")
+    (4, 1)
+    """
+    short = _SHORT_UPDATE_FLOPS.get(platform, _SHORT_UPDATE_FLOPS["gpu"])
+    number = 1
+    while number < _MAX_STEPS_PER_DISPATCH and 2 * number * flops <= short:
+        number *= 2
+    return number
+
+
+def update_flops(lowered: jax.stages.Lowered) -> float:
+    """Floating-point operations of a lowered update without micro-batches; loops count once."""
+    return float((lowered.cost_analysis() or {}).get("flops", 0.0))
