@@ -28,11 +28,12 @@ _MODULES = {
     "adabatch_jax.data.augmentation": ("example_keys",),
     "adabatch_jax.training.mesh": ("data_mesh",),
     "adabatch_jax.training.state": ("TrainState",),
-    "adabatch_jax.training.step": (
-        "make_train_step",
+    "adabatch_jax.training.loss_functions": (
+        "independent_groups",
         "sequential_model_state",
         "weighted_mean",
     ),
+    "adabatch_jax.training.step": ("make_train_step",),
     "adabatch_jax.training.evaluation": ("evaluate",),
     "adabatch_jax.training.fit": ("FitResult", "fit"),
     "adabatch_jax.errors": (

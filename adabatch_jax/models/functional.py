@@ -11,7 +11,7 @@ from flax import nnx
 
 from adabatch_jax.data.augmentation import example_keys
 from adabatch_jax.training.evaluation import EvalFn
-from adabatch_jax.training.step import LossFn, sequential_model_state, weighted_mean
+from adabatch_jax.training.loss_functions import LossFn, sequential_model_state, weighted_mean
 
 Images = jax.Array
 

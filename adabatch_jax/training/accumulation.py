@@ -1,34 +1,110 @@
-"""Gradients of one batch that is computed in micro-batches, one after another."""
+"""Gradients of one batch that is computed in micro-batches, one after another.
+
+With n_j the sum of weights of micro-batch j, all that is a mean combines as
+sum(n_j * x_j) / sum(n_j). A micro-batch with n_j = 0 is left out, even where it produced a NaN.
+"""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from adabatch_jax.training.gradients import GradFn, Outputs
 
-class Outputs(NamedTuple):
-    """What one (micro-)batch gives: gradients, the new model state, and metrics."""
+
+class Sums(NamedTuple):
+    """What some of a batch's micro-batches gave; sums are kept in float32 at least.
+
+    Attributes:
+      grads: sum(n_j * gradient_j), a pytree like the parameters.
+      model_state: sum(n_j * model_state_j). Where it is sequential or isn't floating-point, the
+        value of the last micro-batch with a real example.
+      metrics: sum(n_j * metric_j).
+      weight: sum(n_j), a scalar.
+    """
 
     grads: Any
     model_state: Any
     metrics: Any
+    weight: jax.Array
 
 
-def accumulate(
-    grad_fn: Callable[[Any, Mapping[str, jax.Array], jax.Array], Outputs],
+def begin(params: Any, model_state: Any, metrics: Any, sequential: bool) -> Sums:
+    """Returns the sums before the first micro-batch.
+
+    Args:
+      params: what the gradients look like.
+      model_state: the state that came into the step.
+      metrics: what the metrics look like; shapes and dtypes will do.
+      sequential: whether each micro-batch begins from the model state that the one before left,
+        instead of from the one that came into the step.
+    """
+    return Sums(
+        grads=jax.tree.map(_zeros, params),
+        model_state=model_state if sequential else jax.tree.map(_zeros, model_state),
+        metrics=jax.tree.map(_metric_zeros, metrics),
+        weight=jnp.zeros((), jnp.float32),
+    )
+
+
+def add(
+    sums: Sums, outputs: Outputs, weight: jax.Array, is_real: jax.Array, sequential: bool
+) -> Sums:
+    """Returns the sums with one more micro-batch.
+
+    Args:
+      sums: those so far.
+      outputs: what the micro-batch gave.
+      weight: its sum of weights.
+      is_real: whether any of its weights isn't 0, also on other devices.
+      sequential: as in `begin`.
+    """
+    add_up = functools.partial(_add, weight=weight)
+    put = functools.partial(_put, is_real=is_real) if sequential else add_up
+    return Sums(
+        grads=jax.tree.map(add_up, sums.grads, outputs.grads),
+        model_state=jax.tree.map(put, sums.model_state, outputs.model_state),
+        metrics=jax.tree.map(add_up, sums.metrics, outputs.metrics),
+        weight=sums.weight + weight.astype(sums.weight.dtype),
+    )
+
+
+def finish(sums: Sums, params: Any, model_state: Any, sequential: bool) -> Outputs:
+    """Returns what all micro-batches give together; the arguments are those of `begin`.
+
+    Without any real example the gradient is 0 and the model state stays as it was.
+    """
+    total = sums.weight
+    divisor = jnp.where(total > 0, total, 1)
+
+    def mean(acc, like):
+        return (acc / divisor.astype(acc.dtype)).astype(like.dtype) if _is_float(like) else acc
+
+    new_state = sums.model_state
+    if not sequential:
+        new_state = jax.tree.map(mean, new_state, model_state)
+        put = functools.partial(_put, is_real=total > 0)
+        new_state = jax.tree.map(put, model_state, new_state)
+    return Outputs(
+        grads=jax.tree.map(mean, sums.grads, params),
+        model_state=new_state,
+        metrics=jax.tree.map(lambda acc: mean(acc, acc), sums.metrics),
+    )
+
+
+def sum_up(
+    grad_fn: GradFn,
     params: Any,
     model_state: Any,
     batch: Mapping[str, jax.Array],
     rng: jax.Array,
-    sequential: bool = False,
-) -> Outputs:
-    """Returns what `grad_fn` would give for all micro-batches together.
-
-    Sums are kept in float32 at least. A micro-batch whose weights sum to 0 is left out, even
-    where it produced a NaN.
+    sequential: bool,
+    weights: jax.Array | None = None,
+) -> Sums:
+    """Returns the sums over all micro-batches.
 
     Args:
       grad_fn: `(model_state, batch, rng) -> Outputs`, the weighted means of one micro-batch.
@@ -36,55 +112,57 @@ def accumulate(
       model_state: the state that came into the step.
       batch: arrays (K, m, ...), among them "weight".
       rng: the step's key; micro-batch j gets `fold_in(rng, j)`.
-      sequential: whether each micro-batch begins from the model state that the one before left,
-        instead of from the one that came into the step.
-
-    Returns:
-      Means weighted by the micro-batches' sums of weights; for model state that is sequential or
-      isn't floating-point the value of the last micro-batch with a real example.
+      sequential: as in `begin`.
+      weights: (K,), sums of weights over all devices, where `batch` is one device's share.
     """
 
-    def add(carried, indexed_microbatch):
-        index, microbatch = indexed_microbatch
-        grads, states = carried
-        key = jax.random.fold_in(rng, index)
-        outputs = grad_fn(states if sequential else model_state, microbatch, key)
+    def add_next(sums, numbered_microbatch):
+        index, of_all, microbatch = numbered_microbatch
+        before = sums.model_state if sequential else model_state
+        outputs = grad_fn(before, microbatch, jax.random.fold_in(rng, index))
         weight = microbatch["weight"].sum()
-        add_up = functools.partial(_add, weight=weight)
-        put = functools.partial(_put, weight=weight) if sequential else add_up
-        carried = (
-            jax.tree.map(add_up, grads, outputs.grads),
-            jax.tree.map(put, states, outputs.model_state),
-        )
-        return carried, (weight, outputs.metrics)
+        # Metrics are stacked instead: what they look like is known only after tracing
+        # `grad_fn`, and tracing it once is enough.
+        sums = add(sums, outputs._replace(metrics={}), weight, of_all > 0, sequential)
+        return sums, (weight, outputs.metrics)
 
-    # Metrics are stacked instead of summed: what they look like is known only after tracing
-    # `grad_fn`, and tracing it once is enough.
-    indices = jnp.arange(batch["weight"].shape[0])
-    begin = jax.tree.map(_zeros, params), model_state
-    if not sequential:
-        begin = jax.tree.map(_zeros, begin)
-    (grads, new_state), (weights, metrics) = lax.scan(add, begin, (indices, batch))
-    total = weights.sum()
-
-    def mean(acc, like):
-        if not _is_float(like):
-            return acc
-        # Without any real example: no gradient, and the model state as it was.
-        return (acc / jnp.where(total > 0, total, 1).astype(acc.dtype)).astype(like.dtype)
-
-    if not sequential:
-        new_state = jax.tree.map(mean, new_state, model_state)
-        new_state = jax.tree.map(functools.partial(_put, weight=total), model_state, new_state)
-    return Outputs(
-        grads=jax.tree.map(mean, grads, params),
-        model_state=new_state,
-        metrics=jax.tree.map(lambda values: _mean_of_means(values, weights), metrics),
+    weights = batch["weight"].sum(1) if weights is None else weights
+    indices = jnp.arange(weights.shape[0])
+    sums, (own_weights, metrics) = lax.scan(
+        add_next, begin(params, model_state, {}, sequential), (indices, weights, batch)
     )
+
+    def total(values):
+        column = own_weights.reshape(own_weights.shape + (1,) * (values.ndim - 1))
+        column = column.astype(_metric_dtype(values))
+        return jnp.where(column > 0, values * column, 0).sum(0)
+
+    return sums._replace(metrics=jax.tree.map(total, metrics))
+
+
+def accumulate(
+    grad_fn: GradFn,
+    params: Any,
+    model_state: Any,
+    batch: Mapping[str, jax.Array],
+    rng: jax.Array,
+    sequential: bool,
+) -> Outputs:
+    """Returns what `grad_fn` would give for all micro-batches together; see `sum_up`."""
+    sums = sum_up(grad_fn, params, model_state, batch, rng, sequential)
+    return finish(sums, params, model_state, sequential)
 
 
 def _is_float(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _metric_dtype(leaf: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def _metric_zeros(leaf: jax.Array) -> jax.Array:
+    return jnp.zeros(leaf.shape, _metric_dtype(leaf))
 
 
 def _zeros(leaf: jax.Array) -> jax.Array:
@@ -99,13 +177,5 @@ def _add(acc: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(weight > 0, new, acc)
 
 
-def _put(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.where(weight > 0, new, old)
-
-
-def _mean_of_means(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns the weighted mean of `values` (K, ...) without those whose weight is 0."""
-    column = weights.reshape(weights.shape + (1,) * (values.ndim - 1))
-    total = weights.sum()
-    summed = jnp.where(column > 0, values * column, 0).sum(axis=0)
-    return summed / jnp.where(total > 0, total, 1)
+def _put(old: jax.Array, new: jax.Array, is_real: jax.Array) -> jax.Array:
+    return jnp.where(is_real, new, old)

@@ -11,14 +11,15 @@ import numpy as np
 from jax import lax
 
 from adabatch_jax.config import TrainConfig
+from adabatch_jax.costs.updates import image_shape
 from adabatch_jax.data.datasets import dataset_spec
 from adabatch_jax.data.layout import BatchLayout, batch_layout, row_table
-from adabatch_jax.plan_memory import image_shape
 from adabatch_jax.run import network
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.training.accumulation import Outputs, accumulate
+from adabatch_jax.training.accumulation import accumulate
+from adabatch_jax.training.gradients import gradient_function
+from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.mesh import batch_sharding, data_mesh, replicated
-from adabatch_jax.training.step import LossFn
 
 REPEATS = 5
 # Of a batch that is computed in many micro-batches, which take equally long.
@@ -117,11 +118,7 @@ def _forward_and_backward(loss_fn: LossFn) -> Callable[..., Any]:
     """The gradients too, added up over the micro-batches as in training."""
 
     def forward_and_backward(params, model_state, batch, rng):
-        def grad_fn(model_state, microbatch, rng):
-            value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-            (loss, (state, _)), grads = value_and_grad(params, model_state, microbatch, rng)
-            return Outputs(grads, state, {"loss": loss})
-
+        grad_fn = gradient_function(loss_fn, params)
         if batch["weight"].shape[0] == 1:
             return grad_fn(model_state, jax.tree.map(lambda leaf: leaf[0], batch), rng)
         return accumulate(grad_fn, params, model_state, batch, rng, sequential=True)

@@ -13,8 +13,9 @@ import optax
 import pytest
 from flax import nnx
 
+from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import make_train_step, weighted_mean
+from adabatch_jax.training.step import make_train_step
 
 
 def make_weights():

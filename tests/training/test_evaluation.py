@@ -9,7 +9,7 @@ from adabatch_jax.errors import UsageError
 from adabatch_jax.training.evaluation import Evaluator, evaluate
 from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import weighted_mean
+from adabatch_jax.training.loss_functions import weighted_mean
 
 
 class Numbers:

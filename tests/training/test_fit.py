@@ -20,7 +20,7 @@ from adabatch_jax.training.evaluation import evaluate
 from adabatch_jax.training.fit import fit
 from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import weighted_mean
+from adabatch_jax.training.loss_functions import weighted_mean
 
 N = 60
 RANDOM = np.random.default_rng(0)

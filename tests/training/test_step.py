@@ -9,13 +9,10 @@ import optax
 import pytest
 
 from adabatch_jax.errors import UsageError
+from adabatch_jax.training.loss_functions import sequential_model_state, weighted_mean
 from adabatch_jax.training.mesh import batch_sharding, data_mesh, replicated
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import (
-    make_train_step,
-    sequential_model_state,
-    weighted_mean,
-)
+from adabatch_jax.training.step import make_train_step
 
 
 def conv(x, w):
