@@ -15,7 +15,12 @@ from adabatch_jax.schedules.plan import BatchPlan, Step
 if TYPE_CHECKING:
     from jax.sharding import Mesh, Sharding
 
-ADDED_KEYS = ("index", "epoch", "weight")
+# What a batch holds beside the source's arrays: the shape and the dtype of one row.
+ADDED_TYPES = {
+    "index": ((), np.dtype(np.int32)),
+    "epoch": ((), np.dtype(np.int32)),
+    "weight": ((), np.dtype(np.float32)),
+}
 _INT32_RANGE = 2**31
 
 
@@ -125,7 +130,7 @@ class Rows(NamedTuple):
     is_real: np.ndarray
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a batch holds beside the source's arrays."""
+        """The arrays of `ADDED_TYPES`."""
         return {
             "index": (self.index % _INT32_RANGE).astype(np.int32),
             "epoch": self.epoch.astype(np.int32),
@@ -183,7 +188,7 @@ def read_rows(source: Source, rows: Rows) -> dict[str, np.ndarray]:
 
 def refuse_added_names(names: Iterable[str]) -> None:
     """Raises a UsageError if one of a source's arrays has a name that batches add themselves."""
-    clash = [name for name in names if name in ADDED_KEYS]
+    clash = [name for name in names if name in ADDED_TYPES]
     if clash:
         raise UsageError(
             f"the source has an array named {clash[0]!r}, which batches add themselves; rename it."

@@ -2,22 +2,21 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adabatch_jax.data.batches import (
+    ADDED_TYPES,
     batch_rows,
     check,
     put_share,
     read_rows,
-    refuse_added_names,
     stacked,
 )
 from adabatch_jax.data.layout import batch_layout
-from adabatch_jax.data.prefetching import prefetched
+from adabatch_jax.data.prefetching import background_thread, prefetched
 from adabatch_jax.data.resident import Placement, choose_placement, example_types, put_tables
 from adabatch_jax.data.sources import ArraySource, Source, in_memory
 from adabatch_jax.errors import UsageError
@@ -62,15 +61,12 @@ class Feed:
         self._mesh, self._microbatch_size = mesh, microbatch_size
         self._steps_per_dispatch, self._split = steps_per_dispatch, split
         self._source, self._example = source, example_types(source)
-        refuse_added_names(self._example)
         self.kind, self.reason = placement.kind, placement.reason
         self.tables: dict[str, jax.Array] = {}
         if self.kind == "resident":
             arrays = (source if isinstance(source, ArraySource) else in_memory(source)).arrays
             self.tables = put_tables(arrays, mesh, placement.spread)
-        # jax keeps the default device by thread.
-        self._default_device = jax.config.jax_default_device
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._thread = background_thread("feed")
 
     def __enter__(self) -> "Feed":
         return self
@@ -104,15 +100,10 @@ class Feed:
             shape = (layout.num_microbatches, *shape)
         if self._steps_per_dispatch > 1:
             shape = (self._steps_per_dispatch, *shape)
-        example = {} if self.tables else self._example
-        example = example | {
-            "index": ((), np.int32),
-            "epoch": ((), np.int32),
-            "weight": ((), np.float32),
-        }
+        row = ADDED_TYPES if self.tables else self._example | ADDED_TYPES
         inputs = {
             name: jax.ShapeDtypeStruct((*shape, *rest), dtype, sharding=self._sharding)
-            for name, (rest, dtype) in example.items()
+            for name, (rest, dtype) in row.items()
         }
         if self._steps_per_dispatch > 1:
             inputs["num_steps"] = jax.ShapeDtypeStruct((), np.int32, sharding=self._whole)
@@ -124,10 +115,9 @@ class Feed:
         if not self.tables:
             arrays |= read_rows(self._source, rows)
         arrays = {name: self._shaped(array) for name, array in arrays.items()}
-        with jax.default_device(self._default_device):
-            inputs = put_share(arrays, self._sharding)
-            if self._steps_per_dispatch > 1:
-                inputs |= put_share({"num_steps": np.int32(len(piece.steps))}, self._whole)
+        inputs = put_share(arrays, self._sharding)
+        if self._steps_per_dispatch > 1:
+            inputs |= put_share({"num_steps": np.int32(len(piece.steps))}, self._whole)
         return inputs
 
     def _rows(self, step: Step, microbatch: int | None):

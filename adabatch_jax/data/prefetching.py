@@ -3,11 +3,19 @@
 import collections
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
+
+import jax
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def background_thread(name: str) -> ThreadPoolExecutor:
+    """A thread whose default device is the caller's; jax keeps that by thread."""
+    device = jax.default_device(jax.config.jax_default_device)
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=device.__enter__)
 
 
 def prefetched(

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from adabatch_jax.byte_sizes import bytes_text
+from adabatch_jax.data.batches import refuse_added_names
 from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.errors import UsageError
-from adabatch_jax.byte_sizes import bytes_text
 from adabatch_jax.training.mesh import batch_sharding, replicated
 
 KINDS = ("auto", "resident", "streaming")
@@ -89,6 +90,7 @@ def example_types(source: Source) -> dict[str, tuple[tuple[int, ...], np.dtype]]
     {'label': ((2,), dtype('int32'))}
     """
     arrays = {name: np.asarray(a) for name, a in source.read(np.zeros(1, np.int64)).items()}
+    refuse_added_names(arrays)
     return {
         name: (array.shape[1:], jax.dtypes.canonicalize_dtype(array.dtype))
         for name, array in arrays.items()

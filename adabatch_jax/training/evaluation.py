@@ -1,22 +1,31 @@
 """Metrics over a whole source, exact for any batch size and any number of devices."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from adabatch_jax.data.batches import ADDED_TYPES, batch_rows, put_share, read_rows
+from adabatch_jax.data.prefetching import background_thread, prefetched
+from adabatch_jax.data.resident import example_types
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
+from adabatch_jax.schedules.plan import Step
 from adabatch_jax.training.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.training.state import TrainState
 
 EvalFn = Callable[[Any, Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
+Batch = dict[str, jax.Array]
 
 
 class Evaluator:
-    """Evaluates states on one source; the program is compiled once.
+    """Evaluates states on one source; the program is compiled once. A context manager.
+
+    What the source gives stays on the devices where it fits; an evaluation then reads and sends
+    nothing but the state.
 
     Args:
       eval_fn: `eval_fn(params, model_state, batch) -> metrics`, a dict of scalars, means over
@@ -25,58 +34,114 @@ class Evaluator:
       batch_size: examples per batch, rounded up to a multiple of the devices. It changes
         memory and speed, not the result.
       mesh: the devices that share a batch, or None.
+      keep_limit_bytes: the most memory, on each device, to keep examples in.
+
+    Attributes:
+      num_bytes: memory that the kept examples take on each device; 0 where they don't fit.
+      program: what evaluates a batch. To have it ahead of time put `lower(...).compile()` here.
 
     Raises:
       UsageError: an empty source, or a batch size below 1.
     """
 
     def __init__(
-        self, eval_fn: EvalFn, source: Source, batch_size: int, mesh: Mesh | None = None
+        self,
+        eval_fn: EvalFn,
+        source: Source,
+        batch_size: int,
+        mesh: Mesh | None = None,
+        keep_limit_bytes: int = 2**30,
     ):
         if batch_size < 1:
             raise UsageError(f"the evaluation's batch_size must be at least 1, got {batch_size}.")
         if len(source) == 0:
             raise UsageError("the evaluation's source has no examples.")
-        mesh = None if mesh is None else as_data_mesh(mesh)
-        self._source, self._mesh = source, mesh
+        self._source, self._mesh = source, None if mesh is None else as_data_mesh(mesh)
         num_devices = 1 if mesh is None else mesh.size
         # One shape for all batches, no larger than the source needs.
         self._num_rows = -(-min(batch_size, len(source)) // num_devices) * num_devices
+        self._whole = self._spread = None
         shardings = {}
         if mesh is not None:
-            whole, spread = replicated(mesh), batch_sharding(mesh)
-            shardings = {"in_shardings": (whole, whole, spread), "out_shardings": whole}
+            self._whole, self._spread = replicated(self._mesh), batch_sharding(self._mesh)
+            arguments = (self._whole, self._whole, self._spread)
+            shardings = {"in_shardings": arguments, "out_shardings": self._whole}
         self._jitted = jax.jit(eval_fn, **shardings)
+        self.program: Callable[..., Mapping[str, jax.Array]] = self._jitted
+        num_batches = -(-len(source) // self._num_rows)
+        batch = self._abstract_batch().values()
+        batch_bytes = sum(math.prod(array.shape) * array.dtype.itemsize for array in batch)
+        num_bytes = num_batches * batch_bytes // num_devices
+        self.num_bytes = num_bytes if num_bytes <= keep_limit_bytes else 0
+        self._kept: list[tuple[Step, Batch]] | None = None
+        self._thread = background_thread("evaluation")
+
+    def __enter__(self) -> "Evaluator":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees what is kept on the devices, and ends the thread that reads."""
+        self._kept = None
+        self._thread.shutdown(cancel_futures=True)
+
+    def lower(self, params: Any, model_state: Any) -> jax.stages.Lowered:
+        """Lowers the program for states like this one (arrays or `jax.ShapeDtypeStruct`s)."""
+
+        def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+            value = jax.typeof(leaf)
+            return jax.ShapeDtypeStruct(
+                value.shape, value.dtype, sharding=self._whole, weak_type=value.weak_type
+            )
+
+        state = jax.tree.map(abstract, (params, model_state))
+        return self._jitted.lower(*state, self._abstract_batch())
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Returns the metrics over the whole source, summed up in float64."""
         params, model_state = state.params, state.model_state
         if self._mesh is not None:
-            params, model_state = jax.device_put((params, model_state), replicated(self._mesh))
-        counts, results = [], []
-        for count, batch in self._batches():
-            counts.append(count)
-            results.append(self._jitted(params, model_state, batch))
+            params, model_state = jax.device_put((params, model_state), self._whole)
+        counts, results, kept = [], [], []
+        for step, batch in self._batches():
+            if self.num_bytes:
+                kept.append((step, batch))
+            counts.append(step.num_real)
+            results.append(self.program(params, model_state, batch))
             if len(results) > 2:
                 # Dispatch runs ahead of the devices; without a bound batches fill the memory.
                 jax.block_until_ready(results[-3])
+        self._kept = kept or None
         results = jax.device_get(results)
         return {
             name: sum(map(_total, (r[name] for r in results), counts)) / sum(counts)
             for name in results[0]
         }
 
-    def _batches(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """Yields the number of real examples, and a batch padded with its first example."""
-        for start in range(0, len(self._source), self._num_rows):
-            count = min(self._num_rows, len(self._source) - start)
-            rows = np.full(self._num_rows, start, np.int64)
-            rows[:count] += np.arange(count)
-            batch = dict(self._source.read(rows))
-            batch["index"] = rows.astype(np.int32)
-            batch["epoch"] = np.zeros(self._num_rows, np.int32)
-            batch["weight"] = (np.arange(self._num_rows) < count).astype(np.float32)
-            yield count, batch
+    def _batches(self) -> Iterable[tuple[Step, Batch]]:
+        """What the source holds, in order: kept, or read while the devices are at work."""
+        if self._kept is not None:
+            return self._kept
+        num_rows, stop = self._num_rows, len(self._source)
+        steps = (
+            Step(number, 0, start, num_rows, min(num_rows, stop - start))
+            for number, start in enumerate(range(0, stop, num_rows))
+        )
+        return prefetched(self._read, steps, self._thread)
+
+    def _read(self, step: Step) -> Batch:
+        rows = batch_rows(None, 0, step, None, self._mesh)  # None: in the source's own order
+        arrays = read_rows(self._source, rows) | rows.arrays()
+        return put_share({name: array[0] for name, array in arrays.items()}, self._spread)
+
+    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        row = example_types(self._source) | ADDED_TYPES
+        return {
+            name: jax.ShapeDtypeStruct((self._num_rows, *shape), dtype, sharding=self._spread)
+            for name, (shape, dtype) in row.items()
+        }
 
 
 def _total(mean: Any, count: int) -> float:
@@ -105,7 +170,7 @@ def evaluate(
 
     >>> import optax
     >>> from adabatch_jax.data.sources import array_source
-    >>> from adabatch_jax.training.step import weighted_mean
+    >>> from adabatch_jax.training.loss_functions import weighted_mean
     >>> source = array_source({"x": np.arange(5, dtype=np.float32)})
     >>> def eval_fn(params, model_state, batch):
     ...     return {"x": weighted_mean(batch["x"], batch["weight"])}
@@ -113,4 +178,5 @@ def evaluate(
     >>> evaluate(eval_fn, state, source, batch_size=2)
     {'x': 2.0}
     """
-    return Evaluator(eval_fn, source, batch_size, mesh)(state)
+    with Evaluator(eval_fn, source, batch_size, mesh, keep_limit_bytes=0) as evaluator:
+        return evaluator(state)

@@ -239,6 +239,13 @@ def test_images_stay_bytes_on_the_device():
         np.testing.assert_array_equal(feed.tables["image"], ARRAYS["image"])
 
 
+def test_the_default_device_is_that_of_whoever_opened_the_feed():
+    device = jax.devices()[3]
+    with jax.default_device(device), open_feed(SOURCE, PLANS[0], 0, kind="streaming") as feed:
+        _, inputs = next(feed.run(pieces_of(PLANS[0], 1)))
+    assert inputs["image"].devices() == {device}
+
+
 def test_sources_that_are_not_in_memory_are_streamed_unless_asked():
     with open_feed(NotInMemory(), PLANS[0], 0) as feed:
         assert (feed.kind, feed.reason) == ("streaming", "streaming: the examples aren't in memory")

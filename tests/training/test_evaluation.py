@@ -1,5 +1,7 @@
 """Evaluation covers every example once, whatever the layout."""
 
+import threading
+
 import jax
 import numpy as np
 import optax
@@ -7,9 +9,9 @@ import pytest
 
 from adabatch_jax.errors import UsageError
 from adabatch_jax.training.evaluation import Evaluator, evaluate
+from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.loss_functions import weighted_mean
 
 
 class Numbers:
@@ -64,7 +66,8 @@ def test_batches_are_padded_with_their_first_example():
 
     evaluate(spy, make_state(), source, batch_size=4)
     jax.effects_barrier()
-    assert [rows.tolist() for rows in source.rows] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 8, 8]]
+    # One example tells the arrays' shapes; padding is read once.
+    assert [rows.tolist() for rows in source.rows] == [[0], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 8]]
     assert seen[-1]["weight"].tolist() == [1, 1, 0, 0]
     assert seen[-1]["index"].tolist() == [8, 9, 8, 8]
     assert seen[-1]["epoch"].tolist() == [0, 0, 0, 0]
@@ -73,9 +76,14 @@ def test_batches_are_padded_with_their_first_example():
 
 
 def test_a_small_source_gets_small_batches():
-    source = Numbers(5)
-    evaluate(eval_fn, make_state(), source, 512, data_mesh(jax.devices()[:4]))
-    assert [len(rows) for rows in source.rows] == [8]
+    seen = []
+
+    def spy(params, model_state, batch):
+        seen.append(batch["weight"].shape)
+        return eval_fn(params, model_state, batch)
+
+    evaluate(spy, make_state(), Numbers(5), 512, data_mesh(jax.devices()[:4]))
+    assert seen == [(8,)]
 
 
 @pytest.mark.parametrize("num_devices", [None, 4])
@@ -91,6 +99,73 @@ def test_traced_once_over_calls(num_devices):
     assert evaluator(make_state(1.0)) != evaluator(make_state(2.0))
     evaluate(counting, make_state(), Numbers(10), 4, mesh)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("num_devices", [None, 4])
+def test_what_is_kept_is_neither_read_nor_sent_again(num_devices):
+    mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
+    source = Numbers(101)
+    with Evaluator(eval_fn, source, 8, mesh) as evaluator:
+        first, num_reads = evaluator(make_state(1.0)), len(source.rows)
+        assert num_reads == 1 + 13
+        # 13 batches of 8 rows: the number, index, epoch and weight.
+        assert evaluator.num_bytes == 13 * 8 * 16 // (num_devices or 1)
+        states = [make_state(2.0), make_state(1.0)]
+        jax.config.update("jax_transfer_guard_host_to_device", "disallow")  # of all threads
+        try:
+            again = [evaluator(state) for state in states]
+        finally:
+            jax.config.update("jax_transfer_guard_host_to_device", "allow")
+        assert len(source.rows) == num_reads
+    assert again == [evaluate(eval_fn, make_state(w), Numbers(101), 8, mesh) for w in (2.0, 1.0)]
+    assert again[1] == first != again[0]
+
+
+def test_what_does_not_fit_is_read_each_time():
+    source = Numbers(10)
+    for limit, num_bytes, reads in ((192, 192, [1, 4, 4, 3]), (191, 0, [1, 4, 4, 3, 4, 4, 3])):
+        source.rows.clear()
+        with Evaluator(eval_fn, source, 4, keep_limit_bytes=limit) as evaluator:
+            assert evaluator.num_bytes == num_bytes
+            assert evaluator(make_state()) == evaluator(make_state())
+        assert [len(rows) for rows in source.rows] == reads
+
+
+@pytest.mark.parametrize("num_devices", [None, 4])
+def test_compiled_ahead(num_devices, tmp_path):
+    mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
+    state, compiled = make_state(), []
+    with Evaluator(eval_fn, Numbers(10), 4, mesh) as evaluator:
+        abstract = jax.eval_shape(lambda: (state.params, state.model_state))
+        evaluator.program = evaluator.lower(*abstract).compile()
+
+        def note(event, duration, **kwargs):
+            compiled.append(event) if event.endswith("backend_compile_duration") else None
+
+        jax.monitoring.register_event_duration_secs_listener(note)
+        try:
+            metrics = evaluator(state)
+        finally:
+            jax.monitoring.unregister_event_duration_listener(note)
+    assert compiled == []
+    assert metrics == evaluate(eval_fn, state, Numbers(10), 4, mesh)
+
+
+def test_a_broken_source_is_told_and_not_kept():
+    class Broken(Numbers):
+        def read(self, indices):
+            if len(self.rows) == 3:
+                self.rows.clear()
+                raise OSError("the disk is gone")
+            return super().read(indices)
+
+    source = Broken(10)
+    with Evaluator(eval_fn, source, 4) as evaluator:
+        with pytest.raises(OSError, match="the disk is gone"):
+            evaluator(make_state())
+        source.rows.clear()
+        assert evaluator(make_state()) == evaluate(eval_fn, make_state(), Numbers(10), 4)
+    assert not [t for t in threading.enumerate() if t.name.startswith("evaluation")]
 
 
 def test_errors():
