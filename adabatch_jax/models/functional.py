@@ -1,5 +1,6 @@
 """From an nnx module to the plain functions and pytrees that training works with."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,8 +11,14 @@ import optax
 from flax import nnx
 
 from adabatch_jax.data.augmentation import example_keys
+from adabatch_jax.models.layers import BatchNorm
 from adabatch_jax.training.evaluation import EvalFn
-from adabatch_jax.training.loss_functions import LossFn, sequential_model_state, weighted_mean
+from adabatch_jax.training.loss_functions import (
+    LossFn,
+    independent_groups,
+    sequential_model_state,
+    weighted_mean,
+)
 
 Images = jax.Array
 
@@ -35,7 +42,9 @@ def functions(
       `(params, model_state, loss_fn, eval_fn)`: two nested dicts of arrays, the function that
       `make_train_step` takes, whose metrics are `{"accuracy"}`, and the one that `evaluate`
       takes, whose metrics are `{"loss", "accuracy"}`. Batches have "image" (batch, height,
-      width, channels) and "label" (integers).
+      width, channels) and "label" (integers). The loss of a network that is made of this
+      package's modules only is marked by `independent_groups`, unless BatchNorm's group is the
+      whole batch; what a module of yours does with other rows only you know: mark it yourself.
 
     >>> from adabatch_jax.models.registry import create
     >>> module = create("cnn_digits", image_shape=(8, 8, 1))
@@ -61,6 +70,8 @@ def functions(
     # The seed is an argument of the compiled step, so that runs with other seeds share it.
     # BatchNorm's running statistics move group by group, in the order of the rows.
     loss_fn = sequential_model_state(jax.tree_util.Partial(loss_of_seed, np.uint32(seed)))
+    if (num_rows := _independent_rows(module)) is not None:
+        independent_groups(loss_fn, num_rows)
 
     def eval_fn(params, model_state, batch):
         network = nnx.merge(graphdef, params, model_state, copy=True)
@@ -68,6 +79,15 @@ def functions(
         return _metrics(logits, batch)
 
     return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), loss_fn, eval_fn
+
+
+def _independent_rows(module: nnx.Module) -> int | None:
+    """The rows that the network computes apart from others; None if that can't be known."""
+    modules = [part for _, part in nnx.iter_graph(module) if isinstance(part, nnx.Module)]
+    here = __name__.rpartition(".")[0] + "."
+    known = (type(part).__module__.startswith(here) or type(part) is nnx.List for part in modules)
+    sizes = [part.group_size for part in modules if isinstance(part, BatchNorm)]
+    return None if None in sizes or not all(known) else math.lcm(*sizes)
 
 
 def _metrics(logits: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

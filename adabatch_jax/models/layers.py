@@ -16,6 +16,7 @@ from jax import lax
 
 from adabatch_jax.errors import UsageError
 from adabatch_jax.models.convolution import conv2d
+from adabatch_jax.training.mesh import rows_of_all_devices
 
 
 class Conv(nnx.Module):
@@ -162,6 +163,8 @@ class BatchNorm(nnx.Module):
 
     def _update(self, mean: jax.Array, var: jax.Array, num_real: jax.Array) -> None:
         """Moves the running statistics by those of each group (groups, features), in order."""
+        rows = rows_of_all_devices(jnp.concatenate((mean, var, num_real), axis=1))
+        mean, var, num_real = jnp.split(rows, (mean.shape[1], 2 * mean.shape[1]), axis=1)
         if self.reference_size is None:
             updates = (num_real > 0).astype(num_real.dtype)
         else:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -57,3 +58,24 @@ def batch_sharding(mesh: Mesh, microbatched: bool = False) -> NamedSharding:
     """
     spec = PartitionSpec(None, "data") if microbatched else PartitionSpec("data")
     return NamedSharding(mesh, spec)
+
+
+def rows_of_all_devices(rows: jax.Array) -> jax.Array:
+    """Returns the rows of all devices, in order, also where a device computes its share apart.
+
+    A loss function needs it that is marked by `independent_groups` and updates sequential model
+    state: it then runs on each device for that device's rows only.
+
+    Args:
+      rows: shape (n, ...), what was computed from the n groups of rows at hand.
+
+    Returns:
+      `rows` itself, or (devices * n, ...) in a `jax.shard_map` over the axis `"data"`.
+
+    >>> jax.shard_map(rows_of_all_devices, mesh=data_mesh(), in_specs=PartitionSpec("data"),
+    ...               out_specs=PartitionSpec(), check_vma=False)(np.arange(8)).tolist()
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    if "data" not in jax.sharding.get_abstract_mesh().manual_axes:
+        return rows
+    return lax.all_gather(rows, "data", tiled=True)
