@@ -1,0 +1,46 @@
+"""Running a benchmark in a process of its own: with its devices, and nobody else's memory."""
+
+import concurrent.futures
+import importlib
+import multiprocessing
+import os
+import time
+from typing import Any
+
+from adabatch_jax.reporting.environment import describe_environment
+from experiments.benchmarks.options import Options
+from experiments.benchmarks.rows import Row
+
+BENCHMARKS = {
+    "accumulation": 1,
+    "jpeg_input": 1,
+    "against_pytorch": 2,
+}
+"""The modules here that have a `run`, in order, and how many devices each needs."""
+
+
+def run_apart(name: str, options: Options) -> dict[str, Any]:
+    """Runs a benchmark on the CPU.
+
+    Returns:
+      Its rows and environment as JSON values. A benchmark that fails has one row that says so,
+      because the others are worth having.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_NUM_CPU_DEVICES"] = str(BENCHMARKS[name])
+    context, start = multiprocessing.get_context("spawn"), time.monotonic()
+    with concurrent.futures.ProcessPoolExecutor(1, context) as process:
+        try:
+            rows = process.submit(_run_here, name, options).result()
+        except Exception as error:
+            rows = [Row(name, None, note=f"failed: {type(error).__name__}: {error}")]
+    devices = ["cpu"] * BENCHMARKS[name]
+    return {
+        "environment": describe_environment(devices),
+        "benchmark_seconds": round(time.monotonic() - start, 1),
+        "rows": [row.to_dict() for row in rows],
+    }
+
+
+def _run_here(name: str, options: Options) -> list[Row]:
+    return importlib.import_module(f"experiments.benchmarks.{name}").run(options)
