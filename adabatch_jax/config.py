@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from adabatch_jax.byte_sizes import parse_bytes
 from adabatch_jax.errors import UsageError, did_you_mean
 from adabatch_jax.learning_rates.description import (
     LearningRate,
@@ -26,6 +27,9 @@ from adabatch_jax.schedules.text import decimal_text, exact
 
 OPTIMIZERS = ("sgd", "adamw")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+ACCUMULATIONS = ("fused", "split")
+INPUTS = ("auto", "resident", "streaming")
+AUTO = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +98,25 @@ class Settings:
     seed: int = 0
     """Seed of the initial weights, the order of the examples, augmentation and dropout."""
 
-    microbatch_size: int | None = None
-    """Examples, over all devices, that are computed at a time; none: the whole batch."""
+    microbatch_size: int | str | None = "auto"
+    """Examples, over all devices, that are computed at a time; none: the whole batch; auto: what
+    fits and is fast."""
+
+    accumulation: str = "fused"
+    """How micro-batches are computed: fused (in one program per batch size) or split (one per
+    call of a program that all batch sizes share)."""
+
+    steps_per_dispatch: int | str = "auto"
+    """Updates per call of a program, a number or auto: several where they are short."""
+
+    input: str = "auto"
+    """Where the examples live: resident (on the devices), streaming (from the host), or auto."""
+
+    shard_params: bool = False
+    """Whether to spread parameters and optimizer state over the devices too (FSDP)."""
+
+    device_memory: str | None = None
+    """Memory of each device, such as 16GiB; none: what the device reports."""
 
     batchnorm_group_size: int | None = None
     """Rows that BatchNorm normalizes together; none: the whole (micro-)batch."""
@@ -160,8 +181,18 @@ class TrainConfig(Settings):
             _check_choice(name, getattr(self, name), choices)
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
-            if value is not None and not value >= minimum:
+            if name in _AUTOMATIC and isinstance(value, str):
+                if value != AUTO:
+                    raise UsageError(f"{name}: must be a number or auto, got {value!r}.")
+            elif value is not None and not value >= minimum:
                 raise UsageError(f"{name}: must be at least {minimum}, got {value}.")
+        if self.device_memory is not None:
+            _checked("device_memory", self.device_memory, parse_bytes)
+        if self.accumulation == "split" and self.microbatch_size in (None, AUTO):
+            raise UsageError(
+                "accumulation: split computes one micro-batch at a time; give microbatch_size a "
+                "number."
+            )
         if self.seed >= 2**32:
             raise UsageError(f"seed: must be below 2**32, got {self.seed}.")
         if not 0 < self.epochs < math.inf:
@@ -201,7 +232,7 @@ class TrainConfig(Settings):
         plan = make_plan(self.schedule, num_examples, self.duration, self.remainder, divisible_by)
         group = self.batchnorm_group_size
         for size in plan.batch_sizes:
-            rows = size if self.microbatch_size is None else min(self.microbatch_size, size)
+            rows = min(self.microbatch_size, size) if type(self.microbatch_size) is int else size
             if group is not None and rows % group:
                 raise UsageError(
                     f"batchnorm_group_size: {group} must divide the {rows} examples that are "
@@ -242,13 +273,17 @@ _CHOICES = {
     "optimizer": OPTIMIZERS,
     "compute_dtype": COMPUTE_DTYPES,
     "remainder": REMAINDERS,
+    "accumulation": ACCUMULATIONS,
+    "input": INPUTS,
 }
+_AUTOMATIC = ("microbatch_size", "steps_per_dispatch")
 _MINIMA = {
     "reference_batch_size": 1,
     "momentum": 0,
     "weight_decay": 0,
     "seed": 0,
     "microbatch_size": 1,
+    "steps_per_dispatch": 1,
     "batchnorm_group_size": 1,
     "batchnorm_reference_size": 1,
     "eval_batch_size": 1,

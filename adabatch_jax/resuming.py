@@ -17,7 +17,7 @@ from adabatch_jax.workdir import saved_config
 # What decides the numbers of a run beside its schedule and learning rate.
 _IDENTITY = (
     "dataset", "model", "optimizer", "momentum", "weight_decay", "seed", "microbatch_size",
-    "batchnorm_group_size", "remainder", "data",
+    "batchnorm_group_size", "batchnorm_reference_size", "compute_dtype", "remainder", "data",
 )  # fmt: skip
 
 

@@ -22,9 +22,9 @@ from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.evaluation import EvalFn
 from adabatch_jax.training.fit import FitResult, fit
 from adabatch_jax.training.loop import StepCallback
+from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.workdir import check_workdir, locked
 
 # A decoded dataset below this is kept in memory.
@@ -36,6 +36,7 @@ def train(
     workdir: Path,
     on_step: StepCallback | None = None,
     progress: Progress | None = None,
+    profile: str | None = None,
 ) -> FitResult:
     """Trains as configured, or goes on with what the workdir holds.
 
@@ -44,6 +45,7 @@ def train(
       workdir: the run's folder; made if need be.
       on_step: as in `fit`.
       progress: where to show how it goes; none: the terminal.
+      profile: as in `fit`.
 
     Raises:
       UsageError: the settings or the workdir can't work.
@@ -53,7 +55,7 @@ def train(
     train_source, eval_sources = open_sources(config, spec)
     check_workdir(workdir)
     with locked(workdir):
-        return _train(config, workdir, on_step, progress, spec, train_source, eval_sources)
+        return _train(config, workdir, on_step, progress, profile, spec, train_source, eval_sources)
 
 
 def _train(
@@ -61,6 +63,7 @@ def _train(
     workdir: Path,
     on_step: StepCallback | None,
     progress: Progress | None,
+    profile: str | None,
     spec: DatasetSpec,
     train_source: Source,
     eval_sources: Mapping[str, Source],
@@ -93,6 +96,12 @@ def _train(
         on_step=on_step,
         eval_batch_size=config.eval_batch_size,
         keep_checkpoints=config.keep_checkpoints,
+        input=config.input,
+        steps_per_dispatch=config.steps_per_dispatch,
+        accumulation=config.accumulation,
+        shard_params=config.shard_params,
+        device_memory=config.device_memory,
+        profile=profile,
         progress=progress,
         identity=config.to_dict(),
     )

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from adabatch_jax import commands
+from adabatch_jax.errors import UsageError
 from adabatch_jax.interruption import Interruption
 
 PROG = "python -m adabatch_jax.train"
@@ -36,6 +37,13 @@ def _train(argv: Sequence[str] | None, interruption: Interruption) -> int:
         workdir: str | None = None
         """Folder of the run; none: runs/<name>-<digest of the settings>."""
 
+        profile: str | None = None
+        """Updates to trace with JAX's profiler, such as 10:20; the trace goes into the run's
+        folder."""
+
+        cpu_devices: int | None = None
+        """Without an accelerator: how many devices to make of the CPU, best one per core."""
+
     try:
         options, config = parse_arguments(Options, argv, PROG, __doc__)
     except SystemExit as stop:  # --help was printed
@@ -52,10 +60,20 @@ def _train(argv: Sequence[str] | None, interruption: Interruption) -> int:
 
     # Orbax and others read this when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import jax
+
+    from adabatch_jax import compilation_cache
     from adabatch_jax.run import train
 
+    if options.cpu_devices is not None:
+        if options.cpu_devices < 1:
+            raise UsageError(f"--cpu-devices: must be at least 1, got {options.cpu_devices}.")
+        jax.config.update("jax_num_cpu_devices", options.cpu_devices)
+    compilation_cache.enable()
     interruption.defer()
-    result = train(config, workdir, on_step=lambda *_: interruption.happened)
+    result = train(
+        config, workdir, on_step=lambda *_: interruption.happened, profile=options.profile
+    )
     if result.stopped:
         command = shlex.join([*PROG.split(), *(sys.argv[1:] if argv is None else argv)])
         print(

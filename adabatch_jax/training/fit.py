@@ -1,6 +1,8 @@
 """Training as a library call: the loop over a plan, with evaluation, checkpoints and metrics."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,23 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from adabatch_jax.byte_sizes import parse_bytes
+from adabatch_jax.costs import predict
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
 from adabatch_jax.reporting.progress import NullProgress, Progress
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.evaluation import EvalFn, Evaluator
-from adabatch_jax.training.loop import Loop, StepCallback
+from adabatch_jax.training.loop import Loop, StepCallback, evaluation_program
+from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.profiling import make_profile
+from adabatch_jax.training.programs import Programs
 from adabatch_jax.training.record import RunRecord
+from adabatch_jax.training.setup import LayoutOptions, Setup, set_up
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import LossFn, make_train_step
+from adabatch_jax.training.step import make_train_step
+from adabatch_jax.training.timing import seconds_by_size
 
 # Apart from the keys of examples, which are folded from the same seed.
 _RUN_KEY = 0x5EED
@@ -53,7 +62,7 @@ def fit(
     eval_source: Source | Mapping[str, Source] | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
-    microbatch_size: int | None = None,
+    microbatch_size: int | str | None = None,
     workdir: str | Path | None = None,
     eval_every: str | int = "1ep",
     checkpoint_every: str | int = "1ep",
@@ -61,6 +70,12 @@ def fit(
     on_step: StepCallback | None = None,
     eval_batch_size: int = 512,
     keep_checkpoints: int = 3,
+    input: str = "auto",
+    steps_per_dispatch: int | str = 1,
+    accumulation: str = "fused",
+    shard_params: bool = False,
+    device_memory: str | int | None = None,
+    profile: str | None = None,
     progress: Progress | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> FitResult:
@@ -79,15 +94,29 @@ def fit(
         called "test_loss" or after the source's name, as "holdout_loss".
       seed: of the order of the examples and of the key that `loss_fn` gets.
       mesh: the devices to train on; None for one.
-      microbatch_size: examples over all devices that are computed at a time.
+      microbatch_size: examples over all devices that are computed at a time; None: the whole
+        batch; "auto": what a CPU computes fastest if `loss_fn` is marked by `independent_groups`,
+        else the whole batch, or the largest micro-batch that fits into memory.
       workdir: the run's folder: metrics, checkpoints, plan and summary. None writes nothing.
       eval_every: a duration; also at the end of the run.
       checkpoint_every: a duration; also at the end and when `on_step` stops the run.
       log_every: a duration between rows of metrics; evaluations make a row too.
       on_step: called as `on_step(finished_steps, state, metrics)` after each update is
-        dispatched; True stops the run. Reading `metrics` waits for the device.
+        dispatched, or after several (see `steps_per_dispatch`); True stops the run. Reading
+        `metrics` waits for the device.
       eval_batch_size: examples per batch of the evaluation.
       keep_checkpoints: how many of the newest checkpoints to keep.
+      input: "resident" keeps the examples on the devices, "streaming" sends each batch; both
+        give the same batches. "auto" keeps them there if they are in memory and fit.
+      steps_per_dispatch: the most updates per call of a program. More than one pays where an
+        update takes less than a millisecond; metrics that `on_step` gets then have a leading axis.
+        "auto" decides by the update's arithmetic.
+      accumulation: "fused": a batch's micro-batches are computed in one program; "split": one
+        micro-batch per call, so that all batch sizes share a program, and memory holds
+        micro-batches only.
+      shard_params: spread parameters and optimizer state over the devices too (FSDP).
+      device_memory: memory of each device, as bytes or a text such as "16GiB"; None asks it.
+      profile: updates to trace with JAX's profiler, such as "10:20", into the workdir.
       progress: where to show how it goes.
       identity: settings, as JSON values, kept in config.json and in each checkpoint.
 
@@ -109,6 +138,77 @@ def fit(
     >>> round(float(result.state.params["w"]), 3)
     3.0
     """
+    check_arguments(state, eval_fn, eval_source, plan, mesh)
+    options = LayoutOptions(
+        microbatch_size,
+        steps_per_dispatch,
+        accumulation,
+        input,
+        shard_params,
+        parse_bytes(device_memory) if isinstance(device_memory, str) else device_memory,
+    )
+    eval_sources = dict(eval_source) if isinstance(eval_source, Mapping) else {"test": eval_source}
+    # What isn't done needs no period: an endless stream has no epochs to count in.
+    eval_period = None if eval_fn is None else every(plan, eval_every)
+    checkpoint_period = None if workdir is None else every(plan, checkpoint_every)
+    log_period = every(plan, log_every)
+    trace = make_profile(profile, workdir)
+    progress = NullProgress() if progress is None else progress
+    record = RunRecord(plan, seed, workdir, keep_checkpoints, identity or {})
+    with contextlib.ExitStack() as stack:
+        stack.callback(record.close)
+        saved_layout = record.open()
+        placed = make_train_step(loss_fn, tx, mesh, shard_params=shard_params)
+        state = record.begin(placed.place(state), progress)
+        if record.start_step == plan.num_steps:
+            return FitResult(state, record.history, record.finish(state, False), False)
+        rng = placed.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
+        evaluators = {
+            name: stack.enter_context(Evaluator(eval_fn, eval_source, eval_batch_size, mesh))
+            for name, eval_source in eval_sources.items()
+            if eval_fn is not None
+        }
+        with record.timed("compile"):
+            setup = set_up(
+                loss_fn, tx, state, rng, source, plan, record.start_step, seed, mesh,
+                options, saved_layout, progress, sum(e.num_bytes for e in evaluators.values()),
+            )  # fmt: skip
+        stack.callback(setup.feed.close)
+        stack.callback(setup.dispatch.programs.close)
+        record.keep_layout(setup.layout)
+        _predict(record, setup, plan, state, rng)
+        compile_in_background(setup.dispatch.programs, evaluators, state)
+        stack.callback(trace.close)
+        loop = Loop(
+            dispatch=setup.dispatch,
+            feed=setup.feed,
+            plan=plan,
+            rng=rng,
+            learning_rate=learning_rate,
+            evaluators=evaluators,
+            eval_period=eval_period,
+            checkpoint_period=checkpoint_period,
+            log_period=log_period,
+            on_step=on_step,
+            record=record,
+            progress=progress,
+            profile=trace,
+        )
+        with progress:
+            state, stopped = loop.run(state)
+        record.add_seconds("background_compile", setup.dispatch.programs.background_seconds)
+        summary = record.finish(state, stopped)
+    return FitResult(state, record.history, summary, stopped)
+
+
+def check_arguments(
+    state: TrainState,
+    eval_fn: EvalFn | None,
+    eval_source: Any,
+    plan: BatchPlan,
+    mesh: Mesh | None,
+) -> None:
+    """Raises a UsageError where the arguments of `fit` can't go together."""
     if (eval_fn is None) != (eval_source is None):
         raise UsageError("`eval_fn` and `eval_source` belong together: give both or neither.")
     if state.step.is_deleted():
@@ -116,37 +216,33 @@ def fit(
             "`state` was given to an earlier call, which took its arrays; go on with the state "
             "that the call returned, or with a new `TrainState.create(...)`."
         )
-    eval_sources = dict(eval_source) if isinstance(eval_source, Mapping) else {"test": eval_source}
-    # What isn't done needs no period: an endless stream has no epochs to count in.
-    eval_period = None if eval_fn is None else every(plan, eval_every)
-    checkpoint_period = None if workdir is None else every(plan, checkpoint_every)
-    progress = NullProgress() if progress is None else progress
-    train_step = make_train_step(loss_fn, tx, mesh, microbatch_size)
-    record = RunRecord(plan, seed, workdir, keep_checkpoints, identity or {})
-    try:
-        state = record.begin(train_step.place(state), progress)
-        loop = Loop(
-            train_step=train_step,
-            source=source,
-            plan=plan,
-            seed=seed,
-            rng=train_step.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY)),
-            learning_rate=learning_rate,
-            evaluators={
-                name: Evaluator(eval_fn, eval_source, eval_batch_size, mesh)
-                for name, eval_source in eval_sources.items()
-                if eval_fn is not None
-            },
-            eval_period=eval_period,
-            checkpoint_period=checkpoint_period,
-            log_period=every(plan, log_every),
-            on_step=on_step,
-            record=record,
-            progress=progress,
+    largest = max(plan.batch_sizes)
+    if mesh is not None and mesh.size > largest:
+        raise UsageError(
+            f"`mesh` has {mesh.size} devices, more than the largest batch has examples "
+            f"({largest}), so some would never work; give a mesh of at most {largest} devices."
         )
-        with progress:
-            state, stopped = loop.run(state)
-        summary = record.finish(state, stopped)
-    finally:
-        record.close()
-    return FitResult(state, record.history, summary, stopped)
+
+
+def compile_in_background(
+    programs: Programs, evaluators: Mapping[str, Evaluator], state: TrainState
+) -> None:
+    """Begins to compile what isn't needed at once; evaluations come before most phases."""
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+        (state.params, state.model_state),
+    )
+    for name, evaluator in evaluators.items():
+        programs.add(evaluation_program(name), functools.partial(evaluator.lower, *like))
+    programs.compile_rest()
+
+
+def _predict(
+    record: RunRecord, setup: Setup, plan: BatchPlan, state: TrainState, rng: jax.Array
+) -> None:
+    """Times the programs that are there, and writes what the run should take into plan.json."""
+    if not record.wants_prediction:
+        return
+    with record.timed("compile"):
+        seconds = seconds_by_size(setup.dispatch, setup.feed, plan, record.start_step, state, rng)
+    record.predicted(predict(plan, seconds).to_dict())

@@ -66,6 +66,10 @@ class Programs:
         """All programs, in the order in which they are needed."""
         return tuple(self._lowerings)
 
+    def add(self, name: Hashable, lower: Callable[[], jax.stages.Lowered]) -> None:
+        """Adds a program that is needed before those that aren't compiled yet."""
+        self._lowerings = {name: lower} | self._lowerings
+
     def compile_rest(self) -> None:
         """Begins to compile, in the background, what isn't compiled yet."""
         for name in self._lowerings:

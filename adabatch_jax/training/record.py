@@ -24,7 +24,8 @@ from adabatch_jax.training.state import TrainState
 if TYPE_CHECKING:
     from adabatch_jax.training.checkpoint import Checkpoints
 
-ACTIVITIES = ("compile", "step", "input", "evaluation", "checkpoint")
+ACTIVITIES = ("compile", "step", "input", "evaluation", "checkpoint", "background_compile")
+TRAINING = ("step", "input")
 
 
 class RunRecord:
@@ -34,6 +35,7 @@ class RunRecord:
       history: the rows of metrics.
       examples: the digest of the examples consumed.
       start_step: the update to go on from.
+      phase: the phase that seconds of training are spent on now.
     """
 
     def __init__(
@@ -50,17 +52,19 @@ class RunRecord:
         self._checkpoints: Checkpoints | None = None
         self._metrics: MetricsWriter | None = None
         self._seconds: Counter[str] = Counter()
+        self._phase_seconds = [0.0] * len(plan.phases)
+        self._layout: dict[str, Any] = {}
         self._restarts = 0
         self.history: list[dict[str, Any]] = []
         self.examples = ExamplesDigest()
         self.start_step = 0
-
-    def begin(self, state: TrainState, progress: Progress) -> TrainState:
-        """Opens the workdir, and returns the state of its newest checkpoint if it has one."""
+        self.phase = 0
         self._since = time.monotonic()
+
+    def open(self) -> dict[str, Any]:
+        """Opens the workdir; returns the layout that its run was begun with, or nothing."""
         if self._workdir is None:
-            self._start_from(state)
-            return state
+            return {}
         try:
             from adabatch_jax.training.checkpoint import Checkpoints  # not needed in memory
         except ModuleNotFoundError as error:
@@ -73,6 +77,14 @@ class RunRecord:
             write_json(config, self._identity)
         self._checkpoints = Checkpoints(self._workdir / "checkpoints", self._keep)
         steps = self._checkpoints.steps()
+        return self._checkpoints.read_run(steps[-1])["layout"] if steps else {}
+
+    def begin(self, state: TrainState, progress: Progress) -> TrainState:
+        """Returns the state of the workdir's newest checkpoint, or where it has none `state`."""
+        if self._workdir is None:
+            self._start_from(state)
+            return state
+        steps = self._checkpoints.steps()
         if steps:
             state = self._resume(steps[-1], state, progress)
             if self._is_finished():
@@ -83,15 +95,44 @@ class RunRecord:
         if self.start_step < self._plan.num_steps:  # perhaps of a run that is prolonged
             with storage_errors(self._workdir):
                 (self._workdir / "summary.json").unlink(missing_ok=True)
-        write_json(config, self._identity)
-        write_json(self._workdir / "plan.json", self._plan.to_dict())
-        devices = [device.device_kind for device in jax.devices()]
-        environment = {**describe_environment(devices), "restarts": self._restarts}
-        write_json(self._workdir / "environment.json", environment)
+        write_json(self._workdir / "config.json", self._identity)
+        self._write_plan()
         resume_from = self.start_step if steps else None
         self._metrics = MetricsWriter(self._workdir, resume_from_step=resume_from)
         self.history = read_metrics(self._workdir / "metrics.jsonl")
         return state
+
+    def keep_layout(self, layout: Mapping[str, Any]) -> None:
+        """Notes what the bits of the result depend on beside the settings, as JSON values."""
+        self._layout = dict(layout)
+        if self._metrics is None:
+            return
+        environment = describe_environment(device.device_kind for device in jax.devices())
+        environment |= {"layout": self._layout, "restarts": self._restarts}
+        write_json(self._workdir / "environment.json", environment)
+
+    def _write_plan(self) -> None:
+        """Writes plan.json; what was predicted before a restart stays in it."""
+        path = self._workdir / "plan.json"
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError):
+            before = {}
+        kept = {"prediction": before["prediction"]} if "prediction" in before else {}
+        write_json(path, self._plan.to_dict() | kept)
+
+    @property
+    def wants_prediction(self) -> bool:
+        """Whether there is a plan.json that nothing was predicted in."""
+        if self._metrics is None:
+            return False
+        return "prediction" not in json.loads((self._workdir / "plan.json").read_text())
+
+    def predicted(self, prediction: Mapping[str, Any]) -> None:
+        """Adds what the run should take to plan.json."""
+        write_json(
+            self._workdir / "plan.json", self._plan.to_dict() | {"prediction": dict(prediction)}
+        )
 
     def _start_from(self, state: TrainState) -> None:
         """Begins where the given state stands."""
@@ -123,6 +164,8 @@ class RunRecord:
         self.start_step = step
         self.examples = ExamplesDigest(run["examples_digest"])
         self._seconds = Counter(run["seconds"])
+        for phase, seconds in enumerate(run["phase_seconds"][: len(self._phase_seconds)]):
+            self._phase_seconds[phase] = seconds
         self._restarts = run["restarts"] + 1
         if step < self._plan.num_steps:
             progress.message(
@@ -138,7 +181,14 @@ class RunRecord:
         try:
             yield
         finally:
-            self._seconds[activity] += time.monotonic() - begin
+            seconds = time.monotonic() - begin
+            self._seconds[activity] += seconds
+            if activity in TRAINING:
+                self._phase_seconds[self.phase] += seconds
+
+    def add_seconds(self, activity: str, seconds: float) -> None:
+        """Accounts seconds that passed elsewhere, while training went on."""
+        self._seconds[activity] += seconds
 
     def elapsed_seconds(self) -> float:
         """Seconds since the run began, over all restarts."""
@@ -146,7 +196,7 @@ class RunRecord:
 
     def training_seconds(self) -> float:
         """Seconds in updates and in waiting for their input, over all restarts."""
-        return self._seconds["step"] + self._seconds["input"]
+        return sum(self._seconds[activity] for activity in TRAINING)
 
     def write_row(self, row: dict[str, Any]) -> None:
         """Adds a row of metrics."""
@@ -166,6 +216,8 @@ class RunRecord:
             "fingerprint": self._plan.fingerprint(self._plan.samples_at(step)),
             "examples_digest": str(self.examples),
             "seconds": {**self._seconds, "total": self.elapsed_seconds()},
+            "phase_seconds": self._phase_seconds,
+            "layout": self._layout,
             "restarts": self._restarts,
             "identity": self._identity,
         }
@@ -191,9 +243,7 @@ class RunRecord:
     def _summary(self, state: TrainState) -> dict[str, Any]:
         last = self.history[-1] if self.history else {}
         measured = (
-            key
-            for key in last
-            if key.startswith(("train_", "test_", "holdout_")) or key == "epoch"
+            key for key in last if key.startswith(("train_", "test_", "holdout_")) or key == "epoch"
         )
         step = int(state.step)
         return {
@@ -205,6 +255,7 @@ class RunRecord:
             "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             **{f"{name}_seconds": self._seconds[name] for name in ACTIVITIES},
             "total_seconds": self.elapsed_seconds(),
+            "phase_training_seconds": self._phase_seconds,
         }
 
     def close(self) -> None:

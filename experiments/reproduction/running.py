@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from adabatch_jax import compilation_cache
 from adabatch_jax.errors import DivergedError
 from adabatch_jax.run import train
 from experiments.reproduction.display import StudyDisplay, make_display
@@ -48,7 +49,7 @@ def run_study(
     display = make_display([*(job for search in searches for job in search), *jobs])
     save_study(out, study)
     display.say(_introduction(study, jobs, out))
-    share_compiled_programs(out / "compiled")
+    compilation_cache.enable(out / "compiled")
     display.start()
     try:
         for search in searches:
@@ -65,14 +66,6 @@ def run_study(
     finally:
         display.stop()
     return study
-
-
-def share_compiled_programs(folder: Path) -> None:
-    """Keeps compiled programs on disk for the study's other runs, unless the user does already."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _run(job: Job, display: StudyDisplay, should_stop: Callable[[], bool]) -> None:

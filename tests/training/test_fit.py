@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from adabatch_jax.costs import Prediction
 from adabatch_jax.data.batches import batches
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.errors import DivergedError, RestoreError, StorageError, UsageError
@@ -18,9 +19,9 @@ from adabatch_jax.schedules.building import make_plan
 from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.evaluation import evaluate
 from adabatch_jax.training.fit import fit
+from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.loss_functions import weighted_mean
 
 N = 60
 RANDOM = np.random.default_rng(0)
@@ -226,7 +227,8 @@ def test_each_batch_size_is_compiled_once():
     state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
     assert plan.has_partial_batches
     fit(counted, tx, state, TRAIN, plan)
-    assert traces == [(4, 5), (7, 5), (16, 5)]
+    # The first and the largest at once, then the others.
+    assert traces == [(4, 5), (16, 5), (7, 5)]
 
 
 def test_on_step_stops_and_saves(tmp_path):
@@ -267,7 +269,10 @@ def test_endless_streams():
 def test_the_files_of_a_run(tmp_path):
     plan = PLANS["carry"]
     result = train(plan, tmp_path)
-    assert json.loads((tmp_path / "plan.json").read_text()) == plan.to_dict()
+    written = json.loads((tmp_path / "plan.json").read_text())
+    prediction = Prediction.from_dict(written.pop("prediction"))
+    assert written == plan.to_dict()
+    assert [p.num_updates for p in prediction.phases] == [p.num_steps for p in plan.phases]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["weights_digest"] == weights_digest(result.state)
     assert summary["num_parameters"] == 5 * 8 + 8 + 8 * 2
@@ -275,6 +280,8 @@ def test_the_files_of_a_run(tmp_path):
     assert summary["test_accuracy"] == result.history[-1]["test_accuracy"]
     for name in ("compile", "step", "input", "evaluation", "checkpoint", "total"):
         assert summary[f"{name}_seconds"] >= 0
+    training_seconds = summary["step_seconds"] + summary["input_seconds"]
+    assert sum(summary["phase_training_seconds"]) == pytest.approx(training_seconds)
     assert load_run(tmp_path).final("test_accuracy") == summary["test_accuracy"]
     assert (tmp_path / "metrics.csv").read_text().startswith("step,samples,epoch,phase")
     assert list((tmp_path / "tensorboard").iterdir())
@@ -286,7 +293,7 @@ def test_divergence_names_the_step_and_saves_nothing(tmp_path):
     plan = make_plan("4", N, "2ep")
     tx = optax.sgd(1e38)
     state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
-    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) after update 4 .*batch size 4"):
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) after update 2 .*batch size 4"):
         fit(loss_fn, tx, state, TRAIN, plan, workdir=tmp_path, log_every="4st")
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
