@@ -152,7 +152,7 @@ class SplitDispatch:
             of_finish["out_shardings"] = (train_step.state_shardings(state), whole)
         begin = jax.jit(begin, **of_begin)
         add = jax.jit(functools.partial(add_microbatch, train_step), donate_argnums=0, **of_add)
-        finish = jax.jit(train_step.finish, donate_argnums=(0, 1), **of_finish)
+        finish = jax.jit(train_step.finish, donate_argnums=0, **of_finish)
 
         def lower_add(batch_size: int) -> jax.stages.Lowered:
             inputs, number = feed.abstract_inputs(batch_size), abstract(self._number(0))

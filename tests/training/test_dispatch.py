@@ -1,0 +1,191 @@
+"""Whatever the layout of a run, it is the same run; and its programs are there in time."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from adabatch_jax import TrainState, array_source, coupled_learning_rate, data_mesh, fit, make_plan
+from adabatch_jax.errors import UsageError
+from adabatch_jax.training.loss_functions import weighted_mean
+
+N = 50
+X = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
+SOURCE = array_source({"x": X, "y": np.sin(X @ np.arange(6)).astype(np.float32)})
+PLAN = make_plan("4, 1ep: 12, 2ep: 7", num_examples=N, duration="3.5ep")
+RATE = coupled_learning_rate(PLAN, 0.05)
+TX = optax.sgd(RATE, momentum=0.9)
+
+
+def loss_fn(params, model_state, batch, rng):
+    hidden = jnp.tanh(batch["x"] @ params["w1"])
+    errors = (hidden @ params["w2"] - batch["y"]) ** 2
+    noise = jax.random.uniform(rng)
+    state = {"seen": model_state["seen"] + batch["weight"].sum()}
+    return weighted_mean(errors, batch["weight"]), (state, {"noise": noise})
+
+
+def eval_fn(params, model_state, batch):
+    errors = (jnp.tanh(batch["x"] @ params["w1"]) @ params["w2"] - batch["y"]) ** 2
+    return {"loss": weighted_mean(errors, batch["weight"])}
+
+
+def new_state():
+    rng = np.random.default_rng(1)
+    params = {"w1": rng.normal(size=(6, 8)).astype(np.float32), "w2": np.ones(8, np.float32)}
+    return TrainState.create(params=params, tx=TX, model_state={"seen": jnp.zeros(())})
+
+
+def train(loss=loss_fn, plan=PLAN, **options):
+    options = {"eval_every": "1ep", "log_every": "5st"} | options
+    evaluation = {"eval_fn": eval_fn, "eval_source": SOURCE}
+    return fit(loss, TX, new_state(), SOURCE, plan, **evaluation, learning_rate=RATE, **options)
+
+
+def reproducible(result):
+    return [
+        {k: v for k, v in row.items() if not k.endswith(("_seconds", "_per_second"))}
+        for row in result.history
+    ]
+
+
+def equal_bits(one, other):
+    return one.summary["weights_digest"] == other.summary["weights_digest"] and reproducible(
+        one
+    ) == reproducible(other)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return train()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"microbatch_size": 3}, {"mesh": 4, "steps_per_dispatch": 3}],
+    ids=["plain", "micro-batches", "mesh"],
+)
+def test_resident_and_streaming_input_give_the_same_bits(options):
+    options = options | ({"mesh": data_mesh(jax.devices()[:4])} if "mesh" in options else {})
+    assert equal_bits(train(input="resident", **options), train(input="streaming", **options))
+
+
+@pytest.mark.parametrize("number", [2, 8])
+def test_several_updates_per_dispatch_are_the_same_updates(plain, number):
+    together = train(steps_per_dispatch=number)
+    for row, alone in zip(together.history, plain.history, strict=True):
+        assert row["step"] == alone["step"] and row["train_noise"] == alone["train_noise"]
+        assert row["examples_digest"] == alone["examples_digest"]
+        assert row["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-5)
+    for leaf, wanted in zip(
+        jax.tree.leaves(together.state), jax.tree.leaves(plain.state), strict=True
+    ):
+        np.testing.assert_allclose(leaf, wanted, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"steps_per_dispatch": 4}, {"accumulation": "split"}])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, options):
+    options = options | {"microbatch_size": 5}
+    whole = train(**options)
+    train(**options, workdir=tmp_path, on_step=lambda finished, *_: finished >= 9)
+    rest = train(**options, workdir=tmp_path)
+    assert rest.summary["weights_digest"] == whole.summary["weights_digest"]
+    assert reproducible(rest) == reproducible(whole)
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_split_accumulation_is_fused_accumulation(num_devices):
+    mesh = data_mesh(jax.devices()[:num_devices]) if num_devices > 1 else None
+    layout = {"microbatch_size": 4, "mesh": mesh}
+    fused, split = train(**layout), train(**layout, accumulation="split")
+    for row, wanted in zip(split.history, fused.history, strict=True):
+        assert row["examples_digest"] == wanted["examples_digest"]
+        assert row["train_loss"] == pytest.approx(wanted["train_loss"], rel=1e-5)
+        assert row["train_noise"] == pytest.approx(wanted["train_noise"], rel=1e-5)
+    for leaf, wanted in zip(
+        jax.tree.leaves(split.state), jax.tree.leaves(fused.state), strict=True
+    ):
+        np.testing.assert_allclose(leaf, wanted, rtol=2e-5, atol=1e-6)
+
+
+def test_split_accumulation_needs_no_program_for_another_size():
+    """However many batch sizes a plan has, each micro-batch's shape is traced once."""
+    traced = []
+
+    def counted(params, model_state, batch, rng):
+        traced.append(batch["x"].shape[0])
+        return loss_fn(params, model_state, batch, rng)
+
+    plan = make_plan("8, 1ep: 12, 2ep: 20, 3ep: 31", num_examples=N, duration="4ep")
+    train(counted, plan, microbatch_size=8, accumulation="split")
+    assert set(traced) == {8} and len(traced) <= 2  # the shapes of the metrics, and the program
+
+
+def test_no_program_is_traced_after_the_start_of_its_phase():
+    """When a phase's first update is dispatched, its program was traced before."""
+    traced, dispatched = [], []
+
+    def counted(params, model_state, batch, rng):
+        traced.append(batch["x"].shape[0])
+        return loss_fn(params, model_state, batch, rng)
+
+    def on_step(finished, state, metrics):
+        dispatched.append((PLAN.batch_size_at(finished - 1), tuple(traced)))
+
+    train(counted, on_step=on_step)
+    assert sorted(traced) == sorted(PLAN.batch_sizes)
+    first = dispatched[0]
+    assert {4, 12} <= set(first[1])  # the first and the largest, before anything is trained
+    assert all(size in before for size, before in dispatched)
+    assert dispatched[-1][1] == tuple(traced)
+
+
+def test_the_loop_uploads_nothing_implicitly():
+    entered = []
+
+    def on_step(finished, state, metrics):
+        if not entered:
+            entered.append(jax.transfer_guard("disallow"))
+            entered[0].__enter__()
+
+    try:
+        train(steps_per_dispatch=2, on_step=on_step)
+    finally:
+        entered[0].__exit__(None, None, None)
+
+
+def test_what_does_not_fit_is_refused_before_training():
+    steps = []
+    with pytest.raises(UsageError, match=r"phase 1 \(batch 12, micro-batch 12\) needs .*'auto'"):
+        train(device_memory=100, on_step=lambda *_: steps.append(1))
+    with pytest.raises(UsageError, match="doesn't fit even with micro-batch 1: .* bytes"):
+        train(device_memory=100, microbatch_size="auto")
+    with pytest.raises(UsageError, match="input can't be resident: its examples take 1,400 bytes"):
+        train(device_memory=1000, input="resident")
+    with pytest.raises(UsageError, match="8 devices, more than the largest batch has examples"):
+        plan = make_plan(4, N, "1ep")
+        train(plan=plan, mesh=data_mesh())
+    assert not steps
+
+
+def test_an_automatic_micro_batch_fits(tmp_path):
+    """The limit lies between what the whole batch and a micro-batch need."""
+    plan = make_plan("16 x4 every 1ep max 1024", num_examples=2048, duration="4ep")
+    x = np.zeros((2048, 6), np.float32)
+    source = array_source({"x": x, "y": x[:, 0]})
+
+    def run(**options):
+        return fit(
+            loss_fn, TX, new_state(), source, plan, workdir=tmp_path / "run",
+            input="streaming", log_every="1ep", checkpoint_every="2ep", **options,
+        )  # fmt: skip
+
+    with pytest.raises(UsageError, match=r"needs .* KiB|needs .* bytes"):
+        run(device_memory=60_000)
+    result = run(device_memory=60_000, microbatch_size="auto")
+    assert result.state.step == plan.num_steps
+    layout = json.loads((tmp_path / "run" / "environment.json").read_text())["layout"]
+    assert 1 <= layout["microbatch_size"] < 1024
