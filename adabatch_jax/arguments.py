@@ -5,9 +5,10 @@ import contextlib
 import dataclasses
 import io
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -60,6 +61,37 @@ def parse_arguments(
         parsed = tyro.cli(command, args=argv, prog=prog, description=description)
     fields = {f.name: getattr(parsed.settings, f.name) for f in dataclasses.fields(Settings)}
     return parsed.options, TrainConfig(**fields)
+
+
+def command_arguments(config: TrainConfig, path: str | None = None) -> str:
+    """The flags that give this configuration back, as one would type them.
+
+    Args:
+      config: the configuration.
+      path: the file of `--config`; flags are what differs from it, or from the default.
+
+    >>> command_arguments(TrainConfig(batch_schedule="32 x2 every 4ep max 128", seed=1))
+    "--batch-schedule '32 x2 every 4ep max 128' --seed 1"
+    """
+    default = TrainConfig() if path is None else load_config(path)
+    ours, theirs = _flag_values(config), _flag_values(default)
+    words = [] if path is None else ["--config", path]
+    for flag, value in ours.items():
+        if value == theirs[flag]:
+            continue
+        if isinstance(value, bool):
+            group, _, name = flag.rpartition(".")
+            prefix = f"{group}." if group else ""
+            words.append(f"--{prefix}{name if value else f'no-{name}'}")
+        else:
+            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
+
+
+def _flag_values(config: TrainConfig) -> dict[str, Any]:
+    fields = config.to_dict()
+    fields |= {f"data.{name}": value for name, value in fields.pop("data").items()}
+    return {name.replace("_", "-"): value for name, value in fields.items()}
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from adabatch_jax import commands
@@ -16,82 +15,147 @@ from adabatch_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from adabatch_jax.config import TrainConfig
-    from adabatch_jax.plan_table import PlanRow
+    from adabatch_jax.schedules.plan import BatchPlan
 
 PROG = "python -m adabatch_jax.plan"
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    config: str | None = None
+    """Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
+
+    workdir: str | None = None
+    """Accepted so that a command of train can be planned; nothing is written there."""
+
+    num_examples: int | None = None
+    """Examples per epoch; none: the dataset's."""
+
+    devices: int | None = None
+    """Number of devices to lay the batches out on; none: 1, and where updates are timed all that
+    this machine has."""
+
+    divisible_by: int = 1
+    """Refuse batch sizes that are no multiple of this number."""
+
+    memory: bool = True
+    """Whether to compile a few of the updates, which takes seconds, and show their memory."""
+
+    measure: bool = False
+    """Time the updates on this machine, for half a minute at most beside their compilation, and
+    predict how long the run takes and what the growth gains."""
+
+    suggest: bool = False
+    """Time the updates on this machine, and propose a schedule that ends where growth stops
+    paying."""
+
+    max_batch: int | None = None
+    """Largest batch that --suggest may propose; none: the dataset's size."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the plan; returns the exit code."""
-    return commands.run(lambda: _plan(argv))
+    return commands.run(lambda: _main(argv))
 
 
-def _plan(argv: Sequence[str] | None) -> int:
+def _main(argv: Sequence[str] | None) -> int:
     from adabatch_jax.arguments import parse_arguments
     from adabatch_jax.data.datasets import dataset_spec
-    from adabatch_jax.plan_table import as_json, plan_notes, plan_rows
-
-    @dataclasses.dataclass(frozen=True)
-    class Options:
-        config: str | None = None
-        """Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
-
-        workdir: str | None = None
-        """Accepted so that a command of train can be planned; nothing is written there."""
-
-        num_examples: int | None = None
-        """Examples per epoch; none: the dataset's."""
-
-        devices: int = 1
-        """Number of devices to lay the batches out on."""
-
-        divisible_by: int = 1
-        """Refuse batch sizes that are no multiple of this number."""
-
-        memory: bool = True
-        """Whether to compile each phase's update, which takes seconds, and show its memory."""
-
-        json: bool = False
-        """Print JSON instead of a table."""
 
     try:
         options, config = parse_arguments(Options, argv, PROG, __doc__)
     except SystemExit as stop:  # --help was printed
         return int(stop.code or 0)
-    if options.devices < 1:
-        raise UsageError(f"--devices: must be at least 1, got {options.devices}.")
+    _check(options)
     num_examples = options.num_examples
     if num_examples is None:
         num_examples = dataset_spec(config.dataset, config.data.dir).num_examples
     plan = config.plan(num_examples, options.divisible_by)
-    rows = plan_rows(config, plan, options.devices)
-    if options.memory:
-        rows = _with_memory(config, rows)
+    if options.suggest:
+        return _suggest(options, config, plan)
+    return _show(options, config, plan)
+
+
+def _check(options: Options) -> None:
+    if options.devices is not None and options.devices < 1:
+        raise UsageError(f"--devices: must be at least 1, got {options.devices}.")
+    if options.max_batch is not None and not options.suggest:
+        raise UsageError("--max-batch: bounds what --suggest proposes; give --suggest too.")
+    if options.suggest and options.measure:
+        raise UsageError("--suggest and --measure: give one of them, each times the updates.")
+
+
+def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
+    """Prints the plan, with costs where they are wanted."""
+    from adabatch_jax.plan_table import HEADER, as_json, plan_notes, plan_rows, table_cells
+
+    num_devices, costs, notes = options.devices or 1, None, []
+    if options.memory or options.measure:
+        _before_compiling()
+        from adabatch_jax.costs.notes import cost_notes
+        from adabatch_jax.costs.plan_costs import plan_costs
+
+        if options.measure:
+            num_devices = _measured_devices(options)
+        costs = plan_costs(config, plan, num_devices, has_seconds=options.measure)
+        notes = cost_notes(config, costs)
+    rows = plan_rows(config, plan, num_devices, costs)
+    notes = plan_notes(config, plan, rows) + notes
     if options.json:
-        print(json.dumps(as_json(config, plan, rows, options.devices), indent=2))
+        content = as_json(config, plan, rows, num_devices, notes, costs)
+        print(json.dumps(content, indent=2))
         return 0
-    _print_table(rows)
-    for note in plan_notes(plan, rows):
+    _print_table([HEADER, *map(table_cells, rows)])
+    for note in notes:
         print(note)
     return 0
 
 
-def _with_memory(config: "TrainConfig", rows: list["PlanRow"]) -> list["PlanRow"]:
+def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
+    """Prints a schedule that ends where growth stops paying, and why."""
+    _before_compiling()
+    from adabatch_jax.arguments import command_arguments
+    from adabatch_jax.costs.plan_costs import timed_doublings
+    from adabatch_jax.costs.suggesting import growth_rule, suggested_schedule, suggestion_table
+
+    rule = growth_rule(config.schedule, plan)
+    num_devices = _measured_devices(options)
+    seconds, left_out = timed_doublings(config, plan, rule, options.max_batch, num_devices)
+    schedule = str(suggested_schedule(rule, seconds))
+    suggested = dataclasses.replace(config, batch_schedule=schedule)
+    command = f"python -m adabatch_jax.train {command_arguments(suggested, options.config)}"
+    table, why = suggestion_table(rule, seconds, left_out)
+    if options.json:
+        measured = [
+            {"batch_size": size, "update_seconds": s, "examples_per_second": size / s}
+            for size, s in seconds.items()
+        ]
+        content = {"batch_schedule": schedule, "command": command, "why": why, "rows": measured}
+        print(json.dumps(content, indent=2))
+        return 0
+    _print_table(table)
+    print(f"{why}\nSuggested: {schedule}\n{command}")
+    return 0
+
+
+def _before_compiling() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from adabatch_jax.plan_memory import update_bytes
+    from adabatch_jax import compilation_cache
 
-    # Compilers don't hold the interpreter's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        sizes = list(threads.map(lambda row: update_bytes(config, row), rows))
-    return [
-        dataclasses.replace(row, memory_bytes=size) for row, size in zip(rows, sizes, strict=True)
-    ]
+    compilation_cache.enable()
 
 
-def _print_table(rows: Sequence["PlanRow"]) -> None:
-    from adabatch_jax.plan_table import HEADER, table_cells
+def _measured_devices(options: Options) -> int:
+    import jax
 
-    table = [HEADER, *map(table_cells, rows)]
+    return options.devices or jax.local_device_count()
+
+
+def _print_table(table: Sequence[Sequence[str]]) -> None:
+    """Prints a header and rows; columns without any value are left out."""
     columns = [column for column in zip(*table, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
     for line in zip(*columns, strict=True):

@@ -2,13 +2,18 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adabatch_jax.config import TrainConfig
+from adabatch_jax.byte_sizes import bytes_text
+from adabatch_jax.config import AUTO, TrainConfig
 from adabatch_jax.data.layout import batch_layout
 from adabatch_jax.learning_rates.resolved import resolve
+from adabatch_jax.reporting.formats import seconds_text
 from adabatch_jax.schedules.building import make_plan
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan import BatchPlan, Phase
+
+if TYPE_CHECKING:
+    from adabatch_jax.costs.plan_costs import PlanCosts
 
 MAX_PADDING_SHARE = 0.05
 MANY_PROGRAMS = 16
@@ -33,6 +38,12 @@ class PlanRow:
       learning_rate: at its first update.
       learning_rate_per_example: the learning rate divided by the batch size.
       memory_bytes: of the compiled update, per device; None where it was not asked for.
+      memory_is_interpolated: whether that lies between two updates that were compiled.
+      update_seconds: of one update; None, as the following, where nothing was measured.
+      update_is_measured: whether this batch size was measured, else its time is fitted.
+      examples_per_second: of full batches.
+      phase_seconds: of all updates of the phase.
+      speedup: its examples per second over those of the first phase.
     """
 
     phase: int
@@ -49,14 +60,25 @@ class PlanRow:
     learning_rate: float
     learning_rate_per_example: float
     memory_bytes: int | None = None
+    memory_is_interpolated: bool | None = None
+    update_seconds: float | None = None
+    update_is_measured: bool | None = None
+    examples_per_second: float | None = None
+    phase_seconds: float | None = None
+    speedup: float | None = None
 
 
-def plan_rows(config: TrainConfig, plan: BatchPlan, num_devices: int) -> list[PlanRow]:
-    """The rows of the table, without memory."""
+def plan_rows(
+    config: TrainConfig, plan: BatchPlan, num_devices: int, costs: "PlanCosts | None" = None
+) -> list[PlanRow]:
+    """The rows of the table; without `costs` an automatic micro-batch isn't known yet."""
+    microbatch_size = config.microbatch_size if config.microbatch_size != AUTO else None
+    if costs is not None:
+        microbatch_size = costs.microbatch_size
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
     rows = []
     for phase in plan.phases:
-        layout = batch_layout(phase.batch_size, config.microbatch_size, num_devices)
+        layout = batch_layout(phase.batch_size, microbatch_size, num_devices)
         learning_rate = rate.at(phase.start_step)
         rows.append(
             PlanRow(
@@ -73,12 +95,33 @@ def plan_rows(config: TrainConfig, plan: BatchPlan, num_devices: int) -> list[Pl
                 padding_share=layout.padding_share,
                 learning_rate=learning_rate,
                 learning_rate_per_example=learning_rate / phase.batch_size,
+                **_costs_of_phase(phase, costs),
             )
         )
     return rows
 
 
-def plan_notes(plan: BatchPlan, rows: Sequence[PlanRow]) -> list[str]:
+def _costs_of_phase(phase: Phase, costs: "PlanCosts | None") -> dict[str, Any]:
+    if costs is None:
+        return {}
+    memory = costs.memory[phase.batch_size]
+    found = {
+        "memory_bytes": memory.num_bytes,
+        "memory_is_interpolated": memory.is_interpolated,
+    }
+    if costs.prediction is None:
+        return found
+    cost = costs.prediction.phases[phase.index]
+    return found | {
+        "update_seconds": cost.update_seconds,
+        "update_is_measured": cost.is_measured,
+        "examples_per_second": cost.examples_per_second,
+        "phase_seconds": cost.seconds,
+        "speedup": costs.prediction.phase_speedup(cost),
+    }
+
+
+def plan_notes(config: TrainConfig, plan: BatchPlan, rows: Sequence[PlanRow]) -> list[str]:
     """Sentences below the table: totals first, then warnings."""
     first = plan.phases[0].batch_size
     notes = [f"{plan.num_steps:,} updates for {plan.num_samples:,} samples."]
@@ -91,12 +134,12 @@ def plan_notes(plan: BatchPlan, rows: Sequence[PlanRow]) -> list[str]:
     notes.append("lr and lr/batch are those of each phase's first update.")
     if plan.num_dropped:
         notes.append(f"{plan.num_dropped:,} positions are dropped at the ends of epochs.")
-    programs = len({(row.microbatch_size, row.num_microbatches) for row in rows})
+    programs = _num_programs(config, rows)
     notes.append(f"{programs} program{'s' if programs > 1 else ''} to compile.")
     if programs > MANY_PROGRAMS:
         notes.append(
-            f"warning: each of the {programs} batch sizes is compiled apart; a schedule with "
-            "fewer sizes starts sooner."
+            f"warning: each of the {programs} batch sizes is compiled apart; with "
+            "--accumulation split and a --microbatch-size all sizes share one program."
         )
     worst = max(rows, key=lambda row: row.padding_share)
     if worst.padding_share > MAX_PADDING_SHARE:
@@ -107,15 +150,30 @@ def plan_notes(plan: BatchPlan, rows: Sequence[PlanRow]) -> list[str]:
     return notes
 
 
+def _num_programs(config: TrainConfig, rows: Sequence[PlanRow]) -> int:
+    if config.accumulation == "split":  # what begins an update, adds micro-batches, and ends it
+        return 2 + len({row.rows_per_device for row in rows})
+    return len({(row.rows_per_device, row.num_microbatches) for row in rows})
+
+
 HEADER = (
-    "phase", "from step", "steps", "from sample", "samples", "from epoch", "batch", "per device", "micro-batch",
-    "padding", "lr", "lr/batch", "memory",
+    "phase", "from step", "steps", "from sample", "samples", "from epoch", "batch", "per device",
+    "micro-batch", "padding", "lr", "lr/batch", "memory", "update", "examples/s", "phase time",
+    "speed-up",
 )  # fmt: skip
 
 
 def table_cells(row: PlanRow) -> tuple[str, ...]:
     """A row as texts, under `HEADER`."""
-    memory = "" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:,.1f} MiB"
+    memory = update = pace = time = speedup = ""
+    if row.memory_bytes is not None:
+        memory = f"{'~' if row.memory_is_interpolated else ''}{bytes_text(row.memory_bytes)}"
+    if row.update_seconds is not None:
+        about = "" if row.update_is_measured else "~"
+        update = about + seconds_text(row.update_seconds)
+        pace = about + f"{row.examples_per_second:,.0f}"
+        time = about + seconds_text(row.phase_seconds)
+        speedup = about + f"{row.speedup:.2f}"
     return (
         str(row.phase),
         f"{row.start_step:,}",
@@ -130,18 +188,47 @@ def table_cells(row: PlanRow) -> tuple[str, ...]:
         f"{row.learning_rate:.6g}",
         f"{row.learning_rate_per_example:.4g}",
         memory,
+        update,
+        pace,
+        time,
+        speedup,
     )
 
 
 def as_json(
-    config: TrainConfig, plan: BatchPlan, rows: Sequence[PlanRow], num_devices: int
+    config: TrainConfig,
+    plan: BatchPlan,
+    rows: Sequence[PlanRow],
+    num_devices: int,
+    notes: Sequence[str],
+    costs: "PlanCosts | None" = None,
 ) -> dict[str, Any]:
-    """The plan, the table and the settings as JSON values."""
-    return {
+    """The plan, the table and the settings as JSON values; with costs what they say in all."""
+    content = {
         **plan.to_dict(),
         "config": config.to_dict(),
         "num_dropped": plan.num_dropped,
         "num_devices": num_devices,
         "rows": [dataclasses.asdict(row) for row in rows],
-        "notes": plan_notes(plan, rows),
+        "notes": list(notes),
     }
+    if costs is None:
+        return content
+    content["microbatch_size"] = costs.microbatch_size
+    if costs.microbatches is not None:
+        content["microbatches"] = {
+            "batch_size": costs.microbatches.batch_size,
+            "best": costs.microbatches.best,
+            "rows": [
+                {"microbatch_size": size, "update_seconds": seconds}
+                for size, seconds in costs.microbatches.seconds.items()
+            ],
+        }
+    if costs.prediction is not None:
+        content["prediction"] = {
+            **costs.prediction.to_dict(),
+            "speedup": costs.prediction.speedup,
+            "saturating_batch_size": costs.prediction.cost.saturating_batch_size,
+            "largest_paying_size": costs.prediction.largest_paying_size,
+        }
+    return content

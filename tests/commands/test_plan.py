@@ -1,12 +1,20 @@
 """`python -m adabatch_jax.plan`: the table, its JSON, and mistakes."""
 
+import contextlib
+import dataclasses
 import json
+import shlex
 
+import jax
 import pytest
 
-from adabatch_jax.config import TrainConfig
-from adabatch_jax.plan import main
-from adabatch_jax.plan_memory import update_bytes
+from adabatch_jax.arguments import command_arguments, parse_arguments
+from adabatch_jax.config import DataSettings, TrainConfig
+from adabatch_jax.costs import Prediction, measuring, plan_costs
+from adabatch_jax.costs.microbatches import MicrobatchComparison
+from adabatch_jax.costs.updates import configured_updates
+from adabatch_jax.data.layout import batch_layout
+from adabatch_jax.plan import Options, main
 from adabatch_jax.plan_table import plan_notes, plan_rows
 
 PAPER = (
@@ -52,20 +60,124 @@ def test_devices_micro_batches_and_padding(command):
 def test_many_sizes_draw_a_warning():
     config = TrainConfig(batch_schedule="100 to 1000 over 90% in 20", epochs=50)
     plan = config.plan(5000)
-    assert any("20 batch sizes" in note for note in plan_notes(plan, plan_rows(config, plan, 1)))
+    notes = plan_notes(config, plan, plan_rows(config, plan, 1))
+    assert any("20 batch sizes" in note for note in notes)
+    split = dataclasses.replace(config, microbatch_size=100, accumulation="split")
+    notes = plan_notes(split, plan, plan_rows(split, plan, 1))
+    assert "3 programs to compile." in notes and not any("batch sizes" in n for n in notes)
 
 
 def test_memory_grows_with_the_rows_and_not_with_the_micro_batches(command):
-    schedule = "--batch-schedule 64 x4 every 1ep --epochs 2"
-    whole = json.loads(command(main, f"{schedule} --json").out)["rows"]
-    small, large = (row["memory_bytes"] for row in whole)
-    assert 2 * small < large < 6 * small
-    split = json.loads(command(main, f"{schedule} --microbatch-size 64 --json").out)["rows"]
-    assert split[1]["memory_bytes"] < 1.5 * split[0]["memory_bytes"]
-    config = TrainConfig(batch_schedule="64", epochs=1)
-    (row,) = plan_rows(config, config.plan(1442), 1)
+    schedule = "--batch-schedule 32 x2 every 1ep --epochs 3"
+    with jax_events() as events:
+        outcome = command(main, f"{schedule} --microbatch-size None --json")
+    assert events != []
+    rows = json.loads(outcome.out)["rows"]
+    small, middle, large = (row["memory_bytes"] for row in rows)
+    assert [row["memory_is_interpolated"] for row in rows] == [False, True, False]
+    assert 3 * middle == pytest.approx(2 * small + large, rel=1e-6)
+    # The line is not far from the truth.
+    updates, layout = configured_updates(TrainConfig()), batch_layout(64)
+    assert middle == pytest.approx(updates.compiled([layout])[layout].num_bytes, rel=0.1)
     # Parameters and momentum in float32, at the least.
-    assert update_bytes(config, row) > 2 * 4 * 9930
+    assert small > 2 * 4 * 9930
+    rows = json.loads(command(main, f"{schedule} --microbatch-size 32 --json").out)["rows"]
+    assert [row["num_microbatches"] for row in rows] == [1, 2, 4]
+    assert rows[2]["memory_bytes"] < 1.5 * rows[0]["memory_bytes"]
+
+
+def test_without_memory_nothing_is_compiled(command):
+    with jax_events() as events:
+        assert command(main, "--no-memory").code == 0
+    assert events == []
+
+
+@contextlib.contextmanager
+def jax_events():
+    """The names of what JAX traces and compiles meanwhile."""
+    events = []
+
+    def listen(name, seconds, **_):
+        if "compile" in name or "trace" in name:
+            events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+MEASURED = "--batch-schedule 32 x2 every 1ep max 64 --epochs 2 --devices 1"
+
+
+def test_measured_updates_are_told_in_the_table_and_in_json(command, monkeypatch):
+    monkeypatch.setattr(measuring, "GROUP_SECONDS", 1e-3)
+    content = json.loads(command(main, f"{MEASURED} --measure --json").out)
+    prediction, rows = content["prediction"], content["rows"]
+    for row in rows:
+        assert row["update_is_measured"] and row["update_seconds"] > 0
+        assert row["phase_seconds"] == pytest.approx(row["num_steps"] * row["update_seconds"])
+        pace = row["batch_size"] / row["update_seconds"]
+        assert row["examples_per_second"] == pytest.approx(pace)
+    assert prediction["total_seconds"] == pytest.approx(sum(r["phase_seconds"] for r in rows))
+    fixed = -(-2 * 1442 // 32) * rows[0]["update_seconds"]
+    assert prediction["speedup"] == pytest.approx(fixed / prediction["total_seconds"])
+    assert Prediction.from_dict(prediction).speedup == prediction["speedup"]
+    text = "\n".join(content["notes"])
+    assert "times as long. Compilation, evaluation" in text and "examples/s at batch" in text
+
+
+def test_columns_and_notes_of_costs(command, monkeypatch):
+    seconds = {32: 0.5, 128: 0.8}
+    monkeypatch.setattr(plan_costs, "measured_seconds", lambda *_: seconds)
+    monkeypatch.setattr(
+        plan_costs, "compare_microbatches", lambda *_: MicrobatchComparison(128, {128: 0.8, 8: 1.5})
+    )
+    outcome = command(main, "--batch-schedule 32 x2 every 1ep --epochs 3 --devices 1 --measure")
+    header, *lines = outcome.out.splitlines()
+    assert header.endswith("memory  update  examples/s  phase time  speed-up")
+    updates = [-(-1442 // 32), -(-(2884 - 46 * 32) // 64)]
+    assert lines[0].split()[-4:] == ["64", f"{updates[0] * 0.5:.3g}", "s", "1.00"]
+    # T(64) = 0.4 + 0.1 * 64 / 32
+    assert lines[1].split()[-5:] == ["s", "~107", f"~{updates[1] * 0.6:.3g}", "s", "~1.67"]
+    assert "~ in times: from the fit" in outcome.out
+    assert "90 % of the limit of 320 examples/s at batch 1,15" in outcome.out
+    assert "Each doubling that is planned gains 5 % or more." in outcome.out
+    assert "Best micro-batch at batch 128: 128 (an update takes 0.8 s; 8: 1.5 s)." in outcome.out
+
+
+def test_a_suggested_schedule_ends_where_growth_stops_paying(command, monkeypatch):
+    rates = {32: 100, 64: 150, 128: 155, 256: 160}
+    seconds = {size: size / rate for size, rate in rates.items()}
+    monkeypatch.setattr(plan_costs, "measured_seconds", lambda *_: seconds)
+    arguments = "--devices 1 --suggest --max-batch 256 --seed 3 --epochs 10"
+    lines = command(main, arguments).out.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["batch", "32", "64", "128", "256"]
+    assert lines[2].split()[-4:] == ["s", "150", "+50", "%"]
+    text = "32 x2 every 4ep max 64"
+    assert lines[5:] == [
+        "Above 64 no doubling that was tried gains 5 % or more.",
+        f"Suggested: {text}",
+        f"python -m adabatch_jax.train --batch-schedule '{text}' --epochs 10 --seed 3",
+    ]
+    content = json.loads(command(main, f"{arguments} --json").out)
+    assert content["batch_schedule"] == text
+    assert [row["examples_per_second"] for row in content["rows"]] == pytest.approx(
+        list(rates.values())
+    )
+
+
+def test_command_arguments_give_the_configuration_back():
+    config = TrainConfig(
+        batch_schedule="32 x2 every 4ep max 64",
+        microbatch_size=None,
+        epochs=2.5,
+        shard_params=True,
+        data=DataSettings(flip=True, train_split="train[:90%]"),
+    )
+    words = shlex.split(command_arguments(config))
+    assert parse_arguments(Options, words, "plan", "")[1] == config
 
 
 def test_nothing_is_written(command, tmp_path):
@@ -78,6 +190,21 @@ def test_nothing_is_written(command, tmp_path):
     [
         ("--divisible-by 48", "batch size 32 of phase 0 (from sample 0) is not divisible by 48"),
         ("--batch-schedule 100 --divisible-by 8", "the nearest legal sizes are 96 and 104"),
+        ("--max-batch 64", "--max-batch: bounds what --suggest proposes"),
+        ("--suggest --measure", "give one of them"),
+        ("--suggest --max-batch 8", "--max-batch: must be at least the first batch, 32, got 8"),
+        (
+            "--device-memory 1.5MB --batch-schedule 32, 1ep: 64 --epochs 2 --microbatch-size None",
+            "phase 1 (batch 64) needs 2.",
+        ),
+        (
+            "--device-memory 100kB --batch-schedule 32 --microbatch-size None",
+            "even micro-batches of 1 need ",
+        ),
+        (
+            "--device-memory 100kB --batch-schedule 32",
+            "doesn't fit even with micro-batch 1: an update needs ",
+        ),
         ("--devices 0", "--devices: must be at least 1, got 0"),
         ("--num-examples 0", "`num_examples` must be at least 1, got 0"),
         ("--lr 0.1 x", "lr: can't read the learning rate '0.1 x' at 'x' (character 5)"),
