@@ -2,7 +2,6 @@
 
 import jax
 
-from adabatch_jax.byte_sizes import bytes_text
 from adabatch_jax.errors import UsageError
 from adabatch_jax.training.programs import Program
 
@@ -57,12 +56,10 @@ def smaller_microbatch_size(
       UsageError: there is no smaller one.
     """
     if size <= unit:
-        rows = f"a micro-batch of {size}" if size > 1 else "micro-batch 1"
         raise UsageError(
-            f"the batch of {batch_size} doesn't fit even with {rows}: an update needs "
-            f"{bytes_text(program.num_bytes)} ({program.num_bytes:,} bytes) on each device, and "
-            f"there are {bytes_text(limit_bytes)} (device_memory); take a smaller network, or "
-            "more devices with shard_params."
+            f"the batch of {batch_size} doesn't fit even with micro-batch {size}: an update needs "
+            f"{program.num_bytes:,} bytes on each device, and {limit_bytes:,} are free "
+            "(device_memory); take a smaller network, or more devices with shard_params."
         )
     room = limit_bytes - (program.num_bytes - program.temporary_bytes)
     wanted = min(size * max(room, 0) / max(program.temporary_bytes, 1), size / 2)

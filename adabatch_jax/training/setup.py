@@ -206,8 +206,8 @@ class _Run:
             phase = next(p.index for p in self.plan.phases if p.batch_size == largest)
             raise UsageError(
                 f"phase {phase} (batch {largest}, micro-batch {min(size or largest, largest)}) "
-                f"needs {bytes_text(program.num_bytes)} on each device and there are "
-                f"{bytes_text(limit)}; let microbatch_size be 'auto', or smaller."
+                f"needs {program.num_bytes:,} bytes on each device, and {limit:,} are free "
+                "(device_memory); let microbatch_size be 'auto', or smaller."
             )
         num_devices = len(self.devices)
         unit = (group_rows(self.loss_fn) or 1) * num_devices
