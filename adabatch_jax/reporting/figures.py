@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from adabatch_jax.costs import Prediction
 from adabatch_jax.reporting.formats import count_text, percent_text, seconds_text
 from adabatch_jax.reporting.runs import Run, run_labels
 from adabatch_jax.schedules.building import make_plan
@@ -21,6 +22,7 @@ COMPARED = (
     "best",
     "time",
     "in steps",
+    "predicted / measured",
     "digest",
 )
 
@@ -77,6 +79,33 @@ def time_split(run: Run) -> dict[str, float]:
     if total is not None:
         split["other"] = max(total - sum(split.values()), 0.0)
     return split
+
+
+def prediction(run: Run) -> Prediction | None:
+    """What the run was predicted to take; None where it wasn't, or for another plan.
+
+    A run that was prolonged or got another future keeps the prediction that it began with.
+    """
+    content = run.plan.get("prediction")
+    if content is None:
+        return None
+    predicted = Prediction.from_dict(content)
+    expected = [(phase.batch_size, phase.num_updates) for phase in predicted.phases]
+    planned = [(p["batch_size"], p["stop_step"] - p["start_step"]) for p in run.plan["phases"]]
+    return predicted if expected == planned else None
+
+
+def phase_training_seconds(run: Run) -> list[float] | None:
+    """Measured seconds of each phase, updates and waiting for input; None while unfinished."""
+    return None if run.summary is None else run.summary.get("phase_training_seconds")
+
+
+def predicted_over_measured(run: Run) -> float | None:
+    """The time of all updates as it was predicted over what it was, where both are known."""
+    predicted, measured = prediction(run), phase_training_seconds(run)
+    if predicted is None or not measured or not sum(measured):
+        return None
+    return predicted.total_seconds / sum(measured)
 
 
 def outcome(run: Run) -> str:
@@ -163,6 +192,7 @@ def _compared(run: Run) -> list[str]:
         _or_unknown(best_accuracy(run), lambda value: percent_text(value, 2)),
         _or_unknown(total_seconds(run), seconds_text),
         _or_unknown(run.final("step_seconds"), seconds_text),
+        _or_unknown(predicted_over_measured(run), lambda ratio: f"{ratio:.2f}"),
         _or_unknown(digest, lambda value: str(value)[:8]),
     ]
 

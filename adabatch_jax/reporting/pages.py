@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adabatch_jax.costs.notes import fit_text, paying_text
 from adabatch_jax.reporting import figures, html
 from adabatch_jax.reporting.formats import count_text, percent_text, seconds_text
 from adabatch_jax.reporting.plots import AXES, curves, inline_svg
@@ -33,6 +34,7 @@ def run_page(run: Run) -> str:
             _curves([run], "Bands are the phases, with their batch sizes above."),
             html.section("Result", _result_table(run)),
             _time_section(run),
+            *_prediction_section(run),
             html.section("Settings", _one_column(figures.flattened(run.config))),
             html.section("Environment", _one_column(figures.flattened(run.environment))),
         ],
@@ -113,7 +115,58 @@ def _time_section(run: Run) -> str:
     )
     rows = [[n, seconds_text(s), percent_text(s / total)] for n, s in split.items()]
     rows.append(["total", seconds_text(total), ""])
-    return html.section("Time", bar, html.table(["spent on", "time", "share"], rows))
+    elements = [bar, html.table(["spent on", "time", "share"], rows)]
+    meanwhile = run.summary.get("background_compile_seconds")
+    if meanwhile:
+        text = f"{seconds_text(meanwhile)} more of compilation went on while the run trained."
+        elements.append(html.paragraph(text, "note"))
+    return html.section("Time", *elements)
+
+
+def _prediction_section(run: Run) -> list[str]:
+    """Predicted and measured seconds; nothing where nothing was predicted."""
+    prediction = figures.prediction(run)
+    if prediction is None:
+        return []
+    measured = figures.phase_training_seconds(run) or [None] * len(prediction.phases)
+    rows = [
+        [
+            phase.phase + 1,
+            count_text(phase.batch_size),
+            count_text(phase.num_updates),
+            f"{'' if phase.is_measured else '~'}{seconds_text(phase.update_seconds)}",
+            *_predicted_and_measured(phase.seconds, seconds),
+        ]
+        for phase, seconds in zip(prediction.phases, measured, strict=True)
+    ]
+    total = None if None in measured else sum(measured)
+    updates = count_text(sum(phase.num_updates for phase in prediction.phases))
+    totals = _predicted_and_measured(prediction.total_seconds, total)
+    rows.append(["total", "", updates, "", *totals])
+    header = ["phase", "batch size", "updates", "an update", "predicted", "measured", "ratio"]
+    note = (
+        "Predicted before the run from the time of a few updates (~: from the fit to the others); "
+        "measured are updates and waiting for input."
+    )
+    gain = f"{fit_text(prediction)} {paying_text(prediction)}"
+    if len(prediction.phases) > 1:
+        speedup = f"{prediction.speedup:.2f}"
+        gain = f"Predicted speed-up over the first batch throughout: {speedup}. {gain}"
+    table = html.table(header, rows)
+    return [
+        html.section(
+            "Predicted and measured time",
+            table,
+            html.paragraph(gain, "note"),
+            html.paragraph(note, "note"),
+        )
+    ]
+
+
+def _predicted_and_measured(predicted: float, measured: float | None) -> list[str]:
+    if not measured:
+        return [seconds_text(predicted), figures.UNKNOWN, figures.UNKNOWN]
+    return [seconds_text(predicted), seconds_text(measured), f"{predicted / measured:.2f}"]
 
 
 def _settings_section(labels: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> str:

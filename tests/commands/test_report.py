@@ -83,7 +83,7 @@ def test_several_runs_are_compared(make_run, tmp_path, capsys, monkeypatch):
     header, first, second, *sentences = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["run", "batch", "size", "epochs"]
     assert first.split() == (
-        "growing 64 to 128 2 150 12,800 93.75 % 6.25 % 93.75 % 16 s 12 s 00000096".split()
+        "growing 64 to 128 2 150 12,800 93.75 % 6.25 % 93.75 % 16 s 12 s - 00000096".split()
     )
     assert second.startswith("fixed (unfinished)") and "150 of 150" in second
     assert sentences == [

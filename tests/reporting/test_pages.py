@@ -1,11 +1,14 @@
 import html.parser
+import json
 import re
 
 import pytest
 
+from adabatch_jax.costs import predict
 from adabatch_jax.reporting import figures
 from adabatch_jax.reporting.pages import comparison_page, run_page
 from adabatch_jax.reporting.runs import load_run
+from adabatch_jax.schedules.plan import BatchPlan
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>'
 
@@ -52,6 +55,46 @@ def test_page_of_a_finished_run(make_run):
     assert "packages.jax 0.10.2" in text
     assert "evaluation 5.45 s 7.0 %" in text
     assert Page(page).tags.count("svg") == 3
+
+
+def predicted_run(make_run, measured=(40.0, 20.0, 10.0, 5.0), **options):
+    """A run that was predicted, from the times of its first and its last batch size."""
+    directory = make_run(**options)
+    content = json.loads((directory / "plan.json").read_text())
+    prediction = predict(BatchPlan.from_dict(content), {128: 0.005, 1024: 0.0125})
+    (directory / "plan.json").write_text(json.dumps(content | {"prediction": prediction.to_dict()}))
+    if (directory / "summary.json").exists():
+        summary = json.loads((directory / "summary.json").read_text())
+        summary |= {"phase_training_seconds": list(measured), "background_compile_seconds": 3.25}
+        (directory / "summary.json").write_text(json.dumps(summary))
+    return load_run(directory)
+
+
+def test_predicted_beside_measured(make_run):
+    run = predicted_run(make_run)
+    text = plain(run_page(run))
+    updates = [p["stop_step"] - p["start_step"] for p in run.plan["phases"]]
+    seconds = [0.005, 0.005 + 0.0075 / 7, 0.005 + 3 * 0.0075 / 7, 0.0125]
+    predicted = [n * s for n, s in zip(updates, seconds, strict=True)]
+    assert f"1 128 7,813 0.005 s {predicted[0]:.3g} s 40 s {predicted[0] / 40:.2f}" in text
+    assert f"2 256 3,906 ~0.00607 s {predicted[1]:.3g} s 20 s {predicted[1] / 20:.2f}" in text
+    total = sum(predicted)
+    assert f"total 14,650 {total:.3g} s 75 s {total / 75:.2f}" in text
+    fixed = 31_250 * 0.005
+    assert f"Predicted speed-up over the first batch throughout: {fixed / total:.2f}." in text
+    assert "3.25 s more of compilation went on while the run trained." in text
+    text = plain(comparison_page([run, load_run(make_run("b-2"))]))
+    assert "predicted / measured" in text and f" {total / 75:.2f} " in text
+
+
+def test_what_is_not_known_of_a_prediction(make_run):
+    text = plain(run_page(predicted_run(make_run, finished=False)))
+    assert "1 128 7,813 0.005 s 39.1 s - -" in text
+    # The plan was changed since.
+    run = predicted_run(make_run, folder="other")
+    run.plan["phases"][-1]["stop_step"] += 1
+    assert "Predicted and measured" not in plain(run_page(run))
+    assert figures.predicted_over_measured(run) is None
 
 
 @pytest.mark.parametrize("make_page", [run_page, lambda run: comparison_page([run, run])])
