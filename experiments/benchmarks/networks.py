@@ -1,6 +1,7 @@
 """The paper's networks as train steps on random batches that lie on the device."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,12 +73,22 @@ class Network:
         sharding = None if mesh is None else batch_sharding(mesh, len(shape) == 2)
         return jax.device_put(self.host_batch(*shape), sharding)
 
-    def host_batch(self, *shape: int) -> dict[str, np.ndarray]:
-        """A random batch as numpy arrays."""
-        rng = np.random.default_rng(0)
-        images = rng.standard_normal((*shape, *self.image_shape), np.float32)
+    def abstract_batch(self, *shape: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `batch` would look like."""
+        one = self.host_batch(*(1 for _ in shape))
         return {
-            "image": images.astype(jax.numpy.dtype(self.dtype)),
+            name: jax.ShapeDtypeStruct((*shape, *array.shape[len(shape) :]), array.dtype)
+            for name, array in one.items()
+        }
+
+    def host_batch(self, *shape: int) -> dict[str, np.ndarray]:
+        """A batch as numpy arrays; up to 256 random images, again and again."""
+        num_examples = math.prod(shape)
+        rng = np.random.default_rng(0)
+        images = rng.standard_normal((min(num_examples, 256), *self.image_shape), np.float32)
+        images = np.resize(images, (num_examples, *self.image_shape))
+        return {
+            "image": images.astype(jax.numpy.dtype(self.dtype)).reshape(*shape, *self.image_shape),
             "label": rng.integers(0, self.num_classes, shape, np.int32),
             "weight": np.ones(shape, np.float32),
             "index": np.zeros(shape, np.int32),

@@ -31,8 +31,8 @@ class Results:
     def put(self, name: str, measured: Mapping[str, Any]) -> None:
         """Adds what `run_apart` returned for a benchmark, and writes both files."""
         self._benchmarks[name] = measured
-        _write(self.json_path, json.dumps(self._benchmarks, indent=1) + "\n")
-        _write(self.markdown_path, self._markdown())
+        write(self.json_path, json.dumps(self._benchmarks, indent=1) + "\n")
+        write(self.markdown_path, self._markdown())
 
     def _markdown(self) -> str:
         machines: dict[str, list[str]] = {}
@@ -60,7 +60,8 @@ def machine_text(environment: Mapping[str, Any]) -> str:
     )
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Writes a file so that a killed run leaves the old one or the new one."""
     new = path.with_suffix(f"{path.suffix}.new")
     new.write_text(text)
-    os.replace(new, path)  # so that a killed run leaves the old file or the new one
+    os.replace(new, path)

@@ -13,7 +13,7 @@ class Target:
 
     >>> target = Target(at_most=1.03)
     >>> str(target), target.verdict(1.0), target.verdict(1.1)
-    ('<= 1.03', 'ok', 'missed by 7 %')
+    ('<= 1.03', 'ok', 'missed by 6.8 %')
     """
 
     at_least: float | None = None
@@ -28,7 +28,7 @@ class Target:
         """ "ok", or by how much the value misses, as a share of the limit."""
         for limit, misses in ((self.at_least, -1), (self.at_most, 1)):
             if limit is not None and misses * (value - limit) > 0:
-                return f"missed by {100 * abs(value / limit - 1):.2g} %"
+                return f"missed by {100 * abs(value / limit - 1):.3g} %"
         return "ok"
 
 

@@ -1,6 +1,5 @@
 """The official code's networks for CIFAR, and ResNet-50 for ImageNet, in PyTorch."""
 
-import torch
 from torch import nn
 
 _PLANS = {

@@ -1,11 +1,16 @@
 """The other end of `torch_worker`: starts it and asks it for seconds."""
 
 import json
+import math
 import os
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+_LONGEST_SECONDS = 600.0
 
 
 class TorchUnavailable(Exception):
@@ -59,15 +64,26 @@ class TorchProcess:
         updates: int = 1,
         image_size: int = 32,
         num_classes: int = 100,
+        deadline: float = math.inf,
     ) -> float:
-        """Seconds of some updates; the first call for a network builds and compiles it too.
+        """Seconds of some updates; before the first ones of a network it builds and compiles.
 
         Raises:
-          TorchUnavailable: it failed.
+          TorchUnavailable: it failed, or there was no answer when `time.monotonic()` passed
+            `deadline`; the process is gone then.
         """
-        request = dict(locals())
-        del request["self"]
-        answer = self._ask(request)
+        answer = self._ask(
+            {
+                "network": network,
+                "batch_size": batch_size,
+                "dtype": dtype,
+                "mode": mode,
+                "updates": updates,
+                "image_size": image_size,
+                "num_classes": num_classes,
+            },
+            deadline,
+        )
         if "error" in answer:
             raise TorchUnavailable(answer["error"])
         return answer["seconds"]
@@ -76,12 +92,18 @@ class TorchProcess:
         """Frees the memory of everything it has built."""
         self._ask({"forget": True})
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any], deadline: float = math.inf) -> dict[str, Any]:
+        left = min(deadline - time.monotonic(), _LONGEST_SECONDS)
         try:
             print(json.dumps(request), file=self._process.stdin, flush=True)
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
+            # It answers with one line, so nothing waits in the buffer that select can't see.
+            is_answered = select.select([self._process.stdout], [], [], max(left, 0))[0]
+            line = self._process.stdout.readline() if is_answered else None
+        except (BrokenPipeError, ValueError):
             line = ""
+        if line is None:
+            self._process.kill()
+            raise TorchUnavailable("out of time")
         if not line:
-            raise TorchUnavailable("the process with torch died")
+            raise TorchUnavailable("the process with torch has ended")
         return json.loads(line)

@@ -1,0 +1,1 @@
+"""Benchmarks of the accelerator at hand, in one command and some minutes."""

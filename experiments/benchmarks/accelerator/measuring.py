@@ -1,0 +1,148 @@
+"""The parts in order of importance, each with its time; results are written after every step."""
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from adabatch_jax.reporting.environment import describe_environment
+from experiments.benchmarks.accelerator import paper, pytorch, short_run, workloads
+from experiments.benchmarks.accelerator.document import page
+from experiments.benchmarks.accelerator.peaks import peak_of
+from experiments.benchmarks.accelerator.sweep import Sweep
+from experiments.benchmarks.accelerator.workloads import Workload
+from experiments.benchmarks.results import write
+from experiments.benchmarks.torch_process import TorchProcess, TorchUnavailable
+
+# Seconds after which a part begins nothing new.
+_SWEEP_SECONDS, _TORCH_SECONDS = 75.0, 70.0
+_UPDATES_SECONDS, _RUN_SECONDS = 0.3, 4.0
+
+
+class Measuring:
+    """One benchmark of an accelerator.
+
+    Args:
+      folder: of the results.
+      seconds: after which nothing new is begun.
+      torch_python: a Python that has torch; None: this one.
+    """
+
+    def __init__(self, folder: Path, seconds: float, torch_python: str | None):
+        folder.mkdir(parents=True, exist_ok=True)
+        device = jax.devices()[0]
+        name = re.sub(r"[^a-z0-9]+", "_", device.device_kind.lower()).strip("_")
+        self._json_path = folder / f"accelerator_{name}.json"
+        self.markdown_path = folder / f"accelerator_{name}.md"
+        self._end, self._torch_python = time.monotonic() + seconds, torch_python
+        self._peak = peak_of(device.device_kind)
+        self._results: dict[str, Any] = {
+            "device_kind": device.device_kind,
+            "environment": describe_environment(d.device_kind for d in jax.devices()),
+            "peak": None if self._peak is None else dataclasses.asdict(self._peak),
+            "sweeps": [],
+            "pytorch": [],
+            "left_out": [],
+        }
+
+    def run(self, quick: bool = False) -> None:
+        """Measures as much as there is time for."""
+        if quick:
+            self._sweep(workloads.QUICK, "float32", 0.02, 0.1)
+            return
+        first, *others = (
+            workloads.RESNET20,
+            workloads.VGG19_BN,
+            workloads.ALEXNET,
+            workloads.RESNET50,
+        )
+        for dtype in ("bfloat16", "float32"):
+            self._sweep(first, dtype)
+        self._pytorch([first], ("bfloat16", "float32"))
+        for dtype in ("bfloat16", "float32"):
+            for workload in others:
+                self._sweep(workload, dtype)
+        self._pytorch(others, ("bfloat16",))
+
+    def _sweep(
+        self,
+        workload: Workload,
+        dtype: str,
+        updates_seconds: float = _UPDATES_SECONDS,
+        run_seconds: float = _RUN_SECONDS,
+    ) -> None:
+        deadline = self._deadline(_SWEEP_SECONDS)
+        what = f"{workload.title}, {dtype}"
+        if deadline <= time.monotonic():
+            self._leave_out(f"{what}: no time")
+            return
+        sweep = Sweep(workload, dtype, self._peak)
+        rows: list[dict[str, Any]] = []
+        result = {"network": workload.title, "dtype": dtype, "sizes": rows}
+        result["example_flops"] = sweep.example_flops
+        self._results["sweeps"].append(result)
+        sweep.compile(deadline)
+        for size in workload.batch_sizes:
+            if reason := sweep.failures.get(size):
+                self._leave_out(f"{what}, batch {size:,}: {reason}")
+                continue
+            try:
+                rows.append(sweep.measure(size, updates_seconds))
+            except jax.errors.JaxRuntimeError as error:  # no memory, above all
+                self._leave_out(f"{what}, batch {size:,}: {str(error).splitlines()[0]}")
+            self._save(f"{what}, batch {size:,}")
+        seconds = {row["batch_size"]: row["update_seconds"] for row in rows}
+        if workload.schedule is None or not seconds:
+            return
+        result["paper"] = paper.single_device_table(workload.schedule, seconds)
+        if deadline > time.monotonic():
+            result["short_run"] = run = short_run.run_through(sweep, seconds, run_seconds)
+            self._save(f"{what}, a run through its schedule")
+            if len(self._results["sweeps"]) == 1 and "error" not in run:
+                size = run["changes"][0]["batch_size"]
+                run["recompiled"] = short_run.recompilation(sweep, size, seconds[size])
+        self._save(f"{what}, done")
+
+    def _pytorch(self, chosen: Sequence[Workload], dtypes: Sequence[str]) -> None:
+        deadline = self._deadline(_TORCH_SECONDS)
+        try:
+            with TorchProcess(self._torch_python) as torch:
+                self._results["torch"] = torch.description["torch"]
+                for workload, dtype, mode, size in (
+                    (workload, dtype, mode, size)
+                    for workload in chosen
+                    for dtype in dtypes
+                    for mode in pytorch.MODES
+                    for size in _sizes_for_pytorch(workload)
+                ):
+                    if time.monotonic() > deadline:
+                        self._leave_out(f"PyTorch, {workload.title}, {dtype}, {mode}: no time")
+                        continue
+                    row = pytorch.measure(torch, workload, size, dtype, mode, deadline)
+                    self._results["pytorch"].append({"network": workload.title, **row})
+                    self._save(f"PyTorch, {workload.title}, {dtype}, {mode}, batch {size}")
+        except TorchUnavailable as error:
+            self._results["pytorch_note"] = str(error)
+            self._save(f"PyTorch: {error}")
+
+    def _deadline(self, seconds: float) -> float:
+        return min(self._end, time.monotonic() + seconds)
+
+    def _leave_out(self, note: str) -> None:
+        self._results["left_out"].append(note)
+        self._save(note)
+
+    def _save(self, what: str) -> None:
+        print(what, flush=True)
+        write(self._json_path, json.dumps(self._results, indent=1) + "\n")
+        write(self.markdown_path, page(self._results))
+
+
+def _sizes_for_pytorch(workload: Workload) -> tuple[int, ...]:
+    """The smallest and the largest batch of the paper on one device."""
+    return (128,) if workload.schedule is None else (128, 2048)
