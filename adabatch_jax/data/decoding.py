@@ -14,8 +14,8 @@ def decode_image(encoded: bytes, num_channels: int) -> np.ndarray:
     import cv2
 
     flag = {
-        1: cv2.IMREAD_GRAYSCALE,
-        3: cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
+        1: cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION,
+        3: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
         4: cv2.IMREAD_UNCHANGED,
     }[num_channels]
     try:
@@ -24,9 +24,7 @@ def decode_image(encoded: bytes, num_channels: int) -> np.ndarray:
         raise ValueError("not an image") from error
     if image is None:
         raise ValueError("not an image")
-    if num_channels == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    elif num_channels == 4:
+    if num_channels == 4:
         if image.ndim != 3 or image.shape[-1] != 4 or image.dtype != np.uint8:
             raise ValueError("not an 8-bit image of 4 channels")
         image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)

@@ -1,5 +1,6 @@
 """Sources over prepared tfds datasets: labelled images by index, without TensorFlow."""
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -20,8 +21,7 @@ from adabatch_jax.data.prepared import prepare_command, prepared_path
 from adabatch_jax.data.tfds_import import import_tfds
 from adabatch_jax.errors import StorageError, UsageError, did_you_mean
 
-# Below this, handing images to threads costs more than decoding them.
-_MIN_IMAGES_PER_THREAD = 64
+_MAX_IMAGES_PER_TASK, _BYTES_PER_TASK = 64, 2**19
 # ImageNet has a thousand files; on a network's file system each takes a while to open.
 _NUM_CHECKING_THREADS = 16
 
@@ -121,30 +121,29 @@ class TfdsSource:
             raise IndexError(f"indices {indices.min()} .. {indices.max()} of {len(self)} examples.")
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
-        num_parts = max(1, min(os.cpu_count() or 1, len(indices) // _MIN_IMAGES_PER_THREAD))
-        parts = np.array_split(np.arange(len(indices)), num_parts)
+        length = _images_per_task(self.image_shape)
 
-        def read_part(rows: np.ndarray) -> None:
-            for row, record in zip(rows, self._fetch(indices[rows]), strict=True):
+        def read_part(start: int) -> None:
+            for row, index in enumerate(indices[start : start + length].tolist(), start):
+                record = self._record(index)
                 labels[row] = record[self._images.label_key]
-                images[row] = self._image(record[self._images.image_key], int(indices[row]))
+                images[row] = self._image(record[self._images.image_key], index)
 
+        starts = range(0, len(indices), length)
         # A failure in any part is raised here.
-        list(map(read_part, parts) if num_parts == 1 else self._threads.map(read_part, parts))
+        list(map(read_part, starts) if len(starts) == 1 else self._threads.map(read_part, starts))
         return {"image": images, "label": labels}
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tfds_source")
 
-    def _fetch(self, indices: np.ndarray) -> list[dict[str, Any]]:
+    def _record(self, index: int) -> dict[str, Any]:
         try:
-            return self._records.__getitems__(indices.tolist())
+            # Reading several at a time starts a thread for each file that they lie in.
+            return self._records[index]
         except Exception as error:  # array_record and protobuf share no base
-            if len(indices) == 1:
-                raise self._damaged(int(indices[0]), one_line(error)) from error
-        # One of them is bad: one at a time tells which.
-        return [self._fetch(indices[i : i + 1])[0] for i in range(len(indices))]
+            raise self._damaged(index, one_line(error)) from error
 
     def _image(self, stored: Any, index: int) -> np.ndarray:
         image = stored
@@ -169,6 +168,18 @@ class TfdsSource:
             f"example {index} of dataset {self._name!r} in {file.filename} can't be read "
             f"({reason}); {self._prepare_again} prepares it anew."
         )
+
+
+def _images_per_task(image_shape: tuple[int, int, int]) -> int:
+    """How many images a thread decodes in one go.
+
+    Handing over fewer than 64 small ones costs more than it gains; of large ones a batch must
+    make enough tasks for all processors.
+
+    >>> _images_per_task((32, 32, 3)), _images_per_task((224, 224, 3))
+    (64, 3)
+    """
+    return max(1, min(_MAX_IMAGES_PER_TASK, _BYTES_PER_TASK // math.prod(image_shape)))
 
 
 def _require_prepared(name: str, data_dir: str | os.PathLike | None) -> Path:
