@@ -1,12 +1,19 @@
 """Micro-batches: how their gradients, metrics and model states combine."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from adabatch_jax.training.loss_functions import sequential_model_state, weighted_mean
+from adabatch_jax.training.loss_functions import (
+    independent_groups,
+    sequential_model_state,
+    weighted_mean,
+)
+from adabatch_jax.training.mesh import batch_sharding, data_mesh
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import make_train_step
 from tests.training.losses import (
@@ -17,6 +24,7 @@ from tests.training.losses import (
     make_batch,
     make_loss,
     make_params,
+    mlp,
 )
 
 
@@ -134,3 +142,81 @@ def test_bfloat16_gradients_are_summed_in_float32():
     state, _ = step(state, batch, jax.random.key(0))
     assert state.params["w"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(state.params["w"].astype(np.float32), [-1, -1])
+
+
+def moving_mean_loss(params, model_state, batch, rng):
+    mean = weighted_mean(batch["x"], batch["weight"])
+    state = {"mean": 0.9 * model_state["mean"] + 0.1 * mean}
+    loss = (params["w"] - mean) @ (params["w"] - mean) + jax.random.uniform(rng)
+    return loss, (state, {"hits": batch["x"][0, 0] > 2, "x": mean})
+
+
+@pytest.mark.parametrize("mark", [lambda loss_fn: loss_fn, sequential_model_state])
+@pytest.mark.parametrize("num_devices", [None, 2])
+def test_an_update_in_parts(mark, num_devices):
+    """begin + add * K + finish is the update of (K, m, ...), in three programs for any K."""
+    mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
+    loss_fn = mark(lambda *arguments: moving_mean_loss(*arguments))
+    tx, rng = optax.adam(0.1), jax.random.key(1)
+    step = make_train_step(loss_fn, tx, mesh, microbatch_size=2)
+    begin, add = jax.jit(step.begin), jax.jit(step.add, donate_argnums=0)
+    finish = jax.jit(step.finish, donate_argnums=0)
+
+    def new_state():
+        start = {"mean": jnp.ones(2)}
+        params = {"w": np.zeros(2, np.float32)}
+        return step.place(TrainState.create(params=params, tx=tx, model_state=start))
+
+    whole, parts, rng = new_state(), new_state(), step.place(rng)
+    for weights in ([[1, 1], [0, 0], [1, 0]], [[1, 1], [1, 0.5]], [[0, 1]]):
+        batch = linear_batch(weights)
+        whole, expected = step(whole, batch, rng)
+        sums = None
+        for j in range(len(weights)):
+            microbatch = {name: array[j] for name, array in batch.items()}
+            if mesh is not None:
+                microbatch = jax.device_put(microbatch, batch_sharding(mesh))
+            if sums is None:
+                sums = begin(parts, microbatch, rng, step.constants)
+            number = step.place(jnp.int32(j))
+            sums = add(sums, parts, microbatch, rng, number, step.constants)
+        parts, metrics = finish(parts, sums)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+        jax.tree.map(close, (parts, metrics), (whole, {**expected, "hits": +expected["hits"]}))
+    assert [jitted._cache_size() for jitted in (begin, add, finish)] == [1, 1, 1]
+
+
+def test_sums_of_devices_apart_leave_out_what_is_padding():
+    """A device without a real example, and one that is left without any in a micro-batch."""
+
+    def loss_fn(params, model_state, batch, rng):
+        mean = (batch["x"] * batch["weight"][:, None]).sum(0) / batch["weight"].sum()
+        return params["w"] @ mean, ({"mean": 0.5 * model_state["mean"] + mean}, {"x": mean})
+
+    weights = np.array([[1, 1, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0.5]])
+    batch = linear_batch(weights)
+    expected = np.average(batch["x"].reshape(-1, 2), axis=0, weights=weights.ravel())
+    mesh = data_mesh(jax.devices()[:4])
+    step = make_train_step(independent_groups(loss_fn, 1), optax.sgd(1.0), mesh, 4)
+    state, metrics = step(linear_state({"mean": jnp.ones(2)}), batch, jax.random.key(0))
+    for got in (-state.params["w"], metrics["x"], state.model_state["mean"] - 0.5):
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_micro_batches_need_no_second_optimizer_state():
+    """Beside what one micro-batch needs there are the sums of the gradients, and no more."""
+    tx = optax.adam(0.1)
+    state = TrainState.create(params=make_params(mlp), tx=tx)
+    step = make_train_step(make_loss(mlp), tx, microbatch_size=4)
+
+    def memory(num_microbatches):
+        batch = make_batch(4 * num_microbatches)
+        batch = {k: v.reshape(-1, 4, *v.shape[1:]) for k, v in batch.items()}
+        abstract = jax.eval_shape(lambda *x: x, state, batch, jax.random.key(0))
+        return step.lower(*abstract).compile().memory_analysis()
+
+    one, four = memory(1), memory(4)
+    num_bytes = [sum(x.nbytes for x in jax.tree.leaves(t)) for t in (state.params, state)]
+    assert num_bytes[1] > 3 * num_bytes[0]
+    assert four.temp_size_in_bytes - one.temp_size_in_bytes < 1.2 * num_bytes[0]
+    assert four.alias_size_in_bytes >= num_bytes[1]

@@ -13,6 +13,7 @@ from adabatch_jax import models
 from adabatch_jax.data.augmentation import random_crop, random_flip
 from adabatch_jax.models.initialization import he_normal, initialize, torch_default
 from adabatch_jax.models.layers import BatchNorm, Conv, Linear
+from adabatch_jax.training.loss_functions import independent_groups
 from adabatch_jax.training.mesh import batch_sharding, data_mesh
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import make_train_step
@@ -157,7 +158,8 @@ def test_batchnorm_groups_may_span_devices(group_size, layouts):
     """
     batch = make_batch((8, 8, 1), 85)
     with jax.enable_x64(True):
-        network = functions_of(NormalizedCNN(group_size), "float64")
+        params, model_state, loss_fn, eval_fn = functions_of(NormalizedCNN(group_size), "float64")
+        network = params, model_state, independent_groups(loss_fn, group_size), eval_fn
         expected = gradient(network, batch)
         for layout in layouts:
             got = gradient(network, batch, *layout)

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from adabatch_jax.training.loss_functions import independent_groups
 from adabatch_jax.training.mesh import batch_sharding, data_mesh, replicated
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import make_train_step
@@ -40,28 +41,48 @@ def collectives(text):
     return [(m[2], m[1]) for m in re.finditer(rf" = (.*?) ({kinds})(?:-start)?\(", text)]
 
 
-def lowered(num_devices, net, size, num_microbatches=None):
+def compiled(num_devices, net, size, num_microbatches=None, num_rows=None):
     mesh = data_mesh(jax.devices()[:num_devices]) if num_devices else None
     microbatch_size = size // num_microbatches if num_microbatches else None
-    tx, batch = optax.sgd(0.1), make_batch(size)
+    tx, batch, loss_fn = optax.sgd(0.1), make_batch(size), make_loss(net)
+    if num_rows is not None:
+        loss_fn = independent_groups(loss_fn, num_rows)
     if num_microbatches:
         split = (num_microbatches, microbatch_size)
         batch = {k: v.reshape(split + v.shape[1:]) for k, v in batch.items()}
-    step = make_train_step(make_loss(net), tx, mesh, microbatch_size)
+    step = make_train_step(loss_fn, tx, mesh, microbatch_size)
     state = TrainState.create(params=make_params(net), tx=tx)
     abstract = jax.eval_shape(lambda *x: x, state, batch, jax.random.key(0))
     return step.lower(*abstract).compile()
 
 
-@pytest.mark.parametrize("num_devices", [4, 8])
-@pytest.mark.parametrize("num_microbatches", [None, 1, 3])
 @pytest.mark.parametrize("net", [mlp, cnn])
-def test_compiled_program_reduces_gradients_once_and_moves_nothing_else(
-    net, num_devices, num_microbatches
+@pytest.mark.parametrize(
+    ("num_devices", "num_microbatches", "num_rows", "once"),
+    [
+        (4, None, None, True),
+        (8, 1, 4, True),
+        # Four rows of a micro-batch on each device.
+        (8, 3, 1, True),
+        (8, 3, 4, True),
+        (8, 3, 8, False),
+        (4, 3, None, False),
+    ],
+)
+def test_gradients_are_reduced_once_where_no_group_spans_devices(
+    net, num_devices, num_microbatches, num_rows, once
 ):
-    text = lowered(num_devices, net, 96, num_microbatches).as_text()
+    """And nothing else is moved, in any case."""
+    text = compiled(num_devices, net, 96, num_microbatches, num_rows).as_text()
     assert {name for name, _ in collectives(text)} == {"all-reduce"}
-    assert len([kind for _, kind in collectives(text) if re.search(r"f32\[\d", kind)]) == 1
+    gradients = {mlp: r"f32\[(64,32|32,64)\]", cnn: r"f32\[3,3,8,16\]"}[net]
+    *_, entry = text.split("\nENTRY ")
+    in_all, outside_loops = (
+        [kind for _, kind in collectives(part) if re.search(gradients, kind)]
+        for part in (text, entry)
+    )
+    assert len(in_all) == 1
+    assert len(outside_loops) == once
     rows = 96 // (num_microbatches or 1)
     assert not re.search(rf"f32\[(\d,)?{rows},8,8,1\]", text)
     assert re.search(rf"f32\[(\d,)?{rows // num_devices},8,8,1\]", text)
@@ -69,7 +90,7 @@ def test_compiled_program_reduces_gradients_once_and_moves_nothing_else(
 
 @pytest.mark.parametrize("num_devices", [4, 8])
 def test_each_device_does_its_share_of_the_work(num_devices):
-    whole, shared = lowered(None, mlp, 512), lowered(num_devices, mlp, 512)
+    whole, shared = compiled(None, mlp, 512), compiled(num_devices, mlp, 512)
     share = shared.cost_analysis()["flops"] / whole.cost_analysis()["flops"]
     assert share == pytest.approx(1 / num_devices, rel=0.1)
 

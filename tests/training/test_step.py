@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from adabatch_jax.errors import UsageError
-from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import make_train_step
@@ -84,15 +83,6 @@ def test_rng_is_folded_with_step_and_microbatch(make_key):
     _, metrics = plain(linear_state(), linear_batch([1]), rng)
     key = jax.random.fold_in(jax.random.fold_in(rng, 0), 0)
     np.testing.assert_array_equal(metrics["draw"], jax.random.uniform(key))
-
-
-@pytest.mark.parametrize("weights", [[1, 1, 1, 0], [0, 0, 0, 0], [0.5, 2, 0, 1]])
-@pytest.mark.parametrize("trailing", [(), (3,), (3, 2)])
-def test_weighted_mean(weights, trailing):
-    values = np.random.default_rng(0).normal(size=(4,) + trailing).astype(np.float32)
-    weights = np.array(weights, np.float32)
-    expected = np.einsum("b,b...->...", weights, values) / max(weights.sum(), 1e-9)
-    np.testing.assert_allclose(weighted_mean(values, weights), expected, atol=1e-6)
 
 
 def test_bad_arguments_and_loss_functions():

@@ -1,0 +1,164 @@
+"""Parameters and optimizer state spread over the devices (FSDP)."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from adabatch_jax.errors import UsageError
+from adabatch_jax.training.checkpoint import Checkpoints
+from adabatch_jax.training.digests import weights_digest
+from adabatch_jax.training.loss_functions import independent_groups, weighted_mean
+from adabatch_jax.training.mesh import batch_sharding, data_mesh
+from adabatch_jax.training.sharding import SMALLEST_SHARDED, sharded_axis
+from adabatch_jax.training.state import TrainState
+from adabatch_jax.training.step import make_train_step
+from tests.training.losses import make_batch
+
+TX = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2))
+
+
+def loss_fn(params, model_state, batch, rng):
+    x = batch["image"].reshape(batch["image"].shape[0], -1)
+    hidden = jax.nn.relu(x @ params["w1"] + params["b1"][None])
+    logits = hidden @ params["w2"] + params["b2"][None]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    mean = weighted_mean(x, batch["weight"])
+    state = {"mean": 0.9 * model_state["mean"] + 0.1 * mean}
+    return weighted_mean(losses, batch["weight"]), (state, {"x": mean})
+
+
+marked_loss_fn = independent_groups(lambda *arguments: loss_fn(*arguments), 1)
+
+
+def new_state():
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (64, 128), "b1": (128,), "w2": (128, 10), "b2": (10,)}
+    params = {name: rng.normal(0, 0.1, s).astype(np.float32) for name, s in shapes.items()}
+    state = {"mean": np.zeros(64, np.float32)}
+    return TrainState.create(params=params, tx=TX, model_state=state)
+
+
+def split(batch, microbatch_size):
+    if microbatch_size is None:
+        return batch
+    return {k: v.reshape(-1, microbatch_size, *v.shape[1:]) for k, v in batch.items()}
+
+
+def bytes_per_device(tree):
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.fixture
+def compilations():
+    """The compilations so far, in a list that grows."""
+    events = []
+
+    def listen(name, seconds, **kwargs):
+        if name.endswith("backend_compile_duration"):
+            events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "microbatch_size"), [(loss_fn, None), (loss_fn, 16), (marked_loss_fn, 16)]
+)
+def test_sharded_equals_one_device_in_an_eighth_of_the_memory(
+    loss_fn, microbatch_size, compilations
+):
+    whole_step = make_train_step(loss_fn, TX)
+    step = make_train_step(loss_fn, TX, data_mesh(), microbatch_size, shard_params=True)
+    whole, state = new_state(), step.place(new_state())
+    rng, whole_rng = step.place(jax.random.key(0)), jax.random.key(0)
+    sharding = batch_sharding(step.mesh, microbatch_size is not None)
+    for i in range(3):
+        batch = make_batch(32, seed=i)
+        batch["weight"][29:] = 0
+        whole, expected = whole_step(whole, batch, whole_rng)
+        batch = jax.device_put(split(batch, microbatch_size), sharding)
+        before, num_compilations = state, len(compilations)
+        state, metrics = step(state, batch, rng)
+        assert before.params["w1"].is_deleted()
+        assert before.opt_state[1][0].mu["w2"].is_deleted()
+        assert (len(compilations) > num_compilations) == (i == 0)
+    jax.tree.map(
+        lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6),
+        jax.device_get((state, metrics)),
+        jax.device_get((whole, expected)),
+    )
+    lies = jax.tree.map(lambda leaf: leaf.sharding, state)
+    assert lies == step.state_shardings(state)
+    share = bytes_per_device((state.params, state.opt_state)) / bytes_per_device(
+        (whole.params, whole.opt_state)
+    )
+    assert share <= 0.15
+    assert state.model_state["mean"].sharding.is_fully_replicated
+
+
+def test_a_sharded_update_in_parts():
+    step = make_train_step(loss_fn, TX, data_mesh(), 16, shard_params=True)
+    rng, state = step.place(jax.random.key(0)), step.place(new_state())
+    batch = split(make_batch(32), 16)
+    microbatches = [
+        jax.device_put({k: v[j] for k, v in batch.items()}, batch_sharding(step.mesh))
+        for j in range(2)
+    ]
+    sums = jax.jit(step.begin)(state, microbatches[0], rng, step.constants)
+    add = jax.jit(step.add, donate_argnums=0)
+    for j, microbatch in enumerate(microbatches):
+        number = step.place(np.int32(j))
+        sums = add(sums, state, microbatch, rng, number, step.constants)
+    assert bytes_per_device(sums.grads) == bytes_per_device(state.params)
+    assert add._cache_size() == 1
+    parts, metrics = jax.jit(step.finish)(state, sums)
+    whole, expected = step(state, batch, rng)
+    assert parts.params["w1"].sharding == whole.params["w1"].sharding
+    jax.tree.map(
+        lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7),
+        jax.device_get((parts.params, metrics)),
+        jax.device_get((whole.params, expected)),
+    )
+
+
+@pytest.mark.parametrize("num_devices", [None, 4])
+def test_a_sharded_checkpoint_is_restored_on_other_devices(tmp_path, num_devices):
+    eight = make_train_step(loss_fn, TX, data_mesh(), shard_params=True)
+    saved, _ = eight(eight.place(new_state()), make_batch(32), jax.random.key(0))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(1, saved, {})
+    checkpoints.wait()
+    mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
+    step = make_train_step(loss_fn, TX, mesh, shard_params=mesh is not None)
+    restored, _ = checkpoints.restore(1, step.place(new_state()))
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, restored, saved)
+    assert weights_digest(restored) == weights_digest(saved)
+    if mesh is not None:
+        assert restored.params["w1"].sharding.shard_shape((64, 128)) == (64, 32)
+    batch = make_batch(32, seed=1)
+    results = [
+        step_of(state, batch, jax.random.key(0))[0].params
+        for step_of, state in ((eight, saved), (step, restored))
+    ]
+    jax.tree.map(
+        lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6),
+        *map(jax.device_get, results),
+    )
+
+
+def test_which_axis_is_sharded():
+    assert sharded_axis((3, 3, 16, 64), 8) == 3
+    assert sharded_axis((1000, 64, 9), 8) == 0
+    assert sharded_axis((1001, 64, 9), 8) == 1
+    assert sharded_axis((1001, 63, 9), 8) is None
+    assert sharded_axis((SMALLEST_SHARDED,), 8) == 0
+    assert sharded_axis((SMALLEST_SHARDED - 8,), 8) is None
+    assert sharded_axis((), 8) is None
+
+
+def test_there_must_be_devices_to_shard_over():
+    with pytest.raises(UsageError, match="shard_params=True needs the mesh"):
+        make_train_step(loss_fn, TX, shard_params=True)
