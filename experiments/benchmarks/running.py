@@ -12,8 +12,15 @@ from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row
 
 BENCHMARKS = {
-    "accumulation": 1,
+    "loop_overhead": 1,
+    "phase_change": 1,
+    "warm_start": 1,
+    "streaming_input": 1,
     "jpeg_input": 1,
+    "accumulation": 1,
+    "prediction": 1,
+    "sharded_parameters": 8,
+    "host_memory": 1,
     "against_pytorch": 2,
 }
 """The modules here that have a `run`, in order, and how many devices each needs."""

@@ -1,0 +1,79 @@
+"""What the training loop adds to the compiled updates that it performs."""
+
+import time
+
+import jax
+
+from adabatch_jax.reporting.progress import NullProgress
+from adabatch_jax.training.setup import LayoutOptions, set_up
+from experiments.benchmarks.options import Options
+from experiments.benchmarks.rows import Row, Target
+from experiments.benchmarks.timing import ratio
+from experiments.benchmarks.training import GROUP_SIZE, Run
+
+_BATCH_SIZE = 128
+
+
+def run(options: Options) -> list[Row]:
+    """Lets the loop and the bare program take turns, some updates each.
+
+    The loop is stopped in its callback, where the program that it runs is then called as often
+    with the arguments of one update: no input, no record, no log.
+    """
+    num_rounds, num_updates = (1, 1) if options.quick else (9, 5)
+    training = Run()
+    plan = training.plan(_BATCH_SIZE, f"{num_updates * (num_rounds + 1)}st")
+    alone = _bare_updates(training, plan)
+    alone(2)
+    in_loop, bare = [], []
+    mark = None
+
+    def on_step(finished, state, metrics):
+        nonlocal mark
+        if finished % num_updates:
+            return
+        jax.block_until_ready((metrics, state))
+        if mark is not None:
+            in_loop.append(time.perf_counter() - mark)
+            start = time.perf_counter()
+            alone(num_updates)
+            bare.append(time.perf_counter() - start)
+        mark = time.perf_counter()
+
+    # A row of metrics is logged in every round.
+    training.fit(plan, input="resident", log_every=f"{num_updates}st", on_step=on_step)
+    return [
+        Row(
+            f"compiled updates alone / training loop, ResNet-20, batch {_BATCH_SIZE}, resident",
+            ratio(bare, in_loop),
+            Target(at_least=0.98),
+            note=(
+                f"Whole updates with gathering in the program; {num_updates} updates and one row "
+                f"of metrics a round; BatchNorm's group {GROUP_SIZE}, micro-batch chosen by auto."
+            ),
+            beside={
+                "alone (ms)": 1e3 * min(bare) / num_updates,
+                "loop (ms)": 1e3 * min(in_loop) / num_updates,
+            },
+        )
+    ]
+
+
+def _bare_updates(training: Run, plan):
+    """Returns what calls the loop's program some times with one and the same input."""
+    state, rng = training.state(), jax.random.key(0)
+    options = LayoutOptions(microbatch_size="auto", input="resident")
+    setup = set_up(
+        training.loss_fn, training.tx, state, rng, training.source, plan, 0, training.seed,
+        None, options, {}, NullProgress(),
+    )  # fmt: skip
+    piece, inputs = next(setup.feed.run(setup.dispatch.pieces(0, lambda finished: False)))
+
+    def updates(count: int) -> None:
+        nonlocal state
+        for _ in range(count):
+            dispatched = setup.dispatch(piece, state, inputs, rng)
+            state = dispatched.state
+        jax.block_until_ready(state)
+
+    return updates
