@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -225,6 +226,18 @@ def test_junk_is_not_an_image(encoded):
         decode_image(bytes(encoded), 3)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_orientation_is_ignored(channels):
+    image = np.zeros((4, 6, channels), np.uint8)
+    encoded = cv2.imencode(".jpg", image)[1].tobytes()
+    # An Exif segment behind the start marker: one entry, orientation (0x112) = 6, a quarter turn.
+    entry = struct.pack(">HHIHH", 0x112, 3, 1, 6, 0)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
+    turned = encoded[:2] + struct.pack(">HH", 0xFFE1, len(exif) + 2) + exif + encoded[2:]
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (6, 4, 3)
+    assert decode_image(turned, channels).shape == (4, 6, channels)
+
+
 def test_four_channels_are_not_made_up():
     encoded = cv2.imencode(".png", np.zeros((3, 3, 3), np.uint8))[1].tobytes()
     with pytest.raises(ValueError, match="not an 8-bit image of 4 channels"):
@@ -256,6 +269,16 @@ def test_images_can_be_resized(digits_dir):
     assert source.image_shape == (16, 16, 1)
     images = source.read(np.arange(3))["image"]
     assert images.shape == (3, 16, 16, 1) and images.max() > 0
+
+
+def test_large_images_are_shared_out_among_threads_in_order(digits_dir):
+    source = tfds_source("digits", "test", digits_dir, image_size=256)
+    indices = np.random.default_rng(0).permutation(355)[:30]
+    together = source.read(indices)
+    for row, index in enumerate(indices):
+        alone = source.read(np.array([index]))
+        np.testing.assert_array_equal(together["image"][row], alone["image"][0])
+        assert together["label"][row] == alone["label"][0]
 
 
 def test_opening_loads_no_tensorflow_and_prints_nothing(digits_dir):
