@@ -10,7 +10,6 @@ from adabatch_jax.costs.measuring import measure_sizes, seconds_per_update
 from adabatch_jax.costs.memory import UpdateMemory, update_memory
 from adabatch_jax.costs.microbatches import MicrobatchComparison, microbatch_candidates
 from adabatch_jax.costs.prediction import Prediction, predict
-from adabatch_jax.costs.resolving import automatic_microbatch_size
 from adabatch_jax.costs.suggesting import sizes_to_try
 from adabatch_jax.costs.updates import Updates, configured_updates
 from adabatch_jax.data.layout import BatchLayout, batch_layout
@@ -19,6 +18,8 @@ from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.schedules import ExponentialGrowth
 from adabatch_jax.training.loss_functions import group_rows
 from adabatch_jax.training.memory import device_memory_bytes
+from adabatch_jax.training.microbatch import automatic_microbatch_size
+from adabatch_jax.training.programs import Program
 
 SIZES_SECONDS = 20.0
 MICROBATCHES_SECONDS = 10.0
@@ -69,7 +70,7 @@ def plan_costs(
     limit = limit_bytes(config, updates)
     size = config.microbatch_size
     if size == AUTO:
-        size = automatic_microbatch_size(updates, max(plan.batch_sizes), limit)
+        size = resolved_microbatch_size(updates, max(plan.batch_sizes), limit)
     layouts = {b: batch_layout(b, size, num_devices) for b in plan.batch_sizes}
     prediction = microbatches = None
     if has_seconds:
@@ -120,10 +121,29 @@ def timed_doublings(
     sizes = sizes_to_try(rule, plan, max_batch)
     size = config.microbatch_size
     if size == AUTO:
-        size = automatic_microbatch_size(updates, max(sizes), limit)
+        size = resolved_microbatch_size(updates, max(sizes), limit)
     layouts = [batch_layout(b, size, num_devices) for b in sizes]
     seconds = measured_seconds(updates, layouts, limit)
     return seconds, [b for b in sizes if b not in seconds]
+
+
+def resolved_microbatch_size(updates: Updates, batch_size: int, limit: int | None) -> int | None:
+    """What `microbatch_size="auto"` will be in a run whose largest batch is this one."""
+    num_devices = updates.num_devices
+
+    def program(size: int, microbatch_size: int | None) -> Program:
+        layout = batch_layout(size, microbatch_size, num_devices)
+        return updates.compiled([layout])[layout].program
+
+    return automatic_microbatch_size(
+        batch_size,
+        group_rows(updates.loss_fn),
+        num_devices,
+        jax.default_backend(),
+        limit,
+        probe=lambda rows: program(rows * num_devices, None),
+        compiled=lambda microbatch_size: program(batch_size, microbatch_size),
+    )
 
 
 def limit_bytes(config: TrainConfig, updates: Updates) -> int | None:

@@ -1,5 +1,8 @@
 """Which micro-batch and how many updates per dispatch a device likes."""
 
+import math
+from collections.abc import Callable
+
 import jax
 
 from adabatch_jax.errors import UsageError
@@ -13,6 +16,47 @@ _MIN_CPU_ROWS = 8
 # An update below this is over before the next one is dispatched: about a millisecond.
 _SHORT_UPDATE_FLOPS = {"cpu": 1e8, "gpu": 1e10, "tpu": 1e10}
 _MAX_STEPS_PER_DISPATCH = 32
+
+
+def automatic_microbatch_size(
+    batch_size: int,
+    group_rows: int | None,
+    num_devices: int,
+    platform: str,
+    limit_bytes: int | None,
+    probe: Callable[[int], Program],
+    compiled: Callable[[int | None], Program],
+) -> int | None:
+    """Chooses a micro-batch: what a CPU computes fastest, and what fits.
+
+    Where micro-batches might change what is normalized together, the batch stays whole as long
+    as it fits.
+
+    Args:
+      batch_size: the plan's largest batch.
+      group_rows: rows that the loss keeps together; None where it doesn't say so.
+      num_devices: devices that share a micro-batch.
+      platform: theirs.
+      limit_bytes: memory of each device; None for no limit.
+      probe: compiles the update of so many rows per device.
+      compiled: compiles the update of the largest batch in such micro-batches.
+
+    Returns:
+      Examples over all devices; None for the whole batch.
+
+    Raises:
+      UsageError: not even the smallest micro-batch fits.
+    """
+    size = None
+    if group_rows is not None and platform == "cpu":
+        rows = group_rows * -(-_MIN_CPU_ROWS // group_rows)
+        bytes_per_row = probe(rows).temporary_bytes / rows
+        size = cached_microbatch_size(bytes_per_row, batch_size, group_rows, num_devices)
+    unit = (group_rows or 1) * num_devices
+    limit = math.inf if limit_bytes is None else limit_bytes
+    while (program := compiled(size)).num_bytes > limit:
+        size = smaller_microbatch_size(size or batch_size, batch_size, program, limit_bytes, unit)
+    return size
 
 
 def cached_microbatch_size(

@@ -20,8 +20,7 @@ from adabatch_jax.training.dispatch import Dispatch, FusedDispatch, SplitDispatc
 from adabatch_jax.training.loss_functions import LossFn, group_rows
 from adabatch_jax.training.memory import device_memory_bytes
 from adabatch_jax.training.microbatch import (
-    cached_microbatch_size,
-    smaller_microbatch_size,
+    automatic_microbatch_size,
     steps_per_dispatch,
     update_flops,
 )
@@ -33,8 +32,7 @@ from adabatch_jax.training.step import TrainStep, make_train_step
 ACCUMULATIONS = ("fused", "split")
 # More programs than this are worth a warning: each takes seconds to compile.
 MANY_PROGRAMS = 16
-# What a probe computes at a time on each device.
-_PROBE_ROWS = 8
+AUTO = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +80,18 @@ class Setup:
     dispatch: Dispatch
     layout: dict[str, Any]
 
+    def compile_first_and_largest(self, plan: BatchPlan, start_step: int) -> Program:
+        """Compiles what the first update and the one with the most rows need; the largest."""
+        sizes = sizes_from(plan, start_step)
+        names = (*self.dispatch.names(sizes[0]), *self.dispatch.names(max(sizes)))
+        programs = [self.dispatch.programs.get(name) for name in dict.fromkeys(names)]
+        return max(programs, key=lambda program: program.num_bytes)
+
+    def close(self) -> None:
+        """Ends what goes on in the background."""
+        self.feed.close()
+        self.dispatch.programs.close()
+
 
 def set_up(
     loss_fn: LossFn,
@@ -111,29 +121,47 @@ def set_up(
     """
     run = _Run(loss_fn, tx, state, rng, source, plan, start_step, seed, mesh, options)
     limit = run.limit_bytes(reserved_bytes)
-    is_auto = options.microbatch_size == "auto"
-    size = options.microbatch_size
-    if is_auto:
-        saved = "microbatch_size" in saved_layout
-        size = saved_layout["microbatch_size"] if saved else run.fast_microbatch_size()
     number = options.steps_per_dispatch
-    if number == "auto":
+    if number == AUTO:
         number = saved_layout.get("steps_per_dispatch") or run.steps_per_dispatch()
-    while True:
-        setup = run.with_layout(size, number, limit)
-        largest = run.compile_first_and_largest(setup.dispatch)
-        if limit is None or largest.num_bytes <= limit:
-            break
-        setup.feed.close()
-        setup.dispatch.programs.close()
-        size = run.smaller(size, largest, limit, is_auto)
-        if group_rows(loss_fn) is None:
+    setups: list[Setup] = []
+
+    def compiled(size: int | None) -> Program:
+        for tried in setups:
+            tried.close()
+        setups.append(run.with_layout(size, number, limit))
+        return setups[-1].compile_first_and_largest(plan, start_step)
+
+    largest, size = max(sizes_from(plan, start_step)), options.microbatch_size
+    if size == AUTO and "microbatch_size" not in saved_layout:
+        rows, devices = group_rows(loss_fn), run.devices
+        size = automatic_microbatch_size(
+            largest, rows, len(devices), devices[0].platform, limit, run.probe, compiled
+        )
+        if len(setups) > 1 and rows is None:
             progress.message(
-                f"a batch doesn't fit into {bytes_text(limit)}: trying micro-batches of {size}, "
-                "which is also what BatchNorm then normalizes over unless it has a group"
+                f"the batch of {largest} doesn't fit into {bytes_text(limit)}: it is computed in "
+                f"micro-batches of {size}, which BatchNorm without a group normalizes over"
             )
-    _warn(setup, progress)
-    return setup
+    else:
+        size = saved_layout["microbatch_size"] if size == AUTO else size
+        check_memory(plan, largest, size, compiled(size), limit)
+    _warn(setups[-1], progress)
+    return setups[-1]
+
+
+def check_memory(
+    plan: BatchPlan, batch_size: int, size: int | None, program: Program, limit: int | None
+) -> None:
+    """Raises a UsageError if the program of this batch and micro-batch doesn't fit."""
+    if limit is None or program.num_bytes <= limit:
+        return
+    phase = next(phase.index for phase in plan.phases if phase.batch_size == batch_size)
+    raise UsageError(
+        f"phase {phase} (batch {batch_size}, micro-batch {min(size or batch_size, batch_size)}) "
+        f"needs {program.num_bytes:,} bytes on each device, and {limit:,} are free "
+        "(device_memory); let microbatch_size be 'auto', or smaller."
+    )
 
 
 @dataclasses.dataclass
@@ -154,11 +182,14 @@ class _Run:
     @property
     def devices(self) -> list[jax.Device]:
         if self.mesh is not None:
-            return list(self.mesh.local_devices)
+            return list(self.mesh.devices.flat)
         return list(jax.tree.leaves(self.state)[0].devices())
 
     def limit_bytes(self, reserved_bytes: int) -> int | None:
-        limit = self.options.device_memory_bytes or device_memory_bytes(self.devices)
+        limit = self.options.device_memory_bytes
+        if limit is None:
+            here = jax.process_index()
+            limit = device_memory_bytes([d for d in self.devices if d.process_index == here])
         return None if limit is None else max(limit - reserved_bytes, 0)
 
     def train_step(self, microbatch_size: int | None) -> TrainStep:
@@ -193,36 +224,6 @@ class _Run:
         }
         return Setup(train_step, feed, dispatch, layout)
 
-    def compile_first_and_largest(self, dispatch: Dispatch) -> Program:
-        """Compiles what the first update and the one with the most rows need; the largest."""
-        sizes = sizes_from(self.plan, self.start_step)
-        names = (*dispatch.names(sizes[0]), *dispatch.names(max(sizes)))
-        programs = [dispatch.programs.get(name) for name in dict.fromkeys(names)]
-        return max(programs, key=lambda program: program.num_bytes)
-
-    def smaller(self, size: int | None, program: Program, limit: int, is_auto: bool) -> int:
-        largest = max(sizes_from(self.plan, self.start_step))
-        if not is_auto:
-            phase = next(p.index for p in self.plan.phases if p.batch_size == largest)
-            raise UsageError(
-                f"phase {phase} (batch {largest}, micro-batch {min(size or largest, largest)}) "
-                f"needs {program.num_bytes:,} bytes on each device, and {limit:,} are free "
-                "(device_memory); let microbatch_size be 'auto', or smaller."
-            )
-        num_devices = len(self.devices)
-        unit = (group_rows(self.loss_fn) or 1) * num_devices
-        return smaller_microbatch_size(size or largest, largest, program, limit, unit)
-
-    def fast_microbatch_size(self) -> int | None:
-        """What a CPU computes fastest where the numbers allow it; elsewhere the whole batch."""
-        rows = group_rows(self.loss_fn)
-        if rows is None or self.devices[0].platform != "cpu":
-            return None
-        probed = rows * -(-_PROBE_ROWS // rows)
-        bytes_per_row = program_of(self._probe(probed)).temporary_bytes / probed
-        largest = max(sizes_from(self.plan, self.start_step))
-        return cached_microbatch_size(bytes_per_row, largest, rows, len(self.devices))
-
     def steps_per_dispatch(self) -> int:
         """How many updates of the first batch size make a dispatch worth its while."""
         size = sizes_from(self.plan, self.start_step)[0]
@@ -233,10 +234,14 @@ class _Run:
         flops = 6.0 * num_parameters * rows
         platform = self.devices[0].platform
         if steps_per_dispatch(flops, platform) > 1:
-            flops = max(flops, update_flops(self._probe(rows)))
+            flops = max(flops, update_flops(self._lowered(rows)))
         return steps_per_dispatch(flops, platform)
 
-    def _probe(self, rows: int) -> jax.stages.Lowered:
+    def probe(self, rows: int) -> Program:
+        """The update of a batch of so many rows on one device."""
+        return program_of(self._lowered(rows))
+
+    def _lowered(self, rows: int) -> jax.stages.Lowered:
         """The update of a batch of so many rows on one device, lowered."""
         batch = example_types(self.source) | {
             "index": ((), "int32"), "epoch": ((), "int32"), "weight": ((), "float32"),
@@ -247,11 +252,8 @@ class _Run:
             self.rng,
         )
         step = make_train_step(self.loss_fn, self.tx)
-        return step.lower(*jax.tree.map(_shape, arguments))
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+        return step.lower(*shapes)
 
 
 def _warn(setup: Setup, progress: Progress) -> None:
