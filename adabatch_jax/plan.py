@@ -93,6 +93,7 @@ def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
     from adabatch_jax.plan_table import HEADER, as_json, plan_notes, plan_rows, table_cells
 
     num_devices, costs, notes = options.devices or 1, None, []
+    rows = plan_rows(config, plan, num_devices)  # finds mistakes before anything is compiled
     if options.memory or options.measure:
         _before_compiling()
         from adabatch_jax.costs.notes import cost_notes
@@ -102,7 +103,7 @@ def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
             num_devices = _measured_devices(options)
         costs = plan_costs(config, plan, num_devices, has_seconds=options.measure)
         notes = cost_notes(config, costs)
-    rows = plan_rows(config, plan, num_devices, costs)
+        rows = plan_rows(config, plan, num_devices, costs)
     notes = plan_notes(config, plan, rows) + notes
     if options.json:
         content = as_json(config, plan, rows, num_devices, notes, costs)
