@@ -1,13 +1,29 @@
 """Compiled programs on disk, so that a run that is started again doesn't compile again."""
 
+import hashlib
 import os
+import platform
 from pathlib import Path
 
 
 def default_folder() -> Path:
-    """`adabatch_jax/compiled` in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`)."""
+    """A folder of this kind of processor in `adabatch_jax/compiled` of the user's cache folder.
+
+    The cache folder is `$XDG_CACHE_HOME`, else `~/.cache`. Machines that share it may have other
+    instructions, and what was compiled for one could crash on another.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "adabatch_jax" / "compiled"
+    return Path(cache).expanduser() / "adabatch_jax" / "compiled" / _processor()
+
+
+def _processor() -> str:
+    """The machine's architecture, and a hash of the instructions that its processor knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = [platform.processor()]
+    known = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    return f"{platform.machine()}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
 
 
 def enable(folder: str | os.PathLike | None = None) -> None:
