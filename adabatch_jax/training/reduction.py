@@ -1,4 +1,4 @@
-"""Micro-batches on several devices with one reduction of the gradients per update."""
+"""Gradients on several devices: how they are reduced, and where their sums lie."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,27 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from adabatch_jax.training.accumulation import Sums, sum_up
-from adabatch_jax.training.gradients import gradient_function
+from adabatch_jax.training.gradients import GradFn, Outputs, gradient_function
 from adabatch_jax.training.loss_functions import LossFn, group_rows, has_sequential_model_state
-from adabatch_jax.training.sharding import leaf_specs
+from adabatch_jax.training.mesh import replicated
+from adabatch_jax.training.sharding import leaf_shardings, leaf_specs
+
+
+def sharded_gradient_function(loss_fn: LossFn, params: Any, mesh: Mesh) -> GradFn:
+    """Returns `gradient_function`'s result where parameters and gradients are sharded.
+
+    Each device computes with all parameters, as if they had not been sharded: left to itself,
+    the compiler might split the computation along features instead.
+    """
+    shardings = leaf_shardings(params, mesh, shard_params=True)
+    grad_fn = gradient_function(loss_fn, lax.with_sharding_constraint(params, replicated(mesh)))
+
+    def sharded(model_state: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> Outputs:
+        outputs = grad_fn(model_state, batch, rng)
+        grads = lax.with_sharding_constraint(outputs.grads, shardings)
+        return outputs._replace(grads=grads)
+
+    return sharded
 
 
 def may_sum_apart(loss_fn: LossFn, model_state: Any, rows_per_device: int) -> bool:

@@ -17,7 +17,11 @@ from adabatch_jax.training.batch_checks import check_batch
 from adabatch_jax.training.gradients import GradFn, Outputs, gradient_function, metrics_like
 from adabatch_jax.training.loss_functions import LossFn, has_sequential_model_state
 from adabatch_jax.training.mesh import as_data_mesh, batch_sharding, replicated
-from adabatch_jax.training.reduction import may_sum_apart, sum_up_apart
+from adabatch_jax.training.reduction import (
+    may_sum_apart,
+    sharded_gradient_function,
+    sum_up_apart,
+)
 from adabatch_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -120,7 +124,9 @@ class TrainStep:
         self.check_batch(batch)
         return self._apply(state, self._outputs(state, dict(batch), rng, constants))
 
-    def begin(self, state: TrainState, microbatch: Batch, rng: jax.Array, constants: Constants):
+    def begin(
+        self, state: TrainState, microbatch: Batch, rng: jax.Array, constants: Constants
+    ) -> Sums:
         """Returns the sums (`accumulation.Sums`) before an update's first micro-batch.
 
         Args:
@@ -195,18 +201,10 @@ class TrainStep:
         return jax.tree.unflatten(jax.tree.structure(_as_pytree(self.loss_fn)), constants)
 
     def _grad_fn(self, state: TrainState, constants: Constants) -> GradFn:
-        if not self.shard_params:
-            return gradient_function(self._loss_fn(constants), state.params)
-        # Each device computes with all parameters, as if they had not been sharded.
-        params = lax.with_sharding_constraint(state.params, replicated(self.mesh))
-        grad_fn = gradient_function(self._loss_fn(constants), params)
-        shardings = self.state_shardings(state).params
-
-        def sharded(model_state: Any, batch: Batch, rng: jax.Array) -> Outputs:
-            outputs = grad_fn(model_state, batch, rng)
-            return outputs._replace(grads=lax.with_sharding_constraint(outputs.grads, shardings))
-
-        return sharded
+        loss_fn = self._loss_fn(constants)
+        if self.shard_params:
+            return sharded_gradient_function(loss_fn, state.params, self.mesh)
+        return gradient_function(loss_fn, state.params)
 
     def _outputs(
         self, state: TrainState, batch: Batch, rng: jax.Array, constants: Constants

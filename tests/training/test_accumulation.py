@@ -13,7 +13,7 @@ from adabatch_jax.training.loss_functions import (
     sequential_model_state,
     weighted_mean,
 )
-from adabatch_jax.training.mesh import batch_sharding, data_mesh
+from adabatch_jax.training.mesh import batch_sharding, data_mesh, rows_of_all_devices
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import make_train_step
 from tests.training.losses import (
@@ -201,6 +201,27 @@ def test_sums_of_devices_apart_leave_out_what_is_padding():
     state, metrics = step(linear_state({"mean": jnp.ones(2)}), batch, jax.random.key(0))
     for got in (-state.params["w"], metrics["x"], state.model_state["mean"] - 0.5):
         np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_sequential_state_of_devices_apart():
+    """All devices go on from the same state, also those without a real example."""
+
+    def loss_fn(params, model_state, batch, rng):
+        weight = rows_of_all_devices(batch["weight"])
+        groups = rows_of_all_devices(batch["x"][:, 0])
+        last = 10 * model_state["last"] + (groups * weight).sum()
+        state = {"last": last, "count": model_state["count"] + 1}
+        return params["w"] @ weighted_mean(batch["x"], batch["weight"]), (state, {})
+
+    loss_fn = sequential_model_state(independent_groups(loss_fn, 1))
+    batch = linear_batch([[0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]])
+    mesh = data_mesh(jax.devices()[:4])
+    step = make_train_step(loss_fn, optax.sgd(1.0), mesh, 4)
+    start = {"last": jnp.float32(1), "count": jnp.int32(0)}
+    state, _ = step(linear_state(start), batch, jax.random.key(0))
+    for device in range(4):
+        shards = jax.tree.map(lambda leaf: leaf.addressable_shards[device].data, state.model_state)
+        assert shards == {"last": 10 * (10 * 1 + 6) + 18 + 20, "count": 2}
 
 
 def test_micro_batches_need_no_second_optimizer_state():
