@@ -22,7 +22,11 @@ def cost_notes(config: TrainConfig, costs: "PlanCosts") -> list[str]:
     if any(memory.is_interpolated for memory in costs.memory.values()):
         notes.append("~ in memory: between two updates that were compiled.")
     if costs.prediction is not None:
-        machine = f"{costs.num_devices} {costs.device} device{'s' * (costs.num_devices > 1)}"
+        machine = f"{costs.num_used_devices} {costs.device} device"
+        if costs.num_used_devices > 1:
+            machine += "s"
+        elif costs.num_devices > 1:
+            machine += f" with its share of what {costs.num_devices} would do"
         notes += prediction_notes(costs.prediction, machine)
         notes.append(microbatch_note(config, costs))
     most = max(memory.num_bytes for memory in costs.memory.values())
@@ -56,8 +60,8 @@ def fit_text(prediction: Prediction) -> str:
     """The fit, and where it flattens."""
     cost = prediction.cost
     line = (
-        f"An update takes about {seconds_text(cost.overhead_seconds)} + batch x "
-        f"{seconds_text(cost.example_seconds)}"
+        f"An update takes about {1e3 * cost.overhead_seconds:.3g} ms + batch x "
+        f"{1e3 * cost.example_seconds:.3g} ms"
     )
     size = cost.saturating_batch_size
     if size is None:

@@ -31,7 +31,8 @@ class PlanCosts:
 
     Attributes:
       device: the kind of device that it was found out on.
-      num_devices: how many of them computed.
+      num_devices: how many of them the batches are laid out on.
+      num_used_devices: how many of them computed here.
       limit_bytes: memory of each device, as far as known.
       microbatch_size: examples over all devices, None for the whole batch: what was asked for,
         or what "auto" will be.
@@ -43,6 +44,7 @@ class PlanCosts:
 
     device: str
     num_devices: int
+    num_used_devices: int
     limit_bytes: int | None
     microbatch_size: int | None
     memory: dict[int, UpdateMemory]
@@ -90,7 +92,8 @@ def plan_costs(
         microbatches = compare_microbatches(updates, size, seconds)
     return PlanCosts(
         device=jax.devices()[0].device_kind,
-        num_devices=updates.num_used_devices,
+        num_devices=num_devices,
+        num_used_devices=updates.num_used_devices,
         limit_bytes=limit,
         microbatch_size=size,
         memory=memory,
