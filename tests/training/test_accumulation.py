@@ -151,12 +151,13 @@ def moving_mean_loss(params, model_state, batch, rng):
     return loss, (state, {"hits": batch["x"][0, 0] > 2, "x": mean})
 
 
-@pytest.mark.parametrize("mark", [lambda loss_fn: loss_fn, sequential_model_state])
-@pytest.mark.parametrize("num_devices", [None, 2])
-def test_an_update_in_parts(mark, num_devices):
+@pytest.mark.parametrize(("sequential", "num_devices"), [(False, None), (True, 2)])
+def test_an_update_in_parts(sequential, num_devices):
     """begin + add * K + finish is the update of (K, m, ...), in three programs for any K."""
     mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
-    loss_fn = mark(lambda *arguments: moving_mean_loss(*arguments))
+    loss_fn = functools.partial(moving_mean_loss)
+    if sequential:
+        loss_fn = sequential_model_state(loss_fn)
     tx, rng = optax.adam(0.1), jax.random.key(1)
     step = make_train_step(loss_fn, tx, mesh, microbatch_size=2)
     begin, add = jax.jit(step.begin), jax.jit(step.add, donate_argnums=0)

@@ -88,11 +88,10 @@ def test_gradients_are_reduced_once_where_no_group_spans_devices(
     assert re.search(rf"f32\[(\d,)?{rows // num_devices},8,8,1\]", text)
 
 
-@pytest.mark.parametrize("num_devices", [4, 8])
-def test_each_device_does_its_share_of_the_work(num_devices):
-    whole, shared = compiled(None, mlp, 512), compiled(num_devices, mlp, 512)
+def test_each_device_does_its_share_of_the_work():
+    whole, shared = compiled(None, mlp, 512), compiled(8, mlp, 512)
     share = shared.cost_analysis()["flops"] / whole.cost_analysis()["flops"]
-    assert share == pytest.approx(1 / num_devices, rel=0.1)
+    assert share == pytest.approx(1 / 8, rel=0.1)
 
 
 def test_batches_that_lie_on_the_mesh_are_taken_as_they_are():
