@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,10 @@ from adabatch_jax.data.prepared import prepare_command, prepared_path
 from adabatch_jax.data.tfds_import import import_tfds
 from adabatch_jax.errors import StorageError, UsageError, did_you_mean
 
-_MAX_IMAGES_PER_TASK, _BYTES_PER_TASK = 64, 2**19
+# What a thread decodes in one go: 170 images of 32x32, 3 of 224x224. With less of the small ones
+# handing over costs more than it gains; the large ones of a batch must do for all processors.
+_BYTES_PER_TASK = 2**19
+_MIN_READ_TOGETHER = 16
 # ImageNet has a thousand files; on a network's file system each takes a while to open.
 _NUM_CHECKING_THREADS = 16
 
@@ -121,11 +125,11 @@ class TfdsSource:
             raise IndexError(f"indices {indices.min()} .. {indices.max()} of {len(self)} examples.")
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
-        length = _images_per_task(self.image_shape)
+        length = max(1, _BYTES_PER_TASK // math.prod(self.image_shape))
 
         def read_part(start: int) -> None:
-            for row, index in enumerate(indices[start : start + length].tolist(), start):
-                record = self._record(index)
+            part = indices[start : start + length].tolist()
+            for row, (index, record) in enumerate(zip(part, self._fetch(part), strict=True), start):
                 labels[row] = record[self._images.label_key]
                 images[row] = self._image(record[self._images.image_key], index)
 
@@ -138,9 +142,17 @@ class TfdsSource:
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tfds_source")
 
+    def _fetch(self, indices: list[int]) -> Iterable[dict[str, Any]]:
+        # Reading together takes a thread for each file: not for a few.
+        if len(indices) >= _MIN_READ_TOGETHER:
+            try:
+                return self._records.__getitems__(indices)
+            except Exception:  # one of them is bad: one at a time tells which
+                pass
+        return map(self._record, indices)
+
     def _record(self, index: int) -> dict[str, Any]:
         try:
-            # Reading several at a time starts a thread for each file that they lie in.
             return self._records[index]
         except Exception as error:  # array_record and protobuf share no base
             raise self._damaged(index, one_line(error)) from error
@@ -168,18 +180,6 @@ class TfdsSource:
             f"example {index} of dataset {self._name!r} in {file.filename} can't be read "
             f"({reason}); {self._prepare_again} prepares it anew."
         )
-
-
-def _images_per_task(image_shape: tuple[int, int, int]) -> int:
-    """How many images a thread decodes in one go.
-
-    Handing over fewer than 64 small ones costs more than it gains; of large ones a batch must
-    make enough tasks for all processors.
-
-    >>> _images_per_task((32, 32, 3)), _images_per_task((224, 224, 3))
-    (64, 3)
-    """
-    return max(1, min(_MAX_IMAGES_PER_TASK, _BYTES_PER_TASK // math.prod(image_shape)))
 
 
 def _require_prepared(name: str, data_dir: str | os.PathLike | None) -> Path:
