@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,12 +32,13 @@ def _main(argv: Sequence[str] | None) -> int:
             raise UsageError(f"there is no benchmark {name!r}{hint}")
     options = Options(arguments.torch_python, arguments.quick)
     results = Results(arguments.out, "cpu")
-    for name in arguments.names or BENCHMARKS:
-        print(f"{name} ...", flush=True)
-        measured = run_apart(name, options)
-        results.put(name, measured)
-        for row in measured["rows"]:
-            print(f"  {summary_line(row)}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as cache:
+        for name in arguments.names or BENCHMARKS:
+            print(f"{name} ...", flush=True)
+            measured = run_apart(name, options, cache)
+            results.put(name, measured)
+            for row in measured["rows"]:
+                print(f"  {summary_line(row)}", flush=True)
     print(results.markdown_path)
     return 0
 

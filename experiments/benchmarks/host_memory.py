@@ -19,7 +19,7 @@ def run(options: Options) -> list[Row]:
     """Feeds a step that does nothing, and watches the process."""
     sizes, num_batches = ((16, 64), 10) if options.quick else (_SIZES, 40)
     num_examples = 640 if options.quick else 50_000
-    training = Run("alexnet_cifar", random_images(num_examples))
+    training = Run(random_images(num_examples))
     peaks = {size: _peaks(training, size, num_batches) for size in sizes}
     small, large = max(peaks[sizes[0]]), max(peaks[sizes[-1]])
     batch_bytes = training.source.read(range(sizes[-1]))["image"].nbytes

@@ -15,14 +15,38 @@ _BATCH_SIZE = 128
 
 
 def run(options: Options) -> list[Row]:
+    """Compares the loop's updates of ResNet-20 with the same program alone."""
+    num_rounds, num_updates = (1, 1) if options.quick else (7, 5)
+    bare, in_loop = compare(Run(), _BATCH_SIZE, num_rounds, num_updates)
+    return [
+        Row(
+            f"compiled updates alone / training loop, ResNet-20, batch {_BATCH_SIZE}, resident",
+            ratio(bare, in_loop),
+            Target(at_least=0.98),
+            note=(
+                f"Whole updates with gathering in the program; {num_updates} updates and one row "
+                f"of metrics a round; BatchNorm's group {GROUP_SIZE}, micro-batch chosen by auto."
+            ),
+            beside={
+                "alone (ms)": 1e3 * min(bare) / num_updates,
+                "loop (ms)": 1e3 * min(in_loop) / num_updates,
+            },
+        )
+    ]
+
+
+def compare(
+    training: Run, batch_size: int, num_rounds: int, num_updates: int
+) -> tuple[list[float], list[float]]:
     """Lets the loop and the bare program take turns, some updates each.
 
     The loop is stopped in its callback, where the program that it runs is then called as often
     with the arguments of one update: no input, no record, no log.
+
+    Returns:
+      Seconds of each round: of the bare updates, and of those in the loop.
     """
-    num_rounds, num_updates = (1, 1) if options.quick else (9, 5)
-    training = Run()
-    plan = training.plan(_BATCH_SIZE, f"{num_updates * (num_rounds + 1)}st")
+    plan = training.plan(batch_size, f"{num_updates * (num_rounds + 1)}st")
     alone = _bare_updates(training, plan)
     alone(2)
     in_loop, bare = [], []
@@ -42,21 +66,7 @@ def run(options: Options) -> list[Row]:
 
     # A row of metrics is logged in every round.
     training.fit(plan, input="resident", log_every=f"{num_updates}st", on_step=on_step)
-    return [
-        Row(
-            f"compiled updates alone / training loop, ResNet-20, batch {_BATCH_SIZE}, resident",
-            ratio(bare, in_loop),
-            Target(at_least=0.98),
-            note=(
-                f"Whole updates with gathering in the program; {num_updates} updates and one row "
-                f"of metrics a round; BatchNorm's group {GROUP_SIZE}, micro-batch chosen by auto."
-            ),
-            beside={
-                "alone (ms)": 1e3 * min(bare) / num_updates,
-                "loop (ms)": 1e3 * min(in_loop) / num_updates,
-            },
-        )
-    ]
+    return bare, in_loop
 
 
 def _bare_updates(training: Run, plan):
@@ -64,7 +74,7 @@ def _bare_updates(training: Run, plan):
     state, rng = training.state(), jax.random.key(0)
     options = LayoutOptions(microbatch_size="auto", input="resident")
     setup = set_up(
-        training.loss_fn, training.tx, state, rng, training.source, plan, 0, training.seed,
+        training.loss_fn, training.tx, state, rng, training.source, plan, 0, 0,
         None, options, {}, NullProgress(),
     )  # fmt: skip
     piece, inputs = next(setup.feed.run(setup.dispatch.pieces(0, lambda finished: False)))

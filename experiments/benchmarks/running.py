@@ -26,8 +26,13 @@ BENCHMARKS = {
 """The modules here that have a `run`, in order, and how many devices each needs."""
 
 
-def run_apart(name: str, options: Options) -> dict[str, Any]:
+def run_apart(name: str, options: Options, cache: str) -> dict[str, Any]:
     """Runs a benchmark on the CPU.
+
+    Args:
+      name: the benchmark.
+      options: for it.
+      cache: folder of compiled programs, so that none is compiled more often than it is measured.
 
     Returns:
       Its rows and environment as JSON values. A benchmark that fails has one row that says so,
@@ -35,6 +40,9 @@ def run_apart(name: str, options: Options) -> dict[str, Any]:
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_NUM_CPU_DEVICES"] = str(BENCHMARKS[name])
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     context, start = multiprocessing.get_context("spawn"), time.monotonic()
     with concurrent.futures.ProcessPoolExecutor(1, context) as process:
         try:

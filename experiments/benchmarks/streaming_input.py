@@ -14,8 +14,8 @@ _BATCH_SIZE = 128
 
 def run(options: Options) -> list[Row]:
     """Trains ResNet-20 on streamed images; then feeds a step that does nothing."""
-    num_runs, num_updates, num_fed = (1, 2, 5) if options.quick else (3, 30, 400)
-    training = Run(source=random_images(1_000 if options.quick else 50_000))
+    num_runs, num_updates, num_fed = (1, 2, 5) if options.quick else (3, 20, 400)
+    training = Run(random_images(1_000 if options.quick else 50_000))
     plan = training.plan(_BATCH_SIZE, f"{num_updates}st")
     shares, paces = [], []
     for _ in range(num_runs):

@@ -12,7 +12,7 @@ from adabatch_jax.training.state import TrainState
 from experiments.benchmarks.networks import optimizer
 
 GROUP_SIZE = 8
-"""BatchNorm's group, so that a CPU may compute few examples at a time."""
+"""BatchNorm's group on a CPU, so that it may compute few examples at a time."""
 
 
 def random_images(num_examples: int, size: int = 32) -> Source:
@@ -27,19 +27,26 @@ def random_images(num_examples: int, size: int = 32) -> Source:
 
 
 class Run:
-    """What training a network needs beside a plan.
+    """What training ResNet-20 needs beside a plan.
 
     Args:
-      model: the network's name.
       source: the training examples.
-      seed: of the order of the examples.
+      group_size: of BatchNorm; None: the whole batch.
+      dtype: to compute in.
     """
 
-    def __init__(self, model: str = "resnet20_cifar", source: Source | None = None, seed: int = 0):
+    def __init__(
+        self,
+        source: Source | None = None,
+        group_size: int | None = GROUP_SIZE,
+        dtype: str = "float32",
+    ):
         self.source = random_images(4096) if source is None else source
-        module = models.create(model, 10, (32, 32, 3), group_size=GROUP_SIZE)
-        self.params, self.model_state, self.loss_fn, _ = models.functions(module, seed=seed)
-        self.tx, self.seed = optimizer(), seed
+        module = models.create(
+            "resnet20_cifar", 10, (32, 32, 3), group_size=group_size, dtype=dtype
+        )
+        self.params, self.model_state, self.loss_fn, _ = models.functions(module)
+        self.tx = optimizer()
 
     def state(self) -> TrainState:
         """The state before the first update."""
@@ -51,5 +58,5 @@ class Run:
 
     def fit(self, plan: BatchPlan, **options: Any) -> FitResult:
         """Trains along a plan, without evaluation; few examples at a time, as a CPU likes it."""
-        options = {"microbatch_size": "auto", "seed": self.seed} | options
+        options = {"microbatch_size": "auto"} | options
         return fit(self.loss_fn, self.tx, self.state(), self.source, plan, **options)

@@ -28,7 +28,7 @@ _EVENTS = {
 def run(options: Options) -> list[Row]:
     """Starts training twice in new processes, with a cache that the first one fills."""
     cold, warm = [], []
-    for _ in range(1 if options.quick else 3):
+    for _ in range(1 if options.quick else 2):
         with tempfile.TemporaryDirectory() as folder:
             cold.append(_start(folder))
             warm.append(_start(folder))

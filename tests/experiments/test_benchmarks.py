@@ -121,6 +121,6 @@ def test_what_there_is_no_time_for_is_said(tmp_path):
     run.run()
     (json_path,) = tmp_path.glob("accelerator_*.json")
     results = json.loads(json_path.read_text())
-    assert len(results["left_out"]) == 8 and not results["sweeps"]
+    assert len(results["left_out"]) == 9 and not results["sweeps"]
     assert results["pytorch_note"] == "torch is not installed"
     assert "* ResNet-20, bfloat16: no time" in run.markdown_path.read_text()

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.benchmarks.results import machine_text
+from experiments.benchmarks.timing import Ratio
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -113,16 +114,8 @@ def _short_run(run: Mapping[str, Any]) -> list[str]:
 
 def _loop_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return _table(
-        ("what", "compiled updates alone, s", "training loop, s", "ratio"),
-        [
-            (
-                row["what"],
-                f"{row['updates_seconds']:.2f}",
-                f"{row['loop_seconds']:.2f}",
-                f"{row['updates_seconds'] / row['loop_seconds']:.3f}",
-            )
-            for row in rows
-        ],
+        ("what", "updates a round", "compiled updates alone / loop (quartiles)"),
+        [(row["what"], str(row["updates"]), str(Ratio(**row["ratio"]))) for row in rows],
     )
 
 

@@ -16,11 +16,15 @@ from experiments.benchmarks.accelerator.document import page
 from experiments.benchmarks.accelerator.peaks import peak_of
 from experiments.benchmarks.accelerator.sweep import Sweep
 from experiments.benchmarks.accelerator.workloads import Workload
+from experiments.benchmarks.loop_overhead import compare
 from experiments.benchmarks.results import write
+from experiments.benchmarks.timing import ratio
 from experiments.benchmarks.torch_process import TorchProcess, TorchUnavailable
+from experiments.benchmarks.training import Run, random_images
 
 # Seconds after which a part begins nothing new.
 _SWEEP_SECONDS, _TORCH_SECONDS = 75.0, 70.0
+_LOOP_SECONDS, _LOOP_BATCH_SIZE = 60.0, 128
 _UPDATES_SECONDS, _RUN_SECONDS = 0.3, 4.0
 
 
@@ -46,6 +50,7 @@ class Measuring:
             "environment": describe_environment(d.device_kind for d in jax.devices()),
             "peak": None if self._peak is None else dataclasses.asdict(self._peak),
             "sweeps": [],
+            "training_loop": [],
             "pytorch": [],
             "left_out": [],
         }
@@ -63,6 +68,7 @@ class Measuring:
         )
         for dtype in ("bfloat16", "float32"):
             self._sweep(first, dtype)
+        self._training_loop("bfloat16", num_rounds=7, num_updates=300)
         self._pytorch([first], ("bfloat16", "float32"))
         for dtype in ("bfloat16", "float32"):
             for workload in others:
@@ -107,6 +113,19 @@ class Measuring:
                 size = run["changes"][0]["batch_size"]
                 run["recompiled"] = short_run.recompilation(sweep, size, seconds[size])
         self._save(f"{what}, done")
+
+    def _training_loop(self, dtype: str, num_rounds: int, num_updates: int) -> None:
+        """The loop's updates against the same program alone, in turns."""
+        what = f"training loop, ResNet-20, {dtype}, batch {_LOOP_BATCH_SIZE}, resident"
+        if self._end - time.monotonic() < _LOOP_SECONDS:
+            self._leave_out(f"{what}: no time")
+            return
+        training = Run(random_images(50_000), group_size=None, dtype=dtype)
+        bare, in_loop = compare(training, _LOOP_BATCH_SIZE, num_rounds, num_updates)
+        loop = {"what": what, "ratio": dataclasses.asdict(ratio(bare, in_loop))}
+        loop |= {"updates": num_updates, "bare_seconds": bare, "loop_seconds": in_loop}
+        self._results["training_loop"].append(loop)
+        self._save(what)
 
     def _pytorch(self, chosen: Sequence[Workload], dtypes: Sequence[str]) -> None:
         deadline = self._deadline(_TORCH_SECONDS)
