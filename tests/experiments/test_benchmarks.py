@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic, and that each runs; what they measure is nobody's assertion."""
 
+import importlib.util
 import itertools
 import json
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from adabatch_jax import make_plan
-from experiments.benchmarks import rows, timing
+from experiments.benchmarks import __main__ as command
+from experiments.benchmarks import rows, running, sharded_parameters, timing
 from experiments.benchmarks.accelerator import measuring, workloads
 from experiments.benchmarks.networks import Network
+from experiments.benchmarks.options import Options
 from experiments.benchmarks.results import Results
 from experiments.benchmarks.torch_process import TorchProcess, TorchUnavailable
 
@@ -78,6 +81,33 @@ def test_abstract_batches_look_like_batches():
     np.testing.assert_array_equal(images[256:512], images[:256])
 
 
+def test_every_benchmark_is_there():
+    for name in running.BENCHMARKS:
+        assert importlib.util.find_spec(f"experiments.benchmarks.{name}"), name
+
+
+def test_a_benchmark_that_fails_is_a_row(monkeypatch, tmp_path):
+    for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, "cpu")  # restored afterwards
+    monkeypatch.setitem(running.BENCHMARKS, "nothing", 1)
+    (row,) = running.run_apart("nothing", Options(), str(tmp_path))["rows"]
+    assert row["verdict"] == "not measured"
+    assert row["note"] == (
+        "failed: ModuleNotFoundError: No module named 'experiments.benchmarks.nothing'"
+    )
+
+
+def test_an_unknown_benchmark_is_refused(capsys, tmp_path):
+    assert command.main(["loop_overhed", "--out", str(tmp_path / "new")]) == 2
+    assert "did you mean 'loop_overhead'?" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_each_device_holds_an_eighth_and_what_cannot_be_divided():
+    (row,) = sharded_parameters.run(Options(quick=True))
+    assert 1 / 8 < row.ratio.value < 1 / 7 and row.verdict == "ok"
+
+
 def test_a_missing_torch_is_said():
     with pytest.raises(TorchUnavailable, match="torch is not installed"):
         TorchProcess("/bin/false")
@@ -99,19 +129,16 @@ def test_the_accelerators_benchmark_runs_without_one(tmp_path):
     results = json.loads(json_path.read_text())
     assert results["device_kind"] == jax.devices()[0].device_kind and not results["left_out"]
     (sweep,) = results["sweeps"]
-    assert [(r["batch_size"], r["microbatch_size"]) for r in sweep["sizes"]] == [
-        (4, 4),
-        (8, 8),
-        (16, 8),
-    ]
+    sizes = [(row["batch_size"], row["microbatch_size"]) for row in sweep["sizes"]]
+    assert sizes == [(4, 4), (8, 4)]
     for row in sweep["sizes"]:
         assert row["examples_per_second"] == row["batch_size"] / row["update_seconds"]
-    plan = make_plan("4 x2 every 20ep max 16", 50_000, "100ep", remainder="drop")
+    plan = make_plan("4 x2 every 20ep max 8", 50_000, "100ep", remainder="drop")
     seconds = {row["batch_size"]: row["update_seconds"] for row in sweep["sizes"]}
     expected = sum(phase.num_steps * seconds[phase.batch_size] for phase in plan.phases)
     assert sweep["paper"]["arms"]["adaptive"]["total_seconds"] == pytest.approx(expected)
     changes = [change["batch_size"] for change in sweep["short_run"]["changes"]]
-    assert changes == [8, 16] and sweep["short_run"]["recompiled"]["batch_size"] == 8
+    assert changes == [8] and sweep["short_run"]["recompiled"]["batch_size"] == 8
     assert sweep["example_flops"] > 3 * 2 * 512 * 10  # what the last layer takes, three passes
     assert "## digits CNN, float32" in run.markdown_path.read_text()
 

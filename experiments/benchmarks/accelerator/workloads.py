@@ -42,7 +42,7 @@ ALEXNET = Workload(
 )
 RESNET50 = Workload("ResNet-50", "resnet50", (64, 128, 256, 1024, 4096), 110_000_000, 224, 1000)
 QUICK = Workload(
-    "digits CNN", "cnn_digits", (4, 8, 16), 1, 8, 10, "4 x2 every 20ep max 16", microbatch_limit=8
+    "digits CNN", "cnn_digits", (4, 8), 1, 8, 10, "4 x2 every 20ep max 8", microbatch_limit=4
 )
 
 # What XLA needs is only roughly known.
