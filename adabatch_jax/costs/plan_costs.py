@@ -144,6 +144,7 @@ def resolved_microbatch_size(updates: Updates, batch_size: int, limit: int | Non
         num_devices,
         jax.default_backend(),
         limit,
+        sum(leaf.nbytes for leaf in jax.tree.leaves(updates.params)),
         probe=lambda rows: program(rows * num_devices, None),
         compiled=lambda microbatch_size: program(batch_size, microbatch_size),
     )

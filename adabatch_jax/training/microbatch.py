@@ -8,10 +8,10 @@ import jax
 from adabatch_jax.errors import UsageError
 from adabatch_jax.training.programs import Program
 
-# A CPU computes fastest while a micro-batch's temporaries stay in its caches: ResNet-20 at 8 rows
-# and not at 32. Fewer than 8 rows leave its vector units idle.
+# A CPU is fast while a micro-batch's activations stay in its caches: ResNet-20 at 8 rows, and not
+# at 32. Fewer rows leave its vector units idle, more gained nothing in any network tried.
 _CACHED_BYTES = 16 * 2**20
-_MIN_CPU_ROWS = 8
+_MIN_CPU_ROWS, _MAX_CPU_ROWS = 8, 32
 
 # An update below this is over before the next one is dispatched: about a millisecond.
 _SHORT_UPDATE_FLOPS = {"cpu": 1e8, "gpu": 1e10, "tpu": 1e10}
@@ -24,6 +24,7 @@ def automatic_microbatch_size(
     num_devices: int,
     platform: str,
     limit_bytes: int | None,
+    weight_bytes: int,
     probe: Callable[[int], Program],
     compiled: Callable[[int | None], Program],
 ) -> int | None:
@@ -38,6 +39,7 @@ def automatic_microbatch_size(
       num_devices: devices that share a micro-batch.
       platform: theirs.
       limit_bytes: memory of each device; None for no limit.
+      weight_bytes: of all parameters.
       probe: compiles the update of so many rows per device.
       compiled: compiles the update of the largest batch in such micro-batches.
 
@@ -50,8 +52,10 @@ def automatic_microbatch_size(
     size = None
     if group_rows is not None and platform == "cpu":
         rows = group_rows * -(-_MIN_CPU_ROWS // group_rows)
-        bytes_per_row = probe(rows).temporary_bytes / rows
-        size = cached_microbatch_size(bytes_per_row, batch_size, group_rows, num_devices)
+        # Beside the activations there are gradients, and what they are made of.
+        activations = max(probe(rows).temporary_bytes - 2 * weight_bytes, 1) / rows
+        rows = cpu_rows(activations, weight_bytes, group_rows)
+        size = rows * num_devices if rows * num_devices < batch_size else None
     unit = (group_rows or 1) * num_devices
     limit = math.inf if limit_bytes is None else limit_bytes
     while (program := compiled(size)).num_bytes > limit:
@@ -59,29 +63,29 @@ def automatic_microbatch_size(
     return size
 
 
-def cached_microbatch_size(
-    bytes_per_row: float, batch_size: int, group_rows: int, num_devices: int
-) -> int | None:
-    """The micro-batch that a CPU computes fastest; None where the whole batch is.
+def cpu_rows(bytes_per_row: float, weight_bytes: int, group_rows: int) -> int:
+    """The rows that a CPU device computes fastest at a time.
+
+    As many as stay in its caches, or as many as outweigh the weights, which every micro-batch
+    reads anew.
 
     Args:
-      bytes_per_row: temporaries of an update per row.
-      batch_size: the largest batch.
-      group_rows: rows that must stay together, on one device.
-      num_devices: devices that share a micro-batch.
+      bytes_per_row: activations of a row.
+      weight_bytes: of all parameters.
+      group_rows: rows that must stay together.
 
-    >>> cached_microbatch_size(1.6e6, 2048, group_rows=8, num_devices=1)
+    >>> cpu_rows(1.6e6, weight_bytes=10**6, group_rows=1)  # ResNet-20
     8
-    >>> cached_microbatch_size(1.6e6, 2048, group_rows=8, num_devices=2)
-    16
-    >>> cached_microbatch_size(20e3, 512, group_rows=1, num_devices=1)
+    >>> cpu_rows(1.4e6, weight_bytes=37 * 10**6, group_rows=1)  # VGG11
+    32
+    >>> cpu_rows(5e4, weight_bytes=4 * 10**4, group_rows=1), cpu_rows(1.6e6, 10**6, 128)
+    (32, 128)
     """
+    wanted = max(_CACHED_BYTES, 2 * weight_bytes) / bytes_per_row
     rows = group_rows
-    while rows < _MIN_CPU_ROWS or 2 * rows * bytes_per_row <= _CACHED_BYTES:
+    while rows < _MIN_CPU_ROWS or 2 * rows <= min(wanted, _MAX_CPU_ROWS):
         rows *= 2
-        if rows * num_devices >= batch_size:
-            return None
-    return rows * num_devices if rows * num_devices < batch_size else None
+    return rows
 
 
 def smaller_microbatch_size(

@@ -135,8 +135,16 @@ def set_up(
     largest, size = max(sizes_from(plan, start_step)), options.microbatch_size
     if size == AUTO and "microbatch_size" not in saved_layout:
         rows, devices = group_rows(loss_fn), run.devices
+        weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
         size = automatic_microbatch_size(
-            largest, rows, len(devices), devices[0].platform, limit, run.probe, compiled
+            largest,
+            rows,
+            len(devices),
+            devices[0].platform,
+            limit,
+            weight_bytes,
+            run.probe,
+            compiled,
         )
         if len(setups) > 1 and rows is None:
             progress.message(
@@ -146,6 +154,7 @@ def set_up(
     else:
         size = saved_layout["microbatch_size"] if size == AUTO else size
         check_memory(plan, largest, size, compiled(size), limit)
+    progress.message(_described(setups[-1]))
     _warn(setups[-1], progress)
     return setups[-1]
 
@@ -254,6 +263,16 @@ class _Run:
         step = make_train_step(self.loss_fn, self.tx)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
         return step.lower(*shapes)
+
+
+def _described(setup: Setup) -> str:
+    """The layout in a line."""
+    size, number = setup.layout["microbatch_size"], setup.layout["steps_per_dispatch"]
+    rows = "whole batches" if size is None else f"micro-batches of {size}"
+    updates = f"; {number} updates per dispatch" if number > 1 else ""
+    if setup.layout["accumulation"] == "split":
+        updates = ", one per dispatch"
+    return f"input {setup.feed.reason}; {rows}{updates}"
 
 
 def _warn(setup: Setup, progress: Progress) -> None:
