@@ -22,7 +22,7 @@ def run(options: Options) -> list[Row]:
     plan = training.plan(_SCHEDULE, "1ep")
     predicted, measured = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(2 if options.quick else 5):
+        for number in range(2 if options.quick else 4):
             workdir = Path(folder, f"run{number}")
             summary = training.fit(plan, workdir=workdir, checkpoint_every="1ep").summary
             if number == 0:

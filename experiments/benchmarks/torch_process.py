@@ -88,6 +88,11 @@ class TorchProcess:
             raise TorchUnavailable(answer["error"])
         return answer["seconds"]
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still answers; it is gone after a deadline, or when it had no memory."""
+        return self._process.poll() is None
+
     def forget(self) -> None:
         """Frees the memory of everything it has built."""
         self._ask({"forget": True})
@@ -103,6 +108,7 @@ class TorchProcess:
             line = ""
         if line is None:
             self._process.kill()
+            self._process.wait()
             raise TorchUnavailable("out of time")
         if not line:
             raise TorchUnavailable("the process with torch has ended")

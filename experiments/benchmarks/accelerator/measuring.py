@@ -1,10 +1,11 @@
 """The parts in order of importance, each with its time; results are written after every step."""
 
 import dataclasses
+import itertools
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from adabatch_jax.reporting.environment import describe_environment
 from experiments.benchmarks.accelerator import paper, pytorch, short_run, workloads
 from experiments.benchmarks.accelerator.document import page
 from experiments.benchmarks.accelerator.peaks import peak_of
-from experiments.benchmarks.accelerator.sweep import Sweep
+from experiments.benchmarks.accelerator.sweep import Sweep, first_line
 from experiments.benchmarks.accelerator.workloads import Workload
 from experiments.benchmarks.loop_overhead import compare
 from experiments.benchmarks.results import write
@@ -23,7 +24,7 @@ from experiments.benchmarks.torch_process import TorchProcess, TorchUnavailable
 from experiments.benchmarks.training import Run, random_images
 
 # Seconds after which a part begins nothing new.
-_SWEEP_SECONDS, _TORCH_SECONDS = 75.0, 70.0
+_SWEEP_SECONDS, _TORCH_SECONDS = 75.0, 90.0
 _LOOP_SECONDS, _LOOP_BATCH_SIZE = 60.0, 128
 _UPDATES_SECONDS, _RUN_SECONDS = 0.3, 4.0
 
@@ -58,7 +59,7 @@ class Measuring:
     def run(self, quick: bool = False) -> None:
         """Measures as much as there is time for."""
         if quick:
-            self._sweep(workloads.QUICK, "float32", 0.02, 0.1)
+            self._try("quick", self._sweep, workloads.QUICK, "float32", 0.02, 0.1)
             return
         first, *others = (
             workloads.RESNET20,
@@ -67,13 +68,19 @@ class Measuring:
             workloads.RESNET50,
         )
         for dtype in ("bfloat16", "float32"):
-            self._sweep(first, dtype)
-        self._training_loop("bfloat16", num_rounds=7, num_updates=300)
-        self._pytorch([first], ("bfloat16", "float32"))
+            self._try(f"{first.title}, {dtype}", self._sweep, first, dtype)
+        self._try("training loop", self._training_loop, "bfloat16", 7, 300)
+        self._try("PyTorch", self._pytorch, [first], ("bfloat16", "float32"))
         for dtype in ("bfloat16", "float32"):
             for workload in others:
-                self._sweep(workload, dtype)
-        self._pytorch(others, ("bfloat16",))
+                self._try(f"{workload.title}, {dtype}", self._sweep, workload, dtype)
+        self._try("PyTorch", self._pytorch, others, ("bfloat16",))
+
+    def _try(self, what: str, part: Callable[..., None], *arguments: Any) -> None:
+        try:
+            part(*arguments)
+        except Exception as error:  # the other parts are worth having
+            self._leave_out(f"{what}: {type(error).__name__}: {first_line(error)}")
 
     def _sweep(
         self,
@@ -100,7 +107,8 @@ class Measuring:
             try:
                 rows.append(sweep.measure(size, updates_seconds))
             except jax.errors.JaxRuntimeError as error:  # no memory, above all
-                self._leave_out(f"{what}, batch {size:,}: {str(error).splitlines()[0]}")
+                self._leave_out(f"{what}, batch {size:,}: {first_line(error)}")
+                sweep.restart()
             self._save(f"{what}, batch {size:,}")
         seconds = {row["batch_size"]: row["update_seconds"] for row in rows}
         if workload.schedule is None or not seconds:
@@ -132,19 +140,17 @@ class Measuring:
         try:
             with TorchProcess(self._torch_python) as torch:
                 self._results["torch"] = torch.description["torch"]
-                for workload, dtype, mode, size in (
-                    (workload, dtype, mode, size)
-                    for workload in chosen
-                    for dtype in dtypes
-                    for mode in pytorch.MODES
-                    for size in _sizes_for_pytorch(workload)
-                ):
-                    if time.monotonic() > deadline:
-                        self._leave_out(f"PyTorch, {workload.title}, {dtype}, {mode}: no time")
+                for mode, workload, dtype in itertools.product(pytorch.MODES, chosen, dtypes):
+                    what = f"PyTorch, {workload.title}, {dtype}, {mode}"
+                    if time.monotonic() > deadline or not torch.is_alive:
+                        self._leave_out(f"{what}: no time")
                         continue
-                    row = pytorch.measure(torch, workload, size, dtype, mode, deadline)
-                    self._results["pytorch"].append({"network": workload.title, **row})
-                    self._save(f"PyTorch, {workload.title}, {dtype}, {mode}, batch {size}")
+                    for size in _sizes_for_pytorch(workload):
+                        row = pytorch.measure(torch, workload, size, dtype, mode, deadline)
+                        self._results["pytorch"].append({"network": workload.title, **row})
+                        self._save(f"{what}, batch {size}")
+                    if torch.is_alive:
+                        torch.forget()
         except TorchUnavailable as error:
             self._results["pytorch_note"] = str(error)
             self._save(f"PyTorch: {error}")

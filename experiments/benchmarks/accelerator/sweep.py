@@ -79,7 +79,7 @@ class Sweep:
             if future.cancelled():
                 self.failures[size] = "no time to compile it"
             elif error := future.exception():
-                self.failures[size] = str(error).splitlines()[0]
+                self.failures[size] = first_line(error)
             else:
                 self.programs[size] = future.result()
 
@@ -111,6 +111,11 @@ class Sweep:
             measured["model_flop_utilisation"] = rate / self._peak_flops
         return measured
 
+    def restart(self) -> None:
+        """Begins with a new state, where a failed update has taken the old one."""
+        for step in self.steps.values():
+            step.state = step.step.place(self.network.state(step.step.tx))
+
     def updates(self, batch_size: int):
         """Returns what dispatches one update of this size, on a batch that stays on the device."""
         program = self.programs[batch_size]
@@ -124,6 +129,11 @@ class Sweep:
         start = time.monotonic()
         compiled = self.steps[is_split].compile(self.network.abstract_batch(*shape))
         return Program(shape, compiled, time.monotonic() - start)
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error says; XLA's go on for pages."""
+    return (str(error).splitlines() or [""])[0]
 
 
 def _seconds(update, count: int) -> float:
