@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from adabatch_jax.byte_sizes import bytes_text
 from adabatch_jax.config import AUTO, TrainConfig
-from adabatch_jax.data.layout import batch_layout
+from adabatch_jax.data.layout import MANY_PROGRAMS, batch_layout
 from adabatch_jax.learning_rates.resolved import resolve
 from adabatch_jax.reporting.formats import seconds_text
 from adabatch_jax.schedules.building import make_plan
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from adabatch_jax.costs.plan_costs import PlanCosts
 
 MAX_PADDING_SHARE = 0.05
-MANY_PROGRAMS = 16
 
 
 @dataclasses.dataclass(frozen=True)

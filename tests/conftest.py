@@ -4,9 +4,11 @@ import os
 import tempfile
 from pathlib import Path
 
-# The tests compile the same programs again and again, also in the processes that they start.
-_CACHE = tempfile.TemporaryDirectory(prefix="adabatch_jax-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+# The tests compile the same programs again and again, also in the processes that they start and
+# in those that share the tests out.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="adabatch_jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Those processes find the package wherever they are started, installed or not.

@@ -10,6 +10,9 @@ import numpy as np
 
 from adabatch_jax.errors import UsageError
 
+# More layouts in a plan than this are worth a warning: each takes seconds to compile.
+MANY_PROGRAMS = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchLayout:

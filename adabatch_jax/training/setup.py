@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from adabatch_jax.byte_sizes import bytes_text
 from adabatch_jax.data.feeds import Feed, open_feed
-from adabatch_jax.data.layout import batch_layout
+from adabatch_jax.data.layout import MANY_PROGRAMS, batch_layout
 from adabatch_jax.data.resident import example_types
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
@@ -30,8 +30,6 @@ from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import TrainStep, make_train_step
 
 ACCUMULATIONS = ("fused", "split")
-# More programs than this are worth a warning: each takes seconds to compile.
-MANY_PROGRAMS = 16
 AUTO = "auto"
 
 

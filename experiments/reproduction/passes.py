@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from adabatch_jax.config import TrainConfig
-from adabatch_jax.costs.updates import image_shape
+from adabatch_jax.config import AUTO, TrainConfig
+from adabatch_jax.costs.plan_costs import resolved_microbatch_size
+from adabatch_jax.costs.updates import configured_updates, image_shape
 from adabatch_jax.data.datasets import dataset_spec
 from adabatch_jax.data.layout import BatchLayout, batch_layout, row_table
 from adabatch_jax.run import network
@@ -71,7 +72,10 @@ def _seconds_per_update(config: TrainConfig, batch_size: int) -> tuple[float, fl
     spec, shape = dataset_spec(config.dataset, config.data.dir), image_shape(config)
     params, model_state, loss_fn, _ = network(config, spec, shape)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
-    layout = batch_layout(batch_size, config.microbatch_size, 1 if mesh is None else mesh.size)
+    num_devices, size = 1 if mesh is None else mesh.size, config.microbatch_size
+    if size == AUTO:
+        size = resolved_microbatch_size(configured_updates(config, num_devices), batch_size, None)
+    layout = batch_layout(batch_size, size, num_devices)
     num_measured = min(layout.num_microbatches, _MOST_MICROBATCHES)
     batch = _synthetic_batch(layout, num_measured, shape, spec.num_classes)
     arguments = params, model_state, batch, jax.random.key(0)

@@ -277,7 +277,7 @@ def refused(capfd, arguments, text):
         ("--margin-percent 0.5", "has margin_percent 1.0, not 0.5"),
         ("--arms adaptive fixed_small", "has the arms tiny_cnn/fixed_small, tiny_cnn/adaptive, "),
         ("--epochs 3", "has in tiny_cnn/fixed_small epochs 2.0, not 3.0"),
-        ("--microbatch-size 64", "has in tiny_cnn/fixed_small microbatch_size None, not 64"),
+        ("--microbatch-size 64", "has in tiny_cnn/fixed_small microbatch_size 'auto', not 64"),
         ("--tune-lr", "--tune-lr: the study in"),
     ],
 )
