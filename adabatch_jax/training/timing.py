@@ -1,19 +1,20 @@
 """How long updates take on the devices at hand, told before the first one counts."""
 
-import statistics
-import time
+from collections.abc import Mapping
 
 import jax
 
-from adabatch_jax.data.feeds import Feed
+from adabatch_jax.costs.measuring import seconds_per_update
+from adabatch_jax.data.feeds import Feed, Piece
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.training.dispatch import Dispatch, sizes_from
+from adabatch_jax.training.dispatch import Dispatch, Dispatched, sizes_from
 from adabatch_jax.training.state import TrainState
 
 # A short run isn't kept waiting to learn how long it would take.
 _MIN_BUDGET_SECONDS = 0.5
 _BUDGET_SHARE = 0.01
-_NUM_TIMED = 3
+# A warm-up, and two that are timed.
+_FEWEST_UPDATES = 3
 
 
 def seconds_by_size(
@@ -35,36 +36,53 @@ def seconds_by_size(
     sizes = sizes_from(plan, start_step)
     ready = (size for size in sizes if all(map(dispatch.programs.is_ready, dispatch.names(size))))
     seconds: dict[int, float] = {}
+    budget = _MIN_BUDGET_SECONDS
     for size in ready:
         if seconds:
             per_example = seconds[sizes[0]] / sizes[0]
             rest = plan.num_samples - plan.samples_at(start_step)
             budget = max(_MIN_BUDGET_SECONDS, _BUDGET_SHARE * per_example * rest)
-            if (1 + _NUM_TIMED) * per_example * size > budget:
+            if _FEWEST_UPDATES * per_example * size > budget:
                 continue
-        seconds[size] = _update_seconds(dispatch, feed, plan, size, state, rng)
+        run = _Updates(dispatch, feed, plan, size, state, rng)
+        seconds[size] = seconds_per_update(run, budget) / run.num_updates
     return seconds
 
 
-def _update_seconds(
-    dispatch: Dispatch, feed: Feed, plan: BatchPlan, size: int, state: TrainState, rng: jax.Array
-) -> float:
-    """The median of a few dispatches, the first one left out."""
-    phase = next(phase for phase in plan.phases if phase.batch_size == size)
-    state = jax.tree.map(lambda leaf: leaf.copy(), state)
-    inputs, metrics = [], None
-    made = feed.run(dispatch.pieces(phase.start_step, lambda finished: False))
-    while metrics is None:
-        inputs.append(next(made))
-        state, metrics, wait_for = dispatch(inputs[-1][0], state, inputs[-1][1], rng)
-    made.close()
-    num_updates = len(inputs[-1][0].steps)
-    seconds = []
-    for _ in range(_NUM_TIMED):
-        jax.block_until_ready(wait_for)
-        begin = time.monotonic()
-        for piece, arrays in inputs:
-            state, _, wait_for = dispatch(piece, state, arrays, rng)
-        jax.block_until_ready(wait_for)
-        seconds.append((time.monotonic() - begin) / num_updates)
-    return statistics.median(seconds)
+class _Updates:
+    """Performs updates of one size on a copy of the state, always with the same examples.
+
+    Attributes:
+      num_updates: how many a dispatch performs.
+    """
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        feed: Feed,
+        plan: BatchPlan,
+        size: int,
+        state: TrainState,
+        rng: jax.Array,
+    ):
+        self._dispatch, self._rng = dispatch, rng
+        self._state = jax.tree.map(lambda leaf: leaf.copy(), state)
+        phase = next(phase for phase in plan.phases if phase.batch_size == size)
+        made = feed.run(dispatch.pieces(phase.start_step, lambda finished: False))
+        self._pieces, metrics = [], None
+        while metrics is None:  # all micro-batches, where they are dispatched one by one
+            self._pieces.append(next(made))
+            metrics = self._perform(*self._pieces[-1]).metrics
+        made.close()
+        self.num_updates = len(self._pieces[-1][0].steps)
+
+    def __call__(self, number: int) -> None:
+        for _ in range(number):
+            for piece, inputs in self._pieces:
+                dispatched = self._perform(piece, inputs)
+        jax.block_until_ready(dispatched.wait_for)
+
+    def _perform(self, piece: Piece, inputs: Mapping[str, jax.Array]) -> Dispatched:
+        dispatched = self._dispatch(piece, self._state, inputs, self._rng)
+        self._state = dispatched.state
+        return dispatched
