@@ -28,9 +28,11 @@ def parse_bytes(text: str) -> int:
 def bytes_text(num_bytes: int) -> str:
     """Writes a size for people.
 
-    >>> bytes_text(3 * 2**30), bytes_text(1_500_000), bytes_text(900)
-    ('3.00 GiB', '1.4 MiB', '900 bytes')
+    >>> bytes_text(3 * 2**30), bytes_text(1_500_000), bytes_text(98_056), bytes_text(900)
+    ('3.00 GiB', '1.4 MiB', '95.8 KiB', '900 bytes')
     """
-    if num_bytes >= 2**30:
-        return f"{num_bytes / 2**30:,.2f} GiB"
-    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes} bytes"
+    if num_bytes < 2**10:
+        return f"{num_bytes} bytes"
+    if num_bytes < 2**20:
+        return f"{num_bytes / 2**10:.1f} KiB"
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:,.2f} GiB"
