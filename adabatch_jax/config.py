@@ -12,6 +12,7 @@ from typing import Any
 
 from adabatch_jax.byte_sizes import parse_bytes
 from adabatch_jax.errors import UsageError, did_you_mean
+from adabatch_jax.layout_choices import ACCUMULATIONS, AUTO, INPUTS
 from adabatch_jax.learning_rates.description import (
     LearningRate,
     coupling_power,
@@ -27,9 +28,6 @@ from adabatch_jax.schedules.text import decimal_text, exact
 
 OPTIMIZERS = ("sgd", "adamw")
 COMPUTE_DTYPES = ("float32", "bfloat16")
-ACCUMULATIONS = ("fused", "split")
-INPUTS = ("auto", "resident", "streaming")
-AUTO = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +177,14 @@ class TrainConfig(Settings):
             _checked(name, getattr(self, name), reader)
         for name, choices in _CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
+        if str(self.microbatch_size).lower() == "none":  # as `--help` spells it
+            object.__setattr__(self, "microbatch_size", None)
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
             if name in _AUTOMATIC and isinstance(value, str):
                 if value != AUTO:
-                    raise UsageError(f"{name}: must be a number or auto, got {value!r}.")
+                    none = ", auto or none" if name == "microbatch_size" else " or auto"
+                    raise UsageError(f"{name}: must be a number{none}, got {value!r}.")
             elif value is not None and not value >= minimum:
                 raise UsageError(f"{name}: must be at least {minimum}, got {value}.")
         if self.device_memory is not None:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adabatch_jax.byte_sizes import bytes_text
-from adabatch_jax.config import AUTO, TrainConfig
+from adabatch_jax.config import TrainConfig
 from adabatch_jax.data.layout import MANY_PROGRAMS, batch_layout
+from adabatch_jax.layout_choices import AUTO
 from adabatch_jax.learning_rates.resolved import resolve
 from adabatch_jax.reporting.formats import seconds_text
 from adabatch_jax.schedules.building import make_plan

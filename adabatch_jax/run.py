@@ -99,7 +99,7 @@ def _train(
         input=config.input,
         steps_per_dispatch=config.steps_per_dispatch,
         accumulation=config.accumulation,
-        shard_params=config.shard_params,
+        shard_params=config.shard_params and mesh is not None,  # one device has it all
         device_memory=config.device_memory,
         profile=profile,
         progress=progress,

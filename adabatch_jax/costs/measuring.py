@@ -15,7 +15,7 @@ GROUP_SECONDS = 0.05
 _MAX_GROUP = 100
 _MAX_GROUPS = 9
 # A warm-up, and two that are timed.
-_FEWEST_UPDATES = 3
+FEWEST_UPDATES = 3
 
 
 def seconds_per_update(run: Run, budget_seconds: float, clock: Clock = time.perf_counter) -> float:
@@ -62,7 +62,7 @@ def measure_sizes(
         left = end - clock()
         if measured:
             expected = fit_update_cost(measured).update_seconds(size)
-            if _FEWEST_UPDATES * expected > left:
+            if FEWEST_UPDATES * expected > left:
                 break
         # The larger a batch, the longer its update.
         share = left * size / sum(sizes[position:])

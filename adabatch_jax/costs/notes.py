@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from adabatch_jax.byte_sizes import bytes_text
-from adabatch_jax.config import AUTO, TrainConfig
+from adabatch_jax.config import TrainConfig
 from adabatch_jax.costs.microbatches import MicrobatchComparison
 from adabatch_jax.costs.prediction import Prediction
+from adabatch_jax.layout_choices import AUTO
 from adabatch_jax.reporting.formats import count_text, seconds_text
 
 if TYPE_CHECKING:

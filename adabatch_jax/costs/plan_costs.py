@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from adabatch_jax.byte_sizes import bytes_text, parse_bytes
-from adabatch_jax.config import AUTO, TrainConfig
+from adabatch_jax.config import TrainConfig
 from adabatch_jax.costs.measuring import measure_sizes, seconds_per_update
 from adabatch_jax.costs.memory import UpdateMemory, update_memory
 from adabatch_jax.costs.microbatches import MicrobatchComparison, microbatch_candidates
@@ -14,6 +14,7 @@ from adabatch_jax.costs.suggesting import sizes_to_try
 from adabatch_jax.costs.updates import Updates, configured_updates
 from adabatch_jax.data.layout import BatchLayout, batch_layout
 from adabatch_jax.errors import UsageError
+from adabatch_jax.layout_choices import AUTO
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.schedules import ExponentialGrowth
 from adabatch_jax.training.loss_functions import group_rows

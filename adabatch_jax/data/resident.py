@@ -12,9 +12,8 @@ from adabatch_jax.byte_sizes import bytes_text
 from adabatch_jax.data.batches import refuse_added_names
 from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.errors import UsageError
+from adabatch_jax.layout_choices import INPUTS
 from adabatch_jax.training.mesh import batch_sharding, replicated
-
-KINDS = ("auto", "resident", "streaming")
 
 
 class Placement(NamedTuple):
@@ -48,8 +47,8 @@ def choose_placement(
     >>> choose_placement(source, 50_000, "auto", 1, available_bytes=2**33).reason
     'resident: 146.5 MiB of examples fit on the device'
     """
-    if kind not in KINDS:
-        raise UsageError(f"the input's kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if kind not in INPUTS:
+        raise UsageError(f"the input's kind must be one of {', '.join(INPUTS)}, got {kind!r}.")
     if kind == "streaming":
         return Placement("streaming", "streaming: as asked for")
     if num_examples is None:

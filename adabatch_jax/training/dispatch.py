@@ -12,6 +12,7 @@ from jax import lax
 from adabatch_jax.data.feeds import Feed, Piece
 from adabatch_jax.data.layout import BatchLayout, batch_layout
 from adabatch_jax.data.resident import gather
+from adabatch_jax.errors import UsageError
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.mesh import batch_sharding, replicated
 from adabatch_jax.training.pieces import microbatch_pieces, pieces
@@ -152,7 +153,12 @@ class SplitDispatch:
             of_finish["out_shardings"] = (train_step.state_shardings(state), whole)
         begin = jax.jit(begin, **of_begin)
         add = jax.jit(functools.partial(add_microbatch, train_step), donate_argnums=0, **of_add)
-        finish = jax.jit(train_step.finish, donate_argnums=0, **of_finish)
+
+        def finish(state: TrainState, sums: Any) -> tuple[TrainState, Metrics]:
+            state, metrics = train_step.finish(state, sums)
+            return state, scalars(metrics)
+
+        finish = jax.jit(finish, donate_argnums=0, **of_finish)
 
         def lower_add(batch_size: int) -> jax.stages.Lowered:
             inputs, number = feed.abstract_inputs(batch_size), abstract(self._number(0))
@@ -208,7 +214,9 @@ def one_update(
     constants: tuple[jax.Array, ...],
 ) -> tuple[TrainState, Metrics]:
     """`train_step.update` with a batch that is gathered from `tables`."""
-    return train_step.update(state, gathered(train_step, inputs, tables), rng, constants)
+    batch = gathered(train_step, inputs, tables)
+    state, metrics = train_step.update(state, batch, rng, constants)
+    return state, scalars(metrics)
 
 
 def several_updates(
@@ -262,7 +270,7 @@ def add_microbatch(
     """
     microbatch = gathered(train_step, inputs, tables, split=True)
     sums = train_step.add(sums, state, microbatch, rng, number, constants)
-    return sums, jax.tree.leaves(sums)[0].ravel()[0]
+    return sums, sums.weight + 0
 
 
 def gathered(
@@ -287,6 +295,17 @@ def abstract_batch(inputs: Mapping[str, Any], tables: Tables) -> dict[str, jax.S
         for name, table in tables.items()
     }
     return {**inputs, **rows}
+
+
+def scalars(metrics: Metrics) -> Metrics:
+    """Returns the metrics; a UsageError names the first one that can't stand in a row."""
+    for name, value in metrics.items():
+        if value.shape:
+            raise UsageError(
+                f"a metric is a number, but loss_fn's {name!r} has the shape {value.shape}; "
+                "return its mean, or one metric per entry."
+            )
+    return metrics
 
 
 def sizes_from(plan: BatchPlan, start_step: int) -> tuple[int, ...]:

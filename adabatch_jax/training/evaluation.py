@@ -115,6 +115,12 @@ class Evaluator:
                 jax.block_until_ready(results[-3])
         self._kept = kept or None
         results = jax.device_get(results)
+        for name, value in results[0].items():
+            if np.ndim(value):
+                raise UsageError(
+                    f"a metric is a number, but eval_fn's {name!r} has the shape {value.shape}; "
+                    "return its mean, or one metric per entry."
+                )
         return {
             name: sum(map(_total, (r[name] for r in results), counts)) / sum(counts)
             for name in results[0]

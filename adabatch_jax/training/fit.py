@@ -11,7 +11,6 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from adabatch_jax.byte_sizes import parse_bytes
 from adabatch_jax.costs import predict
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
@@ -19,12 +18,19 @@ from adabatch_jax.reporting.progress import NullProgress, Progress
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.evaluation import EvalFn, Evaluator
-from adabatch_jax.training.loop import Loop, StepCallback, evaluation_program
+from adabatch_jax.training.layout_options import LayoutOptions
+from adabatch_jax.training.loop import (
+    ALL_FINITE,
+    Loop,
+    StepCallback,
+    all_finite,
+    evaluation_program,
+)
 from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.profiling import make_profile
 from adabatch_jax.training.programs import Programs
 from adabatch_jax.training.record import RunRecord
-from adabatch_jax.training.setup import LayoutOptions, Setup, set_up
+from adabatch_jax.training.setup import Setup, set_up
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import make_train_step
 from adabatch_jax.training.timing import seconds_by_size
@@ -140,12 +146,7 @@ def fit(
     """
     check_arguments(state, eval_fn, eval_source, plan, mesh)
     options = LayoutOptions(
-        microbatch_size,
-        steps_per_dispatch,
-        accumulation,
-        input,
-        shard_params,
-        parse_bytes(device_memory) if isinstance(device_memory, str) else device_memory,
+        microbatch_size, steps_per_dispatch, accumulation, input, shard_params, device_memory
     )
     eval_sources = dict(eval_source) if isinstance(eval_source, Mapping) else {"test": eval_source}
     # What isn't done needs no period: an endless stream has no epochs to count in.
@@ -171,10 +172,9 @@ def fit(
         with record.timed("compile"):
             setup = set_up(
                 loss_fn, tx, state, rng, source, plan, record.start_step, seed, mesh,
-                options, saved_layout, progress, sum(e.num_bytes for e in evaluators.values()),
+                options, saved_layout, progress, tuple(evaluators.values()),
             )  # fmt: skip
-        stack.callback(setup.feed.close)
-        stack.callback(setup.dispatch.programs.close)
+        stack.callback(setup.close)
         record.keep_layout(setup.layout)
         _predict(record, setup, plan, state, rng)
         compile_in_background(setup.dispatch.programs, evaluators, state)
@@ -219,8 +219,8 @@ def check_arguments(
     largest = max(plan.batch_sizes)
     if mesh is not None and mesh.size > largest:
         raise UsageError(
-            f"`mesh` has {mesh.size} devices, more than the largest batch has examples "
-            f"({largest}), so some would never work; give a mesh of at most {largest} devices."
+            f"there are {mesh.size} devices, more than the largest batch has examples ({largest}), "
+            f"so some would never work; use at most {largest}."
         )
 
 
@@ -234,15 +234,22 @@ def compile_in_background(
     )
     for name, evaluator in evaluators.items():
         programs.add(evaluation_program(name), functools.partial(evaluator.lower, *like))
+    programs.add(ALL_FINITE, functools.partial(all_finite.lower, like))
     programs.compile_rest()
 
 
 def _predict(
     record: RunRecord, setup: Setup, plan: BatchPlan, state: TrainState, rng: jax.Array
 ) -> None:
-    """Times the programs that are there, and writes what the run should take into plan.json."""
-    if not record.wants_prediction:
+    """Times the programs that are there, and writes what the run should take into plan.json.
+
+    An endless stream may be live: it isn't read for this.
+    """
+    if not record.wants_prediction or plan.num_examples is None:
         return
     with record.timed("compile"):
-        seconds = seconds_by_size(setup.dispatch, setup.feed, plan, record.start_step, state, rng)
-    record.predicted(predict(plan, seconds).to_dict())
+        seconds = seconds_by_size(
+            setup.dispatch, setup.feed, plan, record.start_step, state, rng, setup.limit_bytes
+        )
+    if seconds:
+        record.predicted(predict(plan, seconds).to_dict())

@@ -27,6 +27,9 @@ from adabatch_jax.training.state import TrainState
 
 StepCallback = Callable[[int, TrainState, Mapping[str, jax.Array]], bool | None]
 
+# What the program of `all_finite` is called among the run's programs.
+ALL_FINITE = "all_finite"
+
 # Dispatch runs ahead of the device; without a bound, batches pile up in memory.
 _PIECES_IN_FLIGHT = 2
 
@@ -227,7 +230,8 @@ class Loop:
     def _check_weights(self, finished: int, state: TrainState) -> None:
         """Looks before a checkpoint is saved, so that none holds weights that are lost."""
         with self.record.timed("step"):
-            finite = jax.block_until_ready(_all_finite((state.params, state.model_state)))
+            check = self._program(ALL_FINITE)
+            finite = jax.block_until_ready(check((state.params, state.model_state)))
         if not jax.device_get(finite):
             raise self._diverged(finished, "a weight is not finite")
 
@@ -255,7 +259,8 @@ def _on_cpu() -> Iterator[None]:
 
 
 @jax.jit
-def _all_finite(tree: Any) -> jax.Array:
+def all_finite(tree: Any) -> jax.Array:
+    """Whether all floating-point numbers of a pytree are finite."""
     leaves = (leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact))
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]))
 

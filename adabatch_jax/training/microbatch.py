@@ -106,7 +106,7 @@ def smaller_microbatch_size(
     if size <= unit:
         raise UsageError(
             f"the batch of {batch_size} doesn't fit even with micro-batch {size}: an update needs "
-            f"{program.num_bytes:,} bytes on each device, and {limit_bytes:,} are free "
+            f"{program.num_bytes:,} bytes on each device, and there are {limit_bytes:,} "
             "(device_memory); take a smaller network, or more devices with shard_params."
         )
     room = limit_bytes - (program.num_bytes - program.temporary_bytes)

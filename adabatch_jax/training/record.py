@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from adabatch_jax.costs import Prediction
 from adabatch_jax.data.batches import examples_at
 from adabatch_jax.errors import RestoreError, UsageError, explain_missing
 from adabatch_jax.reporting.environment import describe_environment
@@ -123,10 +125,16 @@ class RunRecord:
 
     @property
     def wants_prediction(self) -> bool:
-        """Whether there is a plan.json that nothing was predicted in."""
+        """Whether there is a plan.json in which nothing was predicted for its plan."""
         if self._metrics is None:
             return False
-        return "prediction" not in json.loads((self._workdir / "plan.json").read_text())
+        plan = json.loads((self._workdir / "plan.json").read_text())
+        if "prediction" not in plan:
+            return True
+        # Of a run that was prolonged since the old one is of no use.
+        phases = Prediction.from_dict(plan["prediction"]).phases
+        predicted = [(phase.batch_size, phase.num_updates) for phase in phases]
+        return predicted != [(phase.batch_size, phase.num_steps) for phase in self._plan.phases]
 
     def predicted(self, prediction: Mapping[str, Any]) -> None:
         """Adds what the run should take to plan.json."""
@@ -249,7 +257,7 @@ class RunRecord:
         return {
             "step": step,
             "samples": self._plan.samples_at(step),
-            **{key: last[key] for key in measured},
+            **{key: _finite_or_none(last[key]) for key in measured},
             "weights_digest": weights_digest(state),
             "examples_digest": str(self.examples),
             "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -266,6 +274,11 @@ class RunRecord:
         finally:
             if self._metrics is not None:
                 self._metrics.close()
+
+
+def _finite_or_none(value: Any) -> Any:
+    """The value; None for what JSON has no number for, as in the rows on disk."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_past(run: Mapping[str, Any], plan: BatchPlan, seed: int, workdir: Path) -> None:

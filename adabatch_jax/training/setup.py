@@ -1,22 +1,25 @@
 """Choosing the layout of a run and compiling its programs, before the first update."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import Mesh
 
-from adabatch_jax.byte_sizes import bytes_text
 from adabatch_jax.data.feeds import Feed, open_feed
 from adabatch_jax.data.layout import MANY_PROGRAMS, batch_layout
 from adabatch_jax.data.resident import example_types
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
+from adabatch_jax.layout_choices import AUTO
 from adabatch_jax.reporting.progress import Progress
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.dispatch import Dispatch, FusedDispatch, SplitDispatch, sizes_from
+from adabatch_jax.training.evaluation import Evaluator
+from adabatch_jax.training.layout_options import LayoutOptions
 from adabatch_jax.training.loss_functions import LossFn, group_rows
 from adabatch_jax.training.memory import device_memory_bytes
 from adabatch_jax.training.microbatch import (
@@ -29,38 +32,6 @@ from adabatch_jax.training.slow_loops import slow_convolutions
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import TrainStep, make_train_step
 
-ACCUMULATIONS = ("fused", "split")
-AUTO = "auto"
-
-
-@dataclasses.dataclass(frozen=True)
-class LayoutOptions:
-    """How to lay a run out on its devices; `fit` describes the fields."""
-
-    microbatch_size: int | str | None = None
-    steps_per_dispatch: int | str = 1
-    accumulation: str = "fused"
-    input: str = "auto"
-    shard_params: bool = False
-    device_memory_bytes: int | None = None
-
-    def __post_init__(self):
-        for name in ("microbatch_size", "steps_per_dispatch"):
-            value = getattr(self, name)
-            is_number = type(value) is int and value >= 1
-            if not is_number and value != "auto" and not (value is None and name[0] == "m"):
-                raise UsageError(f"{name}: must be at least 1, or 'auto', got {value!r}.")
-        if self.accumulation not in ACCUMULATIONS:
-            raise UsageError(
-                f"accumulation: must be one of {', '.join(ACCUMULATIONS)}, got "
-                f"{self.accumulation!r}."
-            )
-        if self.accumulation == "split" and self.microbatch_size in (None, "auto"):
-            raise UsageError(
-                "accumulation: 'split' dispatches one micro-batch at a time, so it needs a number "
-                "as microbatch_size."
-            )
-
 
 @dataclasses.dataclass
 class Setup:
@@ -71,12 +42,14 @@ class Setup:
       feed: gives the inputs.
       dispatch: performs the plan's updates; its first and its largest program are compiled.
       layout: what the bits of the result depend on beside the settings, as JSON values.
+      limit_bytes: memory of each device, where it is known.
     """
 
     train_step: TrainStep
     feed: Feed
     dispatch: Dispatch
     layout: dict[str, Any]
+    limit_bytes: int | None
 
     def compile_first_and_largest(self, plan: BatchPlan, start_step: int) -> Program:
         """Compiles what the first update and the one with the most rows need; the largest."""
@@ -86,8 +59,9 @@ class Setup:
         return max(programs, key=lambda program: program.num_bytes)
 
     def close(self) -> None:
-        """Ends what goes on in the background."""
+        """Ends what goes on in the background, and frees the examples on the devices."""
         self.feed.close()
+        self.feed.tables.clear()
         self.dispatch.programs.close()
 
 
@@ -104,7 +78,7 @@ def set_up(
     options: LayoutOptions,
     saved_layout: Mapping[str, Any],
     progress: Progress,
-    reserved_bytes: int = 0,
+    evaluators: Sequence[Evaluator] = (),
 ) -> Setup:
     """Chooses what is "auto", compiles the first program and the one with the most rows.
 
@@ -112,49 +86,22 @@ def set_up(
       state: lies where updates want it.
       start_step: the update to begin with.
       saved_layout: that of the run that goes on, whose choices stay; or nothing.
-      reserved_bytes: memory of each device that something else takes.
+      evaluators: keep examples on the devices, unless memory is short.
 
     Raises:
       UsageError: a program doesn't fit into the devices' memory.
     """
-    run = _Run(loss_fn, tx, state, rng, source, plan, start_step, seed, mesh, options)
-    limit = run.limit_bytes(reserved_bytes)
-    number = options.steps_per_dispatch
-    if number == AUTO:
-        number = saved_layout.get("steps_per_dispatch") or run.steps_per_dispatch()
-    setups: list[Setup] = []
-
-    def compiled(size: int | None) -> Program:
-        for tried in setups:
-            tried.close()
-        setups.append(run.with_layout(size, number, limit))
-        return setups[-1].compile_first_and_largest(plan, start_step)
-
-    largest, size = max(sizes_from(plan, start_step)), options.microbatch_size
-    if size == AUTO and "microbatch_size" not in saved_layout:
-        rows, devices = group_rows(loss_fn), run.devices
-        weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
-        size = automatic_microbatch_size(
-            largest,
-            rows,
-            len(devices),
-            devices[0].platform,
-            limit,
-            weight_bytes,
-            run.probe,
-            compiled,
-        )
-        if len(setups) > 1 and rows is None:
-            progress.message(
-                f"the batch of {largest} doesn't fit into {bytes_text(limit)}: it is computed in "
-                f"micro-batches of {size}, which BatchNorm without a group normalizes over"
-            )
-    else:
-        size = saved_layout["microbatch_size"] if size == AUTO else size
-        check_memory(plan, largest, size, compiled(size), limit)
-    progress.message(_described(setups[-1]))
-    _warn(setups[-1], progress)
-    return setups[-1]
+    search = _Search(
+        loss_fn, tx, state, rng, source, plan, start_step, seed, mesh, options, evaluators
+    )
+    try:
+        setup = search.run(saved_layout, progress)
+    except BaseException:
+        search.close()
+        raise
+    progress.message(_described(setup))
+    _warn(setup, progress)
+    return setup
 
 
 def check_memory(
@@ -166,14 +113,14 @@ def check_memory(
     phase = next(phase.index for phase in plan.phases if phase.batch_size == batch_size)
     raise UsageError(
         f"phase {phase} (batch {batch_size}, micro-batch {min(size or batch_size, batch_size)}) "
-        f"needs {program.num_bytes:,} bytes on each device, and {limit:,} are free "
-        "(device_memory); let microbatch_size be 'auto', or smaller."
+        f"needs {program.num_bytes:,} bytes on each device, resident input included, and there "
+        f"are {limit:,} (device_memory); let microbatch_size be 'auto', or smaller."
     )
 
 
 @dataclasses.dataclass
-class _Run:
-    """What `set_up` is given."""
+class _Search:
+    """The search for a layout that fits; the fields are the arguments of `set_up`."""
 
     loss_fn: LossFn
     tx: optax.GradientTransformation
@@ -185,6 +132,94 @@ class _Run:
     seed: int
     mesh: Mesh | None
     options: LayoutOptions
+    evaluators: Sequence[Evaluator]
+
+    def __post_init__(self):
+        self._input, self._setup = self.options.input, None
+        self._number = self.options.steps_per_dispatch
+        self._limit = self.options.device_memory
+        if self._limit is None:
+            here = jax.process_index()
+            self._limit = device_memory_bytes([d for d in self.devices if d.process_index == here])
+
+    def run(self, saved_layout: Mapping[str, Any], progress: Progress) -> Setup:
+        """Chooses, and compiles what is needed first."""
+        if self._number == AUTO and self.options.accumulation == "split":
+            self._number = 1
+        elif self._number == AUTO:
+            self._number = saved_layout.get("steps_per_dispatch") or self.steps_per_dispatch()
+        size, largest = self.options.microbatch_size, max(sizes_from(self.plan, self.start_step))
+        if size != AUTO:
+            check_memory(self.plan, largest, size, self.compiled(size), self._limit)
+        elif not self._fits_as_before(saved_layout, progress):
+            size = self.automatic_microbatch_size(largest)
+            if size is not None and group_rows(self.loss_fn) is None:
+                progress.message(
+                    f"the batch of {largest} doesn't fit into memory: it is computed in "
+                    f"micro-batches of {size}, which is what BatchNorm without a group then "
+                    "normalizes over, if there is any"
+                )
+        is_free = (
+            self.options.steps_per_dispatch == AUTO and "steps_per_dispatch" not in saved_layout
+        )
+        if is_free and self._number > 1 and _num_slow_convolutions(self._setup):
+            self._number = 1  # in a loop over updates they would lose more than dispatches cost
+            self.compiled(self._setup.layout["microbatch_size"])
+        return self._setup
+
+    def _fits_as_before(self, saved_layout: Mapping[str, Any], progress: Progress) -> bool:
+        """Takes the micro-batch that the run was begun with, if there is one and it fits."""
+        if "microbatch_size" not in saved_layout:
+            return False
+        size = saved_layout["microbatch_size"]
+        if self.compiled(size).num_bytes <= _or_infinite(self._limit):
+            return True
+        before = "whole batches" if size is None else f"micro-batches of {size}"
+        progress.message(
+            f"the run was begun with {before}, which don't fit into this memory: chosen anew"
+        )
+        return False
+
+    def automatic_microbatch_size(self, batch_size: int) -> int | None:
+        weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state.params))
+        return automatic_microbatch_size(
+            batch_size,
+            group_rows(self.loss_fn),
+            len(self.devices),
+            self.devices[0].platform,
+            self._limit,
+            weight_bytes,
+            probe=lambda rows: program_of(self._lowered(rows)),
+            compiled=self.compiled,
+        )
+
+    def compiled(self, size: int | None) -> Program:
+        """Compiles what the first update and the one with the most rows need.
+
+        Where examples on the devices leave too little room, they are streamed instead, unless
+        the user wants them there.
+
+        Returns:
+          The largest program.
+        """
+        self.close()
+        self._setup = self.with_layout(size)
+        program = self._setup.compile_first_and_largest(self.plan, self.start_step)
+        limit = _or_infinite(self._limit)
+        if program.num_bytes + sum(e.num_bytes for e in self.evaluators) > limit:
+            for evaluator in self.evaluators:
+                evaluator.num_bytes = 0  # it keeps nothing then
+        is_resident = self._setup.feed.kind == "resident"
+        if program.num_bytes > limit and self._input == AUTO and is_resident:
+            self._input = "streaming"
+            return self.compiled(size)
+        return program
+
+    def close(self) -> None:
+        """Gives up what was tried last."""
+        if self._setup is not None:
+            self._setup.close()
+            self._setup = None
 
     @property
     def devices(self) -> list[jax.Device]:
@@ -192,21 +227,15 @@ class _Run:
             return list(self.mesh.devices.flat)
         return list(jax.tree.leaves(self.state)[0].devices())
 
-    def limit_bytes(self, reserved_bytes: int) -> int | None:
-        limit = self.options.device_memory_bytes
-        if limit is None:
-            here = jax.process_index()
-            limit = device_memory_bytes([d for d in self.devices if d.process_index == here])
-        return None if limit is None else max(limit - reserved_bytes, 0)
-
     def train_step(self, microbatch_size: int | None) -> TrainStep:
         shard_params = self.options.shard_params
         return make_train_step(
             self.loss_fn, self.tx, self.mesh, microbatch_size, shard_params=shard_params
         )
 
-    def with_layout(self, size: int | None, number: int, limit: int | None) -> Setup:
-        """Everything for a micro-batch size and a number of updates per dispatch."""
+    def with_layout(self, size: int | None) -> Setup:
+        """Everything for a micro-batch size."""
+        number = self._number
         is_split = self.options.accumulation == "split"
         train_step = self.train_step(size)
         feed = open_feed(
@@ -216,8 +245,8 @@ class _Run:
             mesh=self.mesh,
             microbatch_size=size,
             steps_per_dispatch=number,
-            kind=self.options.input,
-            available_bytes=limit,
+            kind=self._input,
+            available_bytes=self._limit,
             split=is_split,
         )
         arguments = (train_step, feed, self.plan, self.start_step, self.state, self.rng)
@@ -229,7 +258,7 @@ class _Run:
             "accumulation": self.options.accumulation,
             "shard_params": self.options.shard_params,
         }
-        return Setup(train_step, feed, dispatch, layout)
+        return Setup(train_step, feed, dispatch, layout, self._limit)
 
     def steps_per_dispatch(self) -> int:
         """How many updates of the first batch size make a dispatch worth its while."""
@@ -243,10 +272,6 @@ class _Run:
         if steps_per_dispatch(flops, platform) > 1:
             flops = max(flops, update_flops(self._lowered(rows)))
         return steps_per_dispatch(flops, platform)
-
-    def probe(self, rows: int) -> Program:
-        """The update of a batch of so many rows on one device."""
-        return program_of(self._lowered(rows))
 
     def _lowered(self, rows: int) -> jax.stages.Lowered:
         """The update of a batch of so many rows on one device, lowered."""
@@ -281,11 +306,23 @@ def _warn(setup: Setup, progress: Progress) -> None:
             f"warning: {len(programs.names)} programs have to be compiled, one per batch size; "
             "with accumulation 'split' and a microbatch_size all sizes share one"
         )
-    if jax.default_backend() == "cpu" and setup.layout["accumulation"] == "fused":
-        slow = slow_convolutions(programs.get(programs.names[0]).compiled.as_text())
-        if slow:
-            progress.message(
-                f"warning: {slow} convolutions (or their gradients) lie in a loop, where XLA is "
-                "18 to 40 times slower on CPU; use adabatch_jax.models.convolution.conv2d, or no "
-                "micro-batches and one update per dispatch"
-            )
+    slow = _num_slow_convolutions(setup)
+    if slow:
+        progress.message(
+            f"warning: {slow} convolutions (or their gradients) lie in a loop, where XLA is 18 to "
+            "40 times slower on CPU; use adabatch_jax.models.convolution.conv2d, or no "
+            "micro-batches and one update per dispatch"
+        )
+
+
+def _num_slow_convolutions(setup: Setup) -> int:
+    """Convolutions that a CPU computes slowly, of the programs that are compiled."""
+    if jax.default_backend() != "cpu":
+        return 0
+    programs = setup.dispatch.programs
+    ready = [programs.get(name) for name in programs.names if programs.is_ready(name)]
+    return max(slow_convolutions(program.compiled.as_text()) for program in ready)
+
+
+def _or_infinite(limit: int | None) -> float:
+    return math.inf if limit is None else limit

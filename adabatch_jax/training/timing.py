@@ -1,10 +1,11 @@
 """How long updates take on the devices at hand, told before the first one counts."""
 
+import math
 from collections.abc import Mapping
 
 import jax
 
-from adabatch_jax.costs.measuring import seconds_per_update
+from adabatch_jax.costs.measuring import FEWEST_UPDATES, seconds_per_update
 from adabatch_jax.data.feeds import Feed, Piece
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.dispatch import Dispatch, Dispatched, sizes_from
@@ -13,8 +14,6 @@ from adabatch_jax.training.state import TrainState
 # A short run isn't kept waiting to learn how long it would take.
 _MIN_BUDGET_SECONDS = 0.5
 _BUDGET_SHARE = 0.01
-# A warm-up, and two that are timed.
-_FEWEST_UPDATES = 3
 
 
 def seconds_by_size(
@@ -24,25 +23,39 @@ def seconds_by_size(
     start_step: int,
     state: TrainState,
     rng: jax.Array,
+    limit_bytes: int | None,
 ) -> dict[int, float]:
     """Times updates of the batch sizes whose programs are compiled, on a copy of the state.
 
     The first size is always timed; another one if that takes no more than a percent of the time
-    that the whole run should take.
+    that the whole run should take. One is left out where memory has no room for the copy.
+
+    Args:
+      limit_bytes: memory of each device, where it is known; the others as in `FusedDispatch`.
 
     Returns:
       Seconds per update, input left out, by batch size.
     """
+    copy_bytes = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state))
+    limit = math.inf if limit_bytes is None else limit_bytes
     sizes = sizes_from(plan, start_step)
-    ready = (size for size in sizes if all(map(dispatch.programs.is_ready, dispatch.names(size))))
+    programs = dispatch.programs
+    ready = [
+        size
+        for size in sizes
+        if all(
+            programs.is_ready(name) and programs.get(name).num_bytes + copy_bytes <= limit
+            for name in dispatch.names(size)
+        )
+    ]
     seconds: dict[int, float] = {}
     budget = _MIN_BUDGET_SECONDS
     for size in ready:
         if seconds:
-            per_example = seconds[sizes[0]] / sizes[0]
+            per_example = seconds[ready[0]] / ready[0]
             rest = plan.num_samples - plan.samples_at(start_step)
             budget = max(_MIN_BUDGET_SECONDS, _BUDGET_SHARE * per_example * rest)
-            if _FEWEST_UPDATES * per_example * size > budget:
+            if FEWEST_UPDATES * per_example * size > budget:
                 continue
         run = _Updates(dispatch, feed, plan, size, state, rng)
         seconds[size] = seconds_per_update(run, budget) / run.num_updates

@@ -84,7 +84,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| what | target | ratio (quartiles) | verdict | beside |", "|---|---|---|---|---|"]
     for row in rows:
         measured = "" if row["ratio"] is None else str(Ratio(**row["ratio"]))
-        beside = [f"{name} {_text(value)}" for name, value in row["beside"].items()]
+        # Milliseconds on a CPU tell about the machine's other work; they are in the JSON file.
+        beside = [
+            f"{name} {_text(value)}"
+            for name, value in row["beside"].items()
+            if not name.endswith("(ms)")
+        ]
         details = "; ".join(filter(None, [*beside, row["note"]]))
         cells = (row["what"], row["target"] or "", measured, row["verdict"], details)
         lines.append(f"| {' | '.join(cells)} |")

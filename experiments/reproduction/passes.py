@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from adabatch_jax.config import AUTO, TrainConfig
+from adabatch_jax.config import TrainConfig
 from adabatch_jax.costs.plan_costs import resolved_microbatch_size
 from adabatch_jax.costs.updates import configured_updates, image_shape
 from adabatch_jax.data.datasets import dataset_spec
 from adabatch_jax.data.layout import BatchLayout, batch_layout, row_table
+from adabatch_jax.layout_choices import AUTO
 from adabatch_jax.run import network
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.accumulation import accumulate

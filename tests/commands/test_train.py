@@ -228,7 +228,7 @@ def test_without_workdir_the_settings_name_the_folder(command, tmp_path):
             "lr: can't read the learning rate '0.1 x0.5 evry 2ep' at 'evry'",
         ),
         ("--microbatch-size 0", "microbatch_size: must be at least 1, got 0"),
-        ("--microbatch-size atuo", "microbatch_size: must be a number or auto, got 'atuo'"),
+        ("--microbatch-size atuo", "microbatch_size: must be a number, auto or none, got 'atuo'"),
         ("--steps-per-dispatch 0", "steps_per_dispatch: must be at least 1, got 0"),
         ("--accumulation split", "give microbatch_size a number"),
         ("--input disk", "input: 'disk' is not one of auto, resident, streaming"),
