@@ -79,6 +79,15 @@ def _main(argv: Sequence[str] | None) -> int:
     return _show(options, config, plan)
 
 
+def _check_devices(num_devices: int, plan: "BatchPlan") -> None:
+    largest = max(plan.batch_sizes)
+    if num_devices > largest:
+        raise UsageError(
+            f"--devices: {num_devices} are more than the largest batch has examples ({largest}), "
+            f"so some would never work; give at most {largest}."
+        )
+
+
 def _check(options: Options) -> None:
     if options.devices is not None and options.devices < 1:
         raise UsageError(f"--devices: must be at least 1, got {options.devices}.")
@@ -93,6 +102,7 @@ def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
     from adabatch_jax.plan_table import HEADER, as_json, plan_notes, plan_rows, table_cells
 
     num_devices, costs, notes = options.devices or 1, None, []
+    _check_devices(num_devices, plan)
     rows = plan_rows(config, plan, num_devices)  # finds mistakes before anything is compiled
     if options.memory or options.measure:
         _before_compiling()
@@ -101,6 +111,7 @@ def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
 
         if options.measure:
             num_devices = _measured_devices(options)
+            _check_devices(num_devices, plan)
         costs = plan_costs(config, plan, num_devices, has_seconds=options.measure)
         notes = cost_notes(config, costs)
         rows = plan_rows(config, plan, num_devices, costs)
@@ -145,8 +156,10 @@ def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
 def _before_compiling() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from adabatch_jax import compilation_cache
+    from adabatch_jax.training.mesh import check_backend
 
     compilation_cache.enable()
+    check_backend()
 
 
 def _measured_devices(options: Options) -> int:

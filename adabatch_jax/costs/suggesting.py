@@ -98,6 +98,8 @@ def suggestion_table(
         why = f"Above {best} no doubling that was tried gains 5 % or more"
         if best == rule.init_value:
             why += ": on this machine growth doesn't pay"
+    elif len(seconds_by_size) == 1:
+        why = f"{last} is the only batch that this run can reach: there is nothing to compare"
     elif left_out:
         why = f"Up to {last} growth pays; larger updates would take too long or too much memory"
     else:

@@ -7,6 +7,21 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from adabatch_jax.errors import UsageError
+
+
+def check_backend() -> None:
+    """Raises a UsageError if JAX finds no devices, as with a wrong $JAX_PLATFORMS."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        chosen = jax.config.jax_platforms
+        reason = str(error).partition("\n")[0].rstrip(".") or "no such devices"
+        raise UsageError(
+            f"JAX can't use the devices it is told to, JAX_PLATFORMS={chosen!r} ({reason}); unset "
+            "it to take what there is."
+        ) from None
+
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a one-dimensional mesh with the axis `"data"`.

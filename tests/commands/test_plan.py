@@ -211,6 +211,7 @@ def test_nothing_is_written(command, tmp_path):
             "doesn't fit even with micro-batch 1: an update needs ",
         ),
         ("--devices 0", "--devices: must be at least 1, got 0"),
+        ("--devices 513", "513 are more than the largest batch has examples (512)"),
         ("--num-examples 0", "`num_examples` must be at least 1, got 0"),
         ("--lr 0.1 x", "lr: can't read the learning rate '0.1 x' at 'x' (character 5)"),
         ("--lr 0.1, 9ep: 0.01, 3ep: 0.1", "must increase, but 3ep is at sample"),

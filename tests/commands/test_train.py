@@ -209,6 +209,18 @@ def test_without_workdir_the_settings_name_the_folder(command, tmp_path):
     assert str(folder.relative_to(tmp_path)) in lines[-1]
 
 
+def test_a_backend_that_is_not_there_ends_with_2(tmp_path):
+    outcome = subprocess.run(
+        [sys.executable, "-m", "adabatch_jax.train", "--workdir", str(tmp_path / "run")],
+        env={**os.environ, "JAX_PLATFORMS": "nonsense"},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 2
+    assert outcome.stderr.startswith("error: JAX can't use the devices it is told to")
+    assert len(outcome.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

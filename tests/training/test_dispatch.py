@@ -10,6 +10,7 @@ import pytest
 
 from adabatch_jax import TrainState, array_source, coupled_learning_rate, data_mesh, fit, make_plan
 from adabatch_jax.errors import UsageError
+from adabatch_jax.reporting.progress import NullProgress
 from adabatch_jax.training.loss_functions import weighted_mean
 
 N = 50
@@ -190,3 +191,86 @@ def test_an_automatic_micro_batch_fits(tmp_path):
     assert result.state.step == plan.num_steps
     layout = json.loads((tmp_path / "run" / "environment.json").read_text())["layout"]
     assert 1 <= layout["microbatch_size"] < 1024
+
+
+def test_short_memory_costs_residence_before_micro_batches(tmp_path):
+    plan = make_plan("8 x2 every 1ep max 16", num_examples=2000, duration="2ep")
+    x = np.zeros((2000, 6), np.float32)
+    source = array_source({"x": x, "y": x[:, 0]})
+
+    def layout(**options):
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        fit(
+            loss_fn, TX, new_state(), source, plan, eval_fn=eval_fn, eval_source=source,
+            workdir=folder, log_every="1ep", **{"device_memory": 100_000, **options},
+        )  # fmt: skip
+        return json.loads((folder / "environment.json").read_text())["layout"]
+
+    # Both sets take 56,000 bytes: together they don't fit, one does.
+    assert layout(microbatch_size="auto")["microbatch_size"] is None
+    assert layout(microbatch_size="auto", device_memory=57_000)["microbatch_size"] is None
+    with pytest.raises(UsageError, match="phase 1 .* resident input included"):
+        layout(input="resident", device_memory=57_000)
+
+
+def test_a_micro_batch_that_does_not_fit_any_more_is_chosen_anew(tmp_path):
+    plan = make_plan("16 x4 every 1ep max 1024", num_examples=2048, duration="4ep")
+    x = np.zeros((2048, 6), np.float32)
+    source = array_source({"x": x, "y": x[:, 0]})
+
+    def run(**options):
+        return fit(
+            loss_fn, TX, new_state(), source, plan, workdir=tmp_path, input="streaming",
+            microbatch_size="auto", log_every="1ep", **options,
+        )  # fmt: skip
+
+    run(on_step=lambda finished, *_: finished == 10)
+    environment = tmp_path / "environment.json"
+    assert json.loads(environment.read_text())["layout"]["microbatch_size"] is None
+    result = run(device_memory=60_000)
+    assert result.state.step == plan.num_steps
+    assert 1 <= json.loads(environment.read_text())["layout"]["microbatch_size"] < 1024
+
+
+def test_metrics_are_numbers():
+    def of_shape(params, model_state, batch, rng):
+        loss, (state, _) = loss_fn(params, model_state, batch, rng)
+        return loss, (state, {"per": jnp.ones(3) * loss})
+
+    with pytest.raises(UsageError, match=r"loss_fn's 'per' has the shape \(3,\)"):
+        fit(of_shape, TX, new_state(), SOURCE, PLAN)
+    with pytest.raises(UsageError, match=r"eval_fn's 'per' has the shape \(2,\)"):
+        fit(
+            loss_fn, TX, new_state(), SOURCE, PLAN, eval_source=SOURCE,
+            eval_fn=lambda params, model_state, batch: {"per": jnp.zeros(2)},
+        )  # fmt: skip
+
+
+def test_slow_convolutions_are_told_wherever_they_are():
+    """Only the second phase has micro-batches, and only a loop is slow."""
+    images = np.random.default_rng(0).normal(size=(32, 6, 6, 2)).astype(np.float32)
+    source = array_source({"image": images})
+    tx = optax.sgd(0.1)
+
+    def convolve(params, model_state, batch, rng):
+        layout = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            batch["image"], params["w"], (1, 1), "SAME", None, None, layout
+        )
+        return weighted_mean((y**2).mean((1, 2, 3)), batch["weight"]), (model_state, {})
+
+    class Said(NullProgress):
+        def message(self, text):
+            said.append(text)
+
+    def run(schedule, **options):
+        state = TrainState.create(params={"w": jnp.ones((3, 3, 2, 2))}, tx=tx)
+        said.clear()
+        fit(convolve, tx, state, source, make_plan(schedule, 32, "2ep"), progress=Said(), **options)
+        return [text for text in said if "convolutions" in text]
+
+    said: list[str] = []
+    assert len(run("4, 1ep: 8", microbatch_size=4)) == 1
+    assert run("4, 1ep: 8") == []
+    assert run("4, 1ep: 8", steps_per_dispatch="auto") == []
+    assert not any("updates per dispatch" in text for text in said)
