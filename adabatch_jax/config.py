@@ -194,6 +194,11 @@ class TrainConfig(Settings):
                 "accumulation: split computes one micro-batch at a time; give microbatch_size a "
                 "number."
             )
+        if self.accumulation == "split" and self.steps_per_dispatch not in (1, AUTO):
+            raise UsageError(
+                "accumulation: split dispatches one micro-batch at a time, so steps_per_dispatch "
+                f"must be 1 or auto, got {self.steps_per_dispatch}."
+            )
         if self.seed >= 2**32:
             raise UsageError(f"seed: must be below 2**32, got {self.seed}.")
         if not 0 < self.epochs < math.inf:

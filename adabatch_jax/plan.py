@@ -31,6 +31,12 @@ class Options:
     num_examples: int | None = None
     """Examples per epoch; none: the dataset's."""
 
+    cpu_devices: int | None = None
+    """Without an accelerator: how many devices to make of the CPU, as in train."""
+
+    profile: str | None = None
+    """Accepted so that a command of train can be planned; nothing is traced."""
+
     devices: int | None = None
     """Number of devices to lay the batches out on; none: 1, and where updates are timed all that
     this machine has."""
@@ -105,7 +111,7 @@ def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
     _check_devices(num_devices, plan)
     rows = plan_rows(config, plan, num_devices)  # finds mistakes before anything is compiled
     if options.memory or options.measure:
-        _before_compiling()
+        _before_compiling(options)
         from adabatch_jax.costs.notes import cost_notes
         from adabatch_jax.costs.plan_costs import plan_costs
 
@@ -128,7 +134,7 @@ def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
 
 def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
     """Prints a schedule that ends where growth stops paying, and why."""
-    _before_compiling()
+    _before_compiling(options)
     from adabatch_jax.arguments import command_arguments
     from adabatch_jax.costs.plan_costs import timed_doublings
     from adabatch_jax.costs.suggesting import growth_rule, suggested_schedule, suggestion_table
@@ -153,13 +159,13 @@ def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
     return 0
 
 
-def _before_compiling() -> None:
+def _before_compiling(options: Options) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from adabatch_jax import compilation_cache
     from adabatch_jax.training.mesh import check_backend
 
     compilation_cache.enable()
-    check_backend()
+    check_backend(options.cpu_devices)
 
 
 def _measured_devices(options: Options) -> int:

@@ -23,7 +23,7 @@ from adabatch_jax.training.evaluation import EvalFn
 from adabatch_jax.training.fit import FitResult, fit
 from adabatch_jax.training.loop import StepCallback
 from adabatch_jax.training.loss_functions import LossFn
-from adabatch_jax.training.mesh import check_backend, data_mesh
+from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.workdir import check_workdir, locked
 
@@ -51,7 +51,6 @@ def train(
       UsageError: the settings or the workdir can't work.
       RestoreError: the workdir holds a run with another past.
     """
-    check_backend()
     spec = dataset_spec(config.dataset, config.data.dir)
     train_source, eval_sources = open_sources(config, spec)
     check_workdir(workdir)

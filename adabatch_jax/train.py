@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 
 from adabatch_jax import commands
-from adabatch_jax.errors import UsageError
 from adabatch_jax.interruption import Interruption
 
 PROG = "python -m adabatch_jax.train"
@@ -60,15 +59,11 @@ def _train(argv: Sequence[str] | None, interruption: Interruption) -> int:
 
     # Orbax and others read this when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import jax
-
     from adabatch_jax import compilation_cache
     from adabatch_jax.run import train
+    from adabatch_jax.training.mesh import check_backend
 
-    if options.cpu_devices is not None:
-        if options.cpu_devices < 1:
-            raise UsageError(f"--cpu-devices: must be at least 1, got {options.cpu_devices}.")
-        jax.config.update("jax_num_cpu_devices", options.cpu_devices)
+    check_backend(options.cpu_devices)
     compilation_cache.enable()
     interruption.defer()
     result = train(

@@ -22,6 +22,11 @@ def cost_notes(config: TrainConfig, costs: "PlanCosts") -> list[str]:
         notes.append(f"--microbatch-size auto: {chosen} on this machine.")
     if any(memory.is_interpolated for memory in costs.memory.values()):
         notes.append("~ in memory: between two updates that were compiled.")
+    if config.shard_params and costs.num_devices > costs.num_used_devices:
+        notes.append(
+            "memory: with whole parameters and optimizer state, --shard-params spreads them over "
+            f"the {costs.num_devices} devices."
+        )
     if costs.prediction is not None:
         machine = f"{costs.num_used_devices} {costs.device} device"
         if costs.num_used_devices > 1:

@@ -153,7 +153,7 @@ def fit(
     eval_period = None if eval_fn is None else every(plan, eval_every)
     checkpoint_period = None if workdir is None else every(plan, checkpoint_every)
     log_period = every(plan, log_every)
-    trace = make_profile(profile, workdir)
+    trace = make_profile(profile, workdir, plan.num_steps)
     progress = NullProgress() if progress is None else progress
     record = RunRecord(plan, seed, workdir, keep_checkpoints, identity or {})
     with contextlib.ExitStack() as stack:

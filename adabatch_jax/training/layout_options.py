@@ -45,3 +45,8 @@ class LayoutOptions:
                 "accumulation: 'split' dispatches one micro-batch at a time, so it needs a number "
                 "as microbatch_size."
             )
+        if self.accumulation == "split" and self.steps_per_dispatch not in (1, AUTO):
+            raise UsageError(
+                "accumulation: split dispatches one micro-batch at a time, so steps_per_dispatch "
+                f"must be 1 or auto, got {self.steps_per_dispatch}."
+            )

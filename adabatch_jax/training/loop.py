@@ -110,7 +110,7 @@ class Loop:
             self._program(name)
         if self.profile.is_due(step.index):
             self._settle(0)
-            self.profile.switch(step.index)
+            self.profile.switch(step.index, self.progress)
 
     def _program(self, name: Hashable) -> jax.stages.Compiled:
         """A compiled program; waiting for it counts as compilation."""
@@ -272,9 +272,12 @@ class _Pace:
         self.restart(samples)
 
     def restart(self, samples: int) -> None:
-        self._samples, self._since = samples, time.monotonic()
+        self._marks = collections.deque([(samples, time.monotonic())], maxlen=3)
 
     def examples_per_second(self, samples: int) -> float:
-        rate = (samples - self._samples) / max(time.monotonic() - self._since, 1e-9)
-        self.restart(samples)
-        return rate
+        now, marks = time.monotonic(), self._marks
+        # Soon after a row another one would tell about a single update: it reaches further back.
+        is_soon = len(marks) > 1 and now - marks[-1][1] < (marks[-1][1] - marks[-2][1]) / 2
+        first, since = marks[-2] if is_soon else marks[-1]
+        marks.append((samples, now))
+        return (samples - first) / max(now - since, 1e-9)

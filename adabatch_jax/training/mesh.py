@@ -10,8 +10,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from adabatch_jax.errors import UsageError
 
 
-def check_backend() -> None:
-    """Raises a UsageError if JAX finds no devices, as with a wrong $JAX_PLATFORMS."""
+def check_backend(cpu_devices: int | None = None) -> None:
+    """Raises a UsageError if JAX finds no devices, as with a wrong $JAX_PLATFORMS.
+
+    Args:
+      cpu_devices: how many devices to make of the CPU; None leaves that to JAX.
+    """
+    if cpu_devices is not None:
+        if cpu_devices < 1:
+            raise UsageError(f"--cpu-devices: must be at least 1, got {cpu_devices}.")
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from adabatch_jax.errors import UsageError
+from adabatch_jax.reporting.progress import NullProgress, Progress
 
 
 @dataclasses.dataclass
@@ -29,28 +30,41 @@ class Profile:
             return False
         return self._is_tracing != (self.start_step <= step < self.stop_step)
 
-    def switch(self, step: int) -> None:
+    def switch(self, step: int, progress: Progress) -> None:
         """Begins or ends tracing where that is due; the devices should be idle."""
         if not self.is_due(step):
             return
         if self._is_tracing:
             jax.profiler.stop_trace()
+            progress.message(f"updates up to {step:,} were traced: {self.directory}")
         else:
             jax.profiler.start_trace(str(self.directory))
         self._is_tracing = not self._is_tracing
 
     def close(self) -> None:
         """Ends a trace that the run's end, or an error, left open."""
-        self.switch(self.stop_step)
+        self.switch(self.stop_step, NullProgress())
 
 
-def make_profile(steps: str | None, workdir: str | Path | None) -> Profile:
-    """A trace of updates such as "10:20" into the folder `profile` of the workdir; None: none."""
+def make_profile(steps: str | None, workdir: str | Path | None, num_steps: int) -> Profile:
+    """A trace of updates into the folder `profile` of the workdir.
+
+    Args:
+      steps: a range such as "10:20"; None for no trace.
+      workdir: the run's folder.
+      num_steps: updates of the run.
+
+    Raises:
+      UsageError: no range, none of this run, or no folder to write to.
+    """
     if steps is None:
         return Profile()
     if workdir is None:
         raise UsageError("profile: a trace is written to the run's folder; give a workdir.")
-    return Profile(Path(workdir) / "profile", *parse_steps(steps))
+    start, stop = parse_steps(steps)
+    if start >= num_steps:
+        raise UsageError(f"profile: {steps!r} begins behind the run's last update, {num_steps:,}.")
+    return Profile(Path(workdir) / "profile", start, stop)
 
 
 def parse_steps(text: str) -> tuple[int, int]:
@@ -61,5 +75,8 @@ def parse_steps(text: str) -> tuple[int, int]:
     """
     start, _, stop = text.partition(":")
     if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
-        raise UsageError(f"profile: {text!r} is no range of updates, write it as '10:20'.")
+        raise UsageError(
+            f"profile: {text!r} is no range of updates, the first and the one behind the last; "
+            "write it as '10:20'."
+        )
     return int(start), int(stop)

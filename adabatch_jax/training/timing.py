@@ -12,7 +12,7 @@ from adabatch_jax.training.dispatch import Dispatch, Dispatched, sizes_from
 from adabatch_jax.training.state import TrainState
 
 # A short run isn't kept waiting to learn how long it would take.
-_MIN_BUDGET_SECONDS = 0.5
+_MIN_BUDGET_SECONDS = 0.1
 _BUDGET_SHARE = 0.01
 
 
