@@ -1,28 +1,29 @@
 """Running pieces of the plan with programs that were compiled ahead of time."""
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from adabatch_jax.data.feeds import Feed, Piece
 from adabatch_jax.data.layout import BatchLayout, batch_layout
-from adabatch_jax.data.resident import gather
-from adabatch_jax.errors import UsageError
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.training.mesh import batch_sharding, replicated
+from adabatch_jax.training.dispatched_updates import (
+    Inputs,
+    Metrics,
+    abstract_batch,
+    add_microbatch,
+    one_update,
+    scalars,
+    several_updates,
+)
+from adabatch_jax.training.mesh import replicated
 from adabatch_jax.training.pieces import microbatch_pieces, pieces
 from adabatch_jax.training.programs import Programs
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import TrainStep
-
-Inputs = Mapping[str, jax.Array]
-Metrics = Mapping[str, jax.Array]
-Tables = Mapping[str, jax.Array]
 
 
 class Dispatched(NamedTuple):
@@ -203,109 +204,6 @@ class SplitDispatch:
         if microbatch not in self._numbers:
             self._numbers[microbatch] = self._place(jax.device_put(np.int32(microbatch)))
         return self._numbers[microbatch]
-
-
-def one_update(
-    train_step: TrainStep,
-    state: TrainState,
-    inputs: Inputs,
-    rng: jax.Array,
-    tables: Tables,
-    constants: tuple[jax.Array, ...],
-) -> tuple[TrainState, Metrics]:
-    """`train_step.update` with a batch that is gathered from `tables`."""
-    batch = gathered(train_step, inputs, tables)
-    state, metrics = train_step.update(state, batch, rng, constants)
-    return state, scalars(metrics)
-
-
-def several_updates(
-    train_step: TrainStep,
-    state: TrainState,
-    inputs: Inputs,
-    rng: jax.Array,
-    tables: Tables,
-    constants: tuple[jax.Array, ...],
-) -> tuple[TrainState, Metrics]:
-    """Performs the first `inputs["num_steps"]` of the updates whose inputs are stacked.
-
-    Their number is an argument, so that pieces that are cut short need no program of their own.
-
-    Returns:
-      The state, and metrics with the leading axis of the inputs, 0 behind the last update.
-    """
-    stacked = {name: array for name, array in inputs.items() if name != "num_steps"}
-
-    def update(number, state):
-        batch = {name: lax.dynamic_index_in_dim(array, number, keepdims=False)
-                 for name, array in stacked.items()}  # fmt: skip
-        return one_update(train_step, state, batch, rng, tables, constants)
-
-    def body(number, carried):
-        state, metrics = update(number, carried[0])
-        put = lambda all_of, one: lax.dynamic_update_index_in_dim(all_of, one, number, 0)  # noqa: E731
-        return state, jax.tree.map(put, carried[1], metrics)
-
-    (most,) = {array.shape[0] for array in stacked.values()}
-    _, like = jax.eval_shape(update, 0, state)
-    metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), like)
-    return lax.fori_loop(0, inputs["num_steps"], body, (state, metrics))
-
-
-def add_microbatch(
-    train_step: TrainStep,
-    sums: Any,
-    state: TrainState,
-    inputs: Inputs,
-    number: jax.Array,
-    rng: jax.Array,
-    tables: Tables,
-    constants: tuple[jax.Array, ...],
-) -> tuple[Any, jax.Array]:
-    """`train_step.add` with a micro-batch that is gathered from `tables`.
-
-    Returns:
-      The sums, and a number of theirs that can be waited for when they were donated to the next
-      call.
-    """
-    microbatch = gathered(train_step, inputs, tables, split=True)
-    sums = train_step.add(sums, state, microbatch, rng, number, constants)
-    return sums, sums.weight + 0
-
-
-def gathered(
-    train_step: TrainStep, inputs: Inputs, tables: Tables, split: bool = False
-) -> dict[str, jax.Array]:
-    """Adds the examples' arrays, which lie on the devices, to their indices and weights."""
-    if not tables:
-        return dict(inputs)
-    batch = gather(tables, inputs)
-    if train_step.mesh is not None:
-        is_stacked = train_step.microbatch_size is not None and not split
-        batch = lax.with_sharding_constraint(batch, batch_sharding(train_step.mesh, is_stacked))
-    # The update is then computed as if its batch had come from the host, to the bit.
-    return lax.optimization_barrier(batch)
-
-
-def abstract_batch(inputs: Mapping[str, Any], tables: Tables) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a batch looks like when what is gathered from `tables` was added to its inputs."""
-    shape = inputs["index"].shape
-    rows = {
-        name: jax.ShapeDtypeStruct((*shape, *table.shape[1:]), table.dtype)
-        for name, table in tables.items()
-    }
-    return {**inputs, **rows}
-
-
-def scalars(metrics: Metrics) -> Metrics:
-    """Returns the metrics; a UsageError names the first one that can't stand in a row."""
-    for name, value in metrics.items():
-        if value.shape:
-            raise UsageError(
-                f"a metric is a number, but loss_fn's {name!r} has the shape {value.shape}; "
-                "return its mean, or one metric per entry."
-            )
-    return metrics
 
 
 def sizes_from(plan: BatchPlan, start_step: int) -> tuple[int, ...]:
