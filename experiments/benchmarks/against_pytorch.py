@@ -43,7 +43,7 @@ def _rows(torch: TorchProcess, batch_size: int, quick: bool) -> list[Row]:
             continue
         theirs.append(name)
         measures[name] = functools.partial(torch.seconds, _NETWORK, batch_size, mode=mode)
-    seconds = alternate(measures, rounds=1 if quick else 9, limit_seconds=6)
+    seconds = alternate(measures, rounds=1 if quick else 9, limit_seconds=4)
     torch.forget()
     beside = {f"{name} (ms)": 1e3 * statistics.median(s) for name, s in seconds.items()}
     plain, fastest, best = ours[0], _fastest(seconds, ours), _fastest(seconds, theirs)
