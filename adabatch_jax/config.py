@@ -25,6 +25,7 @@ from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.schedules import Schedule
 from adabatch_jax.schedules.strides import REMAINDERS
 from adabatch_jax.schedules.text import decimal_text, exact
+from adabatch_jax.training.layout_options import LayoutOptions
 
 OPTIMIZERS = ("sgd", "adamw")
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -189,16 +190,9 @@ class TrainConfig(Settings):
                 raise UsageError(f"{name}: must be at least {minimum}, got {value}.")
         if self.device_memory is not None:
             _checked("device_memory", self.device_memory, parse_bytes)
-        if self.accumulation == "split" and self.microbatch_size in (None, AUTO):
-            raise UsageError(
-                "accumulation: split computes one micro-batch at a time; give microbatch_size a "
-                "number."
-            )
-        if self.accumulation == "split" and self.steps_per_dispatch not in (1, AUTO):
-            raise UsageError(
-                "accumulation: split dispatches one micro-batch at a time, so steps_per_dispatch "
-                f"must be 1 or auto, got {self.steps_per_dispatch}."
-            )
+        LayoutOptions(  # checks that these go together
+            self.microbatch_size, self.steps_per_dispatch, self.accumulation
+        )
         if self.seed >= 2**32:
             raise UsageError(f"seed: must be below 2**32, got {self.seed}.")
         if not 0 < self.epochs < math.inf:

@@ -42,8 +42,8 @@ class LayoutOptions:
             )
         if self.accumulation == "split" and self.microbatch_size in (None, AUTO):
             raise UsageError(
-                "accumulation: 'split' dispatches one micro-batch at a time, so it needs a number "
-                "as microbatch_size."
+                "accumulation: split computes one micro-batch at a time; give microbatch_size a "
+                "number."
             )
         if self.accumulation == "split" and self.steps_per_dispatch not in (1, AUTO):
             raise UsageError(
