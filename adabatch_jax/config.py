@@ -18,6 +18,7 @@ from adabatch_jax.learning_rates.description import (
     coupling_power,
     parse_learning_rate,
 )
+from adabatch_jax.nan_policy import parse_nan_policy
 from adabatch_jax.schedules.building import make_plan
 from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.schedules.parsing import parse_schedule
@@ -25,6 +26,7 @@ from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.schedules import Schedule
 from adabatch_jax.schedules.strides import REMAINDERS
 from adabatch_jax.schedules.text import decimal_text, exact
+from adabatch_jax.scores import parse_score
 from adabatch_jax.training.layout_options import LayoutOptions
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -142,6 +144,17 @@ class Settings:
     keep_checkpoints: int = 3
     """How many of the newest checkpoints to keep."""
 
+    keep_best: str | None = "max test_accuracy"
+    """Which checkpoint to keep beside the newest: max or min, and a figure of the evaluation;
+    none: none."""
+
+    keep_every: str | None = None
+    """How often to keep a checkpoint for good, such as 20ep; none: never."""
+
+    on_nan: str = "stop"
+    """Where a loss or gradient isn't finite: stop; skip:N (leave out up to N such updates); or
+    rollback (to the newest checkpoint's weights, once per checkpoint)."""
+
     log_every: str = "10st"
     """How often to write a row of metrics."""
 
@@ -178,8 +191,9 @@ class TrainConfig(Settings):
             _checked(name, getattr(self, name), reader)
         for name, choices in _CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
-        if str(self.microbatch_size).lower() == "none":  # as `--help` spells it
-            object.__setattr__(self, "microbatch_size", None)
+        for name in ("microbatch_size", *_OPTIONAL_TEXT_FIELDS):
+            if str(getattr(self, name)).lower() == "none":  # as `--help` spells it
+                object.__setattr__(self, name, None)
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
             if name in _AUTOMATIC and isinstance(value, str):
@@ -188,8 +202,9 @@ class TrainConfig(Settings):
                     raise UsageError(f"{name}: must be a number{none}, got {value!r}.")
             elif value is not None and not value >= minimum:
                 raise UsageError(f"{name}: must be at least {minimum}, got {value}.")
-        if self.device_memory is not None:
-            _checked("device_memory", self.device_memory, parse_bytes)
+        for name, reader in _OPTIONAL_TEXT_FIELDS.items():
+            if getattr(self, name) is not None:
+                _checked(name, getattr(self, name), reader)
         LayoutOptions(  # checks that these go together
             self.microbatch_size, self.steps_per_dispatch, self.accumulation
         )
@@ -268,6 +283,12 @@ _TEXT_FIELDS: dict[str, Callable[[str], Any]] = {
     "checkpoint_every": lambda text: check_period(text),
     "log_every": lambda text: check_period(text),
     "coupling": coupling_power,
+    "on_nan": parse_nan_policy,
+}
+_OPTIONAL_TEXT_FIELDS: dict[str, Callable[[str], Any]] = {
+    "device_memory": parse_bytes,
+    "keep_every": lambda text: check_period(text),
+    "keep_best": parse_score,
 }
 _CHOICES = {
     "optimizer": OPTIMIZERS,
