@@ -40,14 +40,15 @@ def describe_environment(devices: Iterable[str] = ()) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": _usable_cores(),
         "devices": dict(Counter(devices)),
-        "packages": _versions(PACKAGES),
+        "packages": package_versions(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 
-def _versions(packages: Iterable[str]) -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """The versions of those of `PACKAGES` that are installed."""
     versions = {}
-    for package in packages:
+    for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,9 +1,11 @@
 """Writing files of a run directory: whole or not at all, and disk errors in one sentence."""
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from adabatch_jax.errors import StorageError
 
@@ -38,3 +40,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object so that a reader sees the old file or the new one."""
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")

@@ -22,7 +22,11 @@ class Period:
 
     def is_due(self, finished_steps: int) -> bool:
         """Whether it is due when `finished_steps` updates are done (at least 1)."""
-        return self._count(finished_steps) > self._count(finished_steps - 1)
+        return self.is_passed(finished_steps - 1, finished_steps)
+
+    def is_passed(self, after_steps: int, finished_steps: int) -> bool:
+        """Whether it was due anywhere from update `after_steps` (exclusive) to `finished_steps`."""
+        return self._count(finished_steps) > self._count(after_steps)
 
     def _count(self, step: int) -> int:
         position = step if self.counts_steps else self.plan.samples_at(step)
