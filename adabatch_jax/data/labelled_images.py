@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from adabatch_jax.data.datasets import DatasetSpec
+from adabatch_jax.data.feature_classes import check_feature_classes
 from adabatch_jax.data.prepared import prepare_command
 from adabatch_jax.data.tfds_import import import_tfds
 from adabatch_jax.errors import StorageError, UsageError
@@ -109,6 +110,7 @@ def open_builder(path: Path, name: str, data_dir: str | os.PathLike | None) -> A
     """
     tfds = import_tfds()
     try:
+        check_feature_classes(path)
         builder = tfds.builder_from_directory(path)
     except Exception as error:  # json, proto and feature errors of many types
         raise StorageError(
