@@ -2,13 +2,13 @@
 
 import io
 import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from adabatch_jax.data.preparation.builders import Split
+from adabatch_jax.data.preparation.unpacking import gunzipped
 from adabatch_jax.errors import StorageError
 
 _IMAGE_BYTES = 3 * 32 * 32
@@ -68,19 +68,23 @@ def splits(read: Callable[[str], bytes], layout: Layout) -> dict[str, Split]:
 def read_members(layout: Layout, data: bytes) -> dict[str, bytes]:
     """Reads the members that the layout names, in memory: nothing is ever extracted to a path.
 
+    A member that is a link, a device or has holes (a few bytes may claim any size) is not read.
+
     Raises:
       StorageError: not a whole archive, or a member is missing or not a plain file.
     """
     wanted = {file for files in layout.files.values() for file in files}
     wanted |= set(layout.names.values())
     members = {}
+    unpacked = io.BytesIO(gunzipped(layout.archive, data))
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        with tarfile.open(fileobj=unpacked, mode="r:") as archive:
             for member in archive:
                 folder, _, file = member.name.rpartition("/")
-                if folder == layout.folder and file in wanted and member.isreg():
+                is_plain = member.isreg() and not member.issparse()
+                if folder == layout.folder and file in wanted and is_plain:
                     members[file] = archive.extractfile(member).read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, OSError, EOFError) as error:
         raise StorageError(f"{layout.archive} is not a whole archive ({error}).") from error
     if missing := sorted(wanted - set(members)):
         raise StorageError(f"{layout.archive} has no plain file {layout.folder}/{missing[0]}.")

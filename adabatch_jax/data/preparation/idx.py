@@ -1,13 +1,12 @@
 """MNIST and its relatives: four gzip files of images and labels in the idx format."""
 
-import gzip
 import struct
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 
 from adabatch_jax.data.preparation.builders import Split
+from adabatch_jax.data.preparation.unpacking import gunzipped
 from adabatch_jax.errors import StorageError
 
 _FILES = {
@@ -46,10 +45,7 @@ def _split(images: np.ndarray, labels: np.ndarray, names: tuple[str, str]) -> Sp
 
 def _array(name: str, data: bytes) -> np.ndarray:
     """Decodes idx: two zero bytes, the type (8: uint8), the rank, sizes, then the values."""
-    try:
-        data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise StorageError(f"{name} is not a whole gzip file ({error}).") from error
+    data = gunzipped(name, data)
     rank = data[3] if len(data) >= 4 and data[:3] == b"\0\0\x08" else 0
     start = 4 + 4 * rank
     if not 1 <= rank <= 3 or len(data) < start:

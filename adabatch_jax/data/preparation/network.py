@@ -3,10 +3,10 @@
 import hashlib
 import http.client
 import os
-import tempfile
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,8 @@ from adabatch_jax.errors import UsageError
 _ANSWER_SECONDS = 10.0
 _STALL_SECONDS = 30.0
 _BLOCK_BYTES = 1 << 18
+# The largest original that is read by this project itself, CIFAR-10's, has 170 MB.
+MAX_ORIGINAL_BYTES = 2**29
 
 
 def require_reachable(dataset: str, urls: Iterable[str], seconds: float = _ANSWER_SECONDS) -> None:
@@ -66,9 +68,10 @@ def download(dataset: str, url: str, folder: Path, sha256: str, report: Report) 
         return path
     require_reachable(dataset, [url])
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=folder, prefix=f"{path.name}.", suffix=".part")
+    # Not by mkstemp, whose files nobody else may read, whatever the user's umask says.
+    partial = folder / f"{path.name}.{uuid.uuid4().hex}.part"
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(partial, "xb") as file:
             digest = _copy(dataset, url, file, report)
         if digest != sha256:
             raise UsageError(
@@ -77,7 +80,7 @@ def download(dataset: str, url: str, folder: Path, sha256: str, report: Report) 
             )
         os.replace(partial, path)
     finally:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     return path
 
 
@@ -85,9 +88,14 @@ def _copy(dataset: str, url: str, file: BinaryIO, report: Report) -> str:
     digest, done, total = hashlib.sha256(), 0, None
     stage = f"Downloading {urlsplit(url).path.rsplit('/', 1)[-1]}"
     for block, total in _blocks(dataset, url):
+        done += len(block)
+        if done > MAX_ORIGINAL_BYTES:
+            raise UsageError(
+                f"{url} is not the original file of {dataset!r}: it has more than "
+                f"{MAX_ORIGINAL_BYTES:,} bytes; get the file elsewhere and use --from FOLDER."
+            )
         digest.update(block)
         file.write(block)
-        done += len(block)
         report(Progress(stage, done, total, "bytes"))
     if total is not None and done < total:
         raise UsageError(f"the download of {url} broke off after {done} of {total} bytes.")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adabatch_jax.data.preparation.network import download
+from adabatch_jax.data.preparation.network import MAX_ORIGINAL_BYTES, download
 from adabatch_jax.data.preparation.progress import Report
 from adabatch_jax.errors import StorageError, UsageError
 
@@ -42,6 +42,12 @@ class Originals:
         """
         path = self._path(name)
         try:
+            num_bytes = path.stat().st_size
+            if num_bytes > MAX_ORIGINAL_BYTES:
+                raise StorageError(
+                    f"{path} is not the original file of {self.dataset!r}: it has {num_bytes:,} "
+                    f"bytes, more than {MAX_ORIGINAL_BYTES:,}."
+                )
             data = path.read_bytes()
         except OSError as error:
             raise StorageError(f"{path} can't be read: {error.strerror}.") from error

@@ -7,8 +7,8 @@ import contextlib
 import fcntl
 import os
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +29,8 @@ def staging_folder(data_dir: Path) -> Iterator[Path]:
     root = data_dir / ".preparing"
     root.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(root)
-    folder = Path(tempfile.mkdtemp(dir=root))
+    folder = root / uuid.uuid4().hex
+    folder.mkdir()
     try:
         with open(folder / _LOCK, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,10 +1,14 @@
 """CIFAR archives: damaged ones are told, hostile ones write nowhere."""
 
+import gzip
+import io
+import os
 import tarfile
+import tracemalloc
 
 import pytest
 
-from adabatch_jax.data.preparation import cifar, prepare
+from adabatch_jax.data.preparation import cifar, prepare, unpacking
 from adabatch_jax.errors import StorageError
 
 
@@ -42,7 +46,7 @@ def test_a_broken_off_cifar_archive(cut, miniature, tmp_path):
     small = miniature("cifar10")
     data = (small.folder / "cifar-10-binary.tar.gz").read_bytes()
     small.write({"cifar-10-binary.tar.gz": data[:cut]})
-    with pytest.raises(StorageError, match="is not a whole archive|has no plain file"):
+    with pytest.raises(StorageError, match="is not a whole (gzip file|archive)|has no plain file"):
         prepare("cifar10", tmp_path / "data", small.folder, checksums=small.checksums)
 
 
@@ -78,3 +82,59 @@ def test_only_the_named_members_are_read(miniature, make_tar):
     extra = {"../evil": b"evil", "cifar-10-batches-bin/readme.html": b"hello"}
     read = cifar.read_members(cifar.CIFAR10, make_tar(extra | members))
     assert {f"cifar-10-batches-bin/{name}": data for name, data in read.items()} == members
+
+
+def _device(name):
+    device = tarfile.TarInfo(name)
+    device.type, device.devmajor, device.devminor = tarfile.CHRTYPE, 1, 5  # /dev/zero
+    return device
+
+
+def _with_holes(name):
+    """A member of a terabyte of zeros that takes a kilobyte."""
+    sparse = tarfile.TarInfo(name)
+    sparse.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.size": str(2**40),
+        "GNU.sparse.map": "0,0",
+    }
+    return sparse
+
+
+@pytest.mark.parametrize("member", [_device, _with_holes])
+def test_members_without_an_end_are_not_read(member, miniature, make_tar):
+    small = miniature("cifar10")
+    members = small.cifar10_members()
+    name = "cifar-10-batches-bin/data_batch_2.bin"
+    members[name] = member(name)
+    archive = make_tar(members)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as found:
+        assert found.getmember(name).size == 2**40 or found.getmember(name).ischr()
+    with pytest.raises(StorageError, match="has no plain file .*/data_batch_2.bin"):
+        cifar.read_members(cifar.CIFAR10, archive)
+
+
+def test_a_bomb_is_not_unpacked_to_its_end(miniature, make_tar, monkeypatch):
+    members = miniature("cifar10").cifar10_members()
+    archive = make_tar({"cifar-10-batches-bin/readme.html": bytes(3_000_000)} | members)
+    monkeypatch.setattr(unpacking, "MAX_UNPACKED_BYTES", 2_000_000)
+    with pytest.raises(StorageError, match="unpacks to more than 2,000,000 bytes"):
+        cifar.read_members(cifar.CIFAR10, archive)
+
+
+def test_a_file_that_is_too_large_is_not_read(miniature, tmp_path):
+    small = miniature("cifar10")
+    os.truncate(small.folder / "cifar-10-binary.tar.gz", 2**40)
+    with pytest.raises(StorageError, match="tar.gz is not the original .* 1,099,511,627,776 bytes"):
+        prepare("cifar10", tmp_path / "data", small.folder, checksums=small.checksums)
+
+
+def test_no_more_is_unpacked_than_allowed():
+    bomb = gzip.compress(bytes(2**26))  # 64 MiB of zeros in 65 kB
+    tracemalloc.start()
+    with pytest.raises(StorageError, match="bomb.gz is no original"):
+        unpacking.gunzipped("bomb.gz", bomb, max_bytes=2**20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**23

@@ -69,8 +69,13 @@ def test_a_download_appears_when_it_is_complete(served, tmp_path):
     (folder / "file.bin").write_bytes(data)
     reports = []
     arguments = ("x", f"{address}/file.bin", tmp_path / "to", hashlib.sha256(data).hexdigest())
-    path = network.download(*arguments, reports.append)
+    umask = os.umask(0o027)
+    try:
+        path = network.download(*arguments, reports.append)
+    finally:
+        os.umask(umask)
     assert path.read_bytes() == data
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o640, 0o750)
     assert reports[-1] == Progress("Downloading file.bin", 600_000, 600_000, "bytes")
     (folder / "file.bin").unlink()
     assert network.download(*arguments, reports.append) == path  # not asked for again
@@ -88,6 +93,15 @@ def test_a_bad_download_leaves_nothing(name, match, served, tmp_path, files_in):
     (folder / "file.bin").write_bytes(b"other data")
     with pytest.raises(UsageError, match=match):
         network.download("x", f"{address}/{name}", tmp_path / "to", "0000", print)
+    assert files_in(tmp_path / "to") == []
+
+
+def test_a_download_without_an_end_is_given_up(served, tmp_path, files_in, monkeypatch):
+    folder, address = served
+    (folder / "file.bin").write_bytes(bytes(600_000))
+    monkeypatch.setattr(network, "MAX_ORIGINAL_BYTES", 500_000)
+    with pytest.raises(UsageError, match="it has more than 500,000 bytes"):
+        network.download("x", f"{address}/file.bin", tmp_path / "to", "0000", lambda _: None)
     assert files_in(tmp_path / "to") == []
 
 

@@ -34,6 +34,17 @@ def test_overwrite_replaces_damaged_data(tmp_path):
     assert list((tmp_path / ".preparing").iterdir()) == []
 
 
+@pytest.mark.parametrize("umask", [0o027, 0o002])
+def test_files_follow_the_umask(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        prepare("digits", tmp_path / "data")
+    finally:
+        os.umask(before)
+    for path in [tmp_path / "data", *(tmp_path / "data").rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
 def test_a_kill_leaves_nothing_that_looks_prepared(tmp_path):
     code = (
         "import os, sys; from adabatch_jax.data.preparation import prepare;"
