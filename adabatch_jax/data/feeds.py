@@ -1,7 +1,7 @@
 """Feeds: the arrays that each dispatch trains on, on the devices before they are wanted."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from adabatch_jax.data.batches import (
     stacked,
 )
 from adabatch_jax.data.layout import batch_layout
-from adabatch_jax.data.prefetching import background_thread, prefetched
+from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.resident import Placement, choose_placement, example_types, put_tables
 from adabatch_jax.data.sources import ArraySource, Source, in_memory
 from adabatch_jax.errors import UsageError
@@ -66,7 +66,7 @@ class Feed:
         if self.kind == "resident":
             arrays = (source if isinstance(source, ArraySource) else in_memory(source)).arrays
             self.tables = put_tables(arrays, mesh, placement.spread)
-        self._thread = background_thread("feed")
+        self._thread = BackgroundThread("feed")
 
     def __enter__(self) -> "Feed":
         return self
@@ -75,10 +75,15 @@ class Feed:
         self.close()
 
     def close(self) -> None:
-        """Ends the background thread, when it has finished the piece that it is at."""
-        self._thread.shutdown(cancel_futures=True)
+        """Ends the background thread, when it has finished the piece that it is at.
 
-    def run(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, dict[str, jax.Array]]]:
+        One that hangs in the source is left behind after 2 seconds.
+        """
+        self._thread.close()
+
+    def run(
+        self, pieces: Iterable[Piece], should_stop: Callable[[], bool] = never
+    ) -> Iterator[tuple[Piece, dict[str, jax.Array]]]:
         """Yields each piece with its arrays, which a thread prepares at most 2 pieces ahead.
 
         With micro-batches arrays are (K, m, ...), else (B, ...), or (m, ...) where a piece is one
@@ -86,10 +91,15 @@ class Feed:
         examples are resident. With more than one step per dispatch there is another axis in front,
         whose places behind the piece's steps repeat the last one, and "num_steps" (int32).
 
+        Args:
+          pieces: what to prepare, in order.
+          should_stop: asked 10 times a second while a piece is waited for; True ends the
+            iteration.
+
         Raises:
           Exception: whatever the source raises.
         """
-        return prefetched(self._prepare, pieces, self._thread)
+        return prefetched(self._prepare, pieces, self._thread, should_stop=should_stop)
 
     def abstract_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The arrays of a piece with this batch size, as shapes: what to compile for."""

@@ -9,10 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from adabatch_jax.data.batches import ADDED_TYPES, batch_rows, put_share, read_rows
-from adabatch_jax.data.prefetching import background_thread, prefetched
+from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.resident import example_types
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
+from adabatch_jax.fault_points import reach
 from adabatch_jax.schedules.plan import Step
 from adabatch_jax.training.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.training.state import TrainState
@@ -68,13 +69,13 @@ class Evaluator:
             shardings = {"in_shardings": arguments, "out_shardings": self._whole}
         self._jitted = jax.jit(eval_fn, **shardings)
         self.program: Callable[..., Mapping[str, jax.Array]] = self._jitted
-        num_batches = -(-len(source) // self._num_rows)
+        self._num_batches = -(-len(source) // self._num_rows)
         batch = self._abstract_batch().values()
         batch_bytes = sum(math.prod(array.shape) * array.dtype.itemsize for array in batch)
-        num_bytes = num_batches * batch_bytes // num_devices
+        num_bytes = self._num_batches * batch_bytes // num_devices
         self.num_bytes = num_bytes if num_bytes <= keep_limit_bytes else 0
         self._kept: list[tuple[Step, Batch]] | None = None
-        self._thread = background_thread("evaluation")
+        self._thread = BackgroundThread("evaluation")
 
     def __enter__(self) -> "Evaluator":
         return self
@@ -83,9 +84,12 @@ class Evaluator:
         self.close()
 
     def close(self) -> None:
-        """Frees what is kept on the devices, and ends the thread that reads."""
+        """Frees what is kept on the devices, and ends the thread that reads.
+
+        One that hangs in the source is left behind after 2 seconds.
+        """
         self._kept = None
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.close()
 
     def lower(self, params: Any, model_state: Any) -> jax.stages.Lowered:
         """Lowers the program for states like this one (arrays or `jax.ShapeDtypeStruct`s)."""
@@ -99,13 +103,26 @@ class Evaluator:
         state = jax.tree.map(abstract, (params, model_state))
         return self._jitted.lower(*state, self._abstract_batch())
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """Returns the metrics over the whole source, summed up in float64."""
+    def __call__(
+        self,
+        state: TrainState,
+        should_stop: Callable[[], bool] = never,
+        on_batch: Callable[[], object] = never,
+    ) -> dict[str, float] | None:
+        """Returns the metrics over the whole source, summed up in float64.
+
+        Args:
+          state: what to evaluate.
+          should_stop: asked between batches, and 10 times a second while one is waited for; True
+            ends the evaluation, which then has no result: None.
+          on_batch: called when another batch is on its way, and the devices are at most two
+            batches behind.
+        """
         params, model_state = state.params, state.model_state
         if self._mesh is not None:
             params, model_state = jax.device_put((params, model_state), self._whole)
         counts, results, kept = [], [], []
-        for step, batch in self._batches():
+        for step, batch in self._batches(should_stop):
             if self.num_bytes:
                 kept.append((step, batch))
             counts.append(step.num_real)
@@ -113,6 +130,12 @@ class Evaluator:
             if len(results) > 2:
                 # Dispatch runs ahead of the devices; without a bound batches fill the memory.
                 jax.block_until_ready(results[-3])
+            on_batch()
+            reach("eval.mid")
+            if should_stop():
+                break
+        if len(results) < self._num_batches:
+            return None
         self._kept = kept or None
         results = jax.device_get(results)
         for name, value in results[0].items():
@@ -126,7 +149,7 @@ class Evaluator:
             for name in results[0]
         }
 
-    def _batches(self) -> Iterable[tuple[Step, Batch]]:
+    def _batches(self, should_stop: Callable[[], bool]) -> Iterable[tuple[Step, Batch]]:
         """What the source holds, in order: kept, or read while the devices are at work."""
         if self._kept is not None:
             return self._kept
@@ -135,7 +158,7 @@ class Evaluator:
             Step(number, 0, start, num_rows, min(num_rows, stop - start))
             for number, start in enumerate(range(0, stop, num_rows))
         )
-        return prefetched(self._read, steps, self._thread)
+        return prefetched(self._read, steps, self._thread, should_stop=should_stop)
 
     def _read(self, step: Step) -> Batch:
         rows = batch_rows(None, 0, step, None, self._mesh)  # None: in the source's own order

@@ -183,6 +183,27 @@ def test_the_thread_ends_however_the_consumer_does():
     feed.close()  # again is fine
 
 
+def test_a_stop_ends_the_wait_for_a_piece(monkeypatch):
+    monkeypatch.setattr("adabatch_jax.data.prefetching._CLOSE_SECONDS", 0.01)
+    gate, stop = threading.Event(), threading.Event()
+
+    class Hangs(NotInMemory):
+        def read(self, indices):
+            # One read tells the arrays' shapes; the third piece doesn't come.
+            return super().read(indices) if self.num_reads < 3 else gate.wait()
+
+    plan = make_plan(8, N, "3ep")
+    with open_feed(Hangs(), plan, 0) as feed:
+        running = feed.run(pieces_of(plan, 1), stop.is_set)
+        assert [next(running)[0].steps[0].index for _ in range(2)] == [0, 1]
+        threading.Timer(0.05, stop.set).start()
+        assert next(running, None) is None
+    (behind,) = feed_threads()
+    gate.set()
+    behind.join(60)
+    assert feed_threads() == []
+
+
 def test_nothing_is_transferred_implicitly():
     plan = PLANS[0]
     for kind in ("resident", "streaming"):

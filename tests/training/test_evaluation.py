@@ -168,6 +168,40 @@ def test_a_broken_source_is_told_and_not_kept():
     assert not [t for t in threading.enumerate() if t.name.startswith("evaluation")]
 
 
+@pytest.mark.parametrize("keep_limit_bytes", [0, 2**30])
+def test_stopped_between_batches(keep_limit_bytes):
+    done = []
+    with Evaluator(eval_fn, Numbers(10), 4, keep_limit_bytes=keep_limit_bytes) as evaluator:
+        whole = evaluate(eval_fn, make_state(), Numbers(10), 4)
+        for _ in range(2):  # what one evaluation began the next one doesn't take for the whole
+            for num_batches in (1, 2):
+                done.clear()
+                stop = lambda: len(done) >= num_batches  # noqa: B023, E731
+                assert evaluator(make_state(), stop, lambda: done.append(1)) is None
+                assert len(done) == num_batches
+            done.clear()
+            # Asked behind the last batch, there is nothing left to stop.
+            assert evaluator(make_state(), lambda: len(done) >= 3, lambda: done.append(1)) == whole
+            assert evaluator(make_state()) == whole
+
+
+def test_stopped_while_the_source_hangs(monkeypatch):
+    monkeypatch.setattr("adabatch_jax.data.prefetching._CLOSE_SECONDS", 0.01)
+    gate, asked = threading.Event(), []
+
+    class Hangs(Numbers):
+        def read(self, indices):
+            return super().read(indices) if len(self.rows) < 2 else gate.wait()
+
+    def should_stop():
+        asked.append(1)
+        return len(asked) > 3
+
+    with Evaluator(eval_fn, Hangs(10), 4) as evaluator:
+        assert evaluator(make_state(), should_stop) is None
+    gate.set()
+
+
 def test_errors():
     with pytest.raises(UsageError, match="batch_size must be at least 1, got 0"):
         evaluate(eval_fn, make_state(), Numbers(3), 0)
