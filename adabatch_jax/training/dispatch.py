@@ -33,11 +33,14 @@ class Dispatched(NamedTuple):
       state: the state after it.
       metrics: those of its updates: scalars where a dispatch is one update, else arrays with a
         leading axis; None in the middle of an update.
+      is_finite: whether loss and gradients of its updates are finite, bool, shaped and None as
+        one of the metrics; True behind the last of several updates.
       wait_for: arrays that are ready when it is computed.
     """
 
     state: TrainState
     metrics: Metrics | None
+    is_finite: jax.Array | None
     wait_for: Any
 
 
@@ -89,7 +92,8 @@ class FusedDispatch:
         self._steps_per_dispatch = steps_per_dispatch
         mesh, shardings = train_step.mesh, {}
         if mesh is not None:
-            shardings["out_shardings"] = (train_step.state_shardings(state), replicated(mesh))
+            whole = replicated(mesh)
+            shardings["out_shardings"] = (train_step.state_shardings(state), whole, whole)
         updates = one_update if steps_per_dispatch == 1 else several_updates
         jitted = jax.jit(functools.partial(updates, train_step), donate_argnums=0, **shardings)
         state, *others = abstract((state, rng, feed.tables, train_step.constants))
@@ -111,8 +115,9 @@ class FusedDispatch:
         self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
     ) -> Dispatched:
         program = self.programs.get(piece.steps[0].batch_size)
-        state, metrics = program.compiled(state, inputs, rng, self._feed.tables, self._constants)
-        return Dispatched(state, metrics, metrics)
+        others = (rng, self._feed.tables, self._constants)
+        state, metrics, is_finite = program.compiled(state, inputs, *others)
+        return Dispatched(state, metrics, is_finite, metrics)
 
 
 class SplitDispatch:
@@ -151,13 +156,13 @@ class SplitDispatch:
             sums = jax.tree.map(_with_sharding, sums, of_sums)
             of_begin["out_shardings"] = of_sums
             of_add["out_shardings"] = (of_sums, whole)
-            of_finish["out_shardings"] = (train_step.state_shardings(state), whole)
+            of_finish["out_shardings"] = (train_step.state_shardings(state), whole, whole)
         begin = jax.jit(begin, **of_begin)
         add = jax.jit(functools.partial(add_microbatch, train_step), donate_argnums=0, **of_add)
 
-        def finish(state: TrainState, sums: Any) -> tuple[TrainState, Metrics]:
-            state, metrics = train_step.finish(state, sums)
-            return state, scalars(metrics)
+        def finish(state: TrainState, sums: Any) -> tuple[TrainState, Metrics, jax.Array]:
+            state, metrics, is_finite = train_step.finish_checked(state, sums)
+            return state, scalars(metrics), is_finite
 
         finish = jax.jit(finish, donate_argnums=0, **of_finish)
 
@@ -189,10 +194,10 @@ class SplitDispatch:
         others = (rng, self._feed.tables, self._constants)
         self._sums, added = add.compiled(self._sums, state, inputs, number, *others)
         if piece.microbatch + 1 < self._layout(batch_size).num_microbatches:
-            return Dispatched(state, None, added)
+            return Dispatched(state, None, None, added)
         sums, self._sums = self._sums, None
-        state, metrics = finish.compiled(state, sums)
-        return Dispatched(state, metrics, metrics)
+        state, metrics, is_finite = finish.compiled(state, sums)
+        return Dispatched(state, metrics, is_finite, metrics)
 
     def _layout(self, batch_size: int) -> BatchLayout:
         return batch_layout(batch_size, self._microbatch_size, self._num_devices)

@@ -25,11 +25,11 @@ def one_update(
     rng: jax.Array,
     tables: Tables,
     constants: tuple[jax.Array, ...],
-) -> tuple[TrainState, Metrics]:
-    """`train_step.update` with a batch that is gathered from `tables`."""
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """`train_step.update_checked` with a batch that is gathered from `tables`."""
     batch = gathered(train_step, inputs, tables)
-    state, metrics = train_step.update(state, batch, rng, constants)
-    return state, scalars(metrics)
+    state, metrics, is_finite = train_step.update_checked(state, batch, rng, constants)
+    return state, scalars(metrics), is_finite
 
 
 def several_updates(
@@ -39,13 +39,14 @@ def several_updates(
     rng: jax.Array,
     tables: Tables,
     constants: tuple[jax.Array, ...],
-) -> tuple[TrainState, Metrics]:
+) -> tuple[TrainState, Metrics, jax.Array]:
     """Performs the first `inputs["num_steps"]` of the updates whose inputs are stacked.
 
     Their number is an argument, so that pieces that are cut short need no program of their own.
 
     Returns:
-      The state, and metrics with the leading axis of the inputs, 0 behind the last update.
+      The state, and metrics and flags with the leading axis of the inputs, 0 and True behind the
+      last update.
     """
     stacked = {name: array for name, array in inputs.items() if name != "num_steps"}
 
@@ -54,17 +55,18 @@ def several_updates(
         return one_update(train_step, state, batch, rng, tables, constants)
 
     def body(number, carried):
-        state, metrics = update(number, carried[0])
+        state, *results = update(number, carried[0])
 
         def put(places, value):
             return lax.dynamic_update_index_in_dim(places, value, number, 0)
 
-        return state, jax.tree.map(put, carried[1], metrics)
+        return state, *jax.tree.map(put, carried[1:], tuple(results))
 
     (most,) = {array.shape[0] for array in stacked.values()}
-    _, like = jax.eval_shape(update, 0, state)
+    _, like, _ = jax.eval_shape(update, 0, state)
     metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), like)
-    return lax.fori_loop(0, inputs["num_steps"], body, (state, metrics))
+    are_finite = jnp.ones(most, bool)
+    return lax.fori_loop(0, inputs["num_steps"], body, (state, metrics, are_finite))
 
 
 def add_microbatch(

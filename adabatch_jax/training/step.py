@@ -7,58 +7,25 @@ from typing import Any
 
 import jax
 import optax
-from jax import lax
 from jax.sharding import Mesh
 
 from adabatch_jax.errors import UsageError
-from adabatch_jax.training import accumulation, sharding
-from adabatch_jax.training.accumulation import Sums
-from adabatch_jax.training.batch_checks import check_batch
-from adabatch_jax.training.gradients import GradFn, Outputs, gradient_function, metrics_like
-from adabatch_jax.training.loss_functions import LossFn, has_sequential_model_state
+from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.mesh import as_data_mesh, batch_sharding, replicated
-from adabatch_jax.training.reduction import (
-    may_sum_apart,
-    sharded_gradient_function,
-    sum_up_apart,
-)
 from adabatch_jax.training.state import TrainState
-
-Metrics = dict[str, jax.Array]
-Batch = Mapping[str, jax.Array]
-Constants = tuple[jax.Array, ...]
+from adabatch_jax.training.updates import Constants, Metrics, Update, as_pytree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainStep:
+class TrainStep(Update):
     """A train step; `make_train_step` makes it. Calling it performs one compiled update.
 
-    `update` is that update as a function to be traced, for programs that do more around it.
-    `begin`, `add` and `finish` are the same update in parts, one micro-batch after the other, so
-    that batches of all sizes need the same three programs:
-
-        sums = begin(state, microbatches[0], rng, constants)
-        for j, microbatch in enumerate(microbatches):   # arrays (m, ...)
-            sums = add(sums, state, microbatch, rng, j, constants)
-        state, metrics = finish(state, sums)
-
-    None of these is compiled or donates what it is given, and all leave their results where
-    `state_shardings` and `sums_shardings` say.
+    What it computes is an `Update`, for programs that do more around it.
 
     Attributes:
-      loss_fn: the loss, as it was given.
-      tx: the optimizer.
-      mesh: the devices that each (micro-)batch is spread over, or None.
-      microbatch_size: real examples in a micro-batch over all devices, or None.
-      shard_params: whether parameters and optimizer state are spread over the devices.
       constants: the arrays that `loss_fn` holds, where the devices want them.
     """
 
-    loss_fn: LossFn
-    tx: optax.GradientTransformation
-    mesh: Mesh | None
-    microbatch_size: int | None
-    shard_params: bool
     constants: Constants
 
     def __call__(
@@ -110,67 +77,6 @@ class TrainStep:
             )
         return self.jitted.lower(state, batch, rng, self.constants)
 
-    def update(
-        self, state: TrainState, batch: Batch, rng: jax.Array, constants: Constants
-    ) -> tuple[TrainState, Metrics]:
-        """Performs one update: what is traced.
-
-        Args:
-          state: the state before.
-          batch: arrays (B, ...), or (K, m, ...) with micro-batches.
-          rng: the run's key.
-          constants: the attribute of this name, as arguments of the program around.
-        """
-        self.check_batch(batch)
-        return self._apply(state, self._outputs(state, dict(batch), rng, constants))
-
-    def begin(
-        self, state: TrainState, microbatch: Batch, rng: jax.Array, constants: Constants
-    ) -> Sums:
-        """Returns the sums (`accumulation.Sums`) before an update's first micro-batch.
-
-        Args:
-          state: the state before the update.
-          microbatch: any of its micro-batches, (m, ...); only shapes and dtypes matter, as also
-            of `rng` and `constants`: they tell what the metrics look like.
-        """
-        loss_fn = self._loss_fn(constants)
-        metrics = metrics_like(loss_fn, state.params, state.model_state, microbatch, rng)
-        sums = accumulation.begin(state.params, state.model_state, metrics, self._is_sequential)
-        return self._laid_out(sums)
-
-    def add(
-        self,
-        sums: Sums,
-        state: TrainState,
-        microbatch: Batch,
-        rng: jax.Array,
-        j: jax.Array,
-        constants: Constants,
-    ) -> Sums:
-        """Returns the sums with one more micro-batch.
-
-        Args:
-          sums: from `begin` or `add`.
-          state: the state before the update.
-          microbatch: arrays (m, ...).
-          rng: the run's key.
-          j: the micro-batch's number in the update, int32.
-          constants: as in `update`.
-        """
-        self.check_batch(jax.tree.map(lambda leaf: leaf[None], dict(microbatch)))
-        grad_fn = self._grad_fn(state, constants)
-        before = sums.model_state if self._is_sequential else state.model_state
-        rng = jax.random.fold_in(jax.random.fold_in(rng, state.step), j)
-        outputs, weight = grad_fn(before, microbatch, rng), microbatch["weight"].sum()
-        sums = accumulation.add(sums, outputs, weight, weight > 0, self._is_sequential)
-        return self._laid_out(sums)
-
-    def finish(self, state: TrainState, sums: Sums) -> tuple[TrainState, Metrics]:
-        """Performs the update of all micro-batches that were added."""
-        before = state.params, state.model_state
-        return self._apply(state, accumulation.finish(sums, *before, self._is_sequential))
-
     def place(self, tree: Any) -> Any:
         """Returns a state where this step wants it; anything else whole on every device."""
         if self.mesh is None:
@@ -180,68 +86,6 @@ class TrainStep:
             tree, self.state_shardings(tree) if is_state else replicated(self.mesh)
         )
 
-    def state_shardings(self, state: TrainState) -> Any:
-        """Returns a `NamedSharding` for each leaf of a state; None without a mesh."""
-        return self.mesh and sharding.state_shardings(state, self.mesh, self.shard_params)
-
-    def sums_shardings(self, sums: Sums) -> Any:
-        """Returns a `NamedSharding` for each leaf of what `begin` returns; None without a mesh."""
-        return self.mesh and sharding.sums_shardings(sums, self.mesh, self.shard_params)
-
-    def check_batch(self, batch: Mapping[str, Any]) -> None:
-        """Raises a UsageError unless the batch has the layout that this step was made for."""
-        check_batch(batch, self.microbatch_size, 1 if self.mesh is None else self.mesh.size)
-
-    @property
-    def _is_sequential(self) -> bool:
-        return has_sequential_model_state(self.loss_fn)
-
-    def _loss_fn(self, constants: Constants) -> LossFn:
-        """The loss with these constants, as a pytree; it has lost its marks."""
-        return jax.tree.unflatten(jax.tree.structure(_as_pytree(self.loss_fn)), constants)
-
-    def _grad_fn(self, state: TrainState, constants: Constants) -> GradFn:
-        loss_fn = self._loss_fn(constants)
-        if self.shard_params:
-            return sharded_gradient_function(loss_fn, state.params, self.mesh)
-        return gradient_function(loss_fn, state.params)
-
-    def _outputs(
-        self, state: TrainState, batch: Batch, rng: jax.Array, constants: Constants
-    ) -> Outputs:
-        """The gradients of the whole batch, and what comes with them."""
-        rng = jax.random.fold_in(rng, state.step)
-        if self.microbatch_size is None or batch["weight"].shape[0] == 1:
-            if self.microbatch_size is not None:
-                batch = jax.tree.map(lambda leaf: leaf[0], batch)
-            grad_fn = self._grad_fn(state, constants)
-            return grad_fn(state.model_state, batch, jax.random.fold_in(rng, 0))
-        before = state.params, state.model_state
-        arguments = (*before, batch, rng, self._is_sequential)
-        rows = batch["weight"].shape[1]
-        if self.mesh is not None and may_sum_apart(
-            self.loss_fn, state.model_state, rows // self.mesh.size
-        ):
-            loss_fn = self._loss_fn(constants)
-            sums = sum_up_apart(loss_fn, *arguments, self.mesh, self.shard_params)
-        else:
-            sums = accumulation.sum_up(self._grad_fn(state, constants), *arguments)
-        return accumulation.finish(self._laid_out(sums), *before, self._is_sequential)
-
-    def _apply(self, state: TrainState, outputs: Outputs) -> tuple[TrainState, Metrics]:
-        """The optimizer's part of an update."""
-        updates, opt_state = self.tx.update(outputs.grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, params, outputs.model_state, opt_state)
-        return self._laid_out(new), outputs.metrics
-
-    def _laid_out(self, tree: TrainState | Sums) -> Any:
-        """The same values, and the compiler is told where to leave them."""
-        if self.mesh is None:
-            return tree
-        shardings = self.state_shardings if isinstance(tree, TrainState) else self.sums_shardings
-        return lax.with_sharding_constraint(tree, shardings(tree))
-
 
 def make_train_step(
     loss_fn: LossFn,
@@ -250,6 +94,7 @@ def make_train_step(
     microbatch_size: int | None = None,
     *,
     shard_params: bool = False,
+    skip_nonfinite: bool = False,
 ) -> TrainStep:
     """Returns the function that performs one update: `state, metrics = step(state, batch, rng)`.
 
@@ -278,6 +123,9 @@ def make_train_step(
       shard_params: keep parameters and optimizer state spread over the devices (FSDP), each
         array along its largest axis that they divide, small ones whole. They are gathered for
         the time of an update's gradients.
+      skip_nonfinite: leave out an update whose loss or gradients aren't finite. It counts as a
+        step all the same: parameters, model state and the optimizer's floating-point state stay,
+        `state.step` and the optimizer's counts go on, and with them every schedule.
 
     Returns:
       A `TrainStep`. It folds `state.step` and the micro-batch's number into `rng`. The metrics
@@ -308,12 +156,6 @@ def make_train_step(
     mesh = None if mesh is None else as_data_mesh(mesh)
     # Once here, or every call would copy them to the devices.
     constants = jax.device_put(
-        tuple(jax.tree.leaves(_as_pytree(loss_fn))), None if mesh is None else replicated(mesh)
+        tuple(jax.tree.leaves(as_pytree(loss_fn))), None if mesh is None else replicated(mesh)
     )
-    return TrainStep(loss_fn, tx, mesh, microbatch_size, shard_params, constants)
-
-
-def _as_pytree(loss_fn: LossFn) -> jax.tree_util.Partial:
-    """The loss as a pytree, whose leaves are the arrays that it binds."""
-    is_partial = isinstance(loss_fn, jax.tree_util.Partial)
-    return loss_fn if is_partial else jax.tree_util.Partial(loss_fn)
+    return TrainStep(loss_fn, tx, mesh, microbatch_size, shard_params, skip_nonfinite, constants)
