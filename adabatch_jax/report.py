@@ -95,7 +95,8 @@ def _report(directories: Sequence[str], out: str | None) -> int:
 def _write_page(path: Path, text: str) -> None:
     from adabatch_jax.reporting.files import write_atomically
 
-    write_atomically(path, text.encode())
+    # A name of a folder that isn't UTF-8 has halves of characters in it.
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _write_plots(runs: Sequence["Run"], directory: Path, prefix: str) -> None:

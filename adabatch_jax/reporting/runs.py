@@ -9,9 +9,11 @@ from typing import Any
 
 from adabatch_jax.errors import StorageError, UsageError, did_you_mean
 from adabatch_jax.reporting.files import storage_errors
-from adabatch_jax.reporting.metrics import read_metrics
+from adabatch_jax.reporting.metrics import COLUMNS, read_metrics
+from adabatch_jax.schedules.plan import BatchPlan
 
 REQUIRED = ("config.json", "plan.json", "metrics.jsonl")
+_TEXTS = ("examples_digest",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +64,19 @@ def load_run(directory: os.PathLike | str) -> Run:
     """
     directory = Path(directory)
     _check_is_run(directory)
-    config = read_json(directory / "config.json")
+    config, plan = (read_json(directory / f"{name}.json") for name in ("config", "plan"))
+    _check_plan(directory / "plan.json", plan)
+    rows = tuple(read_metrics(directory / "metrics.jsonl"))
+    summary = _read_json_if_there(directory / "summary.json")
+    _check_figures(directory / "metrics.jsonl", rows)
+    _check_figures(directory / "summary.json", () if summary is None else (summary,))
     return Run(
         directory=directory,
-        name=str(config.get("name") or directory.resolve().name),
+        name=_printable(config.get("name") or directory.resolve().name),
         config=config,
-        plan=read_json(directory / "plan.json"),
-        rows=tuple(read_metrics(directory / "metrics.jsonl")),
-        summary=_read_json_if_there(directory / "summary.json"),
+        plan=plan,
+        rows=rows,
+        summary=summary,
         environment=_read_json_if_there(directory / "environment.json") or {},
     )
 
@@ -77,10 +84,10 @@ def load_run(directory: os.PathLike | str) -> Run:
 def run_labels(runs: Sequence[Run]) -> list[str]:
     """Short labels that tell the runs apart: names, else directory names, else paths."""
     for label in (lambda run: run.name, lambda run: run.directory.resolve().name):
-        labels = [label(run) for run in runs]
+        labels = [_printable(label(run)) for run in runs]
         if len(set(labels)) == len(runs):
             return labels
-    return [str(run.directory) for run in runs]
+    return [_printable(run.directory) for run in runs]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -114,6 +121,31 @@ def _check_is_run(directory: Path) -> None:
             f"{str(directory)!r} is not a run directory: {' and '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing{hint}."
         )
+
+
+def _printable(name: Any) -> str:
+    """A name as text that any page and plot can show: folders needn't be named in UTF-8."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def _check_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    try:
+        phases = BatchPlan.from_dict(plan).phases
+        numbers = [number for phase in phases for number in dataclasses.astuple(phase)]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StorageError(f"{path} is damaged: it holds no plan.") from error
+    counts = [plan.get("num_steps"), plan["num_samples"], plan["num_examples"] or 0, *numbers]
+    if any(type(count) is not int for count in counts):
+        raise StorageError(f"{path} is damaged: it holds no plan.")
+
+
+def _check_figures(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses anything but numbers where pages and plots count on them."""
+    for name in (*COLUMNS, "total_seconds"):
+        values = () if name in _TEXTS else (row[name] for row in rows if name in row)
+        for value in values:
+            if not isinstance(value, int | float | None):
+                raise StorageError(f"{path} is damaged: {name} is no number but {value!r:.50}.")
 
 
 def _looks_like_run(path: Path) -> bool:

@@ -93,7 +93,7 @@ def _markdown(part: Part) -> str:
         case Picture(_, name, title, caption):
             return f"![{_inline(title)}]({name}.png)\n\n*{_inline(caption)}*"
         case Code(lines):
-            return "\n".join(("```bash", *lines, "```"))
+            return _markdown_code(lines)
 
 
 def _markdown_table(table: Table) -> str:
@@ -114,9 +114,17 @@ def _markdown_table(table: Table) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def _markdown_code(lines: tuple[str, ...]) -> str:
+    """Lines between fences that are longer than anything inside that could end them."""
+    text = "\n".join(lines)
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}bash\n{text}\n{fence}"
+
+
 def _inline(text: str) -> str:
-    """Text on one line, without what Markdown would take for its own."""
-    return re.sub(r"([\\`*]|<(?=[a-zA-Z/!?]))", r"\\\1", " ".join(text.split()))
+    """Text on one line, without what Markdown would take for its own: marks, tags and links."""
+    return re.sub(r"([\\`*]|<(?=[a-zA-Z/!?])|\](?=[\[(:]))", r"\\\1", " ".join(text.split()))
 
 
 def _html(part: Part) -> str:

@@ -31,7 +31,7 @@ from experiments.reproduction.results import (
     load_study,
 )
 from experiments.reproduction.texts import margin_text
-from experiments.sections import load_arms
+from experiments.sections import SECTIONS, load_arms
 
 
 def write_pages(out: Path) -> list[Path]:
@@ -55,7 +55,7 @@ def write_pages(out: Path) -> list[Path]:
         "results.json": json.dumps(study_numbers(study), indent=1, allow_nan=False) + "\n",
     }
     for name, content in contents.items():
-        write_atomically(out / name, content.encode())
+        write_atomically(out / name, content.encode("utf-8", "backslashreplace"))
     pictures = [part for part in parts if isinstance(part, Picture)]
     for picture in pictures:
         save_png(picture.figure, out / f"{picture.name}.png")
@@ -257,7 +257,7 @@ def _network(experiment: ExperimentResult) -> str:
 
 def _written(experiment: str, arm: str, config: TrainConfig) -> TrainConfig:
     """The arm as its module has it; the study's own where there is no such module any more."""
-    try:
-        return load_arms(experiment)[arm]
-    except (ModuleNotFoundError, KeyError):
+    # What stands in the study's file must not get any module imported.
+    if not any(experiment in section.experiments.values() for section in SECTIONS.values()):
         return config
+    return load_arms(experiment).get(arm, config)

@@ -10,6 +10,7 @@ from adabatch_jax.config import TrainConfig
 from adabatch_jax.errors import UsageError
 from adabatch_jax.reporting.runs import REQUIRED, Run, load_run, read_json
 from adabatch_jax.schedules.plan import BatchPlan
+from experiments.reproduction.studies import check_names
 
 REFERENCE = "fixed_small"
 FINISHED, DIVERGED, UNFINISHED = "finished", "diverged", "unfinished"
@@ -188,6 +189,7 @@ def load_study(out: Path) -> StudyResult:
     if not path.is_file():
         raise UsageError(f"{str(out)!r} is not a study's folder: it has no study.json.")
     content = read_json(path)
+    check_names(path, content["arms"], content["seeds"])
     experiments = tuple(
         ExperimentResult(
             name=experiment,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,22 @@ def load_study(out: Path) -> Study | None:
     with storage_errors(path, action="read"):
         content = path.read_bytes()
     try:
-        return Study.from_dict(json.loads(content))
+        study = Study.from_dict(json.loads(content))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StorageError(f"{path} is damaged: it describes no study ({error}).") from error
+    check_names(path, study.arms, study.seeds)
+    return study
+
+
+def check_names(path: Path, arms: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> None:
+    """Checks that what stands in a study's file names folders and files inside its own only.
+
+    Raises:
+      StorageError: one of the names could lead elsewhere.
+    """
+    for name in (*arms, *(arm for configs in arms.values() for arm in configs)):
+        if not re.fullmatch(r"\w[\w.+=-]*", name):
+            raise StorageError(f"{path} is damaged: {name!r} can't name an experiment or an arm.")
+    for seed in seeds:
+        if type(seed) is not int:
+            raise StorageError(f"{path} is damaged: {seed!r} is no seed.")

@@ -3,10 +3,11 @@ import html
 import html.parser
 import json
 import re
+import sys
 
 import pytest
 
-from adabatch_jax.errors import UsageError
+from adabatch_jax.errors import StorageError, UsageError
 from experiments.reproduction.document import Paragraph, Table, to_markdown
 from experiments.reproduction.pages import document, write_pages
 from experiments.reproduction.results import load_study
@@ -169,6 +170,48 @@ def test_hostile_texts_are_texts(written):
     page = Page((written[0] / "results.html").read_text())
     assert "goyal, seed 1, diverged: the loss is nan | <b>at 7</b>" in page.text
     assert "b" not in page.tags
+
+
+HOSTILE = '<script>alert("1")</script> | [x](javascript:alert(2)) ![x](http://x/y) ``` <img src=x>'
+
+
+def test_hostile_texts_are_texts_everywhere(make_study):
+    out = make_study(title=HOSTILE, command=f"{HOSTILE}\n```\n<script>", notes=[HOSTILE])
+    for seed in SEEDS:
+        file = out / f"runs/digits_cnn/goyal/seed{seed}/environment.json"
+        packages = {**ENVIRONMENT["packages"], "jax": HOSTILE}
+        file.write_text(json.dumps({**ENVIRONMENT, "packages": packages, "cpu": HOSTILE}))
+    paths = write_pages(out)
+    markdown, page = paths[0].read_text(), Page(paths[1].read_text())
+    assert not set(page.tags) & {"script", "img", "a", "iframe"}
+    assert page.text.count(" ".join(HOSTILE.split())) >= 4
+    fenced = re.compile(r"^(`{3,})bash\n.*?^\1$", re.MULTILINE | re.DOTALL)
+    inline = fenced.sub("", markdown)
+    assert "<script>" in markdown.replace(inline, "") and "`" not in inline.replace("\\`", "")
+    assert not re.search(r"(?<!\\)<[a-zA-Z/!]|(?<!\\)\]\((?!digits_cnn_\w+\.png\))", inline)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "reproduction.estimate/x", "", ".hidden"])
+def test_names_that_lead_elsewhere_are_refused(make_study, name):
+    out = make_study()
+    content = json.loads((out / "study.json").read_text())
+    for arms in ({name: content["arms"]["digits_cnn"]}, {"digits_cnn": {name: {}}}):
+        (out / "study.json").write_text(json.dumps(content | {"arms": arms}))
+        with pytest.raises(StorageError, match="study.json is damaged: .* can't name an exp"):
+            write_pages(out)
+    (out / "study.json").write_text(json.dumps(content | {"seeds": ["/../../elsewhere"]}))
+    with pytest.raises(StorageError, match="study.json is damaged: .* is no seed"):
+        write_pages(out)
+
+
+def test_no_module_is_imported_that_a_study_names(make_study, monkeypatch):
+    out = make_study()
+    content = json.loads((out / "study.json").read_text())
+    content["arms"] = {"benchmarks.host_memory": content["arms"]["digits_cnn"]}
+    (out / "study.json").write_text(json.dumps(content))
+    monkeypatch.delitem(sys.modules, "experiments.benchmarks.host_memory", raising=False)
+    assert "benchmarks.host_memory" in markdown_of(out)
+    assert "experiments.benchmarks.host_memory" not in sys.modules
 
 
 def test_several_experiments_begin_with_a_summary(make_study):

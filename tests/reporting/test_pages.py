@@ -1,10 +1,12 @@
 import html.parser
 import json
+import os
 import re
 
 import pytest
 
 from adabatch_jax.costs import predict
+from adabatch_jax.report import write_comparison, write_report
 from adabatch_jax.reporting import figures
 from adabatch_jax.reporting.pages import comparison_page, run_page
 from adabatch_jax.reporting.runs import load_run
@@ -117,6 +119,18 @@ def test_hostile_values_are_text(make_run, make_page):
     page = make_page(load_run(directory))
     assert not {"script", "img"} & set(Page(page).tags)
     assert HOSTILE in plain(page)
+
+
+def test_hostile_folders_and_metrics_are_text(make_run, tmp_path):
+    folder = os.fsdecode(b"<script>alert(1) \xff")
+    row = {"step": 1, "samples": 128, "epoch": 0.1, "batch_size": 128, "train_loss": 2.3}
+    first = make_run(folder, name=None, rows=[row | {HOSTILE: 0.5, "examples_digest": HOSTILE}])
+    write_report(first)
+    write_comparison([load_run(first), load_run(make_run())], tmp_path / "comparison.html")
+    for page in (first / "report.html", tmp_path / "comparison.html"):
+        text = page.read_text()
+        assert not {"script", "img"} & set(Page(text).tags)
+        assert r"<script>alert(1) \udcff" in plain(text)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 import math
 
+import json
+
 import pytest
 
 from adabatch_jax.errors import StorageError, UsageError
@@ -74,4 +76,32 @@ def test_damaged_file_is_named(make_run, content):
     directory = make_run()
     (directory / "config.json").write_text(content)
     with pytest.raises(StorageError, match=r"config\.json is damaged: it is not"):
+        load_run(directory)
+
+
+def _changed(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "match"),
+    [
+        ("plan.json", {"phases": "<script>"}, r"plan\.json is damaged: it holds no plan"),
+        ("plan.json", {"num_examples": "many"}, r"plan\.json is damaged: it holds no plan"),
+        ("plan.json", {"phases": [["step"]]}, r"plan\.json is damaged: it holds no plan"),
+        ("summary.json", {"epoch": "<b>"}, r"summary\.json is damaged: epoch is no number but"),
+        ("summary.json", {"total_seconds": [1]}, r"summary\.json is damaged: total_seconds is no"),
+    ],
+)
+def test_values_of_another_kind_are_named(make_run, file, changes, match):
+    directory = make_run()
+    _changed(directory / file, **changes)
+    with pytest.raises(StorageError, match=match):
+        load_run(directory)
+
+
+def test_rows_of_another_kind_are_named(make_run):
+    row = {"step": 1, "samples": 128, "train_loss": "high", "epoch": 0.1}
+    directory = make_run(rows=[row], finished=False)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl is damaged: train_loss is no number"):
         load_run(directory)
