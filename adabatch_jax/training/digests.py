@@ -43,9 +43,19 @@ class ExamplesDigest:
 
 
 def named_arrays(tree: Any) -> dict[str, jax.Array]:
-    """The leaves of a pytree by their paths, in the tree's order."""
+    """The leaves of a pytree by their paths, in the tree's order.
+
+    >>> list(named_arrays({"layers": [{"w": 1.0}], "layers.0": {"w": 2.0}}))
+    ['layers.0.w', 'layers\\\\.0.w']
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    return {".".join(map(_escaped, path)): leaf for path, leaf in leaves}
+
+
+def _escaped(key: Any) -> str:
+    # So that no two paths have the same name.
+    name = jax.tree_util.keystr((key,), simple=True)
+    return name.replace("\\", "\\\\").replace(".", "\\.")
 
 
 def weights_digest(state: TrainState) -> str:

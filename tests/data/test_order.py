@@ -1,9 +1,12 @@
 """The order of examples: golden values, permutations, independence."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
-from adabatch_jax.data.order import FeistelOrder, epoch_order, example_indices
+from adabatch_jax.data import order as order_module
+from adabatch_jax.data.order import FeistelOrder, epoch_order, example_indices, order_digest
 from adabatch_jax.errors import UsageError
 
 
@@ -19,6 +22,23 @@ GOLDEN_10 = [2, 9, 4, 3, 0, 5, 7, 6, 8, 1]
 GOLDEN_50K = [32075, 26418, 37876, 22954, 22290]
 GOLDEN_FEISTEL = [13861150, 2874798, 7774458, 15330363]
 GOLDEN_TRILLION = [209713079611, 121847266969]
+
+
+def test_golden_digests():
+    """Checkpoints hold them."""
+    ten = np.array(GOLDEN_10, "<i8").tobytes()
+    assert order_digest(10, 0, 0) == hashlib.sha256(ten).hexdigest()[:16] == "7530ea2ff7f8b02e"
+    assert order_digest(50_000, 7, 3) == "45b503ab544966e2"
+    assert order_digest(10**12, 1, 2) == "2145feb5586b4743"
+
+
+@pytest.mark.parametrize("num_examples", [3, 4096, 100_000])
+def test_digests_tell_orders_apart(monkeypatch, num_examples):
+    asked = [(num_examples, 0, 0), (num_examples, 1, 0), (num_examples, 0, 1)]
+    assert len({order_digest(*which) for which in asked}) == 3
+    before = order_digest(num_examples, 0, 0)
+    monkeypatch.setattr(order_module, "epoch_order", lambda *which: epoch_order(*which)[::-1])
+    assert order_digest(num_examples, 0, 0) != before
 
 
 def test_it_is_the_documented_stream():
