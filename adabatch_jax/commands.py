@@ -1,10 +1,10 @@
 """What every command line shares: one sentence for an expected error, the right exit code."""
 
-import os
 import sys
 from collections.abc import Callable
 
 from adabatch_jax.errors import AdabatchError, explain_missing
+from adabatch_jax.reporting.streams import forgiving_output
 
 INTERRUPTED = 130
 
@@ -13,11 +13,17 @@ def run(body: Callable[[], int]) -> int:
     """Calls `body` and returns its exit code, or that of the expected error it raised.
 
     Expected errors are printed as one sentence; anything else is a defect of ours and keeps its
-    traceback (exit code 1).
+    traceback (exit code 1). Where the output can't be written, as its reader (`| head -1`) has
+    gone, nothing more is said and the code is still that of the work.
 
     >>> run(lambda: 0)
     0
     """
+    with forgiving_output():
+        return _code_of(body)
+
+
+def _code_of(body: Callable[[], int]) -> int:
     try:
         return body()
     except AdabatchError as error:
@@ -32,7 +38,3 @@ def run(body: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`| head`) has gone: nothing is wrong, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0

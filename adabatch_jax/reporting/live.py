@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adabatch_jax.schedules.plan import BatchPlan
 
 REFRESHES_PER_SECOND = 4
+_MIN_BAR_WIDTH = 8
 # What a line of history does without first where the terminal is narrow.
 _EXPENDABLE = ("phase", "lr", "step", "batch")
 
@@ -116,9 +117,14 @@ def _bar_line(
     label = "epoch" if "epoch" in parts else "samples"
     left = Text.assemble((f"{label} ", "dim"), parts[label], "  ")
     share = plan.samples_at(step) / plan.num_samples
-    right = Text(f"  {100 * share:3.0f} %  {parts.get('left', '').rjust(10)}")
-    room = max(width - len(left) - len(right), 8)
-    return left + _bar(plan, share, room, ascii_only) + right
+    percent = Text(f"  {100 * share:3.0f} %")
+    right = percent + Text(f"  {parts.get('left', '').rjust(10)}")
+    if width - len(left) - len(right) < _MIN_BAR_WIDTH:  # a narrow terminal
+        left, right = Text(parts[label] + "  "), percent
+    room = width - len(left) - len(right)
+    line = left + _bar(plan, share, max(room, 0), ascii_only) + right
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _bar(plan: "BatchPlan", share: float, width: int, ascii_only: bool) -> Text:

@@ -1,7 +1,9 @@
 """What a stream can show, and a stream that may break without taking the program with it."""
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 
@@ -33,8 +35,8 @@ class ForgivingStream:
     def isatty(self) -> bool:
         return bool(self._attempt(self._stream.isatty))
 
-    def fileno(self) -> int:
-        return self._stream.fileno()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         printable = text.encode(self.encoding, "replace").decode(self.encoding)
@@ -62,3 +64,39 @@ class ForgivingStream:
             os.close(null)
         except (OSError, ValueError):
             pass  # no file descriptor behind it: nothing will be flushed at exit either
+
+
+@contextlib.contextmanager
+def forgiving_output() -> Iterator[None]:
+    """Lets whatever is printed inside to a reader that has gone fall silent.
+
+    What a command returns then tells of its work alone: `| head -1`, a terminal that was closed
+    or a descriptor that never was open change nothing.
+    """
+    open_standard_streams()
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (ForgivingStream(stream) for stream in streams)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()  # what is left would fail at exit, and change the exit code
+        sys.stdout, sys.stderr = streams
+
+
+def open_standard_streams() -> None:
+    """Opens the null device in place of standard streams that were closed (`>&-`).
+
+    Otherwise the next file or socket that is opened gets the number of standard output, and
+    whatever a library prints there goes into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")

@@ -178,7 +178,7 @@ def test_display_fits_the_terminal(monkeypatch, width):
 
     shown = show_on_terminal(monkeypatch, width, NO_COLOR="1")
     lines = [Text.from_ansi(line).plain for line in shown.replace("\r", "\n").split("\n")]
-    assert max(len(line) for line in lines) <= max(width, 30)
+    assert max(len(line) for line in lines) <= width
 
 
 def test_broken_stream_does_not_stop_training(monkeypatch):
