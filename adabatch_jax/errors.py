@@ -14,6 +14,10 @@ class AdabatchError(Exception):
     exit_code = 1
 
 
+class ExampleError(AdabatchError):
+    """An example of a dataset can't be read: an exception, or data that is damaged."""
+
+
 class UsageError(AdabatchError, ValueError):
     """An argument, a configuration or an environment that can't work."""
 

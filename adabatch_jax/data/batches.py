@@ -8,7 +8,7 @@ import numpy as np
 
 from adabatch_jax.data.layout import BatchLayout, batch_layout, host_columns, row_table
 from adabatch_jax.data.order import epoch_order, example_indices
-from adabatch_jax.data.sources import Source
+from adabatch_jax.data.sources import Source, read_examples
 from adabatch_jax.errors import UsageError
 from adabatch_jax.schedules.plan import BatchPlan, Step
 
@@ -174,7 +174,8 @@ def read_rows(source: Source, rows: Rows) -> dict[str, np.ndarray]:
     """
     index, is_real = rows.index.ravel(), rows.is_real.ravel()
     padding, copy_of = np.unique(index[~is_real], return_inverse=True)
-    arrays = source.read(np.concatenate([index[is_real], padding]) if padding.size else index)
+    wanted = np.concatenate([index[is_real], padding]) if padding.size else index
+    arrays = read_examples(source, wanted)
     refuse_added_names(arrays)
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     if padding.size:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from adabatch_jax.errors import UsageError
+from adabatch_jax.errors import ExampleError, UsageError
 
 
 class Source(Protocol):
@@ -56,6 +56,36 @@ def array_source(arrays: Mapping[str, np.ndarray]) -> ArraySource:
     return ArraySource(arrays)
 
 
+def read_examples(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """`source.read(indices)`; an exception from there is told which example it came from.
+
+    Args:
+      source: any source.
+      indices: int64, shape `(n,)`.
+
+    Raises:
+      Exception: what the source raises, with a note that names the source and the example.
+    """
+    try:
+        return source.read(indices)
+    except ExampleError:  # which says so itself
+        raise
+    except Exception as error:
+        index = _first_unreadable(source, indices)
+        which = f"these {len(indices)} examples" if index is None else f"example {index}"
+        error.add_note(f"raised while reading {which} of {type(source).__name__}")
+        raise
+
+
+def _first_unreadable(source: Source, indices: np.ndarray) -> int | None:
+    for position in range(len(indices)):
+        try:
+            source.read(indices[position : position + 1])
+        except Exception:
+            return int(indices[position])
+    return None
+
+
 def in_memory(source: Source, block_size: int = 4096) -> ArraySource:
     """Reads a whole source once and keeps its arrays: the fastest way where they fit.
 
@@ -69,7 +99,7 @@ def in_memory(source: Source, block_size: int = 4096) -> ArraySource:
     num_examples = len(source)
     arrays: dict[str, np.ndarray] = {}
     for start in range(0, num_examples, block_size):
-        block = source.read(np.arange(start, min(start + block_size, num_examples)))
+        block = read_examples(source, np.arange(start, min(start + block_size, num_examples)))
         for name, values in block.items():
             if start == 0:
                 arrays[name] = np.empty((num_examples, *values.shape[1:]), values.dtype)

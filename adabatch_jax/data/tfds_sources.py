@@ -20,7 +20,7 @@ from adabatch_jax.data.labelled_images import (
 )
 from adabatch_jax.data.prepared import prepare_command, prepared_path
 from adabatch_jax.data.tfds_import import import_tfds
-from adabatch_jax.errors import StorageError, UsageError, did_you_mean
+from adabatch_jax.errors import ExampleError, StorageError, UsageError, did_you_mean
 
 # What a thread decodes in one go: 170 images of 32x32, 3 of 224x224. With less of the small ones
 # handing over costs more than it gains; the large ones of a batch must do for all processors.
@@ -118,7 +118,7 @@ class TfdsSource:
 
         Raises:
           IndexError: an index is out of range.
-          StorageError: an example can't be read or decoded.
+          ExampleError: an example can't be read or decoded.
         """
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
@@ -170,13 +170,13 @@ class TfdsSource:
             raise self._damaged(index, f"its shape is {image.shape}, not {self.image_shape}")
         return image
 
-    def _damaged(self, index: int, reason: str) -> StorageError:
+    def _damaged(self, index: int, reason: str) -> ExampleError:
         position = index
         for file in self._files:
             if position < file.take:
                 break
             position -= file.take
-        return StorageError(
+        return ExampleError(
             f"example {index} of dataset {self._name!r} in {file.filename} can't be read "
             f"({reason}); {self._prepare_again} prepares it anew."
         )

@@ -15,7 +15,7 @@ import pytest
 from adabatch_jax.data.decoding import decode_image, resize_and_crop
 from adabatch_jax.data.sources import array_source, in_memory
 from adabatch_jax.data.tfds_sources import tfds_source
-from adabatch_jax.errors import StorageError, UsageError
+from adabatch_jax.errors import ExampleError, StorageError, UsageError
 
 
 @pytest.fixture
@@ -173,8 +173,9 @@ def test_damage_inside_a_file_is_noticed_on_reading(damaged):
         handle.seek(file.stat().st_size // 3)
         handle.write(bytes(3000))
     source = tfds_source("digits", "train", data_dir)
-    with pytest.raises(StorageError, match="example [0-9]+ of dataset 'digits' in .*digits-train"):
+    with pytest.raises(ExampleError, match="example [0-9]+ of dataset 'digits' in .*digits-train"):
         in_memory(source)
+    assert ExampleError.exit_code == 1
     # Examples elsewhere can still be read.
     assert source.read(np.array([0, 1]))["label"].shape == (2,)
 
@@ -190,7 +191,7 @@ def test_a_flipped_bit_never_gives_a_wrong_image(offset, damaged, digits_dir):
     whole = in_memory(tfds_source("digits", "train", digits_dir)).arrays
     try:
         arrays = in_memory(tfds_source("digits", "train", data_dir)).arrays
-    except StorageError:
+    except (ExampleError, StorageError):
         return
     for name in whole:
         np.testing.assert_array_equal(arrays[name], whole[name])
