@@ -1,5 +1,6 @@
 """What a run leaves on disk, and how it is taken up again."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ from adabatch_jax.data.batches import examples_at
 from adabatch_jax.errors import RestoreError, UsageError, explain_missing
 from adabatch_jax.reporting.environment import describe_environment
 from adabatch_jax.reporting.files import storage_errors, write_atomically
-from adabatch_jax.reporting.metrics import MetricsWriter, read_metrics
+from adabatch_jax.reporting.metrics import MetricsPosition, MetricsWriter, read_metrics
 from adabatch_jax.reporting.progress import Progress
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.training.digests import ExamplesDigest, weights_digest
@@ -53,6 +54,7 @@ class RunRecord:
         self._keep = keep_checkpoints
         self._checkpoints: Checkpoints | None = None
         self._metrics: MetricsWriter | None = None
+        self._metrics_position: MetricsPosition | None = None
         self._seconds: Counter[str] = Counter()
         self._phase_seconds = [0.0] * len(plan.phases)
         self._layout: dict[str, Any] = {}
@@ -99,8 +101,7 @@ class RunRecord:
                 (self._workdir / "summary.json").unlink(missing_ok=True)
         write_json(self._workdir / "config.json", self._identity)
         self._write_plan()
-        resume_from = self.start_step if steps else None
-        self._metrics = MetricsWriter(self._workdir, resume_from_step=resume_from)
+        self._metrics = MetricsWriter(self._workdir, self._metrics_position)
         self.history = read_metrics(self._workdir / "metrics.jsonl")
         return state
 
@@ -171,6 +172,7 @@ class RunRecord:
         state, run = self._checkpoints.restore(step, state)
         self.start_step = step
         self.examples = ExamplesDigest(run["examples_digest"])
+        self._metrics_position = MetricsPosition(**run["metrics"])
         self._seconds = Counter(run["seconds"])
         for phase, seconds in enumerate(run["phase_seconds"][: len(self._phase_seconds)]):
             self._phase_seconds[phase] = seconds
@@ -228,6 +230,7 @@ class RunRecord:
             "layout": self._layout,
             "restarts": self._restarts,
             "identity": self._identity,
+            "metrics": dataclasses.asdict(self._metrics.position()),
         }
         self._checkpoints.save(step, state, run)
 
