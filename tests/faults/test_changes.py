@@ -1,0 +1,163 @@
+"""Other circumstances after a restart: devices, settings, a second process, the surroundings."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.faults.harness import (
+    Run,
+    assert_same,
+    content,
+    finish,
+    killed_by,
+    wait_for_training,
+)
+
+pytestmark = pytest.mark.faults
+
+KILLED = killed_by(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        ["", "--cpu-devices 2", "--cpu-devices 4", "--cpu-devices 2", ""],
+        ["--cpu-devices 2 --shard-params", "--cpu-devices 4", "--cpu-devices 4 --shard-params", ""],
+        ["--input streaming", "--input resident", "--input streaming --cpu-devices 2"],
+    ],
+)
+def test_another_number_of_devices(oracle, begin, layouts):
+    whole, run = oracle("carry"), begin("carry")
+    for layout in layouts[:-1]:
+        run.go("step.end:29", code=KILLED, further=layout)
+        assert run.newest() is not None
+    run.go(further=layouts[-1])
+    for ours, theirs in zip(run.rows(), whole.rows(), strict=True):
+        for name in theirs.keys() - {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}:
+            assert ours[name] == theirs[name], name  # the digest of the examples among them
+        np.testing.assert_allclose(
+            float(ours["train_loss"]), float(theirs["train_loss"]), rtol=0.02
+        )
+    assert run.summary()["examples_digest"] == whole.summary()["examples_digest"]
+
+
+@pytest.mark.parametrize(
+    ("further", "name"),
+    [
+        ("--model resnet20_cifar", "model"),
+        ("--compute-dtype bfloat16", "compute_dtype"),
+        ("--optimizer adamw", "optimizer"),
+        ("--seed 1", "seed"),
+        ("--remainder drop", "remainder"),
+        ("--data.flip", "data.flip"),
+        ("--data.train-split train[:1000]", "data.train_split"),
+        ("--momentum 0.5", "momentum"),
+        ("--batch-schedule 16, 0.6ep: 24", "phase 0"),
+        ("--lr 0.1", "learning rate"),
+    ],
+)
+def test_another_past_is_refused_by_name(oracle, tmp_path, further, name):
+    shutil.copytree(oracle("carry").workdir, tmp_path / "run")
+    run = Run(tmp_path / "run", oracle("carry").arguments)
+    before = content(run.workdir)
+    outcome = run.go(further=further, code=4, says=name)
+    assert len(outcome.err.splitlines()) == 1
+    assert content(run.workdir) == before
+
+
+def test_an_edited_future_goes_on_and_is_told(oracle, begin):
+    run = begin("carry")
+    run.go("step.end:30:sigterm", code=143)
+    edited = "--batch-schedule 16, 0.7ep: 30, 1.5ep: 60 --epochs 2.6 --log-every 5st"
+    outcome = run.go("step.end:60:sigterm", code=143, further=edited)
+    assert "batch" in outcome.out and outcome.resumed_after == 30
+    run.go(further=edited)
+    plan = json.loads((run.workdir / "plan.json").read_text())
+    assert [phase["batch_size"] for phase in plan["phases"]] == [16, 30, 60]
+    # As if it had been planned so from the start.
+    from_start = begin("carry", edited)
+    from_start.workdir = run.workdir.with_name("from_start")
+    from_start.go()
+    for name in ("weights_digest", "examples_digest"):
+        assert run.summary()[name] == from_start.summary()[name]
+
+
+def test_a_longer_run_after_kills_is_the_longer_run(oracle, begin):
+    longer = "--epochs 2.9"
+    run, whole = begin("carry"), oracle("carry", longer)
+    run.go("step.end:120", code=KILLED)
+    run.go("step.end:20", code=KILLED, further=longer)
+    run.go(further=longer)
+    assert_same(run, whole)
+
+
+def test_two_processes_on_one_folder(begin):
+    run = begin("carry")
+    process = run.start("step.begin:12:sleep:15")
+    wait_for_training(run, process)
+    outcome = finish(run.start())
+    assert outcome.code == 2 and len(outcome.err.splitlines()) == 1, outcome
+    for text in (str(process.pid), socket.gethostname()):
+        assert text in outcome.err
+    process.kill()
+    run.ended(process, None, KILLED)
+    run.go("step.end:9:sigterm", code=143)  # nobody had to remove the lock
+
+
+def test_the_lock_of_a_process_that_is_gone(oracle, begin):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    run = begin("carry")
+    run.go("step.end:9:sigterm", code=143)
+    now = time.time()
+    for host, pid in ((socket.gethostname(), gone.pid), ("elsewhere", 1)):
+        text = json.dumps({"host": host, "pid": pid, "started": now - 600, "beat": now - 500})
+        (run.workdir / ".lock").write_text(text)
+        run.go("step.end:9:sigterm", code=143)
+    for text in ("", "{", "[]", "null", '{"host": 3}', "\0\0\0"):
+        (run.workdir / ".lock").write_text(text)
+        run.go("step.end:9:sigterm", code=143)
+    run.go()
+    assert_same(run, oracle("carry"))
+
+
+def test_twenty_columns_and_no_terminal(oracle, begin):
+    run = begin("carry")
+    run.go(COLUMNS="20", TERM="dumb", LC_ALL="C")
+    assert_same(run, oracle("carry"))
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_an_output_that_is_closed(oracle, begin, stream):
+    run = begin("carry")
+    process = run.start("step.begin:10:sleep:1")
+    wait_for_training(run, process)
+    getattr(process, stream).close()
+    assert process.wait(timeout=240) == 0
+    assert_same(run, oracle("carry"))
+
+
+def test_without_the_preemption_service(oracle, begin):
+    run = begin("carry")
+    run.go("step.end:9:sigterm", code=143, JAX_ENABLE_PREEMPTION_SERVICE="false")
+    run.go(JAX_ENABLE_PREEMPTION_SERVICE="false")
+    assert_same(run, oracle("carry"))
+
+
+def test_the_users_umask(begin):
+    run = begin("carry")
+    before = os.umask(0o027)
+    try:
+        run.go("step.end:9:sigterm", code=143)
+    finally:
+        os.umask(before)
+    for path in run.workdir.rglob("*"):
+        assert path.stat().st_mode & 0o027 == 0, path

@@ -1,0 +1,203 @@
+"""Damaged checkpoints and metrics: an older one is used, or it is said why none can be."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import pytest
+
+from tests.faults.damage import DAMAGES, STRAYS, arrays, flip_bit
+from tests.faults.harness import COMMON, SETTINGS, Run, assert_same, content, finish, start
+
+pytestmark = pytest.mark.faults
+
+NEXT = "step.end:9:sigterm"  # saves a checkpoint of its own, after one that is due
+
+
+def examined(run):
+    """What doctor says about a run's folder, which it leaves as it is."""
+    before = content(run.workdir)
+    outcome = finish(start("doctor", str(run.workdir)))
+    assert content(run.workdir) == before
+    assert "Traceback" not in outcome.err, outcome.err
+    return outcome
+
+
+@pytest.fixture
+def begun(oracle, oracles, tmp_path) -> Run:
+    """A run that was stopped after update 30, with the checkpoints 21, 28 and 30."""
+    stored = Run(oracles / "begun", f"{COMMON} {SETTINGS['carry']}")
+    if not (stored.workdir / "checkpoints" / "30").exists():
+        stored.go("step.end:30:sigterm", code=143)
+    shutil.copytree(stored.workdir, tmp_path / "run", symlinks=True)
+    return Run(tmp_path / "run", f"{COMMON} {SETTINGS['carry']}")
+
+
+@pytest.mark.parametrize("names", [list(DAMAGES)[i::6] for i in range(6)], ids=range(6))
+def test_a_damaged_newest_checkpoint_is_skipped_again_and_again(oracle, begun, names):
+    for name in names:
+        *_, sound, newest = begun.steps()
+        DAMAGES[name](begun.checkpoint(newest))
+        assert str(newest) in examined(begun).out or not begun.checkpoint(newest).is_dir()
+        outcome = begun.go(NEXT, code=143, sound=sound)
+        assert outcome.resumed_after == sound, name
+        # Where nothing is left of it there is nothing to tell.
+        if name not in ("gone", "a file in its place", "renamed to a later step"):
+            lines = [line for line in outcome.out.splitlines() if f"/{newest}" in line]
+            assert len(lines) == 1, (name, outcome)
+    begun.go()
+    assert_same(begun, oracle("carry"))
+
+
+def test_two_damaged_ones_are_skipped(oracle, begun):
+    _, middle, newest = begun.steps()
+    flip_bit(arrays(begun.checkpoint(newest)))
+    os.truncate(arrays(begun.checkpoint(middle)), 100)
+    outcome = begun.go(sound=21)
+    assert outcome.resumed_after == 21
+    assert_same(begun, oracle("carry"))
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_strays(oracle, begun, name):
+    STRAYS[name](begun.workdir / "checkpoints")
+    examined(begun)
+    outcome = begun.go(NEXT, code=143, sound=30)
+    assert outcome.resumed_after == 30
+    begun.go(sound=39)
+    assert begun.summary()["weights_digest"] == oracle("carry").summary()["weights_digest"]
+    assert begun.rows() == oracle("carry").rows()
+
+
+def test_a_checkpoint_of_another_run(oracle, begun, tmp_path):
+    other = Run(tmp_path / "other", f"{begun.arguments} --seed 5")
+    other.go("step.end:34:sigterm", code=143)
+    shutil.copytree(other.checkpoint(34), begun.workdir / "checkpoints" / "34")
+    outcome = begun.go(sound=30)
+    assert outcome.resumed_after == 30
+    assert_same(begun, oracle("carry"))
+
+
+@pytest.mark.parametrize("damage", ["bits", "empty", "gone", "folder gone"])
+def test_all_are_bad(begun, damage):
+    for step in begun.steps():
+        if damage == "bits":
+            flip_bit(arrays(begun.checkpoint(step)))
+        else:
+            shutil.rmtree(begun.checkpoint(step))
+        if damage == "empty":
+            begun.checkpoint(step).mkdir()
+    if damage == "folder gone":
+        shutil.rmtree(begun.workdir / "checkpoints")
+    rows = (begun.workdir / "metrics.jsonl").read_bytes()
+    assert examined(begun).code == 4
+    for _ in range(2):  # what the first attempt did must not make the second begin anew
+        outcome = finish(begun.start())
+        assert outcome.code == 4 and "Traceback" not in outcome.err, outcome
+        assert outcome.err.startswith("error: ")
+        assert (begun.workdir / "metrics.jsonl").read_bytes() == rows
+    assert examined(begun).code == 4
+
+
+def damaged_rows(run, name):
+    jsonl, table = run.workdir / "metrics.jsonl", run.workdir / "metrics.csv"
+    if name == "torn line":
+        with open(jsonl, "a") as file:
+            file.write('{"step": 33, "samp')
+    elif name == "rows beyond":
+        for path in (jsonl, table):
+            with open(path, "a") as file:
+                file.write(path.read_text().splitlines()[-1] + "\n")
+    elif name == "garbage beyond":
+        for path in (jsonl, table):
+            with open(path, "ab") as file:
+                file.write(bytes(3) + b"\xff\n\n")
+    elif name == "no table":
+        table.unlink()
+    elif name == "half a table":
+        os.truncate(table, 200)
+    elif name == "bit flipped in the table":
+        flip_bit(table)
+    elif name == "no lines":
+        jsonl.unlink()
+    elif name == "half the lines":
+        os.truncate(jsonl, 500)
+    elif name == "no events":
+        shutil.rmtree(run.workdir / "tensorboard")
+    elif name == "torn events":
+        for path in (run.workdir / "tensorboard").iterdir():
+            os.truncate(path, path.stat().st_size - 7)
+    elif name == "no plan and no environment":
+        (run.workdir / "plan.json").unlink()
+        (run.workdir / "environment.json").write_text("")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torn line", "rows beyond", "garbage beyond", "no table", "half a table",
+        "bit flipped in the table", "no lines", "half the lines", "no events", "torn events",
+        "no plan and no environment",
+    ],
+)  # fmt: skip
+def test_rows_are_put_right(oracle, begun, name):
+    damaged_rows(begun, name)
+    examined(begun)
+    begun.go(sound=30)
+    assert_same(begun, oracle("carry"))
+
+
+def test_rows_that_are_lost(oracle, begun):
+    whole = oracle("carry")
+    for name in ("metrics.jsonl", "metrics.csv"):
+        flip_bit(begun.workdir / name, 0.4)
+    assert examined(begun).code == 4
+    outcome = begun.go(code=4, says="metrics.jsonl")
+    assert len(outcome.err.splitlines()) == 1
+    for name in ("metrics.jsonl", "metrics.csv"):
+        (begun.workdir / name).rename(begun.workdir.with_name(name))
+    begun.go()
+    rows = begun.rows()
+    assert rows == whole.rows()[-len(rows) :] and rows[0]["step"] in ("30", "33")
+    assert begun.summary()["weights_digest"] == whole.summary()["weights_digest"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_summary_is_written_again(oracle, tmp_path, text):
+    whole = oracle("carry")
+    shutil.copytree(whole.workdir, tmp_path / "run")
+    run = Run(tmp_path / "run", whole.arguments)
+    (run.workdir / "summary.json").write_text(text)
+    run.go()
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"architectures": ["Bert"]}'])
+def test_a_damaged_configuration_is_no_new_run(begun, text):
+    (begun.workdir / "config.json").write_text(text)
+    outcome = begun.go(code=2, says="config.json")
+    assert len(outcome.err.splitlines()) == 1
+    assert (begun.workdir / "config.json").read_text() == text
+
+
+def test_a_state_of_another_type_is_not_cast(begun):
+    """Files that are whole but say something else, as if another program had written them."""
+    for step in begun.steps():
+        _rewrite_run(begun.checkpoint(step), lambda run: run["arrays"].update(
+            {name: text.replace("float32", "float16") for name, text in run["arrays"].items()}
+        ))  # fmt: skip
+    outcome = begun.go(code=4)
+    assert len(outcome.err.splitlines()) <= 3
+
+
+def _rewrite_run(checkpoint, change):
+    run = json.loads((checkpoint / "run" / "metadata").read_text())
+    change(run)
+    text = json.dumps(run).encode()
+    (checkpoint / "run" / "metadata").write_bytes(text)
+    manifest = checkpoint / "digests" / "manifest"
+    body = json.loads(manifest.read_bytes().partition(b"\n")[2])
+    body["files"]["run/metadata"] = [len(text), hashlib.sha256(text).hexdigest()]
+    text = json.dumps(body, sort_keys=True).encode()
+    manifest.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)

@@ -1,0 +1,150 @@
+"""Disks that are full or can't be written: said at the save, never exit 0, older ones intact."""
+
+import contextlib
+import subprocess
+
+import pytest
+
+from tests.faults.harness import assert_rows_follow, assert_same, limit_file_size, wait_for_training
+
+pytestmark = pytest.mark.faults
+
+
+@contextlib.contextmanager
+def mounted(*arguments):
+    """Mounts something; skips the test where that isn't allowed."""
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mount isn't allowed here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(arguments[-1])], check=True)
+
+
+def assert_one_sentence(outcome):
+    (said,) = outcome.err.splitlines()
+    assert said.startswith("error: ") and said.endswith(".")
+
+
+@pytest.mark.parametrize("num_bytes", [3_000, 8_000, 25_000])
+@pytest.mark.parametrize("setting", ["carry", "two_streams"])
+def test_full_in_the_middle(oracle, begin, setting, num_bytes):
+    whole, run = oracle(setting), begin(setting)
+    run.go("step.end:16:sigterm", code=143)
+    before = run.newest()
+    process = run.start("step.begin:9:sleep:3")
+    wait_for_training(run, process)
+    limit_file_size(process, num_bytes)
+    outcome = run.ended(process, before, 5, "File too large")
+    assert_one_sentence(outcome)
+    assert_rows_follow(run, whole)
+    run.go()
+    assert_same(run, whole)
+
+
+def test_full_at_the_last_save_alone(oracle, begin):
+    further = "--checkpoint-every 100ep"
+    run = begin("carry", further)
+    process = run.start("step.begin:20:sleep:3")
+    wait_for_training(run, process)
+    limit_file_size(process, 25_000)
+    outcome = run.ended(process, None, 5, "File too large")
+    assert_one_sentence(outcome)
+    assert run.steps() == [] and not (run.workdir / "summary.json").exists()
+    run.go()
+    assert_same(run, oracle("carry", further))
+
+
+def test_full_for_a_while_with_warnings(oracle, begin):
+    run = begin("carry")
+    process = run.start("step.begin:12:sleep:3,step.begin:40:sleep:3", "--on-save-error warn")
+    wait_for_training(run, process)
+    limit_file_size(process, 25_000)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=4.5)  # it sleeps for the second time
+    limit_file_size(process, -1)
+    outcome = run.ended(process, None, 0)
+    assert "File too large" in outcome.out + outcome.err
+    assert_same(run, oracle("carry"))
+
+
+def test_full_to_the_end_in_spite_of_warnings(oracle, begin):
+    run = begin("carry")
+    run.go("step.end:16:sigterm", code=143)
+    process = run.start("step.begin:9:sleep:3", "--on-save-error warn")
+    wait_for_training(run, process)
+    limit_file_size(process, 25_000)
+    run.ended(process, 16, 5, "File too large")
+    assert run.newest() == 16 and not (run.workdir / "summary.json").exists()
+    run.go()
+    assert_same(run, oracle("carry"))
+
+
+def test_a_disk_that_is_really_full(oracle, begin):
+    whole, run = oracle("carry"), begin("carry")
+    run.workdir.mkdir()
+    with mounted("-t", "tmpfs", "-o", "size=8m", "none", run.workdir):
+        run.go("step.end:16:sigterm", code=143)
+        process = run.start("step.begin:9:sleep:3")
+        wait_for_training(run, process)
+        ballast = run.workdir / "checkpoints" / "ballast"
+        with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            while file.write(bytes(512)):
+                pass
+        outcome = run.ended(process, 16, 5, "No space left on device")
+        assert_one_sentence(outcome)
+        ballast.unlink()
+        run.go()
+        assert_same(run, whole)
+
+
+def test_a_disk_that_is_too_small(begin):
+    run = begin("carry")
+    run.workdir.mkdir()
+    with mounted("-t", "tmpfs", "-o", "size=64k", "none", run.workdir):
+        assert_one_sentence(run.go(code=5))
+
+
+def test_a_folder_that_became_read_only(oracle, begin):
+    run = begin("carry")
+    run.go("step.end:16:sigterm", code=143)
+    folder = run.workdir / "checkpoints"
+    with mounted("--bind", folder, folder):
+        process = run.start("step.begin:9:sleep:3")
+        wait_for_training(run, process)
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+        outcome = run.ended(process, 16, 5, "Read-only file system")
+        assert_one_sentence(outcome)
+    run.go()
+    assert_same(run, oracle("carry"))
+
+
+def test_a_folder_that_is_read_only_from_the_start(begin):
+    run = begin("carry")
+    run.go("step.end:16:sigterm", code=143)
+    with mounted("--bind", run.workdir, run.workdir):
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(run.workdir)], check=True)
+        outcome = run.go(code=2)
+        assert_one_sentence(outcome)
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_folder_of_checkpoints_that_is_taken_away(oracle, begin, is_replaced):
+    run = begin("carry")
+    run.go("step.end:16:sigterm", code=143)
+    process = run.start("step.begin:9:sleep:3")
+    wait_for_training(run, process)
+    folder = run.workdir / "checkpoints"
+    away = folder.rename(run.workdir.with_name("away"))
+    if is_replaced:
+        folder.write_text("")
+    outcome = run.ended(process, None, 5)
+    assert_one_sentence(outcome)
+    if is_replaced:
+        folder.unlink()
+    elif folder.exists():
+        folder.rename(run.workdir.with_name("made_anew"))
+    away.rename(folder)
+    run.go(sound=16)
+    assert_same(run, oracle("carry"))
