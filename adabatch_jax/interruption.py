@@ -141,14 +141,16 @@ class Interruption:
     def _hear(self, number: int) -> None:
         now, name = time.monotonic(), _NAMES[number]
         if not self._deferred:
-            _say(f"stopped by {name} before the first update: there is nothing new to save\n")
-            _exit(name)
+            say_at_once(
+                f"stopped by {name} before the first update: there is nothing new to save\n"
+            )
+            exit_at_once(_exit_code(name))
         if self._first_heard is None:
             self._first_heard = now
             self._name = self._name or name
-            _say(f"{name}: stopping and saving; once more to stop at once\n")
+            say_at_once(f"{name}: stopping and saving; once more to stop at once\n")
         elif now - self._first_heard > _SAME_SIGNAL_SECONDS:
-            _exit(name)
+            exit_at_once(_exit_code(name))
 
 
 def exit_on_signals() -> None:
@@ -165,14 +167,15 @@ def _exit_code(name: str) -> int:
     return 130 if name == _NAMES[signal.SIGINT] else _PREEMPTED
 
 
-def _exit(name: str) -> None:
+def exit_at_once(code: int) -> None:
+    """Ends the process, whatever its other threads do."""
     if os.isatty(1):
-        _say(_SHOW_CURSOR, 1)  # the live display hides it
-    os._exit(_exit_code(name))
+        say_at_once(_SHOW_CURSOR, 1)  # the live display hides it
+    os._exit(code)
 
 
-def _say(text: str, fd: int = 2) -> None:
-    """Writes at once, or not at all: nobody may read the other end."""
+def say_at_once(text: str, fd: int = 2) -> None:
+    """Writes to stderr or another file, or does nothing if nobody reads the other end."""
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [fd], [], 0)[1]:
             os.write(fd, text.encode())
