@@ -1,0 +1,232 @@
+"""Which fault is shown to do what by which test; `python -m tests.faults.table` prints it."""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One kind of fault.
+
+    Attributes:
+      fault: what goes wrong.
+      outcome: what happens then.
+      tests: files and names of the tests that show it, below tests/.
+    """
+
+    fault: str
+    outcome: str
+    tests: tuple[str, ...]
+
+
+FAULTS = (
+    Fault(
+        "SIGKILL at any point: compile, update, evaluation, a line of metrics, before, in and "
+        "after a save, while old checkpoints are removed",
+        "the same command goes on; all rows and weights are bit for bit those of a run that "
+        "nothing happened to",
+        ("faults/test_kills.py::test_killed_at_every_point",),
+    ),
+    Fault(
+        "SIGKILL just before, at and just after a change of the batch size or an epoch's end, "
+        "for each policy at the end of an epoch",
+        "the same",
+        ("faults/test_kills.py::test_killed_around_a_change_of_the_batch_size_and_an_epochs_end",),
+    ),
+    Fault(
+        "SIGKILL at random times, again and again",
+        "the same",
+        ("faults/test_kills.py::test_killed_at_random_times", "faults/test_soak.py::test_a_soak"),
+    ),
+    Fault(
+        "SIGKILL between the last save and the report",
+        "the same command writes what is missing, exit code 0",
+        (
+            "faults/test_kills.py::test_killed_after_the_last_save",
+            "faults/test_kills.py::test_killed_before_the_report",
+        ),
+    ),
+    Fault(
+        "SIGKILL while old checkpoints are removed, or while one is saved",
+        "the newest and the best are there; what was left half done is removed later",
+        (
+            "faults/test_kills.py::test_killed_while_checkpoints_are_removed_the_best_stays",
+            "faults/test_kills.py::test_what_a_killed_clean_up_or_save_leaves_is_removed",
+        ),
+    ),
+    Fault(
+        "SIGKILL in a first compile",
+        "a rerun begins again, whatever the compiler's cache was left with",
+        ("faults/test_kills.py::test_killed_in_a_first_compile_that_is_not_cached",),
+    ),
+    Fault(
+        "SIGTERM, SIGUSR1 or Ctrl-C in an update, an evaluation, a wait for data, a save",
+        "the update at hand is finished and saved, exit code 143 or 130, the command that goes "
+        "on is printed",
+        (
+            "faults/test_signals.py::test_a_signal_at_every_point",
+            "faults/test_signals.py::test_a_signal_in_a_wait",
+            "faults/test_signals.py::test_signals_at_random_times",
+            "faults/test_signals.py::test_the_command_that_is_printed_goes_on",
+        ),
+    ),
+    Fault(
+        "a signal in the imports or the first compile",
+        "nothing to save yet: the same exit codes, a rerun begins again",
+        (
+            "faults/test_signals.py::test_in_the_first_compile_there_is_nothing_to_save",
+            "faults/test_signals.py::test_a_signal_at_the_start_ends_with_a_code_of_its_own",
+        ),
+    ),
+    Fault(
+        "a second signal",
+        "it ends at once; the newest checkpoint is intact",
+        ("faults/test_signals.py::test_a_second_signal_stops_at_once",),
+    ),
+    Fault(
+        "a time limit (`--max-time`)",
+        "as with SIGTERM, before the limit, exit code 143",
+        ("faults/test_signals.py::test_the_time_is_up",),
+    ),
+    Fault(
+        "a full disk in the middle of a run or at the last save",
+        "exit code 5 and a sentence; older checkpoints are intact; with room again it goes on "
+        "exactly",
+        (
+            "faults/test_storage.py::test_full_in_the_middle",
+            "faults/test_storage.py::test_full_at_the_last_save_alone",
+            "faults/test_storage.py::test_a_disk_that_is_really_full",
+        ),
+    ),
+    Fault(
+        "a full disk with `--on-save-error warn`",
+        "it trains on; exit code 0 only if the last checkpoint could be saved",
+        (
+            "faults/test_storage.py::test_full_for_a_while_with_warnings",
+            "faults/test_storage.py::test_full_to_the_end_in_spite_of_warnings",
+        ),
+    ),
+    Fault(
+        "a disk that is too small for a checkpoint",
+        "refused before the first update, exit code 5",
+        ("faults/test_storage.py::test_a_disk_that_is_too_small",),
+    ),
+    Fault(
+        "a folder that is or becomes read-only, or is taken away",
+        "exit code 5 (2 before the start) and a sentence",
+        (
+            "faults/test_storage.py::test_a_folder_that_became_read_only",
+            "faults/test_storage.py::test_a_folder_that_is_read_only_from_the_start",
+            "faults/test_storage.py::test_a_folder_of_checkpoints_that_is_taken_away",
+        ),
+    ),
+    Fault(
+        "the newest checkpoint changed in a bit, truncated, emptied, renamed, or files of it "
+        "deleted or added",
+        "one line says so, and the one before it is used: exactly the same result",
+        (
+            "faults/test_damage.py::test_a_damaged_newest_checkpoint_is_skipped_again_and_again",
+            "faults/test_damage.py::test_two_damaged_ones_are_skipped",
+        ),
+    ),
+    Fault(
+        "stray folders, files, links and copies beside the checkpoints, or another run's",
+        "left out",
+        (
+            "faults/test_damage.py::test_strays",
+            "faults/test_damage.py::test_a_checkpoint_of_another_run",
+        ),
+    ),
+    Fault(
+        "all checkpoints damaged or gone",
+        "exit code 4, nothing is changed, and no run begins anew in their place",
+        ("faults/test_damage.py::test_all_are_bad",),
+    ),
+    Fault(
+        "arrays of another type or shape than the network's",
+        "exit code 4, nothing is cast",
+        ("faults/test_damage.py::test_a_state_of_another_type_is_not_cast",),
+    ),
+    Fault(
+        "metrics torn, with rows beyond the checkpoint, or lost",
+        "cut to the checkpoint, written anew from one another, or exit code 4",
+        (
+            "faults/test_damage.py::test_rows_are_put_right",
+            "faults/test_damage.py::test_rows_that_are_lost",
+        ),
+    ),
+    Fault(
+        "NaN in the loss or a gradient",
+        "exit code 3 names the first bad update; the state is never saved; a rerun without it "
+        "is exact",
+        (
+            "faults/test_divergence.py::test_the_first_bad_update_is_named_and_never_saved",
+            "faults/test_divergence.py::test_in_every_way_to_compute",
+        ),
+    ),
+    Fault(
+        "NaN with `--on-nan skip:N` or `rollback`",
+        "the run goes on, and killed it goes on in the same way, up to its limit",
+        (
+            "faults/test_divergence.py::test_killed_around_what_is_left_out",
+            "faults/test_divergence.py::test_more_than_may_be_skipped",
+            "faults/test_divergence.py::test_rolling_back_twice_to_one_checkpoint",
+        ),
+    ),
+    Fault(
+        "other devices after a restart: 1, 2 or 4, sharded or not",
+        "the same examples in every update, losses close",
+        ("faults/test_changes.py::test_another_number_of_devices",),
+    ),
+    Fault(
+        "another model, dataset, seed, dtype or past of the schedule",
+        "exit code 4 names the setting; nothing is changed",
+        ("faults/test_changes.py::test_another_past_is_refused_by_name",),
+    ),
+    Fault(
+        "an edited future of the schedule, a longer run",
+        "allowed and told: the result of a run that was planned so from the start",
+        (
+            "faults/test_changes.py::test_an_edited_future_goes_on_and_is_told",
+            "faults/test_changes.py::test_a_longer_run_after_kills_is_the_longer_run",
+        ),
+    ),
+    Fault(
+        "a second process on the same folder",
+        "exit code 2 names host, process and start; a dead process's lock is taken over",
+        (
+            "faults/test_changes.py::test_two_processes_on_one_folder",
+            "faults/test_changes.py::test_the_lock_of_a_process_that_is_gone",
+        ),
+    ),
+    Fault(
+        "an update, a batch, an evaluation or a save that hangs (`--stall-timeout`)",
+        "all stacks in a file, exit code 42; a rerun is exact",
+        ("faults/test_watchdog.py::test_a_stall",),
+    ),
+    Fault(
+        "an error that nobody expected",
+        "a traceback and exit code 1; a rerun is exact",
+        ("faults/test_watchdog.py::test_an_error_nobody_expected",),
+    ),
+    Fault(
+        "an output that is closed, 20 columns, no terminal, no preemption service",
+        "training is not affected",
+        (
+            "faults/test_changes.py::test_an_output_that_is_closed",
+            "faults/test_changes.py::test_twenty_columns_and_no_terminal",
+            "faults/test_changes.py::test_without_the_preemption_service",
+        ),
+    ),
+)
+
+
+def markdown() -> str:
+    """The table as the README shows it."""
+    lines = ["| fault | what happens | shown by |", "|---|---|---|"]
+    for fault, outcome, tests in FAULTS:
+        shown = ", ".join(f"`{test.rpartition('::')[2]}`" for test in tests)
+        lines.append(f"| {fault} | {outcome} | {shown} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())
