@@ -99,7 +99,7 @@ def poisoned(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
     weight = inputs["weight"]
     # A NaN would not do: a micro-batch whose weights don't sum up to more than 0 is left out.
-    spoiled = np.array(weight)
+    spoiled = np.array(jax.device_get(weight))
     spoiled[0 if "num_steps" in inputs else ...] = np.inf
     return {**inputs, "weight": jax.device_put(spoiled, weight.sharding)}
 
