@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ class Checkpoints:
         with storage_errors(directory):
             self._directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._directory)
-        self._checkpointer = checkpointer()
+        self._attempt = 0
+        self._checkpointer = checkpointer(self._attempt)
 
     @property
     def is_saving(self) -> bool:
@@ -166,12 +167,21 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax raises many kinds, some of them bare
             self._saving = None
-            remove_leftovers(self._directory)
+            self._begin_anew()
             raise StorageError(
                 f"a checkpoint in {self._directory} can't be written: {_reason(error)}."
             ) from error
 
+    def _begin_anew(self) -> None:
+        with suppress(Exception):
+            self._checkpointer.close()
+        self._attempt += 1
+        self._checkpointer = checkpointer(self._attempt)
+        with suppress(StorageError):
+            remove_leftovers(self._directory)
+
     def _remove_old(self) -> None:
+        remove_leftovers(self._directory)
         steps = committed_steps(self._directory)
         for step in steps:
             if step not in self._stored:

@@ -72,11 +72,16 @@ def remove(directory: Path, step: int) -> None:
     _delete(aside)
 
 
+def leftovers(directory: Path) -> list[str]:
+    """The names of what a kill left behind of a save or a removal, or a live run is at."""
+    with storage_errors(directory, action="read"):
+        names = os.listdir(directory) if directory.exists() else []
+    return sorted(filter(_LEFTOVER.fullmatch, names))
+
+
 def remove_leftovers(directory: Path) -> None:
     """Removes what a kill left behind of a save or a removal; only where no other run is alive."""
-    with storage_errors(directory, action="read"):
-        names = os.listdir(directory)
-    for name in filter(_LEFTOVER.fullmatch, names):
+    for name in leftovers(directory):
         _delete(directory / name)
 
 

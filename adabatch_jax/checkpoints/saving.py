@@ -31,14 +31,38 @@ def state_handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(type_handler_registry=types)
 
 
-def checkpointer() -> ocp.AsyncCheckpointer:
-    """What saves `contents` in the background, and then renames the folder to its final name."""
+def checkpointer(attempt: int) -> ocp.AsyncCheckpointer:
+    """What saves `contents` in the background, and then renames the folder to its final name.
+
+    After a save has failed another one is needed, with the next `attempt`: Orbax would raise what
+    failed at the next saves too, one error at a time, and some of its writes go on for a while in
+    the folder that was given up.
+    """
     registry = ocp.DefaultCheckpointHandlerRegistry()
     registry.add("state", ocp.args.PyTreeSave, state_handler())
     registry.add("run", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
     # Orbax finishes them in this order: the manifest's handler finds the others' files complete.
     registry.add(_FOLDER, ManifestSave, ManifestHandler())
-    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(handler_registry=registry))
+    # Made in the background, a folder that can't be made leaves threads that wait for it: the
+    # process wouldn't end.
+    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    handler = ocp.CompositeCheckpointHandler(
+        handler_registry=registry,
+        composite_options=ocp.CompositeOptions(async_options=options),
+    )
+    return ocp.AsyncCheckpointer(
+        handler, async_options=options, temporary_path_class=_temporary_paths(attempt)
+    )
+
+
+def _temporary_paths(attempt: int) -> type:
+    class TemporaryPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+        @classmethod
+        def from_final(cls, final_path: Any, **options: Any) -> "TemporaryPath":
+            name = f"{final_path.name}{ocp.path.atomicity.TMP_DIR_SUFFIX}-{attempt}"
+            return cls(final_path.parent / name, final_path, **options)
+
+    return TemporaryPath
 
 
 def contents(state: Any, run: Mapping[str, Any]) -> ocp.args.Composite:

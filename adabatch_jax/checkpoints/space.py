@@ -1,7 +1,6 @@
 """Whether the disk has room for a run's checkpoints."""
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from adabatch_jax.byte_sizes import bytes_text
 from adabatch_jax.checkpoints.found import committed_steps
 from adabatch_jax.errors import StorageError
-from adabatch_jax.reporting.files import storage_errors
+from adabatch_jax.reporting.files import free_bytes
 
 _OWN_BYTES = 2**16  # JSON, digests and Orbax's own files, with some hundred arrays
 
@@ -27,18 +26,6 @@ def checkpoint_bytes(state: Any) -> int:
     """
     leaves = (x if hasattr(x, "dtype") else np.asarray(x) for x in jax.tree.leaves(state))
     return _OWN_BYTES + sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-
-
-def free_bytes(path: Path) -> int:
-    """The bytes that this user may still write on the disk of `path`, which need not exist yet.
-
-    Raises:
-      StorageError: the disk doesn't say.
-    """
-    path = path.absolute()
-    existing = next((folder for folder in (path, *path.parents) if folder.exists()), path)
-    with storage_errors(existing, action="read"):
-        return shutil.disk_usage(existing).free
 
 
 def check_free_space(workdir: Path, num_bytes: int, keep_newest: int) -> str | None:
