@@ -130,10 +130,12 @@ class Interruption:
                         os.write(previous_fd, bytes([number]))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """What Python calls later in the main thread; it matters where the bytes go elsewhere."""
+        """What Python calls in the main thread, which may be sooner or much later."""
+        if self._deferred:
+            self._name = self._name or _NAMES[number]
         current = signal.set_wakeup_fd(self._wakeup_fd, warn_on_full_buffer=False)
         if current == self._wakeup_fd:
-            return
+            return  # the thread has it too, and counts
         if current >= 0:
             signal.set_wakeup_fd(current)
         self._hear(number)

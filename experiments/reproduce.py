@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from adabatch_jax import commands
 from adabatch_jax.errors import UsageError
-from adabatch_jax.interruption import Interruption
+from adabatch_jax.interruption import Interruption, exit_on_signals
 
 if TYPE_CHECKING:
     from experiments.reproduction.studies import Study
@@ -104,7 +103,7 @@ def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
         return _report(out)
     # Orbax and others read this when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from adabatch_jax.workdir import locked
+    from adabatch_jax.run_lock import locked
     from experiments.reproduction.jobs import study_jobs
     from experiments.reproduction.resuming import check_out
 
@@ -112,7 +111,9 @@ def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
     study = _study(section, options, command)
     study_jobs(study, out)  # refuses data and plans that can't work before anything is written
     check_out(out)
-    with locked(out, flag="--out"):
+    with locked(out, flag="--out") as notes:
+        for note in notes:
+            print(note)
         if not _run(study, out, options, interruption):
             print(
                 f"stopped by {interruption.name}; everything is saved in {out}, and the same "
@@ -184,7 +185,7 @@ def _run(study: "Study", out: Path, options: Options, interruption: Interruption
 
     interruption.defer()
     try:
-        run_study(study, out, lr_scales, options.measure_passes, lambda: interruption.happened)
+        run_study(study, out, lr_scales, options.measure_passes, lambda: interruption.requested)
     except Stopped:
         return False
     return True
@@ -204,10 +205,7 @@ def _report(out: Path) -> int:
 
 
 if __name__ == "__main__":
-    # Until a run can save, a signal has nothing to wait for; and an exception raised inside the
-    # imports of compiled modules can abort the process.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signum, _: os._exit(128 + signum))
+    exit_on_signals()
     code = main()
     sys.stdout.flush()
     if code:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.errors import UsageError
-from adabatch_jax.workdir import LOCK_NAME
+from adabatch_jax.run_lock import LOCK_NAME
 from experiments.reproduction.studies import Study
 from experiments.reproduction.tuning import scale_text, with_scales
 
