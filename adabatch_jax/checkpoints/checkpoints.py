@@ -173,8 +173,10 @@ class Checkpoints:
             ) from error
 
     def _begin_anew(self) -> None:
-        with suppress(Exception):
-            self._checkpointer.close()
+        for _ in range(8):  # each call raises one of the errors that are left, until it ends
+            with suppress(Exception):
+                self._checkpointer.close()
+                break
         self._attempt += 1
         self._checkpointer = checkpointer(self._attempt)
         with suppress(StorageError):

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.checkpoints.conftest import bits, laid_out, plain_state
 
 from adabatch_jax.checkpoints import restoring
 from adabatch_jax.checkpoints.checkpoints import Checkpoints
@@ -17,6 +16,7 @@ from adabatch_jax.checkpoints.found import Damaged, check_checkpoint, newest_goo
 from adabatch_jax.checkpoints.manifest import MANIFEST, read_manifest, write_manifest
 from adabatch_jax.errors import RestoreError
 from adabatch_jax.training.state import TrainState
+from tests.checkpoints.conftest import bits, laid_out, plain_state
 
 LAYOUTS = [(1, False), (2, False), (4, False), (2, True), (4, True)]
 
