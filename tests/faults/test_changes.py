@@ -161,3 +161,50 @@ def test_the_users_umask(begin):
         os.umask(before)
     for path in run.workdir.rglob("*"):
         assert path.stat().st_mode & 0o027 == 0, path
+
+
+def test_started_three_times_at_once(oracle, begin):
+    run = begin("carry")
+    processes = [run.start() for _ in range(3)]
+    outcomes = sorted((finish(process) for process in processes), key=lambda o: o.code)
+    # A late one may find the run finished.
+    assert [outcome.code for outcome in outcomes][0] == 0
+    for outcome in outcomes[1:]:
+        assert outcome.code == 2 or "finished already" in outcome.out, outcome
+    assert_same(run, oracle("carry"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seed", 1), ("model", "resnet20_cifar"), ("lr", "0.1")]
+)
+def test_an_edited_configuration_in_the_folder(oracle, begin, field, value):
+    run = begin("carry")
+    run.go("step.end:30:sigterm", code=143)
+    path = run.workdir / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    edited = Run(run.workdir, f"--config {path}")
+    edited.go(code=4, says="learning rate" if field == "lr" else field)
+    run.go()  # the checkpoint says what was done, and the command what is asked for
+    assert_same(run, oracle("carry"))
+
+
+def test_an_edited_plan_in_the_folder_decides_nothing(oracle, begin):
+    run = begin("carry")
+    run.go("step.end:30:sigterm", code=143)
+    path = run.workdir / "plan.json"
+    path.write_text(path.read_text().replace("16", "17"))
+    run.go()
+    assert_same(run, oracle("carry"))
+    assert path.read_bytes() == (oracle("carry").workdir / "plan.json").read_bytes()
+
+
+def test_stopped_for_a_while_by_the_system(oracle, begin):
+    """SIGSTOP, as when a laptop sleeps: neither lost nor taken for a stall."""
+    run = begin("carry")
+    process = run.start("step.begin:20:sleep:2", "--stall-timeout 10s")
+    wait_for_training(run, process)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(12)
+    process.send_signal(signal.SIGCONT)
+    run.ended(process, None, 0)
+    assert_same(run, oracle("carry"))

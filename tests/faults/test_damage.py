@@ -201,3 +201,14 @@ def _rewrite_run(checkpoint, change):
     body["files"]["run/metadata"] = [len(text), hashlib.sha256(text).hexdigest()]
     text = json.dumps(body, sort_keys=True).encode()
     manifest.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+
+
+@pytest.mark.parametrize("damage", [flip_bit, lambda path: os.truncate(path, 1000)])
+def test_damaged_compiled_programs_are_compiled_again(oracle, begin, tmp_path, damage):
+    whole = oracle("carry")
+    shutil.copytree(os.environ["JAX_COMPILATION_CACHE_DIR"], tmp_path / "cache")
+    for path in (tmp_path / "cache").glob("*-cache"):
+        damage(path)
+    run = begin("carry")
+    run.go(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
+    assert_same(run, whole)
