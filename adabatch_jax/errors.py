@@ -56,7 +56,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-_EXTRA = {
+EXTRA_PACKAGES = {
     "cv2",
     "flax",
     "matplotlib",
@@ -67,6 +67,7 @@ _EXTRA = {
     "tensorflow_datasets",
     "tyro",
 }
+"""What the command lines import beside the library's own dependencies."""
 
 
 def explain_missing(error: ModuleNotFoundError) -> UsageError | None:
@@ -76,7 +77,7 @@ def explain_missing(error: ModuleNotFoundError) -> UsageError | None:
     "this needs the package flax, which isn't installed: pip install 'adabatch_jax[train]', or ..."
     """
     package = (error.name or "").partition(".")[0]
-    if package not in _EXTRA:
+    if package not in EXTRA_PACKAGES:
         return None
     return UsageError(
         f"this needs the package {package}, which isn't installed: "

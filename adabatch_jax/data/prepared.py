@@ -68,6 +68,29 @@ def is_prepared(name: str, data_dir: str | os.PathLike | None = None) -> bool:
     return prepared_path(name, data_dir) is not None
 
 
+def prepared_names(data_dir: str | os.PathLike | None = None) -> list[str]:
+    """Returns the names of the datasets that are prepared, each in its newest version, sorted.
+
+    >>> prepared_names("/nonexistent")
+    []
+    """
+    root = resolve_data_dir(data_dir)
+    try:
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    except OSError:
+        return []
+    names = []
+    for folder in folders:
+        if not re.fullmatch(r"[a-z0-9_]+", folder):
+            continue
+        if _versions(root / folder):
+            names.append(folder)
+            continue
+        configs = sorted(path.name for path in (root / folder).iterdir() if path.is_dir())
+        names += [f"{folder}/{config}" for config in configs if _versions(root / folder / config)]
+    return names
+
+
 def is_complete(path: Path) -> bool:
     """Whether `path` holds a dataset; tfds writes these two files last."""
     return (path / "dataset_info.json").is_file() and (path / "features.json").is_file()

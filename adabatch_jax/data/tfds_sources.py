@@ -74,9 +74,35 @@ def tfds_source(
     again = prepare_command(name, data_dir, overwrite=True)
     files = _split_files(name, split, builder)
     records = _data_source(name, split, builder, images)
-    with ThreadPoolExecutor(_NUM_CHECKING_THREADS) as threads:
-        list(threads.map(lambda file: _check_file(name, file, again), files))
+    _check_files(name, files, again)
     return TfdsSource(name, records, files, images, image_size, again)
+
+
+def check_dataset(name: str, data_dir: str | os.PathLike | None = None) -> dict[str, int]:
+    """Opens a prepared dataset and the end of each of its files, as `tfds_source` does.
+
+    Nothing is prepared, and no example is read.
+
+    Returns:
+      split -> number of examples.
+
+    Raises:
+      UsageError: the dataset isn't prepared, or it has no image or no label.
+      StorageError: it can't be opened.
+
+    >>> check_dataset("digits")
+    {'test': 355, 'train': 1442}
+    """
+    path = prepared_path(name, data_dir)
+    if path is None:
+        raise _not_prepared(name, data_dir)
+    builder = open_builder(path, name, data_dir)
+    labelled_images(name, builder.info)
+    again = prepare_command(name, data_dir, overwrite=True)
+    splits = builder.info.splits
+    for split in splits.values():
+        _check_files(name, split.file_instructions, again)
+    return {split: splits[split].num_examples for split in sorted(splits)}
 
 
 class TfdsSource:
@@ -190,7 +216,11 @@ def _require_prepared(name: str, data_dir: str | os.PathLike | None) -> Path:
 
         return prepare(name, data_dir)
     require_known(name)
-    raise UsageError(
+    raise _not_prepared(name, data_dir)
+
+
+def _not_prepared(name: str, data_dir: str | os.PathLike | None) -> UsageError:
+    return UsageError(
         f"dataset {name!r} is not prepared yet; run {prepare_command(name, data_dir)} first."
     )
 
@@ -212,6 +242,11 @@ def _split_files(name: str, split: str, builder: Any) -> list[Any]:
     if not sum(file.take for file in files):
         raise UsageError(f"split {split!r} of dataset {name!r} has no examples.")
     return files
+
+
+def _check_files(name: str, files: Iterable[Any], prepare_again: str) -> None:
+    with ThreadPoolExecutor(_NUM_CHECKING_THREADS) as threads:
+        list(threads.map(lambda file: _check_file(name, file, prepare_again), files))
 
 
 def _check_file(name: str, file: Any, prepare_again: str) -> None:

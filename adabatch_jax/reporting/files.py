@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,20 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON object so that a reader sees the old file or the new one."""
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def existing_folder(path: Path) -> Path:
+    """The path, or where it doesn't exist the nearest folder above it that does."""
+    path = path.absolute()
+    return next((folder for folder in (path, *path.parents) if folder.exists()), path)
+
+
+def free_bytes(path: Path) -> int:
+    """The bytes that this user may still write on the disk of `path`, which need not exist yet.
+
+    Raises:
+      StorageError: the disk doesn't say.
+    """
+    folder = existing_folder(path)
+    with storage_errors(folder, action="read"):
+        return shutil.disk_usage(folder).free

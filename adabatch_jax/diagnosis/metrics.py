@@ -1,0 +1,86 @@
+"""Whether a run's rows of metrics go with its checkpoints."""
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.checkpoints.found import Found
+from adabatch_jax.diagnosis.findings import RESTORE, Finding, good, note, of_error, problem
+from adabatch_jax.errors import AdabatchError
+from adabatch_jax.reporting.metrics import MetricsPosition, metrics_intact, read_metrics
+
+
+def metrics_findings(workdir: Path, newest: Found | None, is_in_use: bool) -> Iterator[Finding]:
+    """Compares metrics.jsonl and metrics.csv with each other and with the newest checkpoint.
+
+    Args:
+      workdir: the run's folder.
+      newest: the checkpoint that training would go on from; None where there is none.
+      is_in_use: whether a process is training there, and may be writing a row.
+    """
+    jsonl = workdir / "metrics.jsonl"
+    if newest is not None and not _can_resume(workdir, newest):
+        yield problem(
+            "metrics",
+            f"metrics.jsonl is not the one that checkpoint {newest.step} was saved with, and "
+            "metrics.csv doesn't give its rows either; move both away to go on without them.",
+            RESTORE,
+        )
+    if not jsonl.exists():
+        if newest is not None:
+            yield note("metrics.jsonl", "it is missing; a run goes on without its rows.")
+        return
+    try:
+        rows = read_metrics(jsonl)
+        torn = not jsonl.read_bytes().endswith(b"\n") and jsonl.stat().st_size > 0
+    except AdabatchError as error:
+        yield of_error("metrics.jsonl", error)
+        return
+    yield _rows(rows, torn and not is_in_use, newest)
+    yield from _csv(workdir / "metrics.csv", len(rows), is_in_use)
+
+
+def _can_resume(workdir: Path, newest: Found) -> bool:
+    position = newest.run.get("metrics")
+    if not isinstance(position, Mapping):
+        return True  # it was saved without rows
+    try:
+        return metrics_intact(workdir, MetricsPosition(**position))
+    except (TypeError, ValueError):
+        return False
+
+
+def _rows(rows: list[dict[str, Any]], is_torn: bool, newest: Found | None) -> Finding:
+    last = rows[-1]["step"] if rows else 0
+    text = f"{len(rows):,} rows, up to update {last:,}" if rows else "no row yet"
+    data = {"num_rows": len(rows), "last_step": last, "is_torn": is_torn}
+    beyond = [row for row in rows if newest is not None and row["step"] > newest.step]
+    notes = []
+    if is_torn:
+        notes.append("the last line was cut short")
+    if beyond:
+        notes.append(f"{len(beyond):,} lie beyond checkpoint {newest.step}")
+    if not notes:
+        return good("metrics.jsonl", text, **data)
+    return note(
+        "metrics.jsonl",
+        f"{text}; {' and '.join(notes)}, which a run removes and writes anew.",
+        num_beyond=len(beyond),
+        **data,
+    )
+
+
+def _csv(path: Path, num_rows: int, is_in_use: bool) -> Iterator[Finding]:
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            found = sum(1 for _ in csv.reader(file)) - 1
+    except (OSError, csv.Error) as error:
+        yield note("metrics.csv", f"it can't be read ({error}); a run writes it anew.")
+        return
+    if found != num_rows and not is_in_use:
+        yield note(
+            "metrics.csv",
+            f"{found:,} rows where metrics.jsonl has {num_rows:,}; a run writes it anew.",
+            num_rows=found,
+        )

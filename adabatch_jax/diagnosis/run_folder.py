@@ -1,0 +1,159 @@
+"""What a run's folder holds, and whether it fits together."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.checkpoints.found import Found
+from adabatch_jax.config import TrainConfig
+from adabatch_jax.diagnosis.checkpoints import CHECKPOINTS, checkpoint_findings, verified
+from adabatch_jax.diagnosis.findings import (
+    ENVIRONMENT,
+    RESTORE,
+    STORAGE,
+    Finding,
+    good,
+    note,
+    of_error,
+    problem,
+)
+from adabatch_jax.diagnosis.metrics import metrics_findings
+from adabatch_jax.diagnosis.prospect import RunFolder, prospect_findings
+from adabatch_jax.errors import AdabatchError, StorageError
+from adabatch_jax.reporting.runs import read_json
+from adabatch_jax.run_lock import LOCK_NAME, Owner, lock_owner
+from adabatch_jax.schedules.plan import BatchPlan
+
+
+def saved_settings(workdir: Path) -> TrainConfig | None:
+    """The settings of the run in a folder; None where they are missing or can't be read."""
+    try:
+        return TrainConfig.from_dict(read_json(workdir / "config.json"))
+    except AdabatchError:
+        return None
+
+
+def run_findings(workdir: Path) -> Iterator[Finding]:
+    """Looks at a run's folder, which is left exactly as it is."""
+    folder = _folder(workdir)
+    yield folder
+    if folder.state != "ok":
+        return
+    owner = lock_owner(workdir)
+    yield _lock(owner)
+    is_in_use = owner is not None and owner.is_alive is True
+    config, finding = _config(workdir)
+    yield finding
+    try:
+        found, damaged = verified(workdir / CHECKPOINTS)
+        yield from checkpoint_findings(workdir / CHECKPOINTS, found, damaged, is_in_use)
+    except StorageError as error:
+        yield of_error(CHECKPOINTS, error)
+        return
+    newest = found[-1] if found else None
+    yield _plan(workdir, newest)
+    summary, findings = _summary(workdir, newest)
+    yield from findings
+    yield from metrics_findings(workdir, newest, is_in_use)
+    run = RunFolder(workdir, config, summary, newest, tuple(damaged), is_in_use)
+    yield from prospect_findings(run)
+
+
+def _folder(workdir: Path) -> Finding:
+    try:
+        if not workdir.exists():
+            return problem("folder", f"there is no folder {str(workdir)!r}.", ENVIRONMENT)
+        if not workdir.is_dir():
+            return problem("folder", f"{str(workdir)!r} is a file, not a folder.", ENVIRONMENT)
+        names = sorted(path.name for path in workdir.iterdir() if path.name != LOCK_NAME)
+        runs = [name for name in names if (workdir / name / "config.json").is_file()]
+    except OSError as error:
+        return problem("folder", f"it can't be read: {error.strerror}.", STORAGE)
+    if not names:
+        return note("folder", "it is empty; training would begin here.")
+    if "config.json" in names or CHECKPOINTS in names:
+        return good("folder", f"a run: {workdir.absolute()}", path=str(workdir.absolute()))
+    hint = f"; it holds the run {runs[0]!r}" if runs else ""
+    return problem("folder", f"it holds {names[0]!r} but no run{hint}.", ENVIRONMENT)
+
+
+def _lock(owner: Owner | None) -> Finding:
+    if owner is None:
+        return good("lock", "free", owner=None)
+    data = {"owner": dataclasses.asdict(owner)}
+    if owner.is_alive:
+        return problem("lock", f"{owner} is training here.", ENVIRONMENT, **data)
+    if owner.is_alive is False:
+        return note("lock", f"left by {owner}, which is gone; a run takes it over.", **data)
+    return note(
+        "lock",
+        f"{owner} has it; whether that still runs can't be told from here, a run that is started "
+        "waits for a sign of life.",
+        **data,
+    )
+
+
+def _config(workdir: Path) -> tuple[TrainConfig | None, Finding]:
+    name = "config.json"
+    if not (workdir / name).exists():
+        return None, problem(name, "it is missing, so training refuses the folder.", ENVIRONMENT)
+    try:
+        content = read_json(workdir / name)
+        if not content:
+            return None, note(name, "it is empty: a run of the library's `fit`.")
+        config = TrainConfig.from_dict(content, origin=name)
+    except AdabatchError as error:
+        return None, of_error(name, error)
+    text = f"{config.model} on {config.dataset}, {config.epochs:g} epochs, seed {config.seed}"
+    return config, good(name, text)
+
+
+def _plan(workdir: Path, newest: Found | None) -> Finding:
+    name = "plan.json"
+    if not (workdir / name).exists():
+        return note(name, "it is missing; a run writes it anew.")
+    try:
+        plan = BatchPlan.from_dict(read_json(workdir / name))
+        text = f"{plan.num_steps:,} updates, batches {', '.join(map(str, plan.batch_sizes))}"
+        is_past = newest is None or _has_past(plan, newest.run)
+    except StorageError as error:
+        return of_error(name, error)
+    except (ValueError, TypeError, AttributeError, ArithmeticError, IndexError):
+        return problem(name, "it is damaged: it holds no plan.", STORAGE)
+    if not is_past:
+        return note(
+            name, f"{text}; checkpoint {newest.step} wasn't made by it, a run writes it anew."
+        )
+    return good(name, text, num_steps=plan.num_steps)
+
+
+def _has_past(plan: BatchPlan, run: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was made by this plan's steps."""
+    samples = run.get("samples")
+    if not isinstance(samples, int) or samples > plan.num_samples:
+        return False
+    return plan.fingerprint(samples) == run.get("fingerprint")
+
+
+def _summary(workdir: Path, newest: Found | None) -> tuple[Mapping[str, Any] | None, list[Finding]]:
+    name = "summary.json"
+    if not (workdir / name).exists():
+        return None, []
+    try:
+        summary = read_json(workdir / name)
+    except StorageError as error:
+        return None, [of_error(name, error)]
+    step, accuracy = summary.get("step"), summary.get("test_accuracy")
+    if not isinstance(step, int):
+        return None, [problem(name, "it is damaged: it names no step.", STORAGE)]
+    text = f"finished after update {step:,}"
+    if isinstance(accuracy, float):
+        text += f", test accuracy {100 * accuracy:.2f} %"
+    if newest is None or step != newest.step:
+        text += f"; checkpoint {step}, its last, is not among the good ones."
+        return summary, [note(name, text, step=step)]
+    if summary.get("examples_digest") != newest.run.get("examples_digest"):
+        text += f", but not from the examples that checkpoint {step} saw."
+        return summary, [problem(name, text, RESTORE, step=step)]
+    return summary, [good(name, text, step=step)]

@@ -1,0 +1,93 @@
+"""`python -m adabatch_jax.doctor [WORKDIR]`: is this machine ready, and is that run sound?
+
+It reads and writes nothing: neither in the run's folder nor in any other.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adabatch_jax import commands
+
+if TYPE_CHECKING:
+    from adabatch_jax.diagnosis.findings import Finding
+
+_EPILOG = """\
+The exit code is 0, or that of the first problem: 2 for the environment and for a folder that is
+in use or holds no run, 4 for checkpoints and what belongs to them, 5 for files and disks.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints what was found; returns the exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:  # help was printed, or what is wrong with the arguments
+        return int(stop.code or 0)
+    return commands.run(lambda: _examine(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m adabatch_jax.doctor",
+        description="Looks at this machine, and at a run's folder: its lock, every checkpoint, "
+        "the metrics, and what training there would do. Changes nothing.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("workdir", nargs="?", metavar="WORKDIR", help="a run's folder")
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="where datasets are prepared (default: the run's, $ADABATCH_DATA_DIR, or the user's "
+        "cache folder)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    return parser
+
+
+def _examine(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from adabatch_jax.diagnosis.environment import environment_findings
+    from adabatch_jax.diagnosis.findings import first_exit_code
+    from adabatch_jax.diagnosis.run_folder import run_findings, saved_settings
+
+    workdir = None if arguments.workdir is None else Path(arguments.workdir)
+    settings = None if workdir is None else saved_settings(workdir)
+    data_dir = arguments.data_dir or (settings.data.dir if settings else None)
+    sections = {"environment": list(environment_findings(workdir, data_dir))}
+    if workdir is not None:
+        sections["run"] = list(run_findings(workdir))
+    exit_code = first_exit_code(finding for findings in sections.values() for finding in findings)
+    if arguments.json:
+        _print_json(sections, exit_code)
+    else:
+        _print_tables(sections)
+    return exit_code
+
+
+def _print_json(sections: dict[str, list["Finding"]], exit_code: int) -> None:
+    content = {name: [f.to_dict() for f in findings] for name, findings in sections.items()}
+    print(json.dumps({**content, "exit_code": exit_code}, indent=2))
+
+
+def _print_tables(sections: dict[str, list["Finding"]]) -> None:
+    from adabatch_jax.diagnosis.findings import table_lines
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for name, findings in sections.items():
+        print(name.capitalize())
+        for line in table_lines(findings, width):
+            print(line)
+    problems = sum(f.state == "problem" for findings in sections.values() for f in findings)
+    print("No problem was found." if not problems else f"{problems} problem{'s'[: problems > 1]}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
