@@ -51,7 +51,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def existing_folder(path: Path) -> Path:
     """The path, or where it doesn't exist the nearest folder above it that does."""
     path = path.absolute()
-    return next((folder for folder in (path, *path.parents) if folder.exists()), path)
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
 
 
 def free_bytes(path: Path) -> int:

@@ -100,7 +100,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is damaged: it is not JSON ({error}).") from error
     if not isinstance(value, dict):
         raise StorageError(f"{path} is damaged: it is not a JSON object.")

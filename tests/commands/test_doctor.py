@@ -1,0 +1,377 @@
+"""`python -m adabatch_jax.doctor`: what it finds, its exit codes, and that it changes nothing."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from adabatch_jax.checkpoints.manifest import write_manifest
+from adabatch_jax.config import TrainConfig
+from adabatch_jax.doctor import main
+from adabatch_jax.reporting.metrics import MetricsPosition
+
+CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", seed=3)
+PLAN = CONFIG.plan(1442)
+STEPS = (10, 20, 30)
+
+
+def row(step):
+    return {"step": step, "samples": PLAN.samples_at(step), "train_loss": 1 / (step + 1)}
+
+
+def metrics_content(steps):
+    return "".join(json.dumps(row(step)) + "\n" for step in steps).encode()
+
+
+def write_checkpoint(folder, step, **changes):
+    """A checkpoint of files alone: the doctor needs neither JAX nor Orbax to verify it."""
+    samples = PLAN.samples_at(step)
+    position = MetricsPosition.after(metrics_content(range(0, step + 1, 5)))
+    run = {
+        "step": step,
+        "samples": samples,
+        "seed": CONFIG.seed,
+        "plan": PLAN.to_dict(),
+        "fingerprint": PLAN.fingerprint(samples),
+        "examples_digest": f"digest of {samples}",
+        "identity": CONFIG.to_dict(),
+        "metrics": dataclasses.asdict(position),
+        **changes,
+    }
+    checkpoint = folder / "checkpoints" / str(step)
+    for part in ("state", "run", "digests"):
+        (checkpoint / part).mkdir(parents=True)
+    (checkpoint / "state" / "data").write_bytes(bytes(range(256)) * step)
+    (checkpoint / "run" / "metadata").write_text(json.dumps(run))
+    write_manifest(checkpoint, checkpoint / "digests" / "manifest", {"params/w": "0" * 64})
+    return checkpoint
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The folder of a run that was killed after update 30 of 35."""
+    monkeypatch.setenv("ADABATCH_DATA_DIR", str(tmp_path / "no datasets"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no cache"))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    (folder / "plan.json").write_text(json.dumps(PLAN.to_dict()))
+    (folder / "metrics.jsonl").write_bytes(metrics_content(range(0, 31, 5)))
+    lines = [f"{step},{PLAN.samples_at(step)}\n" for step in range(0, 31, 5)]
+    (folder / "metrics.csv").write_text("".join(["step,samples\n", *lines]))
+    for step in STEPS:
+        write_checkpoint(folder, step)
+    return folder
+
+
+@pytest.fixture
+def doctor(command):
+    """`doctor(folder)`: the exit code and the findings of the run section, by subject."""
+
+    def ask(folder):
+        outcome = command(main, ["--json", str(folder)])
+        content = json.loads(outcome.out)
+        assert outcome.err == "" and content["exit_code"] == outcome.code
+        findings = content["run"]
+        codes = [f["exit_code"] for f in content["environment"] + findings if f["exit_code"]]
+        assert outcome.code == next(iter(codes), 0)
+        return outcome.code, {finding["subject"]: finding for finding in findings}
+
+    return ask
+
+
+def states(findings):
+    return {name: f["state"] for name, f in findings.items() if f["state"] != "ok"}
+
+
+def everything_in(folder):
+    """Names, kinds, times and contents of all there is."""
+    return {
+        path: (
+            path.lstat().st_mode,
+            path.lstat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
+        )
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+def test_a_run_that_can_go_on(run, doctor):
+    code, findings = doctor(run)
+    assert (code, states(findings)) == (0, {})
+    assert findings["lock"]["text"] == "free"
+    for step in STEPS:
+        text = f"good, sample {PLAN.samples_at(step):,}, 1 arrays, "
+        assert findings[f"checkpoint {step}"]["text"].startswith(text)
+    assert findings["metrics.jsonl"]["text"] == "7 rows, up to update 30"
+    assert findings["resume"]["step"] == 30
+    assert findings["resume"]["text"] == (
+        f"it would go on after update 30 of {PLAN.num_steps}: python -m adabatch_jax.train "
+        f"--config {run}/config.json --workdir {run}"
+    )
+
+
+def test_a_table_for_people(run, command):
+    outcome = command(main, str(run))
+    lines = outcome.out.splitlines()
+    assert (outcome.code, outcome.err, lines[-1]) == (0, "", "No problem was found.")
+    assert "Environment" in lines and "Run" in lines
+    starts = {len(line) - len(line[2:].split("  ", 1)[1].lstrip()) for line in lines[1:8]}
+    assert len(starts) == 1  # aligned
+    assert any(line.split()[:2] == ["python", sys.version.split()[0]] for line in lines)
+    assert any(line.split()[:1] == ["devices"] for line in lines)
+
+
+def test_nothing_is_changed_or_made(run, tmp_path, command):
+    (run / "checkpoints" / "30" / "state" / "data").write_bytes(b"damaged")
+    (run / "checkpoints" / "35.orbax-checkpoint-tmp-1").mkdir()
+    (run / "metrics.jsonl").write_bytes(metrics_content(range(0, 36, 5)) + b'{"ste')
+    (run / "summary.json").write_text("{")
+    before = everything_in(tmp_path)
+    assert command(main, str(run)).code == 4
+    assert command(main, ["--json", str(run)]).code == 4
+    assert command(main, "").code == 0
+    assert everything_in(tmp_path) == before
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: _flip(folder / "state" / "data"), "state/data was changed"),
+        (lambda folder: _flip(folder / "digests" / "manifest"), "digests/manifest was changed"),
+        (lambda folder: (folder / "run" / "metadata").unlink(), "run/metadata is missing"),
+        (lambda folder: os.truncate(folder / "state" / "data", 9), "9 bytes instead of 7,680"),
+        (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "it is empty"),
+        (lambda folder: (folder / "state" / "x").write_text(""), "state/x doesn't belong to it"),
+    ],
+)
+def test_the_newest_checkpoint_is_damaged(damage, reason, run, doctor):
+    damage(run / "checkpoints" / "30")
+    code, findings = doctor(run)
+    assert code == 4 and states(findings) == {
+        "checkpoint 30": "problem",
+        "metrics.jsonl": "note",  # two rows lie beyond update 20
+    }
+    assert reason in findings["checkpoint 30"]["text"]
+    assert findings["metrics.jsonl"]["num_beyond"] == 2
+    text = f"it would go on after update 20 of {PLAN.num_steps}, passing over 30: "
+    assert findings["resume"]["text"].startswith(text)
+
+
+def test_no_checkpoint_is_good(run, doctor):
+    for step in STEPS:
+        _flip(run / "checkpoints" / str(step) / "state" / "data")
+    code, findings = doctor(run)
+    assert code == 4 and findings["resume"]["state"] == "problem"
+    assert findings["resume"]["text"].startswith("it would be refused, as no checkpoint is good")
+
+
+def test_a_renamed_checkpoint(run, doctor):
+    (run / "checkpoints" / "30").rename(run / "checkpoints" / "40")
+    code, findings = doctor(run)
+    assert code == 4 and "it was saved as step 30, not 40" in findings["checkpoint 40"]["text"]
+
+
+def test_what_else_lies_there(run, doctor):
+    checkpoints = run / "checkpoints"
+    shutil.copytree(checkpoints / "30", checkpoints / "bad-30")
+    (checkpoints / "35.orbax-checkpoint-tmp-1").mkdir()
+    (checkpoints / "notes.txt").write_text("")
+    code, findings = doctor(run)
+    assert code == 0 and states(findings) == {"checkpoints": "note"}
+    assert "35.orbax-checkpoint-tmp-1 was left by a process" in findings["checkpoints"]["text"]
+
+
+def _without_checkpoints(run):
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.csv").unlink()
+
+
+def test_a_run_that_has_not_saved(run, doctor):
+    _without_checkpoints(run)
+    code, findings = doctor(run)
+    assert code == 0 and states(findings) == {"checkpoints": "note"}
+    assert findings["resume"]["text"].startswith("it would begin with the first update: ")
+
+
+def write_summary(run, step, **changes):
+    samples = PLAN.samples_at(step)
+    summary = {"step": step, "examples_digest": f"digest of {samples}", "test_accuracy": 0.9612}
+    (run / "summary.json").write_text(json.dumps(summary | changes))
+
+
+def test_a_finished_run(run, doctor):
+    write_summary(run, 30)
+    code, findings = doctor(run)
+    assert (code, states(findings)) == (0, {})
+    assert findings["summary.json"]["text"] == "finished after update 30, test accuracy 96.12 %"
+    assert findings["resume"]["text"] == "the run is finished: nothing would be done."
+
+
+def test_a_summary_of_another_run(run, doctor):
+    write_summary(run, 30, examples_digest="another")
+    code, findings = doctor(run)
+    assert code == 4 and states(findings) == {"summary.json": "problem"}
+
+
+def test_a_summary_without_its_checkpoint(run, doctor):
+    write_summary(run, PLAN.num_steps)
+    code, findings = doctor(run)
+    assert code == 0 and states(findings) == {"summary.json": "note"}
+    assert findings["resume"]["step"] == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "text"),
+    [
+        ("config.json", "{", 5, "is damaged: it is not JSON"),
+        ("config.json", "[" * 100_000, 5, "is damaged"),
+        ("config.json", '{"optimizer": "sdg"}', 2, "did you mean 'sgd'"),
+        ("plan.json", "{}", 5, "holds no plan"),
+        ("plan.json", '{"phases": "<script>"}', 5, "holds no plan"),
+        ("summary.json", "[]", 5, "is damaged: it is not a JSON object"),
+        ("summary.json", "{}", 5, "names no step"),
+    ],
+)
+def test_files_that_cannot_be_read(name, content, code, text, run, doctor):
+    (run / name).write_text(content)
+    found, findings = doctor(run)
+    assert found == code and findings[name]["state"] == "problem"
+    assert text in findings[name]["text"]
+
+
+def test_an_edited_seed(run, doctor):
+    (run / "config.json").write_text(json.dumps(CONFIG.to_dict() | {"seed": 4}))
+    code, findings = doctor(run)
+    assert code == 4 and "seed" in findings["settings"]["text"]
+    assert findings["resume"]["text"] == "it would be refused, see settings."
+
+
+def test_an_edited_detail(run, doctor):
+    (run / "config.json").write_text(json.dumps(CONFIG.to_dict() | {"log_every": "7st"}))
+    code, findings = doctor(run)
+    assert code == 0 and states(findings) == {"settings": "note"}
+    assert findings["settings"]["changed"] == ["log_every"]
+
+
+def test_an_edited_plan(run, doctor):
+    (run / "plan.json").write_text(json.dumps(TrainConfig(epochs=2).plan(1442).to_dict()))
+    code, findings = doctor(run)
+    assert code == 0 and states(findings) == {"plan.json": "note"}
+
+
+@pytest.mark.parametrize("with_csv", [True, False])
+def test_metrics_of_another_run(with_csv, run, doctor):
+    (run / "metrics.jsonl").write_bytes(metrics_content(range(1, 31, 5)))
+    if not with_csv:
+        (run / "metrics.csv").unlink()
+    code, findings = doctor(run)
+    assert code == 4 and findings["metrics"]["state"] == "problem"
+    assert "move both away" in findings["metrics"]["text"]
+
+
+def test_a_torn_line_and_rows_beyond(run, doctor):
+    (run / "metrics.jsonl").write_bytes(metrics_content(range(0, 36, 5)) + b'{"ste')
+    code, findings = doctor(run)
+    assert code == 0 and states(findings) == {"metrics.jsonl": "note", "metrics.csv": "note"}
+    assert findings["metrics.jsonl"]["text"] == (
+        "8 rows, up to update 35; the last line was cut short and 1 lie beyond checkpoint 30, "
+        "which a run removes and writes anew."
+    )
+
+
+def test_folders_that_are_no_run(run, tmp_path, doctor):
+    def text(folder, expected):
+        code, findings = doctor(folder)
+        assert (code, set(findings)) == (expected, {"folder"})
+        return findings["folder"]["text"]
+
+    assert "there is no folder" in text(tmp_path / "missing", 2)
+    assert "is a file" in text(run / "config.json", 2)
+    assert "it holds the run 'run'" in text(tmp_path, 2)
+    (tmp_path / "empty").mkdir()
+    assert "training would begin here" in text(tmp_path / "empty", 0)
+
+
+def test_a_live_owner_and_a_dead_one(run, doctor, command):
+    code = (
+        "import sys, pathlib; from adabatch_jax.run_lock import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert owner.stdout.readline() == b"locked\n"
+    found, findings = doctor(run)
+    assert found == 2 and states(findings) == {"lock": "problem", "resume": "note"}
+    assert f"process {owner.pid} on {socket.gethostname()}" in findings["lock"]["text"]
+    assert findings["resume"]["text"] == "a second process would be refused."
+    owner.kill()
+    owner.communicate()
+    found, findings = doctor(run)
+    assert found == 0 and states(findings) == {"lock": "note"}
+    assert "which is gone" in findings["lock"]["text"]
+
+
+def test_hostile_names_and_values_reach_no_terminal(run, command):
+    name = "\x1b]0;owned\x07"
+    (run / "checkpoints" / f"bad{name}").mkdir()
+    (run / "checkpoints" / f"bad{name}" / "state").mkdir()
+    (run / "config.json").write_text(json.dumps(CONFIG.to_dict() | {"name": name}))
+    outcome = command(main, str(run))
+    assert outcome.code == 2 and "\x1b" not in outcome.out and r"bad\x1b]0;owned" in outcome.out
+
+
+def test_datasets_are_opened(run, tmp_path, command):
+    from adabatch_jax.data.preparation import prepare
+
+    path = prepare("digits", tmp_path / "data")
+    arguments = ["--json", "--data-dir", str(tmp_path / "data")]
+
+    def dataset():
+        outcome = command(main, arguments)
+        (found,) = [
+            finding
+            for finding in json.loads(outcome.out)["environment"]
+            if finding["subject"] == "dataset digits"
+        ]
+        assert found["exit_code"] == outcome.code
+        return found
+
+    assert dataset()["splits"] == {"test": 355, "train": 1442}
+    (file,) = path.glob("digits-train*")
+    os.truncate(file, 100)
+    assert dataset()["exit_code"] == 5 and str(file) in dataset()["text"]
+
+
+def test_an_environment_that_cannot_train(command, monkeypatch):
+    import importlib.util
+
+    original = importlib.util.find_spec
+    missing = {"flax", "tyro"}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in missing else original(name)
+    )
+    outcome = command(main, "")
+    assert outcome.code == 2 and "problem: training needs flax, tyro" in outcome.out
+
+
+def test_help_is_quick_to_import():
+    code = (
+        "import sys; from adabatch_jax.doctor import main; main(['--help']);"
+        "assert not {'jax', 'numpy', 'orbax', 'tensorflow_datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
