@@ -78,6 +78,7 @@ class Checkpoints:
         self.wait()
         reach("save.before")
         if self._is_saved(step):
+            self.latest = step
             return
         self._stored.pop(step, None)
         args = contents(state, {**run, "step": step})

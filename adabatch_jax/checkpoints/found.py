@@ -28,6 +28,7 @@ __all__ = [
     "Found",
     "check_checkpoint",
     "committed_steps",
+    "is_leftover",
     "newest_good",
     "other_checkpoints",
     "read_run",
@@ -36,6 +37,8 @@ __all__ = [
 
 _STEP = re.compile(r"0|[1-9][0-9]*")
 _RUN = "run/metadata"
+# What Orbax hasn't finished writing, and what `retention.remove` hasn't finished removing.
+_LEFTOVER = re.compile(r"[0-9]+\.orbax-checkpoint-tmp.*|\.removing-.*")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,15 @@ def committed_steps(directory: Path) -> list[int]:
       StorageError: the folder can't be read; one that doesn't exist holds none.
     """
     return sorted(int(name) for name in _folders(directory) if _STEP.fullmatch(name))
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a name is that of what a kill leaves behind of a save or of a removal.
+
+    >>> is_leftover("30.orbax-checkpoint-tmp"), is_leftover(".removing-30"), is_leftover("30")
+    (True, True, False)
+    """
+    return _LEFTOVER.fullmatch(name) is not None
 
 
 def check_checkpoint(path: Path) -> Found:
@@ -126,7 +138,7 @@ def other_checkpoints(directory: Path) -> list[str]:
         name
         for name in _folders(directory)
         if not _STEP.fullmatch(name)
-        and not name.startswith(".")
+        and not is_leftover(name)
         and any(os.path.lexists(directory / name / part) for part in (*LISTED, MANIFEST))
     )
 

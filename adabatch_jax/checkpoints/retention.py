@@ -3,18 +3,15 @@
 import contextlib
 import math
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adabatch_jax.checkpoints.found import is_leftover
 from adabatch_jax.fault_points import reach
 from adabatch_jax.reporting.files import storage_errors
-
-# A hidden name, and those under which Orbax writes a checkpoint before it is whole.
-_LEFTOVER = re.compile(r"\.removing-.*|[0-9]+\.orbax-checkpoint-tmp.*")
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def leftovers(directory: Path) -> list[str]:
     """The names of what a kill left behind of a save or a removal, or a live run is at."""
     with storage_errors(directory, action="read"):
         names = os.listdir(directory) if directory.exists() else []
-    return sorted(filter(_LEFTOVER.fullmatch, names))
+    return sorted(filter(is_leftover, names))
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_sound_checkpoint_of_the_step_is_left_as_it_is(two_saved, tmp_path):
     manifest = (directory / "7/digests/manifest").read_bytes()
     with Checkpoints(directory, 5) as checkpoints:
         checkpoints.save(7, plain_state(0), {})
-        assert not checkpoints.is_saving
+        assert not checkpoints.is_saving and checkpoints.latest == 7
     assert (directory / "7/digests/manifest").read_bytes() == manifest
 
 

@@ -240,6 +240,8 @@ def test_bad_ones_are_set_aside_and_remembered(tmp_path):
         assert set_aside(tmp_path, 30) == tmp_path / name
         write_checkpoint(tmp_path, 30)
     (tmp_path / "notes").mkdir()
+    for name in ("40.orbax-checkpoint-tmp-0", ".removing-20"):  # of a kill
+        shutil.copytree(tmp_path / "30", tmp_path / name)
     (tmp_path / "30").rename(tmp_path / "30 (copy)")
     assert other_checkpoints(tmp_path) == ["30 (copy)", "bad-30", "bad-30-2"]
     assert committed_steps(tmp_path) == []
