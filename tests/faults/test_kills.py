@@ -56,7 +56,7 @@ def test_killed_around_a_change_of_the_batch_size_and_an_epochs_end(oracle, begi
     epoch_end = next(int(row["step"]) for row in whole.rows() if float(row["epoch"]) >= 1)
     for last in sorted([*changes, epoch_end - 2, epoch_end - 1, epoch_end]):
         run.go(run.at("step.end", last), code=KILLED)
-        if last in changes:
+        if last in changes and last % 7:  # a process that begins there doesn't switch
             run.go("phase.switch:1", code=KILLED)
         run.go(run.at("step.begin", last + 1), code=KILLED)
     run.go()

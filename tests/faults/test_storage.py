@@ -27,10 +27,14 @@ def assert_one_sentence(outcome):
     assert said.startswith("error: ") and said.endswith(".")
 
 
-@pytest.mark.parametrize("num_bytes", [3_000, 8_000, 25_000])
+@pytest.mark.parametrize(
+    ("num_bytes", "further"),
+    [(25_000, ""), (3_000, ""), (8_000, "--checkpoint-every 100ep")],
+    ids=["arrays", "everything", "a line of metrics"],
+)
 @pytest.mark.parametrize("setting", ["carry", "two_streams"])
-def test_full_in_the_middle(oracle, begin, setting, num_bytes):
-    whole, run = oracle(setting), begin(setting)
+def test_full_in_the_middle(oracle, begin, setting, num_bytes, further):
+    whole, run = oracle(setting, further), begin(setting, further)
     run.go("step.end:16:sigterm", code=143)
     before = run.newest()
     process = run.start("step.begin:9:sleep:3")

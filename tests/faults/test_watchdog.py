@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults.harness import assert_same
+from tests.faults.harness import assert_same, finish
 
 pytestmark = pytest.mark.faults
 
@@ -24,10 +24,8 @@ def test_a_stall(oracle, begin, setting, point):
 
 def test_an_error_nobody_expected(oracle, begin):
     """Exit code 1 with a traceback, and the run goes on afterwards."""
-    from tests.faults.harness import finish
-
-    for point in ("step.end:20", "eval.mid:2", "save.before:2", "save.mid:3"):
-        run = begin("carry")
+    run = begin("carry")
+    for point in ("step.end:20", "save.before:2", "save.mid:2", "eval.mid:2"):
         outcome = finish(run.start(f"{point}:raise"))
         assert outcome.code in (1, 5) and "ADABATCH_FAULT asks for an error" in (
             outcome.err + outcome.out
