@@ -1,8 +1,6 @@
 """The configuration of a training run: typed, frozen, validated. Importing it is quick."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import re
 import types
@@ -27,6 +25,7 @@ from adabatch_jax.schedules.schedules import Schedule
 from adabatch_jax.schedules.strides import REMAINDERS
 from adabatch_jax.schedules.text import decimal_text, exact
 from adabatch_jax.scores import parse_score
+from adabatch_jax.summaries import settings_digest
 from adabatch_jax.training.layout_options import LayoutOptions
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -240,7 +239,7 @@ class TrainConfig(Settings):
     @property
     def digest(self) -> str:
         """A hash of all settings, in hex."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        return settings_digest(self.to_dict())
 
     def plan(self, num_examples: int, divisible_by: int = 1) -> BatchPlan:
         """The plan on a dataset of this size."""

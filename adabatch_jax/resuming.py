@@ -1,72 +1,119 @@
 """Going on with a run: what has been done, followed by what is asked for now."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from adabatch_jax.checkpoints.found import Found
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.errors import RestoreError
+from adabatch_jax.errors import RestoreError, UsageError, did_you_mean
 from adabatch_jax.learning_rates.resolved import resolve
+from adabatch_jax.run_folder import RunFolder
 from adabatch_jax.schedules.building import make_plan
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.training.checkpoint import Checkpoints
-from adabatch_jax.training.record import check_past
-from adabatch_jax.workdir import saved_config
+from adabatch_jax.training.past import check_past, is_past
 
 # What decides the numbers of a run beside its schedule and learning rate.
 _IDENTITY = (
     "dataset", "model", "optimizer", "momentum", "weight_decay", "seed", "microbatch_size",
-    "batchnorm_group_size", "batchnorm_reference_size", "compute_dtype", "remainder", "data",
+    "batchnorm_group_size", "batchnorm_reference_size", "compute_dtype", "remainder",
 )  # fmt: skip
 
+CHANGEABLE = (
+    "batch_schedule", "lr", "momentum", "weight_decay", "microbatch_size", "batchnorm_group_size",
+    "batchnorm_reference_size", "compute_dtype", "data.crop_padding", "data.flip",
+)  # fmt: skip
+"""Settings that a run may go on with changed, if its user says so; all others are what it is."""
 
-def plan_of_run(config: TrainConfig, num_examples: int, workdir: Path) -> BatchPlan:
+# Their changes are told, but need no leave: they are checked by what they did to the past.
+_OF_THE_FUTURE = ("batch_schedule", "epochs", "lr", "coupling", "reference_batch_size", "on_nan")
+
+
+def plan_of_run(
+    config: TrainConfig, num_examples: int, folder: RunFolder, allow_change: Collection[str] = ()
+) -> BatchPlan:
     """The plan; of a run that has begun, what was done followed by what is asked for.
 
     A longer run and an edited future of the schedule are allowed; another past is refused, and
-    so is a change of any setting that decides the numbers.
+    so is a change of any setting that decides the numbers. What changed is added to the folder's
+    notes and changes.
+
+    Args:
+      config: what is asked for.
+      num_examples: examples in an epoch.
+      folder: the run's.
+      allow_change: those of `CHANGEABLE` that may differ all the same, from here on.
+
+    Raises:
+      RestoreError: the change isn't allowed.
+      UsageError: `allow_change` holds something else.
     """
-    run = _newest_run(config, workdir)
-    if run is None:
-        _check_nothing_is_lost(config, workdir)
+    for name in allow_change:
+        if name not in CHANGEABLE:
+            raise UsageError(
+                f"--allow-change: {name!r} can't change in a run; those that can are "
+                f"{', '.join(CHANGEABLE)}{did_you_mean(name, CHANGEABLE) or '.'}"
+            )
+    found = folder.checkpoint
+    if found is None:
         return config.plan(num_examples)
-    before = TrainConfig.from_dict(run["identity"], origin=f"the checkpoint in {workdir}")
-    check_identity(before, config, workdir)
-    done = BatchPlan.from_dict(run["plan"])
-    plan = _replanned(config, num_examples, done, run["samples"])
-    check_past(run, plan, config.seed, workdir)
-    _check_rates(before, done, config, plan, run["step"], workdir)
+    run = found.run
+    before = TrainConfig.from_dict(run["identity"], origin=f"the checkpoint in {folder.path}")
+    _check_identity(before, config, folder.path, allow_change)
+    plan = _plan_from_here(config, num_examples, before, run, folder.path, allow_change)
+    if "lr" not in allow_change:
+        done = BatchPlan.from_dict(run["plan"])
+        _check_rates(before, done, config, plan, found.step, folder.path)
+    _note_changes(before, config, found, folder)
     return plan
 
 
-def _newest_run(config: TrainConfig, workdir: Path) -> dict | None:
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        return None
-    checkpoints = Checkpoints(folder, config.keep_checkpoints)
-    try:
-        steps = checkpoints.steps()
-        return checkpoints.read_run(steps[-1]) if steps else None
-    finally:
-        checkpoints.close()
-
-
-def _check_nothing_is_lost(config: TrainConfig, workdir: Path) -> None:
-    """Refuses to begin anew where a finished run lies, whose checkpoints were removed."""
-    before = saved_config(workdir)
-    if before is None or not (workdir / "summary.json").exists():
-        return
-    check_identity(before, config, workdir)
-    raise RestoreError(
-        f"the run in {workdir} is finished and its checkpoints are gone, so it can't go on with "
-        "other settings; use another --workdir."
-    )
-
-
-def _replanned(
-    config: TrainConfig, num_examples: int, done: BatchPlan, samples: int
+def _plan_from_here(
+    config: TrainConfig,
+    num_examples: int,
+    before: TrainConfig,
+    run: dict[str, Any],
+    workdir: Path,
+    allow_change: Collection[str],
 ) -> BatchPlan:
+    done = BatchPlan.from_dict(run["plan"])
+    plan = _replanned(config, num_examples, done, run["samples"])
+    if is_past(run, plan) or done.num_examples != num_examples:
+        pass
+    elif (config.schedule, config.duration) == (before.schedule, before.duration):
+        plan = done  # whose past was edited, with leave, before the checkpoint
+    elif "batch_schedule" in allow_change:
+        plan = done.continued(config.schedule, run["samples"], config.duration)
+    override = ", or follow the new schedule from here on with --allow-change batch_schedule"
+    check_past(run, plan, config.seed, workdir, override)
+    return plan
+
+
+def _note_changes(
+    before: TrainConfig, config: TrainConfig, found: Found, folder: RunFolder
+) -> None:
+    """Tells what differs from the checkpoint's settings, in the folder's notes and changes."""
+    old, new = _flat(before), _flat(config)
+    for name in (*_OF_THE_FUTURE, *CHANGEABLE):
+        change = {"kind": "change", "step": found.step, "setting": name}
+        change |= {"from": old[name], "to": new[name]}
+        if old[name] != new[name] and change not in folder.changes:
+            folder.changes.append(change)
+            folder.notes.append(
+                f"note: {name} is {new[name]} from update {found.step:,} on, and was {old[name]}"
+            )
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    """The settings, those of the data by names such as "data.flip"."""
+    fields = config.to_dict()
+    return fields | {f"data.{name}": value for name, value in fields.pop("data").items()}
+
+
+def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples: int) -> BatchPlan:
     """Plans the schedule as it was planned before: up to each end that cut a batch short."""
     plan = config.plan(num_examples)
     if plan.num_samples < samples:
@@ -80,22 +127,23 @@ def _replanned(
     return plan
 
 
-def check_identity(before: TrainConfig, config: TrainConfig, workdir: Path) -> None:
+def _check_identity(
+    before: TrainConfig, config: TrainConfig, workdir: Path, allow_change: Collection[str]
+) -> None:
     """Raises a RestoreError that names the first setting that decides numbers and differs."""
-    for name in _IDENTITY:
-        old, new = getattr(before, name), getattr(config, name)
-        if name == "data":
-            # Where the files lie decides nothing.
-            old, new = (dataclasses.asdict(d) | {"dir": None} for d in (old, new))
-            differing = [key for key in old if old[key] != new[key]]
-            if not differing:
-                continue
-            name, old, new = f"data.{differing[0]}", old[differing[0]], new[differing[0]]
-        if old != new:
-            raise RestoreError(
-                f"the run in {workdir} has {name}={old!r}, not {new!r}; use another --workdir, "
-                f"or go on with --config {workdir / 'config.json'}."
-            )
+    old, new = _flat(before), _flat(config)
+    # Where the files lie decides nothing.
+    names = [*_IDENTITY]
+    names += [f"data.{f.name}" for f in dataclasses.fields(config.data) if f.name != "dir"]
+    for name in names:
+        if old[name] == new[name] or name in allow_change:
+            continue
+        override = f", or change it from here on with --allow-change {name}"
+        raise RestoreError(
+            f"the run in {workdir} has {name}={old[name]!r}, not {new[name]!r}; use another "
+            f"--workdir, or go on with --config {workdir / 'config.json'}"
+            f"{override if name in CHANGEABLE else ''}."
+        )
 
 
 def _check_rates(
@@ -118,5 +166,6 @@ def _check_rates(
         raise RestoreError(
             f"the run in {workdir} had learning rate {old.at(step):g} at update {step:,} and "
             f"this configuration (lr {config.lr!r}, coupling {config.coupling}) has "
-            f"{new.at(step):g}; the past can't be edited: use another --workdir."
+            f"{new.at(step):g}; the past can't be edited: use another --workdir, or follow the new "
+            "rates from here on with --allow-change lr."
         )

@@ -1,7 +1,8 @@
 """One training run from a configuration: everything between the command line and `fit`."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
 from adabatch_jax.data.datasets import DatasetSpec, dataset_spec
 from adabatch_jax.data.sources import Source, in_memory
 from adabatch_jax.data.tfds_sources import tfds_source
+from adabatch_jax.interruption import Interruption
 from adabatch_jax.learning_rates.coupling import coupled_learning_rate
 from adabatch_jax.models import create, functions
 from adabatch_jax.reporting.progress import Progress, make_progress
 from adabatch_jax.resuming import plan_of_run
+from adabatch_jax.run_folder import RunFolder
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.evaluation import EvalFn
 from adabatch_jax.training.fit import FitResult, fit
@@ -25,10 +28,25 @@ from adabatch_jax.training.loop import StepCallback
 from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.mesh import data_mesh
 from adabatch_jax.training.state import TrainState
-from adabatch_jax.workdir import check_workdir, locked
+from adabatch_jax.workdir import check_workdir
 
 # A decoded dataset below this is kept in memory.
 _MEMORY_LIMIT_BYTES = 2 * 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """How a run is operated: what changes nothing about its result. `fit` describes the fields.
+
+    Attributes:
+      allow_change: settings whose change a run may go on with; see `plan_of_run`.
+    """
+
+    interruption: Interruption | None = None
+    on_save_error: str = "stop"
+    stall_timeout: float | None = None
+    allow_change: Sequence[str] = ()
+    profile: str | None = None
 
 
 def train(
@@ -36,7 +54,7 @@ def train(
     workdir: Path,
     on_step: StepCallback | None = None,
     progress: Progress | None = None,
-    profile: str | None = None,
+    operation: Operation = Operation(),
 ) -> FitResult:
     """Trains as configured, or goes on with what the workdir holds.
 
@@ -45,30 +63,32 @@ def train(
       workdir: the run's folder; made if need be.
       on_step: as in `fit`.
       progress: where to show how it goes; none: the terminal.
-      profile: as in `fit`.
+      operation: how to operate it.
 
     Raises:
-      UsageError: the settings or the workdir can't work.
-      RestoreError: the workdir holds a run with another past.
+      UsageError: the settings or the workdir can't work, or another process is training there.
+      RestoreError: the workdir holds a run with another past, or no sound checkpoint of it.
     """
     spec = dataset_spec(config.dataset, config.data.dir)
     train_source, eval_sources = open_sources(config, spec)
     check_workdir(workdir)
-    with locked(workdir):
-        return _train(config, workdir, on_step, progress, profile, spec, train_source, eval_sources)
+    with RunFolder(workdir) as folder:
+        return _train(
+            config, folder, on_step, progress, operation, spec, train_source, eval_sources
+        )
 
 
 def _train(
     config: TrainConfig,
-    workdir: Path,
+    folder: RunFolder,
     on_step: StepCallback | None,
     progress: Progress | None,
-    profile: str | None,
+    operation: Operation,
     spec: DatasetSpec,
     train_source: Source,
     eval_sources: Mapping[str, Source],
 ) -> FitResult:
-    plan = plan_of_run(config, len(train_source), workdir)
+    plan = plan_of_run(config, len(train_source), folder, operation.allow_change)
     learning_rate = coupled_learning_rate(
         plan, config.learning_rate, config.coupling, config.reference_batch_size
     )
@@ -76,7 +96,7 @@ def _train(
     params, model_state, loss_fn, eval_fn = network(config, spec, _image_shape(train_source))
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     progress = make_progress(plan) if progress is None else progress
-    _introduce(config, plan, workdir, mesh, progress)
+    _introduce(config, plan, folder.path, mesh, progress)
     return fit(
         loss_fn,
         tx,
@@ -89,19 +109,25 @@ def _train(
         seed=config.seed,
         mesh=mesh,
         microbatch_size=config.microbatch_size,
-        workdir=workdir,
+        workdir=folder,
         eval_every=config.eval_every,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
         on_step=on_step,
         eval_batch_size=config.eval_batch_size,
         keep_checkpoints=config.keep_checkpoints,
+        keep_best=config.keep_best,
+        keep_every=config.keep_every,
+        on_save_error=operation.on_save_error,
+        on_nan=config.on_nan,
+        interruption=operation.interruption,
+        stall_timeout=operation.stall_timeout,
         input=config.input,
         steps_per_dispatch=config.steps_per_dispatch,
         accumulation=config.accumulation,
         shard_params=config.shard_params and mesh is not None,  # one device has it all
         device_memory=config.device_memory,
-        profile=profile,
+        profile=operation.profile,
         progress=progress,
         identity=config.to_dict(),
     )

@@ -11,29 +11,32 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from adabatch_jax.checkpoints.space import check_free_space, checkpoint_bytes
 from adabatch_jax.costs import predict
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
+from adabatch_jax.fault_points import reach
+from adabatch_jax.interruption import Interruption
+from adabatch_jax.nan_policy import parse_nan_policy
 from adabatch_jax.reporting.progress import NullProgress, Progress
+from adabatch_jax.run_folder import RunFolder
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.scores import parse_score
+from adabatch_jax.training.dispatch import abstract
 from adabatch_jax.training.evaluation import EvalFn, Evaluator
 from adabatch_jax.training.layout_options import LayoutOptions
-from adabatch_jax.training.loop import (
-    ALL_FINITE,
-    Loop,
-    StepCallback,
-    all_finite,
-    evaluation_program,
-)
+from adabatch_jax.training.loop import Loop, StepCallback, evaluation_program
 from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.memory import state_bytes
 from adabatch_jax.training.profiling import make_profile
-from adabatch_jax.training.programs import Programs
-from adabatch_jax.training.record import RunRecord
+from adabatch_jax.training.record import Keeping, RunRecord
+from adabatch_jax.training.saving import COPY, lower_copy
 from adabatch_jax.training.setup import Setup, set_up
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import make_train_step
 from adabatch_jax.training.timing import seconds_by_size
+from adabatch_jax.training.watchdog import Watchdog
 
 # Apart from the keys of examples, which are folded from the same seed.
 _RUN_KEY = 0x5EED
@@ -69,13 +72,19 @@ def fit(
     seed: int = 0,
     mesh: Mesh | None = None,
     microbatch_size: int | str | None = None,
-    workdir: str | Path | None = None,
+    workdir: str | Path | RunFolder | None = None,
     eval_every: str | int = "1ep",
     checkpoint_every: str | int = "1ep",
     log_every: str | int = "50st",
     on_step: StepCallback | None = None,
     eval_batch_size: int = 512,
     keep_checkpoints: int = 3,
+    keep_best: str | None = None,
+    keep_every: str | int | None = None,
+    on_save_error: str = "stop",
+    on_nan: str = "stop",
+    interruption: Interruption | None = None,
+    stall_timeout: float | None = None,
     input: str = "auto",
     steps_per_dispatch: int | str = 1,
     accumulation: str = "fused",
@@ -103,7 +112,8 @@ def fit(
       microbatch_size: examples over all devices that are computed at a time; None: the whole
         batch; "auto": what a CPU computes fastest if `loss_fn` is marked by `independent_groups`,
         else the whole batch, or the largest micro-batch that fits into memory.
-      workdir: the run's folder: metrics, checkpoints, plan and summary. None writes nothing.
+      workdir: the run's folder: metrics, checkpoints, plan and summary; or that folder as this
+        process holds it already. None writes nothing.
       eval_every: a duration; also at the end of the run.
       checkpoint_every: a duration; also at the end and when `on_step` stops the run.
       log_every: a duration between rows of metrics; evaluations make a row too.
@@ -112,6 +122,19 @@ def fit(
         `metrics` waits for the device.
       eval_batch_size: examples per batch of the evaluation.
       keep_checkpoints: how many of the newest checkpoints to keep.
+      keep_best: the best checkpoint to keep too, such as "max test_accuracy", by what was
+        evaluated after the same update.
+      keep_every: a duration; one checkpoint for each is kept for good.
+      on_save_error: "stop", or "warn" to train on until the next checkpoint is due; an end
+        without its checkpoint is an error all the same.
+      on_nan: what to do where the loss or a gradient isn't finite. "stop"; "skip:N": leave out up
+        to N such updates (their step and the optimizer's counts advance, nothing else changes);
+        "rollback": go on from this position with the weights of the newest checkpoint, at most
+        once from each.
+      interruption: signals and a time limit that stop the run as `on_step` does, also while it
+        waits for data or evaluates.
+      stall_timeout: seconds; where an update, a batch or a checkpoint takes longer, all stacks go
+        to stalls.log in the workdir and the process exits with code 42.
       input: "resident" keeps the examples on the devices, "streaming" sends each batch; both
         give the same batches. "auto" keeps them there if they are in memory and fit.
       steps_per_dispatch: the most updates per call of a program. More than one pays where an
@@ -128,8 +151,8 @@ def fit(
 
     Raises:
       UsageError: arguments that don't fit each other.
-      DivergedError: the loss is not finite any more.
-      RestoreError: the workdir holds another run, or none that can be read.
+      DivergedError: the loss or a gradient is not finite, and `on_nan` knows no way on.
+      RestoreError: the workdir holds another run, or none of its checkpoints is sound.
       StorageError: the workdir can't be written.
 
     >>> import jax.numpy as jnp, numpy as np
@@ -153,31 +176,48 @@ def fit(
     eval_period = None if eval_fn is None else every(plan, eval_every)
     checkpoint_period = None if workdir is None else every(plan, checkpoint_every)
     log_period = every(plan, log_every)
-    trace = make_profile(profile, workdir, plan.num_steps)
+    policy = parse_nan_policy(on_nan)
+    keeping = Keeping(
+        keep_checkpoints,
+        None if keep_best is None else parse_score(keep_best),
+        None if keep_every is None else every(plan, keep_every),
+        on_save_error,
+    )
     progress = NullProgress() if progress is None else progress
-    record = RunRecord(plan, seed, workdir, keep_checkpoints, identity or {})
     with contextlib.ExitStack() as stack:
+        folder = workdir
+        if workdir is not None and not isinstance(workdir, RunFolder):
+            folder = stack.enter_context(RunFolder(workdir, flag="workdir"))
+        path = None if folder is None else folder.path
+        trace = make_profile(profile, path, plan.num_steps)
+        log_path = None if path is None else path / "stalls.log"
+        watchdog = stack.enter_context(Watchdog(stall_timeout, log_path))
+        record = RunRecord(plan, seed, folder, keeping, identity or {}, watchdog, progress)
         stack.callback(record.close)
         saved_layout = record.open()
         placed = make_train_step(loss_fn, tx, mesh, shard_params=shard_params)
-        state = record.begin(placed.place(state), progress)
-        if record.start_step == plan.num_steps:
+        state = record.begin(placed.place(state))
+        if record.start_step == plan.num_steps and record.pending_row is None:
             return FitResult(state, record.history, record.finish(state, False), False)
+        _check_space(path, state, keep_checkpoints, progress)
         rng = placed.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {
             name: stack.enter_context(Evaluator(eval_fn, eval_source, eval_batch_size, mesh))
             for name, eval_source in eval_sources.items()
             if eval_fn is not None
         }
-        with record.timed("compile"):
+        reach("compile.first")
+        # A run whose last evaluation is still to come needs no update, and is set up for its last.
+        next_step = min(record.start_step, plan.num_steps - 1)
+        with record.clocks.timed("compile"):
             setup = set_up(
-                loss_fn, tx, state, rng, source, plan, record.start_step, seed, mesh,
-                options, saved_layout, progress, tuple(evaluators.values()),
+                loss_fn, tx, state, rng, source, plan, next_step, seed, mesh,
+                options, policy.kind == "skip", saved_layout, progress, tuple(evaluators.values()),
             )  # fmt: skip
         stack.callback(setup.close)
         record.keep_layout(setup.layout)
-        _predict(record, setup, plan, state, rng)
-        compile_in_background(setup.dispatch.programs, evaluators, state)
+        _predict(record, setup, plan, next_step, state, rng)
+        compile_in_background(setup, evaluators, state)
         stack.callback(trace.close)
         loop = Loop(
             dispatch=setup.dispatch,
@@ -190,13 +230,16 @@ def fit(
             checkpoint_period=checkpoint_period,
             log_period=log_period,
             on_step=on_step,
+            on_nan=policy,
+            interruption=interruption,
             record=record,
             progress=progress,
             profile=trace,
+            watchdog=watchdog,
         )
         with progress:
             state, stopped = loop.run(state)
-        record.add_seconds("background_compile", setup.dispatch.programs.background_seconds)
+        record.clocks.add("background_compile", setup.dispatch.programs.background_seconds)
         summary = record.finish(state, stopped)
     return FitResult(state, record.history, summary, stopped)
 
@@ -225,21 +268,36 @@ def check_arguments(
 
 
 def compile_in_background(
-    programs: Programs, evaluators: Mapping[str, Evaluator], state: TrainState
+    setup: Setup, evaluators: Mapping[str, Evaluator], state: TrainState
 ) -> None:
     """Begins to compile what isn't needed at once; evaluations come before most phases."""
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-        (state.params, state.model_state),
-    )
+    like, programs = abstract(state), setup.dispatch.programs
     for name, evaluator in evaluators.items():
-        programs.add(evaluation_program(name), functools.partial(evaluator.lower, *like))
-    programs.add(ALL_FINITE, functools.partial(all_finite.lower, like))
+        lower = functools.partial(evaluator.lower, like.params, like.model_state)
+        programs.add(evaluation_program(name), lower)
+    shardings = setup.train_step.state_shardings(state)
+    has_room = setup.has_room_for(state_bytes(state))
+    programs.add(COPY, functools.partial(lower_copy, like, shardings, has_room))
     programs.compile_rest()
 
 
+def _check_space(
+    path: Path | None, state: TrainState, keep_checkpoints: int, progress: Progress
+) -> None:
+    """Warns where the disk is short of room for checkpoints; a StorageError where it has none."""
+    if path is not None:
+        warning = check_free_space(path, checkpoint_bytes(state), keep_checkpoints)
+        if warning is not None:
+            progress.message(f"warning: {warning}")
+
+
 def _predict(
-    record: RunRecord, setup: Setup, plan: BatchPlan, state: TrainState, rng: jax.Array
+    record: RunRecord,
+    setup: Setup,
+    plan: BatchPlan,
+    next_step: int,
+    state: TrainState,
+    rng: jax.Array,
 ) -> None:
     """Times the programs that are there, and writes what the run should take into plan.json.
 
@@ -247,9 +305,9 @@ def _predict(
     """
     if not record.wants_prediction or plan.num_examples is None:
         return
-    with record.timed("compile"):
+    with record.clocks.timed("compile"):
         seconds = seconds_by_size(
-            setup.dispatch, setup.feed, plan, record.start_step, state, rng, setup.limit_bytes
+            setup.dispatch, setup.feed, plan, next_step, state, rng, setup.limit_bytes
         )
     if seconds:
         record.predicted(predict(plan, seconds).to_dict())

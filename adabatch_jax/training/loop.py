@@ -1,21 +1,21 @@
 """The training loop: one piece of the plan after the other, and what is due in between."""
 
 import collections
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from adabatch_jax.data.feeds import Feed, Piece
 from adabatch_jax.errors import DivergedError
-from adabatch_jax.reporting.metrics import COLUMNS
+from adabatch_jax.fault_points import poisoned, reach
+from adabatch_jax.interruption import Interruption
+from adabatch_jax.nan_policy import NanPolicy
 from adabatch_jax.reporting.progress import Progress
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.schedules.plan import BatchPlan
@@ -23,12 +23,13 @@ from adabatch_jax.training.dispatch import Dispatch, Dispatched
 from adabatch_jax.training.evaluation import Evaluator
 from adabatch_jax.training.profiling import Profile
 from adabatch_jax.training.record import RunRecord
+from adabatch_jax.training.recovery import Recovery
+from adabatch_jax.training.rows import Rows
+from adabatch_jax.training.saving import Saver
 from adabatch_jax.training.state import TrainState
+from adabatch_jax.training.watchdog import Watchdog
 
 StepCallback = Callable[[int, TrainState, Mapping[str, jax.Array]], bool | None]
-
-# What the program of `all_finite` is called among the run's programs.
-ALL_FINITE = "all_finite"
 
 # Dispatch runs ahead of the device; without a bound, batches pile up in memory.
 _PIECES_IN_FLIGHT = 2
@@ -63,45 +64,73 @@ class Loop:
     checkpoint_period: Period | None
     log_period: Period
     on_step: StepCallback | None
+    on_nan: NanPolicy
+    interruption: Interruption | None
     record: RunRecord
     progress: Progress
     profile: Profile
+    watchdog: Watchdog
 
     def run(self, state: TrainState) -> tuple[TrainState, bool]:
-        """Runs from the record's position to the plan's end, or until `on_step` stops it."""
+        """Runs from the record's position to the plan's end, or until it is stopped."""
         record, plan = self.record, self.plan
+        self._state, self._finished = state, record.start_step
+        self._settled, self._settled_at, self._longest = self._finished, time.monotonic(), 0.0
         self._in_flight: collections.deque[_InFlight] = collections.deque()
-        self._pace = _Pace(plan.samples_at(record.start_step))
-        finished, stopped = record.start_step, False
-        inputs_of_pieces = self.feed.run(self.dispatch.pieces(finished, self._is_boundary))
-        while finished < plan.num_steps and not stopped:
-            with record.timed("input"):
-                piece, inputs = next(inputs_of_pieces)
-            self._begin(piece)
-            with record.timed("step"):
-                dispatched = self.dispatch(piece, state, inputs, self.rng)
-            state = dispatched.state
-            self._in_flight.append(_InFlight(piece, dispatched))
-            self._settle(self._num_to_leave())
-            if dispatched.metrics is None:
-                continue  # in the middle of an update
-            finished = piece.steps[-1].index + 1
-            for step in piece.steps:
-                record.audit(step)
-            self.progress.tick(finished)
-            record.check()
-            stopped = bool(self.on_step and self.on_step(finished, state, dispatched.metrics))
-            self._do_what_is_due(finished, state, stopped)
+        self._metrics: dict[str, float] = {}
+        self._rows = Rows(plan, self.learning_rate, record, self.progress)
+        self._saver = Saver(record, self._program, self._diverged)
+        self._recovery = Recovery(self.on_nan, record, self.progress, self._diverged)
+        if self.interruption is not None:
+            self.interruption.defer()
+        stopped = not self._finish_pending_row()
+        pieces = self.dispatch.pieces(self._finished, self._is_boundary)
+        inputs_of_pieces = self.feed.run(pieces, self._should_stop)
+        while self._finished < plan.num_steps and not stopped:
+            with record.clocks.timed("input"):
+                piece, inputs = next(inputs_of_pieces, (None, None))
+            stopped = piece is None or self._train_on(piece, inputs)
         self._settle(0)
-        return state, stopped and finished < plan.num_steps
+        if stopped and self.checkpoint_period and self._finished > self._saver.newest:
+            self._save()
+        self._saver.save_settled(self._finished)
+        return self._state, stopped and self._finished < plan.num_steps
+
+    def _train_on(self, piece: Piece, inputs: Mapping[str, jax.Array]) -> bool:
+        """Dispatches a piece and does what is due behind it; returns whether to stop."""
+        reach("step.begin")
+        if reach("batch.ready") == "nan":
+            inputs = poisoned(inputs)
+        self._begin(piece)
+        with self.record.clocks.timed("step"):
+            dispatched = self.dispatch(piece, self._state, inputs, self.rng)
+        self._state = dispatched.state
+        self._in_flight.append(_InFlight(piece, dispatched))
+        self._settle(self._num_to_leave(piece, dispatched))
+        if dispatched.metrics is None:
+            return self._should_stop()  # in the middle of an update, which is then dropped
+        self._finished = piece.steps[-1].index + 1
+        for step in piece.steps:
+            self.record.audit(step)
+        self.progress.tick(self._finished)
+        reach("step.end")
+        self.record.check()
+        if self.on_step and self.on_step(self._finished, self._state, dispatched.metrics):
+            self._do_what_is_due()
+            return True
+        return self._do_what_is_due() or self._should_stop()
+
+    def _should_stop(self) -> bool:
+        return self.interruption is not None and self.interruption.requested
 
     def _begin(self, piece: Piece) -> None:
         """What comes before a piece: its phase's announcement, its programs, the profiler."""
         step = piece.steps[0]
         phase = self.plan.phases[step.phase]
-        self.record.phase = step.phase
+        self.record.clocks.phase = step.phase
         if step.index == phase.start_step > self.record.start_step and not piece.microbatch:
-            rate = "" if self.learning_rate is None else f", lr {self._rate(step.index):.6g}"
+            reach("phase.switch")
+            rate = self._rows.rate_text(step.index)
             self.progress.message(
                 f"phase {step.phase + 1} of {len(self.plan.phases)} from update {step.index:,}: "
                 f"batch {phase.batch_size}{rate}"
@@ -117,7 +146,7 @@ class Loop:
         programs = self.dispatch.programs
         if programs.is_ready(name):
             return programs.get(name).compiled
-        with self.record.timed("compile"):
+        with self.record.clocks.timed("compile"):
             return programs.get(name).compiled
 
     def _is_boundary(self, finished: int) -> bool:
@@ -133,151 +162,125 @@ class Loop:
             return False
         return finished == self.plan.num_steps or period.is_due(finished)
 
-    def _do_what_is_due(self, finished: int, state: TrainState, stopped: bool) -> None:
-        is_save = self.checkpoint_period is not None and (
-            stopped or self._is_due(self.checkpoint_period, finished)
-        )
+    def _do_what_is_due(self) -> bool:
+        """Evaluates, logs and saves; returns whether an evaluation was cut off by a stop."""
+        finished, pending_row = self._finished, None
         if self._is_due(self.eval_period, finished):
-            metrics = self._settle(0)
-            row = self._row(finished)
-            seconds = self._seconds(row["samples"])
-            measured = self._evaluate(finished, state)
-            self._write_row(row | measured, metrics, seconds)
-            self._pace.restart(row["samples"])
+            self._settle(0)
+            row = self._rows.with_metrics(self._rows.begin(finished), self._metrics)
+            if not self._evaluate_into(row):
+                pending_row = row
         elif self._is_due(self.log_period, finished):
             # It is written when the next piece is on its way: the device needn't wait.
-            self._in_flight[-1].row = self._row(finished)
-        if is_save:
-            self._settle(0)
-            self._check_weights(finished, state)
-            with self.record.timed("checkpoint"):
-                self.record.save(finished, state)
+            self._in_flight[-1].row = self._rows.begin(finished)
+        if self._is_due(self.checkpoint_period, finished) or pending_row:
+            self._save(pending_row)
+        return pending_row is not None
 
-    def _num_to_leave(self) -> int:
+    def _save(self, pending_row: dict[str, Any] | None = None) -> None:
+        """Saves the state after the last update: from a copy, or where there is no room at once."""
+        if not self._saver.take(self._finished, self._state, pending_row):
+            self._settle(0)
+
+    def _num_to_leave(self, piece: Piece, dispatched: Dispatched) -> int:
         """How many pieces stay in flight: the newest alone, where a row waits to be written."""
+        is_last_microbatch = piece.microbatch is not None and dispatched.metrics is not None
+        if self._recovery.rolls_back and is_last_microbatch:
+            return 0  # the next update's sums would begin with weights that may be lost
         return 1 if any(entry.row for entry in self._in_flight) else _PIECES_IN_FLIGHT
 
-    def _settle(self, num_to_leave: int) -> dict[str, float] | None:
-        """Waits for the oldest pieces, looks at their losses and writes the rows that are due.
+    def _settle(self, num_to_leave: int) -> None:
+        """Waits for the oldest pieces, looks at their results, and writes what waited for them."""
+        self._saver.save_settled(self._settled)
+        while len(self._in_flight) > num_to_leave:
+            bad = self._wait_for(self._in_flight.popleft())
+            if bad and self._recovery.rolls_back:
+                while self._in_flight:  # computed with weights that are lost
+                    self._wait_for(self._in_flight.popleft())
+                self._saver.forget()
+                self._state = self._recovery.roll_back(self._state, *bad, self._settled)
+            self._saver.save_settled(self._settled)
+
+    def _wait_for(self, entry: _InFlight) -> tuple[int, str] | None:
+        """Waits for a piece and writes its row.
 
         Returns:
-          The metrics of the last update that was waited for, if any.
+          The first update that isn't finite, if any: how many are finished with it, and what was
+          found.
         """
-        metrics = None
-        while len(self._in_flight) > num_to_leave:
-            entry = self._in_flight.popleft()
-            with self.record.timed("step"):
-                # A signal is heard while blocking here, and not inside a copy.
-                jax.block_until_ready(entry.dispatched.wait_for)
-            if entry.dispatched.metrics is not None:
-                metrics = self._checked(entry.piece, entry.dispatched.metrics)
-                if entry.row is not None:
-                    self._write_row(entry.row, metrics, self._seconds(entry.row["samples"]))
-        return metrics
+        with self.record.clocks.timed("step"):
+            # A signal is heard while blocking here, and not inside a copy.
+            jax.block_until_ready(entry.dispatched.wait_for)
+        self._expect_as_long()
+        if entry.dispatched.metrics is None:
+            return None
+        bad, self._metrics = self._checked(entry.piece, entry.dispatched)
+        self._settled = entry.piece.steps[-1].index + 1
+        if entry.row is not None:
+            self._rows.write(self._rows.with_metrics(entry.row, self._metrics))
+        return bad
 
-    def _checked(self, piece: Piece, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-        """The metrics of the piece's last update; the losses of all of them must be finite."""
-        values = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
-        for step, loss in zip(piece.steps, values["loss"], strict=False):
-            if not math.isfinite(loss):
-                raise self._diverged(step.index + 1, f"the loss is {float(loss)}")
-        return {name: float(value[len(piece.steps) - 1]) for name, value in values.items()}
-
-    def _row(self, finished: int) -> dict[str, Any]:
-        """What is known of a row before its updates are computed."""
-        row: dict[str, Any] = {"step": finished, "samples": self.plan.samples_at(finished)}
-        if self.plan.num_examples is not None:
-            row["epoch"] = self.plan.epoch_at(finished)
-        phase = self.plan.phase_at(finished - 1)
-        row |= {"phase": phase.index, "batch_size": phase.batch_size}
-        if self.learning_rate is not None:
-            row["learning_rate"] = self._rate(finished - 1)
-        return row | {"examples_digest": str(self.record.examples)}
-
-    def _seconds(self, samples: int) -> dict[str, float]:
-        """What the clocks say when so many samples are trained on."""
-        return {
-            "training_seconds": self.record.training_seconds(),
-            "elapsed_seconds": self.record.elapsed_seconds(),
-            "examples_per_second": self._pace.examples_per_second(samples),
+    def _checked(
+        self, piece: Piece, dispatched: Dispatched
+    ) -> tuple[tuple[int, str] | None, dict[str, float]]:
+        """The first update that isn't finite, if any, and the metrics of the last one."""
+        metrics, is_finite = jax.device_get((dispatched.metrics, dispatched.is_finite))
+        values = {name: np.atleast_1d(value) for name, value in metrics.items()}
+        first_bad = None
+        for number, step in enumerate(piece.steps):
+            if np.atleast_1d(is_finite)[number]:
+                continue
+            loss = float(values["loss"][number])
+            what = "a gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+            first_bad = first_bad or (step.index + 1, what)
+            self._recovery.found(step.index + 1, what)
+        return first_bad, {
+            name: float(value[len(piece.steps) - 1]) for name, value in values.items()
         }
 
-    def _write_row(
-        self, row: dict[str, Any], metrics: Mapping[str, float], seconds: Mapping[str, float]
-    ) -> None:
-        row = {**row, **{f"train_{name}": value for name, value in metrics.items()}, **seconds}
-        row = {key: row[key] for key in (*COLUMNS, *row) if key in row}
-        self.record.write_row(row)
-        self.progress.log(row)
+    def _expect_as_long(self) -> None:
+        """Tells who may stop the run how long that takes: what is in flight, and a checkpoint."""
+        now = time.monotonic()
+        self._longest = max(self._longest, now - self._settled_at)
+        self._settled_at = now
+        if self.interruption is not None:
+            pieces = _PIECES_IN_FLIGHT + 1
+            self.interruption.expect(pieces * self._longest + 2 * self.record.save_seconds + 1)
 
-    def _evaluate(self, finished: int, state: TrainState) -> dict[str, float]:
-        """The metrics on all sources, finite."""
-        measured = {}
+    def _finish_pending_row(self) -> bool:
+        """Does the evaluation that a stop cut off; returns whether it wasn't cut off again."""
+        row = self.record.pending_row
+        return row is None or self._evaluate_into(row)
+
+    def _evaluate_into(self, row: dict[str, Any]) -> bool:
+        """Evaluates, and writes the row with the figures; returns False where a stop came first."""
+        seconds = self._rows.seconds(row["samples"])
+        measured: dict[str, float] = {}
         for name, evaluator in self.evaluators.items():
             evaluator.program = self._program(evaluation_program(name))
-            with self.record.timed("evaluation"):
-                results = evaluator(state)
+            with self.record.clocks.timed("evaluation"):
+                results = evaluator(self._state, self._should_stop, self.watchdog.beat)
+            if results is None:
+                return False
             if not all(map(math.isfinite, results.values())):
-                raise self._diverged(finished, f"the {name} {'/'.join(results)} is not finite")
+                what = f"the {name} {'/'.join(results)} is not finite"
+                raise self._diverged(row["step"], what)
             measured |= {f"{name}_{metric}": value for metric, value in results.items()}
-        return measured
-
-    def _rate(self, step: int) -> float:
-        # On the host: a device would first finish the updates that were dispatched.
-        with jax.transfer_guard("allow"), _on_cpu():
-            return float(self.learning_rate(step))
-
-    def _check_weights(self, finished: int, state: TrainState) -> None:
-        """Looks before a checkpoint is saved, so that none holds weights that are lost."""
-        with self.record.timed("step"):
-            check = self._program(ALL_FINITE)
-            finite = jax.block_until_ready(check((state.params, state.model_state)))
-        if not jax.device_get(finite):
-            raise self._diverged(finished, "a weight is not finite")
+        self._rows.write(row | measured, seconds)
+        self._rows.restart(row["samples"])
+        self._settled_at = time.monotonic()
+        return True
 
     def _diverged(self, finished: int, what: str) -> DivergedError:
-        size = self.plan.batch_size_at(finished - 1)
+        size, phase = self.plan.batch_size_at(finished - 1), self.plan.phase_at(finished - 1)
         return DivergedError(
-            f"{what} after update {finished} (sample {self.plan.samples_at(finished):,}, batch "
-            f"size {size}); lower the learning rate, lengthen its warm-up, or grow the batch later."
+            f"{what} after update {finished} (sample {self.plan.samples_at(finished):,}, phase "
+            f"{phase.index + 1} of {len(self.plan.phases)}, batch size {size}"
+            f"{self._rows.rate_text(finished - 1)}); lower the learning rate, lengthen its "
+            "warm-up, or grow the batch later."
         )
 
 
 def evaluation_program(name: str) -> Hashable:
     """What the program that evaluates on a source is called among the run's programs."""
     return ("evaluation", name)
-
-
-@contextlib.contextmanager
-def _on_cpu() -> Iterator[None]:
-    try:
-        device = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # the user allowed accelerators only
-        device = None
-    with jax.default_device(device):
-        yield
-
-
-@jax.jit
-def all_finite(tree: Any) -> jax.Array:
-    """Whether all floating-point numbers of a pytree are finite."""
-    leaves = (leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact))
-    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]))
-
-
-class _Pace:
-    """Examples per second since the last row, evaluation left out."""
-
-    def __init__(self, samples: int):
-        self.restart(samples)
-
-    def restart(self, samples: int) -> None:
-        self._marks = collections.deque([(samples, time.monotonic())], maxlen=3)
-
-    def examples_per_second(self, samples: int) -> float:
-        now, marks = time.monotonic(), self._marks
-        # Soon after a row another one would tell about a single update: it reaches further back.
-        is_soon = len(marks) > 1 and now - marks[-1][1] < (marks[-1][1] - marks[-2][1]) / 2
-        first, since = marks[-2] if is_soon else marks[-1]
-        marks.append((samples, now))
-        return (samples - first) / max(now - since, 1e-9)

@@ -1,6 +1,7 @@
 """How much memory a device has, and how much a compiled program takes of it."""
 
 import os
+from typing import Any
 
 import jax
 
@@ -31,6 +32,15 @@ def _free_bytes() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def state_bytes(tree: Any) -> int:
+    """What a pytree of arrays takes on the device that has the most of it, roughly.
+
+    >>> state_bytes({"w": jax.numpy.ones(1000)})
+    4000
+    """
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> tuple[int, int]:

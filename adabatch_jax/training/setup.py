@@ -43,6 +43,7 @@ class Setup:
       dispatch: performs the plan's updates; its first and its largest program are compiled.
       layout: what the bits of the result depend on beside the settings, as JSON values.
       limit_bytes: memory of each device, where it is known.
+      taken_bytes: what updates and evaluations need of it.
     """
 
     train_step: TrainStep
@@ -50,13 +51,20 @@ class Setup:
     dispatch: Dispatch
     layout: dict[str, Any]
     limit_bytes: int | None
+    taken_bytes: int = 0
 
     def compile_first_and_largest(self, plan: BatchPlan, start_step: int) -> Program:
         """Compiles what the first update and the one with the most rows need; the largest."""
         sizes = sizes_from(plan, start_step)
         names = (*self.dispatch.names(sizes[0]), *self.dispatch.names(max(sizes)))
         programs = [self.dispatch.programs.get(name) for name in dict.fromkeys(names)]
-        return max(programs, key=lambda program: program.num_bytes)
+        largest = max(programs, key=lambda program: program.num_bytes)
+        self.taken_bytes = largest.num_bytes
+        return largest
+
+    def has_room_for(self, num_bytes: int) -> bool:
+        """Whether each device has so much memory beside what updates and evaluations need."""
+        return self.taken_bytes + num_bytes <= _or_infinite(self.limit_bytes)
 
     def close(self) -> None:
         """Ends what goes on in the background, and frees the examples on the devices."""
@@ -76,6 +84,7 @@ def set_up(
     seed: int,
     mesh: Mesh | None,
     options: LayoutOptions,
+    skip_nonfinite: bool,
     saved_layout: Mapping[str, Any],
     progress: Progress,
     evaluators: Sequence[Evaluator] = (),
@@ -85,6 +94,7 @@ def set_up(
     Args:
       state: lies where updates want it.
       start_step: the update to begin with.
+      skip_nonfinite: as in `make_train_step`.
       saved_layout: that of the run that goes on, whose choices stay; or nothing.
       evaluators: keep examples on the devices, unless memory is short.
 
@@ -92,8 +102,9 @@ def set_up(
       UsageError: a program doesn't fit into the devices' memory.
     """
     search = _Search(
-        loss_fn, tx, state, rng, source, plan, start_step, seed, mesh, options, evaluators
-    )
+        loss_fn, tx, state, rng, source, plan, start_step, seed, mesh, options, skip_nonfinite,
+        evaluators,
+    )  # fmt: skip
     try:
         setup = search.run(saved_layout, progress)
     except BaseException:
@@ -132,6 +143,7 @@ class _Search:
     seed: int
     mesh: Mesh | None
     options: LayoutOptions
+    skip_nonfinite: bool
     evaluators: Sequence[Evaluator]
 
     def __post_init__(self):
@@ -209,6 +221,7 @@ class _Search:
         if program.num_bytes + sum(e.num_bytes for e in self.evaluators) > limit:
             for evaluator in self.evaluators:
                 evaluator.num_bytes = 0  # it keeps nothing then
+        self._setup.taken_bytes += sum(evaluator.num_bytes for evaluator in self.evaluators)
         is_resident = self._setup.feed.kind == "resident"
         if program.num_bytes > limit and self._input == AUTO and is_resident:
             self._input = "streaming"
@@ -230,7 +243,12 @@ class _Search:
     def train_step(self, microbatch_size: int | None) -> TrainStep:
         shard_params = self.options.shard_params
         return make_train_step(
-            self.loss_fn, self.tx, self.mesh, microbatch_size, shard_params=shard_params
+            self.loss_fn,
+            self.tx,
+            self.mesh,
+            microbatch_size,
+            shard_params=shard_params,
+            skip_nonfinite=self.skip_nonfinite,
         )
 
     def with_layout(self, size: int | None) -> Setup:

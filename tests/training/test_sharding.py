@@ -5,8 +5,9 @@ import numpy as np
 import optax
 import pytest
 
+from adabatch_jax.checkpoints.checkpoints import Checkpoints
+from adabatch_jax.checkpoints.found import check_checkpoint
 from adabatch_jax.errors import UsageError
-from adabatch_jax.training.checkpoint import Checkpoints
 from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.loss_functions import independent_groups, weighted_mean
 from adabatch_jax.training.mesh import batch_sharding, data_mesh
@@ -127,12 +128,13 @@ def test_a_sharded_update_in_parts():
 def test_a_sharded_checkpoint_is_restored_on_other_devices(tmp_path, num_devices):
     eight = make_train_step(loss_fn, TX, data_mesh(), shard_params=True)
     saved, _ = eight(eight.place(new_state()), make_batch(32), jax.random.key(0))
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_newest=1)
     checkpoints.save(1, saved, {})
     checkpoints.wait()
     mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
     step = make_train_step(loss_fn, TX, mesh, shard_params=mesh is not None)
-    restored, _ = checkpoints.restore(1, step.place(new_state()))
+    found = check_checkpoint(tmp_path / "checkpoints" / "1")
+    restored = checkpoints.restore(found, step.place(new_state()))
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, restored, saved)
     assert weights_digest(restored) == weights_digest(saved)

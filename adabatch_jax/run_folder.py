@@ -1,0 +1,145 @@
+"""The folder of a run while one process owns it: locked, with the checkpoint to go on from."""
+
+import contextlib
+import os
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.checkpoints.found import (
+    Found,
+    newest_good,
+    other_checkpoints,
+    set_aside,
+)
+from adabatch_jax.errors import RestoreError
+from adabatch_jax.reporting.files import storage_errors, write_json
+from adabatch_jax.reporting.metrics import MetricsPosition, metrics_intact
+from adabatch_jax.run_lock import locked
+
+CHECKPOINTS = "checkpoints"
+
+# Says outside of the checkpoints' folder that there was one, so that a run that lost them all
+# doesn't begin anew.
+_LEDGER = "last_checkpoint.json"
+
+# What a checkpoint's own values are laid out as; others are another program's.
+FORMAT = 1
+
+
+class RunFolder:
+    """A run's folder, made if need be; a context manager that keeps other processes out.
+
+    Args:
+      path: the folder.
+      flag: where the user named it, for errors.
+
+    Attributes:
+      path: the folder.
+      checkpoint: the newest sound checkpoint, when entered; None where none was saved yet.
+      notes: what was found and is worth a line each.
+      changes: what of the settings changed since the checkpoint, as JSON values.
+
+    Raises (when entered):
+      UsageError: another process is training there.
+      RestoreError: there were checkpoints, and none of them is sound.
+      StorageError: the folder can't be read or written.
+    """
+
+    def __init__(self, path: str | os.PathLike, flag: str = "--workdir"):
+        self.path, self._flag = Path(path), flag
+        self.checkpoint: Found | None = None
+        self.notes: list[str] = []
+        self.changes: list[dict[str, Any]] = []
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "RunFolder":
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            self.notes += stack.enter_context(locked(self.path, self._flag))
+            self._find()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def note_saved(self, step: int) -> None:
+        """Remembers that a checkpoint exists."""
+        write_json(self.path / _LEDGER, {"step": step})
+
+    def newest_checkpoint(self) -> Found | None:
+        """The newest sound checkpoint as of now."""
+        return find_checkpoint(self.path)[0]
+
+    def reject(self, reason: str) -> None:
+        """Puts the checkpoint aside, for a reason that only its restoration showed.
+
+        Raises:
+          RestoreError: no other one is sound.
+        """
+        self._find([(self.checkpoint.step, reason)])
+
+    def _find(self, rejected: Sequence[tuple[int, str]] = ()) -> None:
+        """Finds the checkpoint to go on from; newer ones are put aside."""
+        known = dict(rejected)
+        self.checkpoint, rejected = find_checkpoint(self.path, known)
+        if self.checkpoint is None:
+            reason = why_none(self.path, rejected)
+            if reason is not None:
+                raise RestoreError(reason)
+        for step, reason in rejected:
+            if self.checkpoint is not None:
+                moved = set_aside(self.path / CHECKPOINTS, step)
+                self.notes.append(
+                    f"warning: checkpoint {step} can't be used ({reason}); it is now {moved.name}, "
+                    f"and the run goes on from checkpoint {self.checkpoint.step}"
+                )
+
+
+def find_checkpoint(
+    path: Path, known: Mapping[int, str] = types.MappingProxyType({})
+) -> tuple[Found | None, list[tuple[int, str]]]:
+    """Returns the newest checkpoint that a run can go on from, and why newer ones can't be used.
+
+    Reads only. A sound checkpoint whose rows of metrics are lost can't be used: an older one
+    that still has its rows gives the uninterrupted run's.
+
+    Args:
+      path: the run's folder.
+      known: steps of which it is known already why they can't be used.
+    """
+
+    def objection(found: Found) -> str | None:
+        if found.step in known:
+            return known[found.step]
+        if found.run.get("format") != FORMAT:
+            return "it was written by another version of this program"
+        if not metrics_intact(path, MetricsPosition(**found.run["metrics"])):
+            return "metrics.jsonl and metrics.csv have lost rows from before it"
+        return None
+
+    with storage_errors(path / CHECKPOINTS, action="read"):
+        return newest_good(path / CHECKPOINTS, objection)
+
+
+def why_none(path: Path, rejected: list[tuple[int, str]]) -> str | None:
+    """The sentence for a run without a usable checkpoint; None where none was saved yet."""
+    directory = path / CHECKPOINTS
+    if rejected:
+        step, reason = rejected[0]
+        others = f", nor can {len(rejected) - 1} older" if len(rejected) > 1 else ""
+        return (
+            f"checkpoint {step} in {directory} can't be used ({reason}){others}; put sound ones "
+            "back, or begin anew in another workdir."
+        )
+    renamed = other_checkpoints(directory)
+    if renamed or any((path / name).exists() for name in (_LEDGER, "summary.json")):
+        holds = f"only {renamed[0]!r}" if renamed else "none"
+        return (
+            f"the run in {path} had checkpoints and {directory} holds {holds} now; put them back "
+            "under their own names, or begin anew in another workdir."
+        )
+    return None

@@ -1,0 +1,29 @@
+"""Whether a run is finished, and with which settings; no third-party import."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """A hash of settings, in hex.
+
+    >>> settings_digest({"seed": 1, "lr": 0.1}) == settings_digest({"lr": 0.1, "seed": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def read_summary(workdir: Path, config_digest: str) -> dict[str, Any] | None:
+    """The summary of the run in a folder, if it was finished with just these settings; else None.
+
+    What a person wrote into config.json since is not what the run was made with.
+    """
+    try:
+        summary = json.loads((workdir / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    is_ours = isinstance(summary, dict) and summary.get("config_digest") == config_digest
+    return summary if is_ours else None
