@@ -171,8 +171,12 @@ class Loop:
             if not self._evaluate_into(row):
                 pending_row = row
         elif self._is_due(self.log_period, finished):
-            # It is written when the next piece is on its way: the device needn't wait.
-            self._in_flight[-1].row = self._rows.begin(finished)
+            row = self._rows.begin(finished)
+            if self._in_flight:
+                # It is written when the next piece is on its way: the device needn't wait.
+                self._in_flight[-1].row = row
+            else:
+                self._rows.write(self._rows.with_metrics(row, self._metrics))
         if self._is_due(self.checkpoint_period, finished) or pending_row:
             self._save(pending_row)
         return pending_row is not None
