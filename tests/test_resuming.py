@@ -1,9 +1,15 @@
-"""Plans of runs that were prolonged, again and again."""
+"""Plans of runs that go on: prolonged again and again, or with changed settings."""
+
+import dataclasses
+from pathlib import Path
 
 import pytest
 
-from adabatch_jax.config import TrainConfig
-from adabatch_jax.resuming import _replanned
+from adabatch_jax.checkpoints.found import Found
+from adabatch_jax.config import DataSettings, TrainConfig
+from adabatch_jax.errors import RestoreError, UsageError
+from adabatch_jax.resuming import _replanned, plan_of_run
+from adabatch_jax.training.past import digest_of_order
 
 
 @pytest.mark.parametrize("remainder", ["carry", "partial", "drop"])
@@ -26,3 +32,114 @@ def test_planned_again_as_it_was_prolonged(schedule, remainder):
                 assert again.fingerprint() == prolonged.fingerprint()
             assert again.fingerprint(position) == prolonged.fingerprint(position)
         plan = prolonged
+
+
+N = 100
+BEGUN = TrainConfig(batch_schedule="10, 1ep: 20", lr="0.1 x0.5 every 1ep", epochs=3)
+
+
+class Folder:
+    """A run's folder that holds a checkpoint of this configuration."""
+
+    path = Path("runs/x")
+
+    def __init__(self, config=BEGUN, step=12, plan=None):
+        plan = config.plan(N) if plan is None else plan
+        samples = plan.samples_at(step)
+        run = {
+            "step": step,
+            "samples": samples,
+            "seed": config.seed,
+            "plan": plan.to_dict(),
+            "fingerprint": plan.fingerprint(samples),
+            "order_digest": digest_of_order(plan, config.seed, samples),
+            "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0"},
+            "identity": config.to_dict(),
+        }
+        self.checkpoint = Found(step, self.path / "checkpoints" / str(step), run, {})
+        self.notes, self.changes = [], []
+
+
+def sizes(plan):
+    return [step.batch_size for step in plan.steps()]
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"epochs": 4}, "epochs is 4.0 from update 12 on, and was 3.0"),
+        ({"batch_schedule": "10, 1ep: 20, 2ep: 50"}, "batch_schedule is 10, 1ep: 20, 2ep: 50"),
+        ({"lr": "0.1, 1ep: 0.05, 2ep: 0.001"}, "lr is 0.1, 1ep: 0.05, 2ep: 0.001 from update 12"),
+        ({"on_nan": "skip:3"}, "on_nan is skip:3 from update 12 on, and was stop"),
+    ],
+)
+def test_another_future_is_followed_and_told(change, note):
+    config, folder = dataclasses.replace(BEGUN, **change), Folder()
+    plan = plan_of_run(config, N, folder)
+    assert plan.to_dict() == config.plan(N).to_dict()
+    assert len(folder.notes) == 1 and note in folder.notes[0]
+    assert folder.changes[0]["step"] == 12 and folder.changes[0]["setting"] in change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batch_schedule": "10, 1ep: 25"}, "phase 1 had batch_size 20 there and has 25 here"),
+        ({"lr": "0.2 x0.5 every 1ep"}, "had learning rate 0.1 at update 0"),
+        ({"momentum": 0.8}, "momentum=0.9, not 0.8"),
+        ({"weight_decay": 0.1}, "weight_decay=0.0005, not 0.1"),
+        ({"microbatch_size": 5}, "microbatch_size='auto', not 5"),
+        ({"batchnorm_group_size": 5}, "batchnorm_group_size=None, not 5"),
+        ({"compute_dtype": "bfloat16"}, "compute_dtype='float32', not 'bfloat16'"),
+        ({"data": DataSettings(flip=True)}, "data.flip=False, not True"),
+    ],
+)
+def test_another_past_is_refused_and_may_be_left_behind(change, named):
+    config = dataclasses.replace(BEGUN, **change)
+    setting = "data.flip" if "data" in change else next(iter(change))
+    with pytest.raises(RestoreError) as caught:
+        plan_of_run(config, N, Folder())
+    assert named in str(caught.value)
+    assert f"--allow-change {setting}." in str(caught.value)
+    folder = Folder()
+    plan = plan_of_run(config, N, folder, (setting,))
+    assert sizes(plan)[:12] == sizes(BEGUN.plan(N))[:12]
+    assert [change["setting"] for change in folder.changes] == [setting]
+    # From the next checkpoint on it is what the run was made with.
+    again = Folder(config, step=13, plan=plan)
+    assert plan_of_run(config, N, again).to_dict() == plan.to_dict()
+    assert again.notes == []
+
+
+def test_a_schedule_that_is_followed_from_here_on_keeps_the_clock():
+    config = dataclasses.replace(BEGUN, batch_schedule="10, 1ep: 25")
+    plan = plan_of_run(config, N, Folder(), ("batch_schedule",))
+    # Twelve updates of the old schedule stand at sample 140; the new one has 25 from there on.
+    assert sizes(plan) == [10] * 10 + [20] * 2 + [25] * 7
+    assert plan.num_samples == 300 and list(plan.steps())[-1].num_real == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": "cnn_fashion"}, "model='cnn_digits', not 'cnn_fashion'"),
+        ({"dataset": "mnist"}, "dataset='digits', not 'mnist'"),
+        ({"seed": 1}, "seed=0, not 1"),
+        ({"optimizer": "adamw"}, "optimizer='sgd', not 'adamw'"),
+        ({"remainder": "drop"}, "remainder='carry', not 'drop'"),
+    ],
+)
+def test_what_a_run_is_cannot_change(change, named):
+    config = dataclasses.replace(BEGUN, **change)
+    with pytest.raises(RestoreError) as caught:
+        plan_of_run(config, N, Folder())
+    assert named in str(caught.value) and "--allow-change" not in str(caught.value)
+    with pytest.raises(UsageError, match="can't change in a run"):
+        plan_of_run(config, N, Folder(), tuple(change))
+
+
+def test_another_order_of_the_examples_is_noticed():
+    folder = Folder()
+    folder.checkpoint.run["order_digest"] = "0" * 64
+    with pytest.raises(RestoreError, match="in another order than this program's .*numpy 2.0"):
+        plan_of_run(BEGUN, N, folder)
