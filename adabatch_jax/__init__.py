@@ -4,6 +4,14 @@ The public names are loaded when they are first used, so that command lines answ
 """
 
 import importlib
+import sys
+
+if sys.version_info < (3, 11):
+    _SENTENCE = "adabatch_jax needs Python 3.11 or newer, this is %d.%d." % sys.version_info[:2]
+    if sys.argv[:1] == ["-m"]:  # one of the command lines: no traceback
+        sys.stderr.write("error: " + _SENTENCE + "\n")
+        raise SystemExit(2)
+    raise ImportError(_SENTENCE)
 
 _MODULES = {
     "adabatch_jax.schedules.durations": ("Duration", "parse_duration"),
@@ -39,6 +47,7 @@ _MODULES = {
     "adabatch_jax.errors": (
         "AdabatchError",
         "DivergedError",
+        "ExampleError",
         "RestoreError",
         "StorageError",
         "UsageError",

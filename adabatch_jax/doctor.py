@@ -56,7 +56,7 @@ def _examine(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from adabatch_jax.diagnosis.environment import environment_findings
     from adabatch_jax.diagnosis.findings import first_exit_code
-    from adabatch_jax.diagnosis.run_folder import run_findings, saved_settings
+    from adabatch_jax.diagnosis.run import run_findings, saved_settings
 
     workdir = None if arguments.workdir is None else Path(arguments.workdir)
     settings = None if workdir is None else saved_settings(workdir)

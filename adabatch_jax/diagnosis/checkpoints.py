@@ -13,8 +13,7 @@ from adabatch_jax.checkpoints.found import (
 )
 from adabatch_jax.checkpoints.retention import leftovers
 from adabatch_jax.diagnosis.findings import RESTORE, Finding, good, note, problem
-
-CHECKPOINTS = "checkpoints"
+from adabatch_jax.run_folder import CHECKPOINTS
 
 
 def verified(directory: Path) -> tuple[list[Found], dict[int, str]]:

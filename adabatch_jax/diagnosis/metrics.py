@@ -23,8 +23,8 @@ def metrics_findings(workdir: Path, newest: Found | None, is_in_use: bool) -> It
     if newest is not None and not _can_resume(workdir, newest):
         yield problem(
             "metrics",
-            f"metrics.jsonl is not the one that checkpoint {newest.step} was saved with, and "
-            "metrics.csv doesn't give its rows either; move both away to go on without them.",
+            f"metrics.jsonl and metrics.csv have lost rows from before checkpoint {newest.step}; "
+            "move both away to go on without them.",
             RESTORE,
         )
     if not jsonl.exists():

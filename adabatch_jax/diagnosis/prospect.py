@@ -1,4 +1,4 @@
-"""What training in a run's folder would do."""
+"""What training in a run's folder would do, asked of the functions that would decide it."""
 
 import dataclasses
 import shlex
@@ -23,101 +23,134 @@ from adabatch_jax.diagnosis.findings import (
 )
 from adabatch_jax.errors import AdabatchError
 from adabatch_jax.reporting.files import free_bytes
+from adabatch_jax.run_folder import RunFolder, find_checkpoint, why_none
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.summaries import read_summary
 
 
 @dataclasses.dataclass(frozen=True)
-class RunFolder:
-    """A run's folder, as far as it could be read.
+class Prospect:
+    """What decides how training in a folder begins.
 
     Attributes:
       path: the folder.
-      config: its settings; None where there are none of this program.
-      summary: the final figures; None while it is unfinished.
-      newest: the good checkpoint that training would go on from, if there is one.
-      damaged: the steps whose checkpoints aren't good.
+      config: the settings in config.json; None where there are none of this program.
+      checkpoint: the one to go on from; None where none can be used.
+      rejected: newer checkpoints, each with the reason against it.
       is_in_use: whether a process is training there now.
     """
 
     path: Path
     config: TrainConfig | None
-    summary: Mapping[str, Any] | None
-    newest: Found | None
-    damaged: tuple[int, ...]
+    checkpoint: Found | None
+    rejected: tuple[tuple[int, str], ...]
     is_in_use: bool
 
     @property
-    def is_finished(self) -> bool:
-        """Whether nothing is left to do."""
-        if self.summary is None or self.damaged and self.newest is None:
-            return False
-        return self.newest is None or self.summary.get("step") == self.newest.step
+    def command(self) -> str:
+        """The command that goes on, or begins."""
+        words = ("--config", self.path / "config.json", "--workdir", self.path)
+        return "python -m adabatch_jax.train " + shlex.join(map(str, words))
 
 
-def prospect_findings(run: RunFolder) -> Iterator[Finding]:
-    """Whether the settings, the dataset and the disk let the run go on, and where it would."""
-    stopping = [*_settings(run), *_order(run), *_dataset(run), *_room(run)]
+def prospect_findings(
+    workdir: Path, config: TrainConfig | None, is_in_use: bool
+) -> Iterator[Finding]:
+    """Whether the settings, the dataset and the disk let a run go on, and where it would.
+
+    Args:
+      workdir: the run's folder.
+      config: its settings; None where there are none of this program.
+      is_in_use: whether a process is training there now.
+    """
+    try:
+        checkpoint, rejected = find_checkpoint(workdir)
+    except AdabatchError as error:
+        yield of_error("resume", error)
+        return
+    except (KeyError, TypeError):
+        text = "the newest checkpoint was saved by another program."
+        yield problem("resume", text, RESTORE)
+        return
+    prospect = Prospect(workdir, config, checkpoint, tuple(rejected), is_in_use)
+    if is_in_use:
+        yield note("resume", "a second process would be refused.", command=prospect.command)
+    elif config is not None and read_summary(workdir, config.digest) is not None:
+        text = "the run is finished: nothing would be done."
+        yield good("resume", text, command=prospect.command)
+    elif refusal := why_none(workdir, rejected) if checkpoint is None else None:
+        yield problem("resume", f"it would be refused: {refusal}", RESTORE)
+    elif checkpoint is None and config is not None:
+        yield from _dataset(config)
+        text = f"it would begin with the first update: {prospect.command}"
+        yield good("resume", text, command=prospect.command)
+    elif checkpoint is not None:
+        yield from _going_on(prospect)
+
+
+def _going_on(prospect: Prospect) -> Iterator[Finding]:
+    plan, settings = _planned(prospect)
+    stopping = [*settings, *_dataset(prospect.config), *_room(prospect)]
     yield from stopping
     refusal = next((finding for finding in stopping if finding.exit_code), None)
-    words = ["python -m adabatch_jax.train", "--config", run.path / "config.json"]
-    paths = " ".join(shlex.quote(str(word)) for word in words[2:])
-    command = f"{words[0]} {words[1]} {paths} --workdir {shlex.quote(str(run.path))}"
-    yield _resume(run, refusal, command)
-
-
-def _settings(run: RunFolder) -> Iterator[Finding]:
-    """Whether config.json's settings may go on from the newest checkpoint."""
-    if run.newest is None or run.config is None:
+    if refusal is not None:
+        text = f"it would be refused, see {refusal.subject}."
+        yield note("resume", text, command=prospect.command)
         return
-    try:
-        origin = f"checkpoint {run.newest.step}"
-        before = TrainConfig.from_dict(run.newest.run.get("identity"), origin)
-        from adabatch_jax.resuming import check_identity
+    step = prospect.checkpoint.step
+    newer = " and ".join(str(rejected) for rejected, _ in prospect.rejected)
+    text = f"it would go on after update {step:,}"
+    text += f" of {plan.num_steps:,}" if plan is not None else ""
+    text += f", passing over {newer}" if newer else ""
+    text += f": {prospect.command}" if prospect.config else ", with the settings it was begun with."
+    yield good("resume", text, step=step, command=prospect.command)
 
-        check_identity(before, run.config, run.path)
+
+def _planned(prospect: Prospect) -> tuple[BatchPlan | None, list[Finding]]:
+    """What would be trained, and what there is to say about the settings."""
+    run = prospect.checkpoint.run
+    if prospect.config is None:
+        return None, []
+    folder = RunFolder(prospect.path)  # which isn't entered, and so neither locked nor changed
+    folder.checkpoint = prospect.checkpoint
+    try:
+        num_examples = BatchPlan.from_dict(run["plan"]).num_examples
+        plan = _plan_of_run(prospect.config, num_examples, folder)
     except AdabatchError as error:
-        yield of_error("settings", error)
+        return None, [of_error("settings", error)]
+    except (KeyError, TypeError, AttributeError):
+        text = f"checkpoint {prospect.checkpoint.step} was saved by another program."
+        return None, [problem("settings", text, RESTORE)]
+    return plan, [
+        note("settings", text.removeprefix("note: "), **_change(change))
+        for text, change in zip(folder.notes, folder.changes, strict=True)
+    ]
+
+
+def _plan_of_run(config: TrainConfig, num_examples: int, folder: RunFolder) -> BatchPlan:
+    from adabatch_jax.resuming import plan_of_run
+
+    return plan_of_run(config, num_examples, folder)
+
+
+def _change(change: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: change[name] for name in ("setting", "from", "to")}
+
+
+def _dataset(config: TrainConfig | None) -> Iterator[Finding]:
+    if config is None or config.dataset == "digits":  # prepared on first use
         return
-    now = run.config.to_dict()
-    changed = [name for name, value in before.to_dict().items() if now[name] != value]
-    if changed:
-        text = f"config.json differs from checkpoint {run.newest.step} in {', '.join(changed)}."
-        yield note("settings", text, changed=changed)
-
-
-def _order(run: RunFolder) -> Iterator[Finding]:
-    """Whether this machine's libraries give the order of examples that the run had."""
-    content = {} if run.newest is None else run.newest.run
-    if not isinstance(content.get("order_digest"), str):
-        return
-    from adabatch_jax.data.order import order_digest
-
-    try:
-        num_examples = BatchPlan.from_dict(content["plan"]).num_examples
-        now = order_digest(num_examples, content["seed"], content["epoch"])
-    except (AdabatchError, KeyError, TypeError):
-        return  # an endless stream
-    if now != content["order_digest"]:
-        text = f"epoch {content['epoch']} has another order of examples here than it had."
-        yield problem("order", text, RESTORE)
-
-
-def _dataset(run: RunFolder) -> Iterator[Finding]:
-    if run.config is None or run.config.dataset == "digits":  # prepared on first use
-        return
-    name, data_dir = run.config.dataset, run.config.data.dir
+    name, data_dir = config.dataset, config.data.dir
     if not is_prepared(name, data_dir):
         command = prepare_command(name, data_dir)
         yield problem("dataset", f"{name!r} is not prepared here; run {command}.", ENVIRONMENT)
 
 
-def _room(run: RunFolder) -> Iterator[Finding]:
+def _room(prospect: Prospect) -> Iterator[Finding]:
     """Whether there is room for the checkpoints to come."""
-    if run.newest is None or run.is_finished:
-        return
-    size = num_bytes(run.newest.path)
+    size = num_bytes(prospect.checkpoint.path)
     try:
-        free = free_bytes(run.path)
+        free = free_bytes(prospect.path)
     except AdabatchError as error:
         yield of_error("room", error)
         return
@@ -127,37 +160,3 @@ def _room(run: RunFolder) -> Iterator[Finding]:
         yield problem("room", text, STORAGE, **data)
     elif free < 4 * size:
         yield note("room", f"enough for {free // size} more checkpoints only.", **data)
-
-
-def _resume(run: RunFolder, refusal: Finding | None, command: str) -> Finding:
-    """One sentence."""
-    subject, newest = "resume", run.newest
-    if run.is_in_use:
-        return note(subject, "a second process would be refused.", command=command)
-    if run.is_finished:
-        return good(subject, "the run is finished: nothing would be done.", command=command)
-    if newest is None and run.damaged:
-        text = "it would be refused, as no checkpoint is good; nothing is begun anew."
-        return problem(subject, text, RESTORE, command=command)
-    if refusal is not None:
-        return note(subject, f"it would be refused, see {refusal.subject}.", command=command)
-    if run.config is None and newest is None:
-        return note(subject, "only the program that began the run can go on.")
-    if newest is None:
-        return good(subject, f"it would begin with the first update: {command}", command=command)
-    newer = [str(step) for step in sorted(run.damaged) if step > newest.step]
-    passing = f", passing over {' and '.join(newer)}" if newer else ""
-    begin = f"it would go on after update {newest.step:,}{_of_how_many(run)}{passing}"
-    if run.config is None:
-        return good(subject, f"{begin}, in the program that began it.", step=newest.step)
-    return good(subject, f"{begin}: {command}", step=newest.step, command=command)
-
-
-def _of_how_many(run: RunFolder) -> str:
-    try:
-        plan = BatchPlan.from_dict(run.newest.run["plan"])
-        if run.config is not None:
-            plan = run.config.plan(plan.num_examples)
-    except (AdabatchError, KeyError, TypeError):
-        return ""
-    return f" of {plan.num_steps:,}"

@@ -15,6 +15,8 @@ from adabatch_jax.checkpoints.manifest import write_manifest
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.doctor import main
 from adabatch_jax.reporting.metrics import MetricsPosition
+from adabatch_jax.run_folder import FORMAT
+from adabatch_jax.training.past import digest_of_order
 
 CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", seed=3)
 PLAN = CONFIG.plan(1442)
@@ -34,6 +36,7 @@ def write_checkpoint(folder, step, **changes):
     samples = PLAN.samples_at(step)
     position = MetricsPosition.after(metrics_content(range(0, step + 1, 5)))
     run = {
+        "format": FORMAT,
         "step": step,
         "samples": samples,
         "seed": CONFIG.seed,
@@ -41,6 +44,8 @@ def write_checkpoint(folder, step, **changes):
         "fingerprint": PLAN.fingerprint(samples),
         "examples_digest": f"digest of {samples}",
         "identity": CONFIG.to_dict(),
+        "order_digest": digest_of_order(PLAN, CONFIG.seed, samples),
+        "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0.0"},
         "metrics": dataclasses.asdict(position),
         **changes,
     }
@@ -175,7 +180,8 @@ def test_no_checkpoint_is_good(run, doctor):
         _flip(run / "checkpoints" / str(step) / "state" / "data")
     code, findings = doctor(run)
     assert code == 4 and findings["resume"]["state"] == "problem"
-    assert findings["resume"]["text"].startswith("it would be refused, as no checkpoint is good")
+    text = findings["resume"]["text"]
+    assert text.startswith("it would be refused: checkpoint 30 in ") and "nor can 2 older" in text
 
 
 def test_a_renamed_checkpoint(run, doctor):
@@ -209,7 +215,12 @@ def test_a_run_that_has_not_saved(run, doctor):
 
 def write_summary(run, step, **changes):
     samples = PLAN.samples_at(step)
-    summary = {"step": step, "examples_digest": f"digest of {samples}", "test_accuracy": 0.9612}
+    summary = {
+        "step": step,
+        "examples_digest": f"digest of {samples}",
+        "test_accuracy": 0.9612,
+        "config_digest": CONFIG.digest,
+    }
     (run / "summary.json").write_text(json.dumps(summary | changes))
 
 
@@ -231,7 +242,7 @@ def test_a_summary_without_its_checkpoint(run, doctor):
     write_summary(run, PLAN.num_steps)
     code, findings = doctor(run)
     assert code == 0 and states(findings) == {"summary.json": "note"}
-    assert findings["resume"]["step"] == 30
+    assert "its last, is not among the good ones" in findings["summary.json"]["text"]
 
 
 @pytest.mark.parametrize(
@@ -260,11 +271,49 @@ def test_an_edited_seed(run, doctor):
     assert findings["resume"]["text"] == "it would be refused, see settings."
 
 
-def test_an_edited_detail(run, doctor):
-    (run / "config.json").write_text(json.dumps(CONFIG.to_dict() | {"log_every": "7st"}))
+def test_an_edited_past(run, doctor):
+    edited = CONFIG.to_dict() | {"batch_schedule": "32, 1ep: 128"}
+    (run / "config.json").write_text(json.dumps(edited))
     code, findings = doctor(run)
+    assert code == 4 and "phase 0 had batch_size 64 there" in findings["settings"]["text"]
+
+
+def test_an_edited_future(run, doctor):
+    (run / "config.json").write_text(json.dumps(CONFIG.to_dict() | {"epochs": 5.0}))
+    code, findings = doctor(run)
+    num_steps = dataclasses.replace(CONFIG, epochs=5.0).plan(1442).num_steps
     assert code == 0 and states(findings) == {"settings": "note"}
-    assert findings["settings"]["changed"] == ["log_every"]
+    assert findings["settings"]["text"] == "epochs is 5.0 from update 30 on, and was 2.0"
+    assert f"go on after update 30 of {num_steps}: " in findings["resume"]["text"]
+
+
+def test_another_order_of_the_examples(run, doctor):
+    shutil.rmtree(run / "checkpoints" / "30")
+    write_checkpoint(run, 30, order_digest="0" * 16)
+    code, findings = doctor(run)
+    assert code == 4 and "were in another order" in findings["settings"]["text"]
+
+
+def test_checkpoints_of_another_version(run, doctor):
+    shutil.rmtree(run / "checkpoints" / "30")
+    write_checkpoint(run, 30, format=FORMAT + 1)
+    code, findings = doctor(run)
+    assert findings["resume"]["step"] == 20 and "passing over 30" in findings["resume"]["text"]
+
+
+def test_settings_that_are_gone(run, doctor):
+    (run / "config.json").unlink()
+    code, findings = doctor(run)
+    assert code == 0 and states(findings) == {"config.json": "note"}
+    text = "it would go on after update 30, with the settings it was begun with."
+    assert findings["resume"]["text"] == text
+
+
+def test_checkpoints_that_are_gone(run, doctor):
+    _without_checkpoints(run)
+    (run / "last_checkpoint.json").write_text('{"step": 30}')
+    code, findings = doctor(run)
+    assert code == 4 and "had checkpoints" in findings["resume"]["text"]
 
 
 def test_an_edited_plan(run, doctor):

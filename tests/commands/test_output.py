@@ -62,3 +62,13 @@ def test_a_name_that_cannot_be_encoded_can_be_printed(capsys):
 
     assert run(lambda: print(os.fsdecode(b"run \xff")) or 0) == 0
     assert capsys.readouterr().out == "run ?\n"
+
+
+@pytest.mark.parametrize(("argv", "code"), [("-m", 2), ("-c", 1)])
+def test_an_old_python_is_told_in_a_sentence(argv, code):
+    old = f"import sys\nsys.version_info, sys.argv = (3, 10, 9), [{argv!r}]\nimport adabatch_jax"
+    done = subprocess.run([sys.executable, "-c", old], capture_output=True, text=True, timeout=60)
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, done.stdout) == (code, "")
+    assert last.endswith("adabatch_jax needs Python 3.11 or newer, this is 3.10.")
+    assert ("Traceback" in done.stderr) == (argv == "-c")

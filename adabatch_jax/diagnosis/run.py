@@ -1,13 +1,12 @@
 """What a run's folder holds, and whether it fits together."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from adabatch_jax.checkpoints.found import Found
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.diagnosis.checkpoints import CHECKPOINTS, checkpoint_findings, verified
+from adabatch_jax.diagnosis.checkpoints import checkpoint_findings, verified
 from adabatch_jax.diagnosis.findings import (
     ENVIRONMENT,
     RESTORE,
@@ -19,11 +18,13 @@ from adabatch_jax.diagnosis.findings import (
     problem,
 )
 from adabatch_jax.diagnosis.metrics import metrics_findings
-from adabatch_jax.diagnosis.prospect import RunFolder, prospect_findings
+from adabatch_jax.diagnosis.prospect import prospect_findings
 from adabatch_jax.errors import AdabatchError, StorageError
 from adabatch_jax.reporting.runs import read_json
-from adabatch_jax.run_lock import LOCK_NAME, Owner, lock_owner
+from adabatch_jax.run_folder import CHECKPOINTS
+from adabatch_jax.run_lock import Owner, lock_owner
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.training.past import is_past
 
 
 def saved_settings(workdir: Path) -> TrainConfig | None:
@@ -53,11 +54,9 @@ def run_findings(workdir: Path) -> Iterator[Finding]:
         return
     newest = found[-1] if found else None
     yield _plan(workdir, newest)
-    summary, findings = _summary(workdir, newest)
-    yield from findings
+    yield from _summary(workdir, newest)
     yield from metrics_findings(workdir, newest, is_in_use)
-    run = RunFolder(workdir, config, summary, newest, tuple(damaged), is_in_use)
-    yield from prospect_findings(run)
+    yield from prospect_findings(workdir, config, is_in_use)
 
 
 def _folder(workdir: Path) -> Finding:
@@ -66,7 +65,7 @@ def _folder(workdir: Path) -> Finding:
             return problem("folder", f"there is no folder {str(workdir)!r}.", ENVIRONMENT)
         if not workdir.is_dir():
             return problem("folder", f"{str(workdir)!r} is a file, not a folder.", ENVIRONMENT)
-        names = sorted(path.name for path in workdir.iterdir() if path.name != LOCK_NAME)
+        names = sorted(path.name for path in workdir.iterdir() if path.name[0] != ".")
         runs = [name for name in names if (workdir / name / "config.json").is_file()]
     except OSError as error:
         return problem("folder", f"it can't be read: {error.strerror}.", STORAGE)
@@ -97,7 +96,7 @@ def _lock(owner: Owner | None) -> Finding:
 def _config(workdir: Path) -> tuple[TrainConfig | None, Finding]:
     name = "config.json"
     if not (workdir / name).exists():
-        return None, problem(name, "it is missing, so training refuses the folder.", ENVIRONMENT)
+        return None, note(name, "it is missing; a run writes it anew.")
     try:
         content = read_json(workdir / name)
         if not content:
@@ -116,44 +115,39 @@ def _plan(workdir: Path, newest: Found | None) -> Finding:
     try:
         plan = BatchPlan.from_dict(read_json(workdir / name))
         text = f"{plan.num_steps:,} updates, batches {', '.join(map(str, plan.batch_sizes))}"
-        is_past = newest is None or _has_past(plan, newest.run)
+        has_past = newest is None or is_past(newest.run, plan)
     except StorageError as error:
         return of_error(name, error)
-    except (ValueError, TypeError, AttributeError, ArithmeticError, IndexError):
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError):
         return problem(name, "it is damaged: it holds no plan.", STORAGE)
-    if not is_past:
+    if not has_past:
         return note(
             name, f"{text}; checkpoint {newest.step} wasn't made by it, a run writes it anew."
         )
     return good(name, text, num_steps=plan.num_steps)
 
 
-def _has_past(plan: BatchPlan, run: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint was made by this plan's steps."""
-    samples = run.get("samples")
-    if not isinstance(samples, int) or samples > plan.num_samples:
-        return False
-    return plan.fingerprint(samples) == run.get("fingerprint")
-
-
-def _summary(workdir: Path, newest: Found | None) -> tuple[Mapping[str, Any] | None, list[Finding]]:
+def _summary(workdir: Path, newest: Found | None) -> Iterator[Finding]:
     name = "summary.json"
     if not (workdir / name).exists():
-        return None, []
+        return
     try:
         summary = read_json(workdir / name)
     except StorageError as error:
-        return None, [of_error(name, error)]
+        yield of_error(name, error)
+        return
     step, accuracy = summary.get("step"), summary.get("test_accuracy")
     if not isinstance(step, int):
-        return None, [problem(name, "it is damaged: it names no step.", STORAGE)]
+        yield problem(name, "it is damaged: it names no step.", STORAGE)
+        return
     text = f"finished after update {step:,}"
     if isinstance(accuracy, float):
         text += f", test accuracy {100 * accuracy:.2f} %"
     if newest is None or step != newest.step:
         text += f"; checkpoint {step}, its last, is not among the good ones."
-        return summary, [note(name, text, step=step)]
-    if summary.get("examples_digest") != newest.run.get("examples_digest"):
+        yield note(name, text, step=step)
+    elif summary.get("examples_digest") != newest.run.get("examples_digest"):
         text += f", but not from the examples that checkpoint {step} saw."
-        return summary, [problem(name, text, RESTORE, step=step)]
-    return summary, [good(name, text, step=step)]
+        yield problem(name, text, RESTORE, step=step)
+    else:
+        yield good(name, text, step=step)
