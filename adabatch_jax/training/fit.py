@@ -212,7 +212,8 @@ def fit(
         with record.clocks.timed("compile"):
             setup = set_up(
                 loss_fn, tx, state, rng, source, plan, next_step, seed, mesh,
-                options, policy.kind == "skip", saved_layout, progress, tuple(evaluators.values()),
+                options, saved_layout, progress, tuple(evaluators.values()),
+                skip_nonfinite=policy.kind == "skip",
             )  # fmt: skip
         stack.callback(setup.close)
         record.keep_layout(setup.layout)

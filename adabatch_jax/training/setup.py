@@ -84,19 +84,19 @@ def set_up(
     seed: int,
     mesh: Mesh | None,
     options: LayoutOptions,
-    skip_nonfinite: bool,
     saved_layout: Mapping[str, Any],
     progress: Progress,
     evaluators: Sequence[Evaluator] = (),
+    skip_nonfinite: bool = False,
 ) -> Setup:
     """Chooses what is "auto", compiles the first program and the one with the most rows.
 
     Args:
       state: lies where updates want it.
       start_step: the update to begin with.
-      skip_nonfinite: as in `make_train_step`.
       saved_layout: that of the run that goes on, whose choices stay; or nothing.
       evaluators: keep examples on the devices, unless memory is short.
+      skip_nonfinite: as in `make_train_step`.
 
     Raises:
       UsageError: a program doesn't fit into the devices' memory.

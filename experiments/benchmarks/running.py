@@ -19,6 +19,7 @@ BENCHMARKS = {
     "jpeg_input": 1,
     "accumulation": 1,
     "prediction": 1,
+    "checkpoints": 1,
     "sharded_parameters": 8,
     "host_memory": 1,
     "against_pytorch": 2,
