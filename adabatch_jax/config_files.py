@@ -31,7 +31,7 @@ def load_config(path: str) -> TrainConfig:
     if file.suffix == ".json":
         try:
             content = json.loads(file.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"--config: {path!r} is no JSON ({error}).") from None
         return TrainConfig.from_dict(content, origin=repr(path))
     raise UsageError(f"--config: {path!r} must be a Python file (.py) or a config.json.")

@@ -26,6 +26,11 @@ _LEDGER = "last_checkpoint.json"
 
 # What a checkpoint's own values are laid out as; others are another program's.
 FORMAT = 1
+_KEYS = {
+    "step", "samples", "seed", "plan", "fingerprint", "examples_digest", "order_digest",
+    "decisions", "pending_row", "seconds", "phase_seconds", "layout", "restarts", "identity",
+    "versions", "metrics",
+}  # fmt: skip
 
 
 class RunFolder:
@@ -117,6 +122,8 @@ def find_checkpoint(
             return known[found.step]
         if found.run.get("format") != FORMAT:
             return "it was written by another version of this program"
+        if not _KEYS <= found.run.keys():
+            return "it is not this program's"
         if not metrics_intact(path, MetricsPosition(**found.run["metrics"])):
             return "metrics.jsonl and metrics.csv have lost rows from before it"
         return None

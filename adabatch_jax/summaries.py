@@ -23,7 +23,7 @@ def read_summary(workdir: Path, config_digest: str) -> dict[str, Any] | None:
     """
     try:
         summary = json.loads((workdir / "summary.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     is_ours = isinstance(summary, dict) and summary.get("config_digest") == config_digest
     return summary if is_ours else None

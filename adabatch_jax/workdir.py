@@ -48,5 +48,5 @@ def saved_config(workdir: Path) -> TrainConfig | None:
     """The configuration of the run in a folder, or None where there is none of ours."""
     try:
         return TrainConfig.from_dict(json.loads((workdir / "config.json").read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None

@@ -47,6 +47,12 @@ def write_checkpoint(folder, step, **changes):
         "order_digest": digest_of_order(PLAN, CONFIG.seed, samples),
         "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0.0"},
         "metrics": dataclasses.asdict(position),
+        "decisions": [],
+        "pending_row": None,
+        "seconds": {},
+        "phase_seconds": [],
+        "layout": {},
+        "restarts": 0,
         **changes,
     }
     checkpoint = folder / "checkpoints" / str(step)
