@@ -44,6 +44,7 @@ _MODULES = {
     "adabatch_jax.training.step": ("make_train_step",),
     "adabatch_jax.training.evaluation": ("evaluate",),
     "adabatch_jax.training.fit": ("FitResult", "fit"),
+    "adabatch_jax.interruption": ("Interruption",),
     "adabatch_jax.errors": (
         "AdabatchError",
         "DivergedError",

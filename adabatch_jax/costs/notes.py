@@ -35,6 +35,7 @@ def cost_notes(config: TrainConfig, costs: "PlanCosts") -> list[str]:
             machine += f" with its share of what {costs.num_devices} would do"
         notes += prediction_notes(costs.prediction, machine)
         notes.append(microbatch_note(config, costs))
+    notes.append(checkpoint_note(config, costs.checkpoint_bytes))
     most = max(memory.num_bytes for memory in costs.memory.values())
     if costs.limit_bytes is not None and most > costs.limit_bytes:
         notes.append(
@@ -42,6 +43,22 @@ def cost_notes(config: TrainConfig, costs: "PlanCosts") -> list[str]:
             f"{bytes_text(costs.limit_bytes)}."
         )
     return notes
+
+
+def checkpoint_note(config: TrainConfig, num_bytes: int) -> str:
+    """What the checkpoints that are kept take on disk.
+
+    >>> checkpoint_note(TrainConfig(keep_best=None), 2**20)
+    'A checkpoint takes about 1.0 MiB; the newest 3 are kept, and one is written: 4.0 MiB.'
+    """
+    number, kept = config.keep_checkpoints, f"the newest {config.keep_checkpoints}"
+    if config.keep_best is not None:
+        number, kept = number + 1, f"{kept} and the best"
+    more = "" if config.keep_every is None else f", and one every {config.keep_every} for good"
+    return (
+        f"A checkpoint takes about {bytes_text(num_bytes)}; {kept} are kept{more}, and one is "
+        f"written: {bytes_text((number + 1) * num_bytes)}."
+    )
 
 
 def prediction_notes(prediction: Prediction, machine: str) -> list[str]:

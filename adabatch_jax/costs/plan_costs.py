@@ -41,6 +41,7 @@ class PlanCosts:
       prediction: of the time; None if nothing was measured.
       microbatches: a comparison of micro-batches; None if there was nothing to compare.
       has_free_microbatch: whether micro-batches are known not to change the numbers.
+      checkpoint_bytes: what a checkpoint takes on disk.
     """
 
     device: str
@@ -52,6 +53,7 @@ class PlanCosts:
     prediction: Prediction | None
     microbatches: MicrobatchComparison | None
     has_free_microbatch: bool
+    checkpoint_bytes: int
 
 
 def plan_costs(
@@ -101,6 +103,7 @@ def plan_costs(
         prediction=prediction,
         microbatches=microbatches,
         has_free_microbatch=group_rows(updates.loss_fn) is not None,
+        checkpoint_bytes=updates.checkpoint_bytes,
     )
 
 

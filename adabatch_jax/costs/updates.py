@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adabatch_jax.checkpoints.space import checkpoint_bytes
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.data.datasets import dataset_spec
 from adabatch_jax.data.layout import BatchLayout
@@ -92,6 +93,11 @@ class Updates:
 
     def _new_state(self) -> TrainState:
         return TrainState.create(params=self.params, tx=self.tx, model_state=self.model_state)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What a checkpoint takes on disk."""
+        return checkpoint_bytes(jax.eval_shape(self._new_state))
 
     @property
     def num_used_devices(self) -> int:
