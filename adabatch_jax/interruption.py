@@ -84,11 +84,6 @@ class Interruption:
         return self._name is not None
 
     @property
-    def happened(self) -> bool:
-        """The same as `requested`."""
-        return self.requested
-
-    @property
     def name(self) -> str | None:
         """What asked first, as a user knows it; None if nothing did."""
         return self._name
