@@ -11,7 +11,6 @@ from adabatch_jax.checkpoints import restoring
 from adabatch_jax.checkpoints.found import (
     Damaged,
     Found,
-    check_checkpoint,
     committed_steps,
     read_run,
     set_aside,
@@ -63,8 +62,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, run: Mapping[str, Any]) -> None:
         """Begins to save; an earlier save is waited for.
 
-        It returns as soon as the state may be donated. A sound checkpoint of this step is left as
-        it is, anything else of that name is set aside.
+        It returns as soon as the state may be donated. Whatever has this step's name already is
+        set aside.
 
         Args:
           step: finished updates.
@@ -77,9 +76,8 @@ class Checkpoints:
         """
         self.wait()
         reach("save.before")
-        if self._is_saved(step):
-            self.latest = step
-            return
+        if os.path.lexists(self._directory / str(step)):
+            set_aside(self._directory, step)  # not this run's: it hasn't been here before
         self._stored.pop(step, None)
         args = contents(state, {**run, "step": step})
         with self._save_errors():
@@ -150,17 +148,6 @@ class Checkpoints:
         except StorageError:
             if error is None:  # what went wrong first is what the user has to know
                 raise
-
-    def _is_saved(self, step: int) -> bool:
-        path = self._directory / str(step)
-        if not os.path.lexists(path):
-            return False
-        try:
-            check_checkpoint(path)
-        except Damaged:
-            set_aside(self._directory, step)
-            return False
-        return True
 
     @contextmanager
     def _save_errors(self) -> Iterator[None]:

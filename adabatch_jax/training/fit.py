@@ -11,7 +11,6 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from adabatch_jax.checkpoints.space import check_free_space, checkpoint_bytes
 from adabatch_jax.costs import predict
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
@@ -199,7 +198,7 @@ def fit(
         state = record.begin(placed.place(state))
         if record.start_step == plan.num_steps and record.pending_row is None:
             return FitResult(state, record.history, record.finish(state, False), False)
-        _check_space(path, state, keep_checkpoints, progress)
+        record.check_space(state)
         rng = placed.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {
             name: stack.enter_context(Evaluator(eval_fn, eval_source, eval_batch_size, mesh))
@@ -280,16 +279,6 @@ def compile_in_background(
     has_room = setup.has_room_for(state_bytes(state))
     programs.add(COPY, functools.partial(lower_copy, like, shardings, has_room))
     programs.compile_rest()
-
-
-def _check_space(
-    path: Path | None, state: TrainState, keep_checkpoints: int, progress: Progress
-) -> None:
-    """Warns where the disk is short of room for checkpoints; a StorageError where it has none."""
-    if path is not None:
-        warning = check_free_space(path, checkpoint_bytes(state), keep_checkpoints)
-        if warning is not None:
-            progress.message(f"warning: {warning}")
 
 
 def _predict(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from adabatch_jax.checkpoints.found import Damaged, Found
+from adabatch_jax.checkpoints.space import check_free_space, checkpoint_bytes
 from adabatch_jax.data.batches import examples_at
 from adabatch_jax.errors import RestoreError, StorageError, UsageError, explain_missing
 from adabatch_jax.reporting.environment import package_versions
@@ -78,6 +79,7 @@ class RunRecord:
         self._layout: dict[str, Any] = {}
         self._restarts = 0
         self._last_save = 0
+        self._has_warned = False
         self._save_watch: int | None = None
         self.clocks = Clocks(len(plan.phases), watchdog)
         self.history: list[dict[str, Any]] = []
@@ -126,6 +128,20 @@ class RunRecord:
         self._metrics = MetricsWriter(self._folder.path, position)
         self.history = read_metrics(self._folder.path / "metrics.jsonl")
         return state
+
+    def check_space(self, state: TrainState) -> None:
+        """Warns where the disk is short of room for checkpoints of this size.
+
+        Raises:
+          StorageError: it hasn't room for one.
+        """
+        if self._folder is None:
+            return
+        num_bytes = checkpoint_bytes(state)
+        warning = check_free_space(self._folder.path, num_bytes, self._keeping.newest)
+        if warning is not None and not self._has_warned:
+            self._has_warned = True
+            self._progress.message(f"warning: {warning}")
 
     def keep_layout(self, layout: Mapping[str, Any]) -> None:
         """Notes what the bits of the result depend on beside the settings, as JSON values."""
@@ -270,7 +286,12 @@ class RunRecord:
             "score": score.of(last_row) if is_measured else None,
             "keep": every is not None and every.is_passed(self._last_save, step),
         }
-        self._after_saving(lambda: self._checkpoints.save(step, state, run))
+
+        def begin_to_save() -> None:
+            self.check_space(state)
+            self._checkpoints.save(step, state, run)
+
+        self._after_saving(begin_to_save)
         self._last_save = step
         if self._checkpoints.is_saving and self._save_watch is None:
             self._save_watch = self._watchdog.begin("a checkpoint")

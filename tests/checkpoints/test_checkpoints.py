@@ -91,11 +91,11 @@ def test_check_alone_sees_a_save_through(tmp_path):
 def test_the_state_and_the_run_may_change_after_save(tmp_path, held):
     state, run = plain_state(1), {"seconds": [1, 2]}
     wanted = bits(plain_state(1))  # of another: a view of this one would keep it from donation
+    # What Orbax hasn't written yet when it is donated is copied by JAX, so it may live on.
     with Checkpoints(tmp_path, 2) as checkpoints:
         checkpoints.save(5, state, run)
         changed = jax.jit(lambda s: jax.tree.map(_other, s), donate_argnums=0)(state)
         jax.block_until_ready(changed)
-        assert state.params["w"].is_deleted()
         run["seconds"].append(3)
         held.set()
     assert bits(restored(tmp_path, 5)) == wanted
@@ -181,23 +181,13 @@ def test_what_went_wrong_first_is_told(tmp_path):
             checkpoints.save(5, plain_state(), {"long": "x" * 200})
 
 
-def test_a_sound_checkpoint_of_the_step_is_left_as_it_is(two_saved, tmp_path):
-    directory = tmp_path / "checkpoints"
-    shutil.copytree(two_saved, directory)
-    manifest = (directory / "7/digests/manifest").read_bytes()
-    with Checkpoints(directory, 5) as checkpoints:
-        checkpoints.save(7, plain_state(0), {})
-        assert not checkpoints.is_saving and checkpoints.latest == 7
-    assert (directory / "7/digests/manifest").read_bytes() == manifest
-
-
-@pytest.mark.parametrize("stray", ["damaged", "empty", "file", "link"])
-def test_anything_else_of_its_name_is_set_aside(two_saved, tmp_path, stray):
+@pytest.mark.parametrize("stray", ["sound", "damaged", "empty", "file", "link"])
+def test_what_has_its_name_is_set_aside(two_saved, tmp_path, stray):
     directory = tmp_path / "checkpoints"
     shutil.copytree(two_saved, directory)
     if stray == "damaged":
         (directory / "7/run/metadata").unlink()
-    else:
+    elif stray != "sound":
         shutil.rmtree(directory / "7")
         make = {
             "empty": lambda path: path.mkdir(),
