@@ -91,7 +91,7 @@ def test_check_alone_sees_a_save_through(tmp_path):
 def test_the_state_and_the_run_may_change_after_save(tmp_path, held):
     state, run = plain_state(1), {"seconds": [1, 2]}
     wanted = bits(plain_state(1))  # of another: a view of this one would keep it from donation
-    # What Orbax hasn't written yet when it is donated is copied by JAX, so it may live on.
+    # JAX doesn't reuse the memory of arrays that Orbax still reads: whether they live on is chance.
     with Checkpoints(tmp_path, 2) as checkpoints:
         checkpoints.save(5, state, run)
         changed = jax.jit(lambda s: jax.tree.map(_other, s), donate_argnums=0)(state)
