@@ -24,12 +24,13 @@ from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.scores import parse_score
 from adabatch_jax.training.dispatch import abstract
 from adabatch_jax.training.evaluation import EvalFn, Evaluator
+from adabatch_jax.training.keeping import Keeping
 from adabatch_jax.training.layout_options import LayoutOptions
 from adabatch_jax.training.loop import Loop, StepCallback, evaluation_program
 from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.memory import state_bytes
 from adabatch_jax.training.profiling import make_profile
-from adabatch_jax.training.record import Keeping, RunRecord
+from adabatch_jax.training.record import RunRecord
 from adabatch_jax.training.saving import COPY, lower_copy
 from adabatch_jax.training.setup import Setup, set_up
 from adabatch_jax.training.state import TrainState
@@ -198,7 +199,8 @@ def fit(
         state = record.begin(placed.place(state))
         if record.start_step == plan.num_steps and record.pending_row is None:
             return FitResult(state, record.history, record.finish(state, False), False)
-        record.check_space(state)
+        if record.checkpoints is not None:
+            record.checkpoints.check_space(state)
         rng = placed.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {
             name: stack.enter_context(Evaluator(eval_fn, eval_source, eval_batch_size, mesh))

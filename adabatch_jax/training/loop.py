@@ -114,7 +114,8 @@ class Loop:
             self.record.audit(step)
         self.progress.tick(self._finished)
         reach("step.end")
-        self.record.check()
+        if self.record.checkpoints is not None:
+            self.record.checkpoints.check()
         if self.on_step and self.on_step(self._finished, self._state, dispatched.metrics):
             self._do_what_is_due()
             return True
@@ -248,8 +249,9 @@ class Loop:
         self._longest = max(self._longest, now - self._settled_at)
         self._settled_at = now
         if self.interruption is not None:
-            pieces = _PIECES_IN_FLIGHT + 1
-            self.interruption.expect(pieces * self._longest + 2 * self.record.save_seconds + 1)
+            checkpoints = self.record.checkpoints
+            saving = 0.0 if checkpoints is None else checkpoints.save_seconds
+            self.interruption.expect((_PIECES_IN_FLIGHT + 1) * self._longest + 2 * saving + 1)
 
     def _finish_pending_row(self) -> bool:
         """Does the evaluation that a stop cut off; returns whether it wasn't cut off again."""

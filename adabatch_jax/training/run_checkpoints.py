@@ -1,0 +1,148 @@
+"""A run's checkpoints, and what is done where one can't be saved or restored."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adabatch_jax.checkpoints.checkpoints import Checkpoints
+from adabatch_jax.checkpoints.found import Damaged, Found
+from adabatch_jax.checkpoints.space import check_free_space, checkpoint_bytes
+from adabatch_jax.errors import RestoreError, StorageError
+from adabatch_jax.reporting.progress import Progress
+from adabatch_jax.run_folder import CHECKPOINTS, RunFolder
+from adabatch_jax.training.keeping import Keeping
+from adabatch_jax.training.state import TrainState
+from adabatch_jax.training.watchdog import Watchdog
+
+
+class RunCheckpoints:
+    """Saves and restores the checkpoints of a run's folder.
+
+    Args:
+      folder: the folder, which this process holds.
+      keeping: which ones to keep.
+      watchdog: looks after saves in the background.
+      progress: told about what isn't as it should be.
+
+    Attributes:
+      save_seconds: the longest that the beginning of a save took.
+    """
+
+    def __init__(self, folder: RunFolder, keeping: Keeping, watchdog: Watchdog, progress: Progress):
+        self._folder, self._keeping = folder, keeping
+        self._watchdog, self._progress = watchdog, progress
+        self._checkpoints = Checkpoints(folder.path / CHECKPOINTS, keeping.newest)
+        self._watch: int | None = None
+        self._has_warned = False
+        self._last_step = 0
+        self.save_seconds = 0.0
+
+    def restored(self, like: TrainState, check: Callable[[Found], None]) -> TrainState:
+        """The state of the folder's checkpoint, or of the newest older one that can be restored.
+
+        Args:
+          like: where its arrays are to lie.
+          check: raises an error where the run can't go on from a checkpoint.
+        """
+        while True:
+            found = self._folder.checkpoint
+            check(found)
+            try:
+                state = self._checkpoints.restore(found, like)
+            except Damaged as error:
+                self._folder.reject(str(error))
+                self._progress.message(self._folder.notes[-1])
+            else:
+                self._last_step = found.step
+                return state
+
+    def restore(self, found: Found, like: TrainState) -> TrainState:
+        """Reads a checkpoint that this process saved; raises a RestoreError where it can't be."""
+        try:
+            return self._checkpoints.restore(found, like)
+        except Damaged as error:
+            raise RestoreError(
+                f"checkpoint {found.step} in {found.path.parent} can't be restored ({error})."
+            ) from error
+
+    def newest(self) -> Found | None:
+        """Waits for a save under way; the newest sound checkpoint, or None."""
+        self.wait()
+        return self._folder.newest_checkpoint()
+
+    def check_space(self, state: TrainState) -> None:
+        """Warns where the disk is short of room for checkpoints of this size.
+
+        Raises:
+          StorageError: it hasn't room for one.
+        """
+        num_bytes = checkpoint_bytes(state)
+        warning = check_free_space(self._folder.path, num_bytes, self._keeping.newest)
+        if warning is not None and not self._has_warned:
+            self._has_warned = True
+            self._progress.message(f"warning: {warning}")
+
+    def save(
+        self, step: int, state: TrainState, run: Mapping[str, Any], row: Mapping[str, Any]
+    ) -> None:
+        """Begins to save a checkpoint; its state may be donated afterwards.
+
+        Args:
+          step: finished updates.
+          state: the state after them.
+          run: the checkpoint's own values.
+          row: the newest row of metrics, which gives the score if it is of this step.
+        """
+        began = time.monotonic()
+        every, score = self._keeping.every, self._keeping.best
+        is_measured = score is not None and row.get("step") == step
+        run = {
+            **run,
+            "score": score.of(row) if is_measured else None,
+            "keep": every is not None and every.is_passed(self._last_step, step),
+        }
+
+        def begin() -> None:
+            self.check_space(state)
+            self._checkpoints.save(step, state, run)
+
+        self._minding_errors(begin)
+        self._last_step = step
+        if self._checkpoints.is_saving and self._watch is None:
+            self._watch = self._watchdog.begin("a checkpoint")
+        self.save_seconds = max(self.save_seconds, time.monotonic() - began)
+
+    def check(self) -> None:
+        """Looks whether a save in the background has ended; raises what it failed with."""
+        self._minding_errors(self._checkpoints.check)
+
+    def wait(self) -> None:
+        """Waits for a save under way; raises what it failed with."""
+        self._minding_errors(self._checkpoints.wait)
+
+    def check_is_saved(self, step: int) -> None:
+        """An end without its checkpoint is no success, whatever was warned about before."""
+        if self._checkpoints.latest != step:
+            raise StorageError(
+                f"the last checkpoint, after update {step:,}, could not be saved in "
+                f"{self._folder.path / CHECKPOINTS}; make room and give the same command again."
+            )
+
+    def close(self) -> None:
+        """Waits for a save under way, and ends Orbax's threads."""
+        self._checkpoints.close()
+
+    def _minding_errors(self, act: Callable[[], Any]) -> None:
+        """Does what may end a save; notes what was saved, and warns of what couldn't be."""
+        before = self._checkpoints.latest
+        try:
+            act()
+        except StorageError as error:
+            if self._keeping.on_error == "stop":
+                raise
+            self._progress.message(f"warning: {error} Training goes on without it.")
+        if self._watch is not None and not self._checkpoints.is_saving:
+            self._watchdog.end(self._watch)
+            self._watch = None
+        if self._checkpoints.latest != before:
+            self._folder.note_saved(self._checkpoints.latest)
