@@ -83,7 +83,8 @@ class Loop:
         self._recovery = Recovery(self.on_nan, record, self.progress, self._diverged)
         if self.interruption is not None:
             self.interruption.defer()
-        stopped = not self._finish_pending_row()
+        self._is_cut_off = not self._finish_pending_row()
+        stopped = self._is_cut_off
         pieces = self.dispatch.pieces(self._finished, self._is_boundary)
         inputs_of_pieces = self.feed.run(pieces, self._should_stop)
         while self._finished < plan.num_steps and not stopped:
@@ -94,7 +95,8 @@ class Loop:
         if stopped and self.checkpoint_period and self._finished > self._saver.newest:
             self._save()
         self._saver.save_settled(self._finished)
-        return self._state, stopped and self._finished < plan.num_steps
+        is_done = self._finished == plan.num_steps and not self._is_cut_off
+        return self._state, stopped and not is_done
 
     def _train_on(self, piece: Piece, inputs: Mapping[str, jax.Array]) -> bool:
         """Dispatches a piece and does what is due behind it; returns whether to stop."""
@@ -164,7 +166,7 @@ class Loop:
         return finished == self.plan.num_steps or period.is_due(finished)
 
     def _do_what_is_due(self) -> bool:
-        """Evaluates, logs and saves; returns whether an evaluation was cut off by a stop."""
+        """Evaluates, logs and saves; returns whether the evaluation was cut off by a stop."""
         finished, pending_row = self._finished, None
         if self._is_due(self.eval_period, finished):
             self._settle(0)
@@ -180,7 +182,8 @@ class Loop:
                 self._rows.write(self._rows.with_metrics(row, self._metrics))
         if self._is_due(self.checkpoint_period, finished) or pending_row:
             self._save(pending_row)
-        return pending_row is not None
+        self._is_cut_off = pending_row is not None
+        return self._is_cut_off
 
     def _save(self, pending_row: dict[str, Any] | None = None) -> None:
         """Saves the state after the last update: from a copy, or where there is no room at once."""

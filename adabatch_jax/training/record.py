@@ -199,7 +199,6 @@ class RunRecord:
             "fingerprint": self._plan.fingerprint(samples),
             "examples_digest": str(self.examples),
             "order_digest": digest_of_order(self._plan, self._seed, samples),
-            "decisions": list(self.decisions),
             "pending_row": None,
         }
 
@@ -215,6 +214,8 @@ class RunRecord:
         run = {
             **position,
             **self.clocks.to_dict(),
+            # Those of later updates aren't found yet: results are looked at in order.
+            "decisions": self.decisions,
             "layout": self._layout,
             "restarts": self._restarts,
             "identity": self._identity,

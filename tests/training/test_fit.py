@@ -373,3 +373,36 @@ def test_sources_to_evaluate_on_have_names(tmp_path):
     assert both.summary["holdout_accuracy"] == expected["accuracy"]
     seconds = [row["training_seconds"] for row in both.history]
     assert seconds == sorted(seconds) and 0 < seconds[-1] < both.history[-1]["elapsed_seconds"]
+
+
+class StopIn:
+    """An interruption that comes when it was asked about for the n-th time."""
+
+    def __init__(self, number):
+        self.left = number
+
+    def defer(self):
+        pass
+
+    def expect(self, seconds):
+        pass
+
+    @property
+    def requested(self):
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_stopped_wherever_it_is_asked_about(tmp_path):
+    plan = make_plan("6, 5st: 8", N, "1ep")
+    options = {"eval_every": "0.5ep", "checkpoint_every": "3st", "eval_batch_size": 3}
+    whole = train(plan, tmp_path / "whole", **options)
+    stops = 0
+    while True:
+        cut = train(plan, tmp_path / "cut", **options, interruption=StopIn(3 + 2 * stops % 9))
+        if not cut.stopped:
+            break
+        stops += 1
+    assert stops > 5
+    assert reproducible(cut.history) == reproducible(whole.history)
+    assert reproducible([cut.summary]) == reproducible([whole.summary])
