@@ -2,8 +2,7 @@
 
 import contextlib
 import os
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ FORMAT = 1
 _KEYS = {
     "step", "samples", "seed", "plan", "fingerprint", "examples_digest", "order_digest",
     "decisions", "pending_row", "seconds", "phase_seconds", "layout", "restarts", "identity",
-    "versions", "metrics",
+    "versions", "metrics", "is_planned",
 }  # fmt: skip
 
 
@@ -75,9 +74,11 @@ class RunFolder:
         """Remembers that a checkpoint exists."""
         write_json(self.path / _LEDGER, {"step": step})
 
-    def newest_checkpoint(self) -> Found | None:
-        """The newest sound checkpoint as of now."""
-        return find_checkpoint(self.path)[0]
+    def newest_planned_checkpoint(self) -> Found | None:
+        """The newest sound checkpoint as of now, of those that no stop made be saved."""
+        return find_checkpoint(
+            self.path, lambda found: None if found.run["is_planned"] else "a stop made it be saved"
+        )[0]
 
     def reject(self, reason: str) -> None:
         """Puts the checkpoint aside, for a reason that only its restoration showed.
@@ -90,7 +91,7 @@ class RunFolder:
     def _find(self, rejected: Sequence[tuple[int, str]] = ()) -> None:
         """Finds the checkpoint to go on from; newer ones are put aside."""
         known = dict(rejected)
-        self.checkpoint, rejected = find_checkpoint(self.path, known)
+        self.checkpoint, rejected = find_checkpoint(self.path, lambda found: known.get(found.step))
         if self.checkpoint is None:
             reason = why_none(self.path, rejected)
             if reason is not None:
@@ -105,7 +106,7 @@ class RunFolder:
 
 
 def find_checkpoint(
-    path: Path, known: Mapping[int, str] = types.MappingProxyType({})
+    path: Path, object_to: Callable[[Found], str | None] = lambda found: None
 ) -> tuple[Found | None, list[tuple[int, str]]]:
     """Returns the newest checkpoint that a run can go on from, and why newer ones can't be used.
 
@@ -114,19 +115,17 @@ def find_checkpoint(
 
     Args:
       path: the run's folder.
-      known: steps of which it is known already why they can't be used.
+      object_to: says why a sound checkpoint can't be used all the same, or None.
     """
 
     def objection(found: Found) -> str | None:
-        if found.step in known:
-            return known[found.step]
         if found.run.get("format") != FORMAT:
             return "it was written by another version of this program"
         if not _KEYS <= found.run.keys():
             return "it is not this program's"
         if not metrics_intact(path, MetricsPosition(**found.run["metrics"])):
             return "metrics.jsonl and metrics.csv have lost rows from before it"
-        return None
+        return object_to(found)
 
     with storage_errors(path / CHECKPOINTS, action="read"):
         return newest_good(path / CHECKPOINTS, objection)

@@ -187,7 +187,8 @@ class Loop:
 
     def _save(self, pending_row: dict[str, Any] | None = None) -> None:
         """Saves the state after the last update: from a copy, or where there is no room at once."""
-        if not self._saver.take(self._finished, self._state, pending_row):
+        is_planned = self._is_due(self.checkpoint_period, self._finished)
+        if not self._saver.take(self._finished, self._state, is_planned, pending_row):
             self._settle(0)
 
     def _num_to_leave(self, piece: Piece, dispatched: Dispatched) -> int:

@@ -199,7 +199,6 @@ class RunRecord:
             "fingerprint": self._plan.fingerprint(samples),
             "examples_digest": str(self.examples),
             "order_digest": digest_of_order(self._plan, self._seed, samples),
-            "pending_row": None,
         }
 
     def save(self, state: TrainState, position: Mapping[str, Any]) -> None:

@@ -68,7 +68,7 @@ class Recovery:
           DivergedError: there is no checkpoint, or the run was rolled back to it before.
         """
         checkpoints = self._record.checkpoints
-        checkpoint = None if checkpoints is None else checkpoints.newest()
+        checkpoint = None if checkpoints is None else checkpoints.newest_planned()
         if checkpoint is None:
             raise self._diverged(bad, f"there is no checkpoint to roll back to, and {what}")
         before = [d["checkpoint"] for d in self._record.decisions if d["kind"] == "rollback"]

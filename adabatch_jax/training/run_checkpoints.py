@@ -65,10 +65,13 @@ class RunCheckpoints:
                 f"checkpoint {found.step} in {found.path.parent} can't be restored ({error})."
             ) from error
 
-    def newest(self) -> Found | None:
-        """Waits for a save under way; the newest sound checkpoint, or None."""
+    def newest_planned(self) -> Found | None:
+        """Waits for a save under way; the newest sound checkpoint that was due, or None.
+
+        Where a run was stopped changes nothing about it.
+        """
         self.wait()
-        return self._folder.newest_checkpoint()
+        return self._folder.newest_planned_checkpoint()
 
     def check_space(self, state: TrainState) -> None:
         """Warns where the disk is short of room for checkpoints of this size.

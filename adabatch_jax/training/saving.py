@@ -70,18 +70,22 @@ class Saver:
         self._copies: collections.deque[_Copy] = collections.deque()
         self.newest = record.start_step
 
-    def take(self, finished: int, state: TrainState, pending_row: Any = None) -> bool:
+    def take(
+        self, finished: int, state: TrainState, is_planned: bool, pending_row: Any = None
+    ) -> bool:
         """Begins to copy the state after `finished` updates, which is that of the run now.
 
         Args:
           finished: how many updates.
           state: the state.
+          is_planned: whether a checkpoint is due here anyway, or because of a stop.
           pending_row: a row that still lacks its evaluation.
 
         Returns:
           Whether the state may be donated; without a copy only after `save_settled`.
         """
-        position = self._record.position(finished) | {"pending_row": pending_row}
+        position = self._record.position(finished)
+        position |= {"is_planned": is_planned, "pending_row": pending_row}
         with self._record.clocks.timed("step"):
             copy, is_finite = self._program(COPY)(state)
         self._copies.append(_Copy(finished, state if copy is None else copy, is_finite, position))

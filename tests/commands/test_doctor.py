@@ -48,6 +48,7 @@ def write_checkpoint(folder, step, **changes):
         "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0.0"},
         "metrics": dataclasses.asdict(position),
         "decisions": [],
+        "is_planned": True,
         "pending_row": None,
         "seconds": {},
         "phase_seconds": [],
