@@ -12,9 +12,10 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from adabatch_jax.config import DataSettings, Settings, TrainConfig
+from adabatch_jax.config import TrainConfig
 from adabatch_jax.config_files import load_config
 from adabatch_jax.errors import UsageError, did_you_mean
+from adabatch_jax.settings import DataSettings, Settings
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ def parse_arguments(
             ("settings", Annotated[Settings, tyro.conf.arg(name="")], Settings(**values)),
         ],
     )
-    with one_sentence(_flags()):
+    with one_sentence(_flags(options)):
         parsed = tyro.cli(command, args=argv, prog=prog, description=description)
     fields = {f.name: getattr(parsed.settings, f.name) for f in dataclasses.fields(Settings)}
     return parsed.options, TrainConfig(**fields)
@@ -142,7 +143,8 @@ def _unbox(text: str, flags: Sequence[str]) -> str:
     return words if words.endswith((".", "?")) else f"{words}."
 
 
-def _flags() -> list[str]:
+def _flags(options: type) -> list[str]:
     names = [field.name for field in dataclasses.fields(Settings) if field.name != "data"]
     names += [f"data.{field.name}" for field in dataclasses.fields(DataSettings)]
-    return [f"--{name.replace('_', '-')}" for name in (*names, "config", "workdir")]
+    names += [field.name for field in dataclasses.fields(options)]
+    return [f"--{name.replace('_', '-')}" for name in names]
