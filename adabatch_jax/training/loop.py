@@ -86,14 +86,14 @@ class Loop:
         self._is_cut_off = not self._finish_pending_row()
         stopped = self._is_cut_off
         pieces = self.dispatch.pieces(self._finished, self._is_boundary)
-        inputs_of_pieces = self.feed.run(pieces, self._should_stop)
+        inputs_of_pieces = self.feed.run(pieces, self._may_stop)
         while self._finished < plan.num_steps and not stopped:
             with record.clocks.timed("input"):
                 piece, inputs = next(inputs_of_pieces, (None, None))
             stopped = piece is None or self._train_on(piece, inputs)
         self._settle(0)
-        if stopped and self.checkpoint_period and self._finished > self._saver.newest:
-            self._save()
+        if self.checkpoint_period and self._finished > self._saver.newest:
+            self._save()  # stopped in between, or rolled back behind the last one
         self._saver.save_settled(self._finished)
         is_done = self._finished == plan.num_steps and not self._is_cut_off
         return self._state, stopped and not is_done
@@ -110,7 +110,7 @@ class Loop:
         self._in_flight.append(_InFlight(piece, dispatched))
         self._settle(self._num_to_leave(piece, dispatched))
         if dispatched.metrics is None:
-            return self._should_stop()  # in the middle of an update, which is then dropped
+            return self._may_stop()  # in the middle of an update, which is then dropped
         self._finished = piece.steps[-1].index + 1
         for step in piece.steps:
             self.record.audit(step)
@@ -121,7 +121,19 @@ class Loop:
         if self.on_step and self.on_step(self._finished, self._state, dispatched.metrics):
             self._do_what_is_due()
             return True
-        return self._do_what_is_due() or self._should_stop()
+        return self._do_what_is_due() or self._may_stop()
+
+    def _may_stop(self) -> bool:
+        """Whether to stop here: a bad update that is in flight is first followed by its rollback.
+
+        What a rollback leaves out is then the same as without the stop.
+        """
+        if not self._should_stop():
+            return False
+        if not self._recovery.rolls_back:
+            return True
+        flags = jax.device_get([entry.dispatched.is_finite for entry in self._in_flight])
+        return all(np.all(flag) for flag in flags if flag is not None)
 
     def _should_stop(self) -> bool:
         return self.interruption is not None and self.interruption.requested
@@ -150,7 +162,9 @@ class Loop:
         if programs.is_ready(name):
             return programs.get(name).compiled
         with self.record.clocks.timed("compile"):
-            return programs.get(name).compiled
+            compiled = programs.get(name).compiled
+        self._settled_at = time.monotonic()  # stopping needs no new program
+        return compiled
 
     def _is_boundary(self, finished: int) -> bool:
         """Whether anything is due when so many updates are finished."""

@@ -205,7 +205,7 @@ class RunRecord:
         """Begins to save a checkpoint; rows before it are on disk already.
 
         Args:
-          state: may be donated afterwards.
+          state: may be donated afterwards; all updates before it were looked at, and none after.
           position: what `position` said when the state was that of the run.
         """
         if self.checkpoints is None:
@@ -214,7 +214,7 @@ class RunRecord:
             **position,
             **self.clocks.to_dict(),
             # Those of later updates aren't found yet: results are looked at in order.
-            "decisions": self.decisions,
+            "decisions": list(self.decisions),
             "layout": self._layout,
             "restarts": self._restarts,
             "identity": self._identity,

@@ -14,6 +14,9 @@ from adabatch_jax.training.keeping import Keeping
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.watchdog import Watchdog
 
+# Slow enough for most disks, as long as no save was seen to its end.
+_EXPECTED_BYTES_PER_SECOND = 100e6
+
 
 class RunCheckpoints:
     """Saves and restores the checkpoints of a run's folder.
@@ -25,7 +28,8 @@ class RunCheckpoints:
       progress: told about what isn't as it should be.
 
     Attributes:
-      save_seconds: the longest that the beginning of a save took.
+      save_seconds: the longest that a save took, until all was on the disk; before one was seen
+        to its end, what is expected of it.
     """
 
     def __init__(self, folder: RunFolder, keeping: Keeping, watchdog: Watchdog, progress: Progress):
@@ -34,7 +38,7 @@ class RunCheckpoints:
         self._checkpoints = Checkpoints(folder.path / CHECKPOINTS, keeping.newest)
         self._watch: int | None = None
         self._has_warned = False
-        self._last_step = 0
+        self._began = 0.0
         self.save_seconds = 0.0
 
     def restored(self, like: TrainState, check: Callable[[Found], None]) -> TrainState:
@@ -53,7 +57,6 @@ class RunCheckpoints:
                 self._folder.reject(str(error))
                 self._progress.message(self._folder.notes[-1])
             else:
-                self._last_step = found.step
                 return state
 
     def restore(self, found: Found, like: TrainState) -> TrainState:
@@ -80,6 +83,7 @@ class RunCheckpoints:
           StorageError: it hasn't room for one.
         """
         num_bytes = checkpoint_bytes(state)
+        self.save_seconds = self.save_seconds or num_bytes / _EXPECTED_BYTES_PER_SECOND
         warning = check_free_space(self._folder.path, num_bytes, self._keeping.newest)
         if warning is not None and not self._has_warned:
             self._has_warned = True
@@ -96,13 +100,15 @@ class RunCheckpoints:
           run: the checkpoint's own values.
           row: the newest row of metrics, which gives the score if it is of this step.
         """
-        began = time.monotonic()
+        self.wait()  # for the one before, whose failure isn't that of this one
+        self._began = time.monotonic()
+        last_step = self._checkpoints.latest or 0
         every, score = self._keeping.every, self._keeping.best
         is_measured = score is not None and row.get("step") == step
         run = {
             **run,
             "score": score.of(row) if is_measured else None,
-            "keep": every is not None and every.is_passed(self._last_step, step),
+            "keep": every is not None and every.is_passed(last_step, step),
         }
 
         def begin() -> None:
@@ -110,10 +116,8 @@ class RunCheckpoints:
             self._checkpoints.save(step, state, run)
 
         self._minding_errors(begin)
-        self._last_step = step
-        if self._checkpoints.is_saving and self._watch is None:
+        if self._checkpoints.is_saving:
             self._watch = self._watchdog.begin("a checkpoint")
-        self.save_seconds = max(self.save_seconds, time.monotonic() - began)
 
     def check(self) -> None:
         """Looks whether a save in the background has ended; raises what it failed with."""
@@ -133,7 +137,7 @@ class RunCheckpoints:
 
     def close(self) -> None:
         """Waits for a save under way, and ends Orbax's threads."""
-        self._checkpoints.close()
+        self._minding_errors(self._checkpoints.close)
 
     def _minding_errors(self, act: Callable[[], Any]) -> None:
         """Does what may end a save; notes what was saved, and warns of what couldn't be."""
@@ -147,5 +151,6 @@ class RunCheckpoints:
         if self._watch is not None and not self._checkpoints.is_saving:
             self._watchdog.end(self._watch)
             self._watch = None
+            self.save_seconds = max(self.save_seconds, time.monotonic() - self._began)
         if self._checkpoints.latest != before:
             self._folder.note_saved(self._checkpoints.latest)

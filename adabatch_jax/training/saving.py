@@ -57,7 +57,7 @@ class Saver:
       diverged: makes the error for weights that aren't finite after so many updates.
 
     Attributes:
-      newest: the number of updates behind the newest copy.
+      newest: the number of updates behind the newest copy that is saved or will be.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Saver:
     ):
         self._record, self._program, self._diverged = record, program, diverged
         self._copies: collections.deque[_Copy] = collections.deque()
-        self.newest = record.start_step
+        self.newest = self._newest_saved = record.start_step
 
     def take(
         self, finished: int, state: TrainState, is_planned: bool, pending_row: Any = None
@@ -86,8 +86,9 @@ class Saver:
         """
         position = self._record.position(finished)
         position |= {"is_planned": is_planned, "pending_row": pending_row}
+        program = self._program(COPY)  # waiting for it is no part of an update
         with self._record.clocks.timed("step"):
-            copy, is_finite = self._program(COPY)(state)
+            copy, is_finite = program(state)
         self._copies.append(_Copy(finished, state if copy is None else copy, is_finite, position))
         self.newest = finished
         return copy is not None
@@ -107,7 +108,9 @@ class Saver:
                 raise self._diverged(copy.finished, "a weight is not finite")
             with self._record.clocks.timed("checkpoint"):
                 self._record.save(copy.state, copy.position)
+            self._newest_saved = copy.finished
 
     def forget(self) -> None:
         """Gives up what wasn't saved yet."""
         self._copies.clear()
+        self.newest = self._newest_saved
