@@ -42,8 +42,8 @@ def write_report(run_directory: os.PathLike | str, out: os.PathLike | str | None
 
     run = load_run(run_directory)
     out = Path(out) if out is not None else run.directory / "report.html"
-    _write_page(out, run_page(run))
     _write_plots([run], run.directory, "curves")
+    _write_page(out, run_page(run))  # last: where it is, all of the report is
     return out
 
 

@@ -31,6 +31,8 @@ _KEYS = {
     "versions", "metrics", "is_planned",
 }  # fmt: skip
 
+_LOST_ROWS = "metrics.jsonl and metrics.csv have lost rows from before it"
+
 
 class RunFolder:
     """A run's folder, made if need be; a context manager that keeps other processes out.
@@ -64,6 +66,11 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             self.notes += stack.enter_context(locked(self.path, self._flag))
             self._find()
+            if self.checkpoint is None and (self.path / "metrics.jsonl").exists():
+                self.notes.append(
+                    "note: the run here has no checkpoint yet, so it begins with its first update "
+                    "again"
+                )
             self._stack = stack.pop_all()
         return self
 
@@ -124,7 +131,7 @@ def find_checkpoint(
         if not _KEYS <= found.run.keys():
             return "it is not this program's"
         if not metrics_intact(path, MetricsPosition(**found.run["metrics"])):
-            return "metrics.jsonl and metrics.csv have lost rows from before it"
+            return _LOST_ROWS
         return object_to(found)
 
     with storage_errors(path / CHECKPOINTS, action="read"):
@@ -137,12 +144,15 @@ def why_none(path: Path, rejected: list[tuple[int, str]]) -> str | None:
     if rejected:
         step, reason = rejected[0]
         others = f", nor can {len(rejected) - 1} older" if len(rejected) > 1 else ""
+        way_out = "begin anew in another workdir"
+        if reason == _LOST_ROWS:
+            way_out = "move both files away to go on without the earlier rows"
         return (
             f"checkpoint {step} in {directory} can't be used ({reason}){others}; put sound ones "
-            "back, or begin anew in another workdir."
+            f"back, or {way_out}."
         )
     renamed = other_checkpoints(directory)
-    if renamed or any((path / name).exists() for name in (_LEDGER, "summary.json")):
+    if renamed or any(os.path.lexists(path / name) for name in (_LEDGER, "summary.json")):
         holds = f"only {renamed[0]!r}" if renamed else "none"
         return (
             f"the run in {path} had checkpoints and {directory} holds {holds} now; put them back "

@@ -36,7 +36,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with storage_errors(path):
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # left of a kill; a link would lead elsewhere
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

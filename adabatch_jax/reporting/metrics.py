@@ -260,9 +260,9 @@ def _complete_rows(path: Path) -> list[dict[str, Any]]:
 def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"line {number} of {path} is damaged: it is not JSON.") from error
-    if not isinstance(row, dict) or "step" not in row:
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
         raise StorageError(f"line {number} of {path} is damaged: it is not a row with a step.")
     return row
 

@@ -106,6 +106,11 @@ class RunRecord:
         self._files.write_plan()
         self._metrics = MetricsWriter(self._folder.path, position)
         self.history = read_metrics(self._folder.path / "metrics.jsonl")
+        if position is not None and position.num_bytes and not self.history:
+            self._progress.message(
+                "warning: metrics.jsonl and metrics.csv are gone, and the run goes on without "
+                f"the rows up to update {self.start_step:,}"
+            )
         return state
 
     def keep_layout(self, layout: Mapping[str, Any]) -> None:

@@ -164,3 +164,16 @@ def test_reader_that_goes_away_is_no_error(make_run, tmp_path):
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_page_is_written_last(make_run, monkeypatch):
+    """Where it is, a run that is started again takes the report for complete."""
+    directory = make_run("run")
+
+    def killed(figure, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adabatch_jax.reporting.plots.save_png", killed)
+    with pytest.raises(KeyboardInterrupt):
+        report.write_report(directory)
+    assert not (directory / "report.html").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from adabatch_jax.run_folder import RunFolder
 from adabatch_jax.train import main
 
 SHORT = "--epochs 3 --batch-schedule 64 x2 every 1ep --log-every 7st --checkpoint-every 9st"
@@ -173,6 +174,23 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew(oracle, tmp_path, 
     longer = f"{SHORT} --epochs 9 --workdir {tmp_path / 'run'}"
     refused(main, longer, "had checkpoints", code=4)
     assert reproducible(tmp_path / "run") == reproducible(oracle)
+
+
+def test_lost_files_are_told(oracle, tmp_path, command):
+    run = tmp_path / "run"
+    shutil.copytree(oracle, run)
+    (run / "summary.json").unlink()
+    for name in ("metrics.jsonl", "metrics.csv"):
+        (run / name).unlink()
+    outcome = command(main, f"{SHORT} --workdir {run}")
+    assert outcome.code == 0 and "goes on without the rows up to update" in outcome.out
+    assert digests(run) == digests(oracle)
+    shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").unlink()
+    (run / "last_checkpoint.json").unlink()
+    with RunFolder(run) as folder:
+        assert folder.checkpoint is None
+        assert "begins with its first update again" in folder.notes[-1]
 
 
 def test_a_missing_report_is_written_again(oracle, tmp_path, command):

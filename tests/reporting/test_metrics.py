@@ -312,9 +312,26 @@ def test_damage_before_the_last_line_is_an_error(tmp_path):
     path.write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
     with pytest.raises(StorageError, match=r"line 2 of .*metrics\.jsonl is damaged"):
         read_metrics(path)
-    path.write_text('{"step": 1}\n[2]\n')
-    with pytest.raises(StorageError, match="line 2 .* not a row with a step"):
+    for row in ("[2]", '{"step": "3"}', '{"step": null}', '{"loss": 1}'):
+        path.write_text(f'{{"step": 1}}\n{row}\n')
+        with pytest.raises(StorageError, match="line 2 .* not a row with a step"):
+            read_metrics(path)
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(StorageError, match="line 1 .* not JSON"):
         read_metrics(path)
+
+
+def test_a_planted_link_leads_nowhere(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("metrics.jsonl", "metrics.csv"):
+        (run / f".{name}.tmp").symlink_to(precious)
+    with MetricsWriter(run) as metrics:
+        metrics.write(training_row(50))
+    assert precious.read_text() == "kept"
+    assert not any(path.is_symlink() for path in run.iterdir())
 
 
 def test_disk_errors_are_one_sentence(tmp_path):
