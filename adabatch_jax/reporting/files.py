@@ -61,6 +61,5 @@ def free_bytes(path: Path) -> int:
     Raises:
       StorageError: the disk doesn't say.
     """
-    folder = existing_folder(path)
-    with storage_errors(folder, action="read"):
-        return shutil.disk_usage(folder).free
+    with storage_errors(path, action="read"):
+        return shutil.disk_usage(existing_folder(path)).free

@@ -79,5 +79,6 @@ class RunFiles:
             return Prediction.from_dict(
                 json.loads((self._path / "plan.json").read_text())["prediction"]
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, AdabatchError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+                RecursionError, AdabatchError):  # fmt: skip
             return None  # not there yet, or damaged: it decides nothing

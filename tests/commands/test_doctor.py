@@ -17,6 +17,7 @@ from adabatch_jax.doctor import main
 from adabatch_jax.reporting.metrics import MetricsPosition
 from adabatch_jax.run_folder import FORMAT
 from adabatch_jax.training.past import digest_of_order
+from adabatch_jax.training.run_files import RunFiles
 
 CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", seed=3)
 PLAN = CONFIG.plan(1442)
@@ -362,6 +363,19 @@ def test_folders_that_are_no_run(run, tmp_path, doctor):
     assert "it holds the run 'run'" in text(tmp_path, 2)
     (tmp_path / "empty").mkdir()
     assert "training would begin here" in text(tmp_path / "empty", 0)
+
+
+def test_a_name_that_no_disk_takes(tmp_path, doctor):
+    code, findings = doctor(tmp_path / ("x" * 300))
+    assert code == 5 and "File name too long" in findings["folder"]["text"]
+
+
+@pytest.mark.parametrize(
+    "content", ['{"prediction": []}', '{"prediction": {"phases": [{}]}}', "[" * 100_000, "\0"]
+)
+def test_a_damaged_prediction_decides_nothing(content, run):
+    (run / "plan.json").write_text(content)
+    assert RunFiles(run, PLAN, {}).wants_prediction
 
 
 def test_a_live_owner_and_a_dead_one(run, doctor, command):
