@@ -263,8 +263,8 @@ def test_a_summary_without_its_checkpoint(run, doctor):
         ("plan.json", '{"phases": "<script>"}', 5, "holds no plan"),
         ("summary.json", "[]", 5, "is damaged: it is not a JSON object"),
         ("summary.json", "{}", 5, "names no step"),
-        ("metrics.jsonl", '{"step": "<b>"}\n', 5, "not a row with a step"),
-        ("metrics.jsonl", "[" * 100_000 + "\n", 5, "it is not JSON"),
+        ("metrics.jsonl", '{"step": "<b>"}\n', 4, "not a row with a step"),
+        ("metrics.jsonl", "[" * 100_000 + "\n", 4, "it is not JSON"),
     ],
 )
 def test_files_that_cannot_be_read(name, content, code, text, run, doctor):
