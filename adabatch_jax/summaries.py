@@ -19,11 +19,19 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 def read_summary(workdir: Path, config_digest: str) -> dict[str, Any] | None:
     """The summary of the run in a folder, if it was finished with just these settings; else None.
 
-    What a person wrote into config.json since is not what the run was made with.
+    What a person wrote into config.json since is not what the run was made with. A summary whose
+    figures can't be told is none: it is written again.
     """
     try:
         summary = json.loads((workdir / "summary.json").read_text())
     except (OSError, ValueError, RecursionError):
         return None
     is_ours = isinstance(summary, dict) and summary.get("config_digest") == config_digest
-    return summary if is_ours else None
+    return summary if is_ours and _has_figures(summary) else None
+
+
+def _has_figures(summary: Mapping[str, Any]) -> bool:
+    return type(summary.get("step")) is int and all(
+        isinstance(figure, int | float)
+        for figure in (summary.get("total_seconds"), summary.get("test_accuracy", 0.0))
+    )

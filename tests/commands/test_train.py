@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from adabatch_jax.run_folder import RunFolder
+from adabatch_jax.summaries import read_summary
 from adabatch_jax.train import main
 
 SHORT = "--epochs 3 --batch-schedule 64 x2 every 1ep --log-every 7st --checkpoint-every 9st"
@@ -191,6 +192,18 @@ def test_lost_files_are_told(oracle, tmp_path, command):
     with RunFolder(run) as folder:
         assert folder.checkpoint is None
         assert "begins with its first update again" in folder.notes[-1]
+
+
+@pytest.mark.parametrize(
+    "damage", [{"step": "3"}, {"step": None}, {"total_seconds": None}, {"test_accuracy": "high"}]
+)
+def test_a_summary_without_its_figures_is_none(tmp_path, damage):
+    figures = {"step": 3, "total_seconds": 1.5, "config_digest": "a"}
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(figures))
+    assert read_summary(tmp_path, "a") == figures and read_summary(tmp_path, "b") is None
+    path.write_text(json.dumps(figures | damage))
+    assert read_summary(tmp_path, "a") is None
 
 
 def test_a_missing_report_is_written_again(oracle, tmp_path, command):
