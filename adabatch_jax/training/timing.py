@@ -1,5 +1,6 @@
 """How long updates take on the devices at hand, told before the first one counts."""
 
+import collections
 import math
 from collections.abc import Mapping
 
@@ -14,6 +15,8 @@ from adabatch_jax.training.state import TrainState
 # A short run isn't kept waiting to learn how long it would take.
 _MIN_BUDGET_SECONDS = 0.1
 _BUDGET_SHARE = 0.01
+# As many as the loop leaves; XLA deadlocks on several CPU devices where dozens are in flight.
+_IN_FLIGHT = 2
 
 
 def seconds_by_size(
@@ -90,10 +93,13 @@ class _Updates:
         self.num_updates = len(self._pieces[-1][0].steps)
 
     def __call__(self, number: int) -> None:
+        in_flight: collections.deque[Dispatched] = collections.deque()
         for _ in range(number):
             for piece, inputs in self._pieces:
-                dispatched = self._perform(piece, inputs)
-        jax.block_until_ready(dispatched.wait_for)
+                in_flight.append(self._perform(piece, inputs))
+                if len(in_flight) > _IN_FLIGHT:
+                    jax.block_until_ready(in_flight.popleft().wait_for)
+        jax.block_until_ready(in_flight[-1].wait_for)
 
     def _perform(self, piece: Piece, inputs: Mapping[str, jax.Array]) -> Dispatched:
         dispatched = self._dispatch(piece, self._state, inputs, self._rng)
