@@ -84,6 +84,8 @@ class TrainConfig(Settings):
             raise UsageError(f"seed: must be below 2**32, got {self.seed}.")
         if not 0 < self.epochs < math.inf:
             raise UsageError(f"epochs: must be above 0 and finite, got {self.epochs}.")
+        if "\0" in (self.data.dir or ""):
+            raise UsageError(f"data.dir: {self.data.dir!r} can't be a folder's name.")
         for name in ("crop_padding", "image_size"):
             value = getattr(self.data, name)
             if value is not None and value < (0 if name == "crop_padding" else 1):

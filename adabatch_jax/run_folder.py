@@ -1,7 +1,9 @@
 """The folder of a run while one process owns it: locked, with the checkpoint to go on from."""
 
 import contextlib
+import dataclasses
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,12 @@ from adabatch_jax.checkpoints.found import (
     set_aside,
 )
 from adabatch_jax.errors import RestoreError
-from adabatch_jax.reporting.files import storage_errors, write_json
+from adabatch_jax.reporting.files import storage_errors
 from adabatch_jax.reporting.metrics import MetricsPosition, metrics_intact
+from adabatch_jax.run_ledger import NAME, Ledger, read_ledger
 from adabatch_jax.run_lock import locked
 
 CHECKPOINTS = "checkpoints"
-
-# Says outside of the checkpoints' folder that there was one, so that a run that lost them all
-# doesn't begin anew.
-_LEDGER = "last_checkpoint.json"
 
 # What a checkpoint's own values are laid out as; others are another program's.
 FORMAT = 1
@@ -29,6 +28,7 @@ _KEYS = {
     "step", "samples", "seed", "plan", "fingerprint", "examples_digest", "order_digest",
     "decisions", "pending_row", "seconds", "phase_seconds", "layout", "restarts", "identity",
     "versions", "metrics", "is_planned",
+    "run_id",
 }  # fmt: skip
 
 _LOST_ROWS = "metrics.jsonl and metrics.csv have lost rows from before it"
@@ -44,6 +44,7 @@ class RunFolder:
     Attributes:
       path: the folder.
       checkpoint: the newest sound checkpoint, when entered; None where none was saved yet.
+      run_id: names the run, also in its checkpoints.
       notes: what was found and is worth a line each.
       changes: what of the settings changed since the checkpoint, as JSON values.
 
@@ -56,6 +57,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike, flag: str = "--workdir"):
         self.path, self._flag = Path(path), flag
         self.checkpoint: Found | None = None
+        self.run_id = secrets.token_hex(8)
         self.notes: list[str] = []
         self.changes: list[dict[str, Any]] = []
         self._stack = contextlib.ExitStack()
@@ -79,7 +81,28 @@ class RunFolder:
 
     def note_saved(self, step: int) -> None:
         """Remembers that a checkpoint exists."""
-        write_json(self.path / _LEDGER, {"step": step})
+        ledger = dataclasses.replace(read_ledger(self.path), run_id=self.run_id, step=step)
+        ledger.write(self.path)
+
+    def position_of_rows(self) -> MetricsPosition | None:
+        """Where the rows before the checkpoint end; None where there are none (any more).
+
+        That they are lost is remembered: the run then has other rows where they were.
+        """
+        if self.checkpoint is None:
+            return None
+        ledger, position = read_ledger(self.path), _position(self.checkpoint)
+        if not position.num_bytes or _are_known_as_lost(self.checkpoint, ledger):
+            return None
+        if any((self.path / name).exists() for name in ("metrics.jsonl", "metrics.csv")):
+            return position
+        step = self.checkpoint.step
+        dataclasses.replace(ledger, run_id=self.run_id, rows_lost_at=step).write(self.path)
+        self.notes.append(
+            "warning: metrics.jsonl and metrics.csv are gone, and the run goes on without the rows "
+            f"up to update {step:,}"
+        )
+        return None
 
     def newest_planned_checkpoint(self) -> Found | None:
         """The newest sound checkpoint as of now, of those that no stop made be saved."""
@@ -103,13 +126,20 @@ class RunFolder:
             reason = why_none(self.path, rejected)
             if reason is not None:
                 raise RestoreError(reason)
+        if self.checkpoint is None:
+            return
+        self.run_id, step = self.checkpoint.run["run_id"], read_ledger(self.path).step or 0
+        if step > self.checkpoint.step and step not in dict(rejected):
+            self.notes.append(
+                f"warning: checkpoint {step} is gone, and the run goes on from checkpoint "
+                f"{self.checkpoint.step}"
+            )
         for step, reason in rejected:
-            if self.checkpoint is not None:
-                moved = set_aside(self.path / CHECKPOINTS, step)
-                self.notes.append(
-                    f"warning: checkpoint {step} can't be used ({reason}); it is now {moved.name}, "
-                    f"and the run goes on from checkpoint {self.checkpoint.step}"
-                )
+            moved = set_aside(self.path / CHECKPOINTS, step)
+            self.notes.append(
+                f"warning: checkpoint {step} can't be used ({reason}); it is now {moved.name}, "
+                f"and the run goes on from checkpoint {self.checkpoint.step}"
+            )
 
 
 def find_checkpoint(
@@ -125,12 +155,16 @@ def find_checkpoint(
       object_to: says why a sound checkpoint can't be used all the same, or None.
     """
 
+    ledger = read_ledger(path)
+
     def objection(found: Found) -> str | None:
         if found.run.get("format") != FORMAT:
             return "it was written by another version of this program"
         if not _KEYS <= found.run.keys():
             return "it is not this program's"
-        if not metrics_intact(path, MetricsPosition(**found.run["metrics"])):
+        if ledger.run_id not in (None, found.run["run_id"]):
+            return "it is another run's"
+        if not _are_known_as_lost(found, ledger) and not metrics_intact(path, _position(found)):
             return _LOST_ROWS
         return object_to(found)
 
@@ -152,10 +186,19 @@ def why_none(path: Path, rejected: list[tuple[int, str]]) -> str | None:
             f"back, or {way_out}."
         )
     renamed = other_checkpoints(directory)
-    if renamed or any(os.path.lexists(path / name) for name in (_LEDGER, "summary.json")):
+    if renamed or any(os.path.lexists(path / name) for name in (NAME, "summary.json")):
         holds = f"only {renamed[0]!r}" if renamed else "none"
         return (
             f"the run in {path} had checkpoints and {directory} holds {holds} now; put them back "
             "under their own names, or begin anew in another workdir."
         )
     return None
+
+
+def _position(found: Found) -> MetricsPosition:
+    return MetricsPosition(**found.run["metrics"])
+
+
+def _are_known_as_lost(found: Found, ledger: Ledger) -> bool:
+    """Whether the run went on without the rows before this checkpoint."""
+    return ledger.rows_lost_at is not None and found.step <= ledger.rows_lost_at

@@ -36,7 +36,8 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)
     summary = read_summary(workdir, config.digest)
     if summary is not None:
-        if not (workdir / "report.html").exists():  # killed in between
+        is_reported = (workdir / "report.html").exists()
+        if not is_reported and (workdir / "metrics.jsonl").exists():  # killed in between
             from adabatch_jax.report import write_report
 
             write_report(workdir)

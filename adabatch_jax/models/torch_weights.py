@@ -57,7 +57,8 @@ def load_torch_weights(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> N
         shape = _shape_in_torch(old.shape)
         if new.shape != shape:
             raise UsageError(
-                f"the array {given[name]!r} has the shape {new.shape}, but the network's is {shape}."
+                f"the array {given[name]!r} has the shape {new.shape}, but the network's is "
+                f"{shape}."
             )
         value = jnp.asarray(new.transpose(_AXES[new.ndim]), old.dtype)
         loaded.append((path, variable.replace(value)))

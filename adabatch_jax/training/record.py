@@ -12,7 +12,7 @@ from adabatch_jax.checkpoints.found import Found
 from adabatch_jax.data.batches import examples_at
 from adabatch_jax.errors import UsageError, explain_missing
 from adabatch_jax.reporting.environment import package_versions
-from adabatch_jax.reporting.metrics import MetricsPosition, MetricsWriter, read_metrics
+from adabatch_jax.reporting.metrics import MetricsWriter, read_metrics
 from adabatch_jax.reporting.progress import Progress
 from adabatch_jax.run_folder import FORMAT, RunFolder
 from adabatch_jax.schedules.plan import BatchPlan, Step
@@ -88,15 +88,11 @@ class RunRecord:
         if self._folder is None:
             self._start_from(state)
             return state
-        for note in self._folder.notes:
-            self._progress.message(note)
-        found = self._folder.checkpoint
-        position = None
-        if found is None:
+        self._tell_notes()
+        if self._folder.checkpoint is None:
             self._start_from(state)
         else:
             state = self._resume(state)
-            position = MetricsPosition(**self._folder.checkpoint.run["metrics"])
             if self._is_finished():
                 self.history = read_metrics(self._folder.path / "metrics.jsonl")
                 return state
@@ -104,14 +100,15 @@ class RunRecord:
             self._files.remove_summary()
         self._files.write_identity()
         self._files.write_plan()
-        self._metrics = MetricsWriter(self._folder.path, position)
+        self._metrics = MetricsWriter(self._folder.path, self._folder.position_of_rows())
         self.history = read_metrics(self._folder.path / "metrics.jsonl")
-        if position is not None and position.num_bytes and not self.history:
-            self._progress.message(
-                "warning: metrics.jsonl and metrics.csv are gone, and the run goes on without "
-                f"the rows up to update {self.start_step:,}"
-            )
+        self._tell_notes()
         return state
+
+    def _tell_notes(self) -> None:
+        """Shows what was found in the folder, once."""
+        while self._folder.notes:
+            self._progress.message(self._folder.notes.pop(0))
 
     def keep_layout(self, layout: Mapping[str, Any]) -> None:
         """Notes what the bits of the result depend on beside the settings, as JSON values."""
@@ -217,6 +214,7 @@ class RunRecord:
             return
         run = {
             **position,
+            "run_id": self._folder.run_id,
             **self.clocks.to_dict(),
             # Those of later updates aren't found yet: results are looked at in order.
             "decisions": list(self.decisions),

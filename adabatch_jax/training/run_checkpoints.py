@@ -55,7 +55,6 @@ class RunCheckpoints:
                 state = self._checkpoints.restore(found, like)
             except Damaged as error:
                 self._folder.reject(str(error))
-                self._progress.message(self._folder.notes[-1])
             else:
                 return state
 

@@ -50,6 +50,7 @@ def write_checkpoint(folder, step, **changes):
         "metrics": dataclasses.asdict(position),
         "decisions": [],
         "is_planned": True,
+        "run_id": "0" * 16,
         "pending_row": None,
         "seconds": {},
         "phase_seconds": [],
