@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,3 +45,11 @@ def begin(tmp_path) -> Callable[[str], Run]:
         return Run(tmp_path / "run", f"{COMMON} {SETTINGS[setting]} {further}")
 
     return new
+
+
+@pytest.fixture
+def own_cache(tmp_path) -> dict[str, str]:
+    """Variables for processes that can't write: what they spoil of a cache is nobody else's."""
+    folder = tmp_path / "cache"
+    shutil.copytree(os.environ["JAX_COMPILATION_CACHE_DIR"], folder)
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder), "PYTHONWARNINGS": "ignore"}

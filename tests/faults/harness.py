@@ -38,6 +38,7 @@ PHASE_ENDS = {"carry": (64, 100)}
 
 _COMMITTED = re.compile(r"0|[1-9]\d*")
 _RESUMING = re.compile(r"resuming after update ([\d,]+) of ")
+_STOPPED = re.compile(r"^stopped by .* after update ([\d,]+);", re.MULTILINE)
 _COMMAND = re.compile(r"python -m adabatch_jax\.train .*$", re.MULTILINE)
 
 
@@ -53,6 +54,12 @@ class Outcome:
     def resumed_after(self) -> int | None:
         """The update that it says it went on from."""
         match = _RESUMING.search(self.out)
+        return int(match[1].replace(",", "")) if match else None
+
+    @property
+    def stopped_after(self) -> int | None:
+        """The update that it says it stopped after."""
+        match = _STOPPED.search(self.out)
         return int(match[1].replace(",", "")) if match else None
 
     @property

@@ -115,7 +115,7 @@ FAULTS = (
         (
             "faults/test_storage.py::test_a_folder_that_became_read_only",
             "faults/test_storage.py::test_a_folder_that_is_read_only_from_the_start",
-            "faults/test_storage.py::test_a_folder_of_checkpoints_that_is_taken_away",
+            "faults/test_storage.py::test_a_folder_of_checkpoints_that_becomes_a_file",
         ),
     ),
     Fault(

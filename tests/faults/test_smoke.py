@@ -43,7 +43,7 @@ def test_killed_stopped_poisoned_and_damaged(oracle, begin):
     assert_same(run, whole)
 
 
-def test_stopped_killed_and_the_disk_full(oracle, begin):
+def test_stopped_killed_and_the_disk_full(oracle, begin, own_cache):
     whole, run = oracle("two_streams"), begin("two_streams")
     process = run.start()
     wait_for_training(run, process)
@@ -51,7 +51,7 @@ def test_stopped_killed_and_the_disk_full(oracle, begin):
     process.send_signal(signal.SIGTERM)
     run.ended(process, None, 143)
     before = run.newest()
-    process = run.start("step.begin:3:sleep:2")
+    process = run.start("step.begin:3:sleep:2", **own_cache)
     wait_for_training(run, process)
     limit_file_size(process, 25_000)
     outcome = run.ended(process, before, 5, "File too large")

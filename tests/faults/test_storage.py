@@ -5,7 +5,13 @@ import subprocess
 
 import pytest
 
-from tests.faults.harness import assert_rows_follow, assert_same, limit_file_size, wait_for_training
+from tests.faults.harness import (
+    assert_rows_follow,
+    assert_same,
+    finish,
+    limit_file_size,
+    wait_for_training,
+)
 
 pytestmark = pytest.mark.faults
 
@@ -20,6 +26,12 @@ def mounted(*arguments):
         yield
     finally:
         subprocess.run(["umount", str(arguments[-1])], check=True)
+
+
+@pytest.fixture(autouse=True)
+def apart(own_cache, monkeypatch):
+    for name, value in own_cache.items():
+        monkeypatch.setenv(name, value)
 
 
 def assert_one_sentence(outcome):
@@ -133,22 +145,28 @@ def test_a_folder_that_is_read_only_from_the_start(begin):
         assert_one_sentence(outcome)
 
 
-@pytest.mark.parametrize("is_replaced", [True, False])
-def test_a_folder_of_checkpoints_that_is_taken_away(oracle, begin, is_replaced):
+def test_a_folder_of_checkpoints_that_becomes_a_file(oracle, begin):
     run = begin("carry")
     run.go("step.end:16:sigterm", code=143)
     process = run.start("step.begin:9:sleep:3")
     wait_for_training(run, process)
     folder = run.workdir / "checkpoints"
     away = folder.rename(run.workdir.with_name("away"))
-    if is_replaced:
-        folder.write_text("")
-    outcome = run.ended(process, None, 5)
+    folder.write_text("")
+    outcome = finish(process)
+    assert outcome.code == 5
     assert_one_sentence(outcome)
-    if is_replaced:
-        folder.unlink()
-    elif folder.exists():
-        folder.rename(run.workdir.with_name("made_anew"))
+    folder.unlink()
     away.rename(folder)
     run.go(sound=16)
+    assert_same(run, oracle("carry"))
+
+
+def test_a_folder_of_checkpoints_that_is_taken_away_is_made_again(oracle, begin):
+    run = begin("carry")
+    run.go("step.end:16:sigterm", code=143)
+    process = run.start("step.begin:9:sleep:3")
+    wait_for_training(run, process)
+    (run.workdir / "checkpoints").rename(run.workdir.with_name("away"))
+    run.ended(process, 16, 0)
     assert_same(run, oracle("carry"))
