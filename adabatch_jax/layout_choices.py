@@ -1,4 +1,4 @@
-"""What may be chosen about a run's layout; no third-party import."""
+"""What may be chosen about how a run is computed and kept; no third-party import."""
 
 AUTO = "auto"
 """Left to the program."""
@@ -8,3 +8,6 @@ INPUTS = (AUTO, "resident", "streaming")
 
 ACCUMULATIONS = ("fused", "split")
 """How micro-batches are dispatched."""
+
+ON_SAVE_ERROR = ("stop", "warn")
+"""What to do where a checkpoint can't be written."""

@@ -61,6 +61,7 @@ class RunFolder:
         self.notes: list[str] = []
         self.changes: list[dict[str, Any]] = []
         self._stack = contextlib.ExitStack()
+        self._has_changed = False
 
     def __enter__(self) -> "RunFolder":
         with storage_errors(self.path):
@@ -79,8 +80,15 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
+    def look_again(self) -> None:
+        """Finds the checkpoint anew if a run has gone on here since."""
+        if self._has_changed:
+            self._has_changed = False
+            self._find()
+
     def note_saved(self, step: int) -> None:
         """Remembers that a checkpoint exists."""
+        self._has_changed = True
         ledger = dataclasses.replace(read_ledger(self.path), run_id=self.run_id, step=step)
         ledger.write(self.path)
 

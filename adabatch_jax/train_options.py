@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Callable
 
 from adabatch_jax.errors import UsageError, did_you_mean
+from adabatch_jax.layout_choices import ON_SAVE_ERROR
 from adabatch_jax.time_spans import parse_seconds
-
-ON_SAVE_ERROR = ("stop", "warn")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,11 +22,13 @@ class Stored:
       step: finished updates.
       score: what is best where it is highest; None where nothing was measured.
       keep: whether it is kept whatever comes.
+      is_planned: whether it was due, or a stop made it be saved.
     """
 
     step: int
     score: float | None = None
     keep: bool = False
+    is_planned: bool = True
 
     @classmethod
     def of(cls, run: Mapping[str, Any]) -> "Stored":
@@ -34,14 +36,17 @@ class Stored:
         score = run.get("score")
         is_number = isinstance(score, int | float) and not isinstance(score, bool)
         finite = float(score) if is_number and abs(score) < math.inf else None
-        return cls(run["step"], finite, run.get("keep") is True)
+        return cls(
+            run["step"], finite, run.get("keep") is True, run.get("is_planned", True) is True
+        )
 
 
 def removable(stored: Sequence[Stored], keep_newest: int) -> list[int]:
     """The steps that need not be kept, oldest first.
 
-    Kept are the newest `keep_newest`, the one with the best score (of equals the newest) and
-    those that are marked. A NaN would be the best of all, so only finite scores count.
+    Kept are the newest, the newest `keep_newest` that were planned, the one with the best score
+    (of equals the newest) and those that are marked. A NaN would be the best of all, so only
+    finite scores count.
 
     >>> scores = {10: 0.7, 20: 0.9, 30: 0.9, 40: float("nan"), 50: None}
     >>> removable([Stored(step, score) for step, score in scores.items()], keep_newest=1)
@@ -50,8 +55,11 @@ def removable(stored: Sequence[Stored], keep_newest: int) -> list[int]:
     ordered = sorted(stored, key=lambda one: one.step)
     scored = [one for one in ordered if one.score is not None and math.isfinite(one.score)]
     best = max(scored, key=lambda one: (one.score, one.step), default=None)
-    older = ordered[: max(0, len(ordered) - keep_newest)]
-    return [one.step for one in older if one is not best and not one.keep]
+    planned = [one for one in ordered if one.is_planned]
+    newest = {one.step for one in (*planned[-keep_newest:], *ordered[-1:])}
+    return [
+        one.step for one in ordered if one.step not in newest and one is not best and not one.keep
+    ]
 
 
 def remove(directory: Path, step: int) -> None:

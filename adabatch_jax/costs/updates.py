@@ -159,8 +159,12 @@ class CompiledUpdate:
 
         def run(number: int) -> None:
             nonlocal state
+            before = None
             for _ in range(number):
                 state, metrics = self.program.compiled(state, *others)
+                # XLA deadlocks on several CPU devices where dozens of updates are in flight.
+                jax.block_until_ready(before)
+                before = metrics
             jax.block_until_ready((state, metrics))
 
         return run

@@ -198,6 +198,7 @@ def fit(
         placed = make_train_step(loss_fn, tx, mesh, shard_params=shard_params)
         state = record.begin(placed.place(state))
         if record.start_step == plan.num_steps and record.pending_row is None:
+            record.save_given(state)
             return FitResult(state, record.history, record.finish(state, False), False)
         if record.checkpoints is not None:
             record.checkpoints.check_space(state)

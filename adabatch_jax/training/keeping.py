@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from adabatch_jax.errors import UsageError
+from adabatch_jax.layout_choices import ON_SAVE_ERROR
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.scores import Score
 
@@ -21,3 +23,11 @@ class Keeping:
     best: Score | None = None
     every: Period | None = None
     on_error: str = "stop"
+
+    def __post_init__(self):
+        if self.newest < 1:
+            raise UsageError(f"keep_checkpoints: must be at least 1, got {self.newest}.")
+        if self.on_error not in ON_SAVE_ERROR:
+            raise UsageError(
+                f"on_save_error: must be one of {', '.join(ON_SAVE_ERROR)}, got {self.on_error!r}."
+            )

@@ -201,6 +201,8 @@ class Loop:
 
     def _save(self, pending_row: dict[str, Any] | None = None) -> None:
         """Saves the state after the last update: from a copy, or where there is no room at once."""
+        if self._saver.is_waiting:
+            self._settle(0)  # there is room for one copy
         is_planned = self._is_due(self.checkpoint_period, self._finished)
         if not self._saver.take(self._finished, self._state, is_planned, pending_row):
             self._settle(0)

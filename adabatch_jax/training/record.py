@@ -76,6 +76,7 @@ class RunRecord:
         except ModuleNotFoundError as error:
             raise explain_missing(error) or error from error
 
+        self._folder.look_again()
         self._files.write_identity(only_if_missing=True)
         self.checkpoints = RunCheckpoints(
             self._folder, self._keeping, self._watchdog, self._progress
@@ -97,7 +98,7 @@ class RunRecord:
                 self.history = read_metrics(self._folder.path / "metrics.jsonl")
                 return state
         if self.start_step < self._plan.num_steps:  # perhaps of a run that is prolonged
-            self._files.remove_summary()
+            self._files.remove_results()
         self._files.write_identity()
         self._files.write_plan()
         self._metrics = MetricsWriter(self._folder.path, self._folder.position_of_rows())
@@ -226,6 +227,12 @@ class RunRecord:
         }
         last_row = self.history[-1] if self.history else {}
         self.checkpoints.save(position["step"], state, run, last_row)
+
+    def save_given(self, state: TrainState) -> None:
+        """Saves a state that was given at the plan's end, so that another call finds it."""
+        if self._folder is not None and self._folder.checkpoint is None:
+            kind = {"is_planned": True, "pending_row": None}
+            self.save(state, self.position(self.start_step) | kind)
 
     def finish(self, state: TrainState, stopped: bool) -> dict[str, Any]:
         """Waits for the last checkpoint and, at the plan's end, writes the summary."""

@@ -37,7 +37,7 @@ class RunCheckpoints:
         self._watchdog, self._progress = watchdog, progress
         self._checkpoints = Checkpoints(folder.path / CHECKPOINTS, keeping.newest)
         self._watch: int | None = None
-        self._has_warned = False
+        self._warned: set[str] = set()
         self._began = 0.0
         self.save_seconds = 0.0
 
@@ -84,8 +84,12 @@ class RunCheckpoints:
         num_bytes = checkpoint_bytes(state)
         self.save_seconds = self.save_seconds or num_bytes / _EXPECTED_BYTES_PER_SECOND
         warning = check_free_space(self._folder.path, num_bytes, self._keeping.newest)
-        if warning is not None and not self._has_warned:
-            self._has_warned = True
+        if warning is not None:
+            self._warn_once(warning)
+
+    def _warn_once(self, warning: str) -> None:
+        if warning not in self._warned:
+            self._warned.add(warning)
             self._progress.message(f"warning: {warning}")
 
     def save(
@@ -104,6 +108,8 @@ class RunCheckpoints:
         last_step = self._checkpoints.latest or 0
         every, score = self._keeping.every, self._keeping.best
         is_measured = score is not None and row.get("step") == step
+        if is_measured and "test_loss" in row and score.metric not in row:
+            self._warn_once(f"no {score.metric} is measured, so no checkpoint is kept as the best")
         run = {
             **run,
             "score": score.of(row) if is_measured else None,

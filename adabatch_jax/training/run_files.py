@@ -69,10 +69,11 @@ class RunFiles:
         write_json(self._path / "summary.json", summary)
         return summary
 
-    def remove_summary(self) -> None:
-        """Takes away the summary of a run that goes on."""
+    def remove_results(self) -> None:
+        """Takes away the summary and the report of a run that goes on."""
         with storage_errors(self._path):
-            (self._path / "summary.json").unlink(missing_ok=True)
+            for name in ("summary.json", "report.html"):
+                (self._path / name).unlink(missing_ok=True)
 
     def _predicted(self) -> Prediction | None:
         try:

@@ -93,6 +93,11 @@ class Saver:
         self.newest = finished
         return copy is not None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a copy waits for the updates before it."""
+        return bool(self._copies)
+
     def save_settled(self, finished: int) -> None:
         """Saves what was copied behind updates whose results were looked at.
 

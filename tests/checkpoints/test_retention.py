@@ -81,3 +81,10 @@ def test_leftovers_go_and_nothing_else(tmp_path):
 def test_what_can_not_be_removed_is_told(tmp_path):
     with pytest.raises(StorageError, match=r"cannot remove .*/3: No such file"):
         remove(tmp_path, 3)
+
+
+def test_a_stop_takes_no_planned_ones_place():
+    stored = [Stored(10), Stored(13, is_planned=False), Stored(20), Stored(27, is_planned=False)]
+    assert removable(stored, keep_newest=1) == [10, 13]
+    assert removable(stored[:2], keep_newest=1) == []
+    assert removable([*stored, Stored(30)], keep_newest=2) == [10, 13, 27]
