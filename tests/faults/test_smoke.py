@@ -8,8 +8,6 @@ import os
 import signal
 import time
 
-import pytest
-
 from tests.faults.damage import arrays, flip_bit
 from tests.faults.harness import (
     assert_rows_follow,
@@ -18,8 +16,6 @@ from tests.faults.harness import (
     limit_file_size,
     wait_for_training,
 )
-
-pytestmark = pytest.mark.faults
 
 KILLED = killed_by(signal.SIGKILL)
 
