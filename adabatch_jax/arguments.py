@@ -23,7 +23,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _RULE = re.compile(r"[─-╿+-]{4,}")
 
 # Their values may be given without quotes: --batch-schedule 128 x2 every 20ep.
-_TEXT_FLAGS = ("--batch-schedule", "--batch_schedule", "--lr")
+_TEXT_FLAGS = ("--batch-schedule", "--batch_schedule", "--lr", "--keep-best", "--keep_best")
 
 
 def parse_arguments(

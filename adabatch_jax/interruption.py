@@ -84,6 +84,11 @@ class Interruption:
         return self._name is not None
 
     @property
+    def is_time_up(self) -> bool:
+        """Whether the limit of its time asked first."""
+        return self._name == _TIME_LIMIT
+
+    @property
     def name(self) -> str | None:
         """What asked first, as a user knows it; None if nothing did."""
         return self._name

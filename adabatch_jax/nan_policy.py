@@ -34,5 +34,5 @@ def parse_nan_policy(text: str) -> NanPolicy:
         return NanPolicy(text)
     match = re.fullmatch(r"skip:([1-9]\d*)", text)
     if match is None:
-        raise UsageError(f"{text!r} is none of stop, skip:N (N updates at most) and rollback.")
+        raise UsageError(f"{text!r} is not stop, skip:N (leave out up to N updates) or rollback.")
     return NanPolicy("skip", int(match[1]))

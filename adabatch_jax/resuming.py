@@ -100,10 +100,11 @@ def _note_changes(
     for name in (*_OF_THE_FUTURE, *CHANGEABLE):
         change = {"kind": "change", "step": found.step, "setting": name}
         change |= {"from": old[name], "to": new[name]}
+        label = "lr at the reference batch size" if name == "lr" else name
         if old[name] != new[name] and change not in folder.changes:
             folder.changes.append(change)
             folder.notes.append(
-                f"note: {name} is {new[name]} from update {found.step:,} on, and was {old[name]}"
+                f"note: {label} is {new[name]} from update {found.step:,} on, and was {old[name]}"
             )
 
 
@@ -164,8 +165,8 @@ def _check_rates(
     if differing.size:
         step = int(differing[0])
         raise RestoreError(
-            f"the run in {workdir} had learning rate {old.at(step):g} at update {step:,} and "
-            f"this configuration (lr {config.lr!r}, coupling {config.coupling}) has "
-            f"{new.at(step):g}; the past can't be edited: use another --workdir, or follow the new "
-            "rates from here on with --allow-change lr."
+            f"the run in {workdir} goes by lr {before.lr!r} (coupling {before.coupling}) and this "
+            f"configuration by {config.lr!r} (coupling {config.coupling}), which differs in the "
+            f"past: {old.at(step):g} and {new.at(step):g} at update {step:,}; use another "
+            "--workdir, or follow the new rates from here on with --allow-change lr."
         )

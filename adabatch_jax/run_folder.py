@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.checkpoints.found import (
+    Damaged,
     Found,
+    check_checkpoint,
     newest_good,
     other_checkpoints,
     set_aside,
@@ -19,6 +21,7 @@ from adabatch_jax.reporting.files import storage_errors
 from adabatch_jax.reporting.metrics import MetricsPosition, metrics_intact
 from adabatch_jax.run_ledger import NAME, Ledger, read_ledger
 from adabatch_jax.run_lock import locked
+from adabatch_jax.summaries import read_summary
 
 CHECKPOINTS = "checkpoints"
 
@@ -178,6 +181,20 @@ def find_checkpoint(
 
     with storage_errors(path / CHECKPOINTS, action="read"):
         return newest_good(path / CHECKPOINTS, objection)
+
+
+def finished_summary(path: Path, config_digest: str) -> dict[str, Any] | None:
+    """The summary of the run in a folder, if nothing is left to be done with these settings.
+
+    A last checkpoint that is damaged is to be computed again; one that was removed isn't missed.
+    """
+    summary = read_summary(path, config_digest)
+    if summary is not None and (last := path / CHECKPOINTS / str(summary["step"])).exists():
+        try:
+            check_checkpoint(last)
+        except Damaged:
+            return None
+    return summary
 
 
 def why_none(path: Path, rejected: list[tuple[int, str]]) -> str | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from adabatch_jax import commands
+from adabatch_jax.errors import UsageError
 from adabatch_jax.interruption import Interruption, exit_on_signals
 from adabatch_jax.train_options import TrainOptions
 
@@ -26,7 +27,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     from pathlib import Path
 
     from adabatch_jax.arguments import parse_arguments
-    from adabatch_jax.summaries import read_summary
+    from adabatch_jax.run_folder import finished_summary
     from adabatch_jax.workdir import default_workdir
 
     try:
@@ -34,7 +35,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     except SystemExit as stop:  # --help was printed
         return int(stop.code or 0)
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)
-    summary = read_summary(workdir, config.digest)
+    summary = finished_summary(workdir, config.digest)
     if summary is not None:
         is_reported = (workdir / "report.html").exists()
         if not is_reported and (workdir / "metrics.jsonl").exists():  # killed in between
@@ -64,6 +65,11 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         if result.stopped:
             command = shlex.join([*PROG.split(), *(sys.argv[1:] if argv is None else argv)])
             step = result.summary["step"]
+            if interruption.is_time_up and step == result.start_step:
+                raise UsageError(
+                    f"--max-time: {options.max_time} were over before an update was done, starting "
+                    f"took {time.monotonic() - started:.0f} s; give more time."
+                )
             is_saved = f"everything is saved in {workdir}, and " if step else ""
             print(
                 f"stopped by {interruption.name} after update {step:,}; {is_saved}the same "

@@ -69,7 +69,7 @@ def sizes(plan):
     [
         ({"epochs": 4}, "epochs is 4.0 from update 12 on, and was 3.0"),
         ({"batch_schedule": "10, 1ep: 20, 2ep: 50"}, "batch_schedule is 10, 1ep: 20, 2ep: 50"),
-        ({"lr": "0.1, 1ep: 0.05, 2ep: 0.001"}, "lr is 0.1, 1ep: 0.05, 2ep: 0.001 from update 12"),
+        ({"lr": "0.1, 1ep: 0.05, 2ep: 0.001"}, "size is 0.1, 1ep: 0.05, 2ep: 0.001 from update 12"),
         ({"on_nan": "skip:3"}, "on_nan is skip:3 from update 12 on, and was stop"),
     ],
 )
@@ -85,7 +85,7 @@ def test_another_future_is_followed_and_told(change, note):
     ("change", "named"),
     [
         ({"batch_schedule": "10, 1ep: 25"}, "phase 1 had batch_size 20 there and has 25 here"),
-        ({"lr": "0.2 x0.5 every 1ep"}, "had learning rate 0.1 at update 0"),
+        ({"lr": "0.2 x0.5 every 1ep"}, "in the past: 0.1 and 0.2 at update 0"),
         ({"momentum": 0.8}, "momentum=0.9, not 0.8"),
         ({"weight_decay": 0.1}, "weight_decay=0.0005, not 0.1"),
         ({"microbatch_size": 5}, "microbatch_size='auto', not 5"),

@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 
+from adabatch_jax.config import TrainConfig
 from adabatch_jax.errors import RestoreError
 from adabatch_jax.reporting.metrics import MetricsWriter
-from adabatch_jax.run_folder import RunFolder
+from adabatch_jax.run_folder import RunFolder, finished_summary
 from adabatch_jax.run_ledger import Ledger, read_ledger
-from tests.commands.test_doctor import metrics_content, write_checkpoint
+from tests.commands.test_doctor import CONFIG, metrics_content, write_checkpoint
 
 RUN_ID = "0" * 16
 
@@ -83,3 +84,17 @@ def test_a_new_run_has_an_id_of_its_own(tmp_path):
             folder.note_saved(5)
         assert read_ledger(tmp_path / name) == Ledger(folder.run_id, 5)
     assert len(ids) == 2
+
+
+def test_a_finished_run_is_left_alone_unless_its_last_checkpoint_is_damaged(run):
+    (run / "summary.json").write_text(
+        json.dumps({"step": 30, "total_seconds": 1.0, "config_digest": CONFIG.digest})
+    )
+    assert finished_summary(run, CONFIG.digest)["step"] == 30
+    assert finished_summary(run, TrainConfig().digest) is None
+    data = run / "checkpoints" / "30" / "state" / "data"
+    data.write_bytes(data.read_bytes()[:-1])
+    assert finished_summary(run, CONFIG.digest) is None
+    assert opened(run)[0] == 20
+    shutil.rmtree(run / "checkpoints")  # nobody needs them any more
+    assert finished_summary(run, CONFIG.digest)["step"] == 30

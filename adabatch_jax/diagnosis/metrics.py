@@ -37,7 +37,7 @@ def metrics_findings(workdir: Path, newest: Found | None, is_in_use: bool) -> It
     except AdabatchError as error:
         yield of_error("metrics.jsonl", error)
         return
-    yield _rows(rows, torn and not is_in_use, newest)
+    yield _rows(rows, torn and not is_in_use, None if is_in_use else newest)
     yield from _csv(workdir / "metrics.csv", len(rows), is_in_use)
 
 
@@ -53,14 +53,15 @@ def _can_resume(workdir: Path, newest: Found) -> bool:
 
 def _rows(rows: list[dict[str, Any]], is_torn: bool, newest: Found | None) -> Finding:
     last = rows[-1]["step"] if rows else 0
-    text = f"{len(rows):,} rows, up to update {last:,}" if rows else "no row yet"
+    text = f"{_counted(len(rows))}, up to update {last:,}" if rows else "no row yet"
     data = {"num_rows": len(rows), "last_step": last, "is_torn": is_torn}
     beyond = [row for row in rows if newest is not None and row["step"] > newest.step]
     notes = []
     if is_torn:
         notes.append("the last line was cut short")
     if beyond:
-        notes.append(f"{len(beyond):,} lie beyond checkpoint {newest.step}")
+        verb = "lies" if len(beyond) == 1 else "lie"
+        notes.append(f"{_counted(len(beyond))} {verb} beyond checkpoint {newest.step}")
     if not notes:
         return good("metrics.jsonl", text, **data)
     return note(
@@ -69,6 +70,10 @@ def _rows(rows: list[dict[str, Any]], is_torn: bool, newest: Found | None) -> Fi
         num_beyond=len(beyond),
         **data,
     )
+
+
+def _counted(num_rows: int) -> str:
+    return "1 row" if num_rows == 1 else f"{num_rows:,} rows"
 
 
 def _csv(path: Path, num_rows: int, is_in_use: bool) -> Iterator[Finding]:

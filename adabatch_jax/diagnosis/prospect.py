@@ -23,9 +23,8 @@ from adabatch_jax.diagnosis.findings import (
 )
 from adabatch_jax.errors import AdabatchError
 from adabatch_jax.reporting.files import free_bytes
-from adabatch_jax.run_folder import RunFolder, find_checkpoint, why_none
+from adabatch_jax.run_folder import RunFolder, find_checkpoint, finished_summary, why_none
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.summaries import read_summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,7 @@ def prospect_findings(
     prospect = Prospect(workdir, config, checkpoint, tuple(rejected), is_in_use)
     if is_in_use:
         yield note("resume", "a second process would be refused.", command=prospect.command)
-    elif config is not None and read_summary(workdir, config.digest) is not None:
+    elif config is not None and finished_summary(workdir, config.digest) is not None:
         text = "the run is finished: nothing would be done."
         yield good("resume", text, command=prospect.command)
     elif refusal := why_none(workdir, rejected) if checkpoint is None else None:

@@ -82,7 +82,7 @@ def _lock(owner: Owner | None) -> Finding:
         return good("lock", "free", owner=None)
     data = {"owner": dataclasses.asdict(owner)}
     if owner.is_alive:
-        return problem("lock", f"{owner} is training here.", ENVIRONMENT, **data)
+        return good("lock", f"{owner} is training here", **data)
     if owner.is_alive is False:
         return note("lock", f"left by {owner}, which is gone; a run takes it over.", **data)
     return note(

@@ -22,6 +22,7 @@ from adabatch_jax.run_folder import RunFolder
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.scores import parse_score
+from adabatch_jax.time_spans import parse_seconds
 from adabatch_jax.training.dispatch import abstract
 from adabatch_jax.training.evaluation import EvalFn, Evaluator
 from adabatch_jax.training.keeping import Keeping
@@ -50,13 +51,15 @@ class FitResult:
       state: the last state.
       history: the rows of metrics, oldest first, those before a restart included.
       summary: final figures and where the seconds went.
-      stopped: whether `on_step` ended the run before the plan did.
+      stopped: whether `on_step` or `interruption` ended the run before the plan did.
+      start_step: the update that this call began with.
     """
 
     state: TrainState
     history: list[dict[str, Any]]
     summary: dict[str, Any]
     stopped: bool
+    start_step: int
 
 
 def fit(
@@ -84,7 +87,7 @@ def fit(
     on_save_error: str = "stop",
     on_nan: str = "stop",
     interruption: Interruption | None = None,
-    stall_timeout: float | None = None,
+    stall_timeout: float | str | None = None,
     input: str = "auto",
     steps_per_dispatch: int | str = 1,
     accumulation: str = "fused",
@@ -133,8 +136,9 @@ def fit(
         once from each.
       interruption: signals and a time limit that stop the run as `on_step` does, also while it
         waits for data or evaluates.
-      stall_timeout: seconds; where an update, a batch or a checkpoint takes longer, all stacks go
-        to stalls.log in the workdir and the process exits with code 42.
+      stall_timeout: seconds, or a text such as "30m"; where an update, a batch or a checkpoint
+        takes longer, all stacks go to stalls.log in the workdir and the process exits with code
+        42.
       input: "resident" keeps the examples on the devices, "streaming" sends each batch; both
         give the same batches. "auto" keeps them there if they are in memory and fit.
       steps_per_dispatch: the most updates per call of a program. More than one pays where an
@@ -177,6 +181,8 @@ def fit(
     checkpoint_period = None if workdir is None else every(plan, checkpoint_every)
     log_period = every(plan, log_every)
     policy = parse_nan_policy(on_nan)
+    if isinstance(stall_timeout, str):
+        stall_timeout = parse_seconds(stall_timeout)
     keeping = Keeping(
         keep_checkpoints,
         None if keep_best is None else parse_score(keep_best),
@@ -199,7 +205,8 @@ def fit(
         state = record.begin(placed.place(state))
         if record.start_step == plan.num_steps and record.pending_row is None:
             record.save_given(state)
-            return FitResult(state, record.history, record.finish(state, False), False)
+            summary = record.finish(state, False)
+            return FitResult(state, record.history, summary, False, record.start_step)
         if record.checkpoints is not None:
             record.checkpoints.check_space(state)
         rng = placed.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
@@ -244,7 +251,7 @@ def fit(
             state, stopped = loop.run(state)
         record.clocks.add("background_compile", setup.dispatch.programs.background_seconds)
         summary = record.finish(state, stopped)
-    return FitResult(state, record.history, summary, stopped)
+    return FitResult(state, record.history, summary, stopped, record.start_step)
 
 
 def check_arguments(

@@ -26,12 +26,13 @@ def check_past(
             f"the run in {workdir} has seed {run['seed']}, not {seed}; use another workdir."
         )
     saved = BatchPlan.from_dict(run["plan"])
-    if saved.num_examples != plan.num_examples or saved.remainder != plan.remainder:
-        raise RestoreError(
-            f"the run in {workdir} has {saved.num_examples} examples per epoch and "
-            f"remainder={saved.remainder!r}, this one {plan.num_examples} and "
-            f"{plan.remainder!r}; use another workdir."
-        )
+    for name in ("num_examples", "remainder"):
+        ours, theirs = getattr(plan, name), getattr(saved, name)
+        if ours != theirs:
+            raise RestoreError(
+                f"the run in {workdir} has {name}={theirs!r} and this one {ours!r}; use another "
+                "workdir."
+            )
     if not is_past(run, plan):
         raise RestoreError(
             f"the run in {workdir} stands at sample {run['samples']:,}, and "

@@ -322,7 +322,7 @@ def test_another_past_is_refused_by_name(tmp_path):
             {},
             "had 120 samples in 2 phases and this one has 60 in 1",
         ),
-        (make_plan("4, 1ep: 8", N, "2ep", "drop"), {}, "remainder='carry', this one 60 and 'drop'"),
+        (make_plan("4, 1ep: 8", N, "2ep", "drop"), {}, "remainder='carry' and this one 'drop'"),
         (make_plan("4, 1ep: 8", N, "2ep"), {"seed": 6}, "has seed 5, not 6"),
     ]:
         with pytest.raises(RestoreError, match=message):
