@@ -35,7 +35,8 @@ KILLED = killed_by(signal.SIGKILL)
     ],
 )
 def test_another_number_of_devices(oracle, begin, layouts):
-    whole, run = oracle("carry"), begin("carry")
+    further = "--lr 0.005"  # a higher one makes anything of what is rounded differently
+    whole, run = oracle("carry", further), begin("carry", further)
     for layout in layouts[:-1]:
         run.go("step.end:29", code=KILLED, further=layout)
         assert run.newest() is not None
@@ -44,7 +45,7 @@ def test_another_number_of_devices(oracle, begin, layouts):
         for name in theirs.keys() - {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}:
             assert ours[name] == theirs[name], name  # the digest of the examples among them
         np.testing.assert_allclose(
-            float(ours["train_loss"]), float(theirs["train_loss"]), rtol=0.02
+            float(ours["train_loss"]), float(theirs["train_loss"]), rtol=1e-3
         )
     assert run.summary()["examples_digest"] == whole.summary()["examples_digest"]
 
@@ -60,7 +61,7 @@ def test_another_number_of_devices(oracle, begin, layouts):
         ("--data.flip", "data.flip"),
         ("--data.train-split train[:1000]", "data.train_split"),
         ("--momentum 0.5", "momentum"),
-        ("--batch-schedule 16, 0.6ep: 24", "phase 0"),
+        ("--batch-schedule 16, 0.6ep: 24", "phase 1"),
         ("--lr 0.1", "learning rate"),
     ],
 )
@@ -195,7 +196,11 @@ def test_an_edited_plan_in_the_folder_decides_nothing(oracle, begin):
     path.write_text(path.read_text().replace("16", "17"))
     run.go()
     assert_same(run, oracle("carry"))
-    assert path.read_bytes() == (oracle("carry").workdir / "plan.json").read_bytes()
+    ours, theirs = (
+        json.loads((one.workdir / "plan.json").read_text())["phases"]
+        for one in (run, oracle("carry"))
+    )
+    assert ours == theirs
 
 
 def test_stopped_for_a_while_by_the_system(oracle, begin):
