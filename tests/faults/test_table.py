@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from tests.faults.table import FAULTS
+from tests.faults.table import FAULTS, markdown
 
 TESTS = Path(__file__).parents[1]
 
@@ -20,3 +20,7 @@ def test_every_fault_names_tests_that_exist():
         for test in fault.tests:
             path, name = test.split("::")
             assert name in defined(TESTS / path), test
+
+
+def test_the_readme_has_the_table():
+    assert markdown() in (TESTS.parent / "README.md").read_text()
