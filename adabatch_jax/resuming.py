@@ -165,8 +165,9 @@ def _check_rates(
     if differing.size:
         step = int(differing[0])
         raise RestoreError(
-            f"the run in {workdir} goes by lr {before.lr!r} (coupling {before.coupling}) and this "
-            f"configuration by {config.lr!r} (coupling {config.coupling}), which differs in the "
-            f"past: {old.at(step):g} and {new.at(step):g} at update {step:,}; use another "
+            f"the run in {workdir} goes by the learning rate {before.lr!r} (coupling "
+            f"{before.coupling}) and this configuration by {config.lr!r} (coupling "
+            f"{config.coupling}), which differs in the past: {old.at(step):g} and "
+            f"{new.at(step):g} at update {step:,}; use another "
             "--workdir, or follow the new rates from here on with --allow-change lr."
         )
