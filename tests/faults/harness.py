@@ -1,5 +1,6 @@
 """Starts the real command line again and again, with faults, and compares what it leaves."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -220,14 +221,22 @@ def wait_for(happened: Callable[[], bool], process: subprocess.Popen) -> None:
 
 
 def wait_for_training(run: Run, process: subprocess.Popen) -> None:
-    """Waits until a process takes up the rows of metrics, or begins them."""
+    """Waits until a process has written a row of metrics, or has ended."""
     path = run.workdir / "metrics.jsonl"
+    files: dict[int, int] = {}  # size when first seen, by inode: at its start a process makes anew
 
-    def written() -> int:
-        return path.stat().st_mtime_ns if path.exists() and path.stat().st_size else 0
+    def has_row() -> bool:
+        if process.poll() is not None:
+            return True
+        with contextlib.suppress(FileNotFoundError):
+            found = path.stat()
+            files.setdefault(found.st_ino, 0 if is_first else found.st_size)
+            return found.st_ino != old and found.st_size > files[found.st_ino]
+        return False
 
-    before = written()
-    wait_for(lambda: written() > before, process)
+    is_first = not path.exists()
+    old = None if is_first else path.stat().st_ino
+    wait_for(has_row, process)
 
 
 def limit_file_size(process: subprocess.Popen, num_bytes: int) -> None:

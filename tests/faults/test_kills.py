@@ -72,7 +72,7 @@ def test_killed_at_random_times(oracle, begin, setting):
         before = run.newest()
         process = run.start()
         wait_for_training(run, process)
-        time.sleep(draw.uniform(0, 0.8))
+        time.sleep(draw.uniform(0, 0.6))
         process.kill()
         is_done = (run.workdir / "report.html").exists()
         run.ended(process, before, 0 if is_done and process.wait() == 0 else KILLED)

@@ -23,12 +23,11 @@ CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIG
 
 
 def test_a_soak(oracle, begin, tmp_path):
-    draw, total = random.Random(SEED), Counter()
+    draw, total = random.Random(SEED), Counter(kills=0, stops=0, damaged=0)
     while total["kills"] < NUM_KILLS:
         setting = draw.choice(list(SETTINGS))
         whole, run = oracle(setting, LONG), begin(setting, LONG)
         run.workdir = tmp_path / f"run{total['runs']}"
-        total["runs"] += 1
         while not (run.workdir / "report.html").exists():
             sound = run.newest()
             if total["kills"] < NUM_KILLS and len(run.steps()) > 1 and draw.random() < 0.25:
@@ -38,19 +37,21 @@ def test_a_soak(oracle, begin, tmp_path):
             number = draw.choices(list(CODES), [7, 1, 1, 1])[0]
             process = run.start()
             if total["kills"] < NUM_KILLS:
-                if draw.random() < 0.8:
+                if draw.random() < 0.7:
                     wait_for_training(run, process)
-                time.sleep(draw.uniform(0, 1.5))
+                    time.sleep(draw.uniform(0, 0.7))
+                else:
+                    time.sleep(draw.uniform(0, 4))
                 process.send_signal(number)
             code = process.wait(timeout=240)
             # It may have been done first, or too young to have a handler.
             assert code in (0, CODES[number], -number), process.communicate()
-            total["kills"] += code != 0
-            total["restarts"] += code != 0
+            total["kills"] += code == CODES[signal.SIGKILL]
+            total["stops"] += code in (130, 143)
             outcome = run.ended(process, sound, code)
             print(f"{setting}: {number.name} -> {code} at {run.newest()} ({outcome.resumed_after})")
             if (run.workdir / "metrics.jsonl").exists():
                 assert_rows_follow(run, whole)
         assert_same(run, whole)
-        total["survived"] += 1
-        print(dict(total))
+        total["runs"] += 1
+        print(f"survived so far (seed {SEED}): {dict(total)}")
