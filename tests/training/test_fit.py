@@ -399,10 +399,12 @@ def test_stopped_wherever_it_is_asked_about(tmp_path):
     whole = train(plan, tmp_path / "whole", **options)
     stops = 0
     while True:
-        cut = train(plan, tmp_path / "cut", **options, interruption=StopIn(3 + 2 * stops % 9))
+        cut = train(plan, tmp_path / "cut", **options, interruption=StopIn(2 + stops))
         if not cut.stopped:
             break
         stops += 1
-    assert stops > 5
+    # Waiting asks again and again, so how often depends on the machine; but it is asked after each
+    # of the 9 updates and the 12 evaluated batches: 2 + 3 + 4 + 5 times always fit.
+    assert stops >= 4
     assert reproducible(cut.history) == reproducible(whole.history)
     assert reproducible([cut.summary]) == reproducible([whole.summary])
