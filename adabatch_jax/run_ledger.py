@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from adabatch_jax.reporting.files import write_json
+from adabatch_jax.reporting.files import read_file, write_json
 
 NAME = "last_checkpoint.json"
 
@@ -35,7 +35,7 @@ def read_ledger(folder: Path) -> Ledger:
     Ledger(run_id=None, step=None, rows_lost_at=None)
     """
     try:
-        content = json.loads((folder / NAME).read_text())
+        content = json.loads(read_file(folder / NAME))
         ledger = Ledger(**content)
     except (OSError, ValueError, TypeError, RecursionError):
         return Ledger()

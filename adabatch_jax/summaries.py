@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adabatch_jax.reporting.files import read_file
+
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """A hash of settings, in hex.
@@ -23,7 +25,7 @@ def read_summary(workdir: Path, config_digest: str) -> dict[str, Any] | None:
     figures can't be told is none: it is written again.
     """
     try:
-        summary = json.loads((workdir / "summary.json").read_text())
+        summary = json.loads(read_file(workdir / "summary.json"))
     except (OSError, ValueError, RecursionError):
         return None
     is_ours = isinstance(summary, dict) and summary.get("config_digest") == config_digest

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.errors import UsageError
+from adabatch_jax.reporting.files import read_file
 from adabatch_jax.run_folder import CHECKPOINTS
 
 
@@ -47,6 +48,6 @@ def is_run(workdir: Path) -> bool:
 def saved_config(workdir: Path) -> TrainConfig | None:
     """The configuration of the run in a folder, or None where there is none of ours."""
     try:
-        return TrainConfig.from_dict(json.loads((workdir / "config.json").read_text()))
+        return TrainConfig.from_dict(json.loads(read_file(workdir / "config.json")))
     except (OSError, ValueError, RecursionError):
         return None

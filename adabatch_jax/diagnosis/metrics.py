@@ -1,6 +1,7 @@
 """Whether a run's rows of metrics go with its checkpoints."""
 
 import csv
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from adabatch_jax.checkpoints.found import Found
 from adabatch_jax.diagnosis.findings import RESTORE, Finding, good, note, of_error, problem
 from adabatch_jax.errors import AdabatchError
+from adabatch_jax.reporting.files import read_file
 from adabatch_jax.reporting.metrics import MetricsPosition, metrics_intact, read_metrics
 
 
@@ -33,7 +35,7 @@ def metrics_findings(workdir: Path, newest: Found | None, is_in_use: bool) -> It
         return
     try:
         rows = read_metrics(jsonl)
-        torn = not jsonl.read_bytes().endswith(b"\n") and jsonl.stat().st_size > 0
+        torn = read_file(jsonl)[-1:] not in (b"", b"\n")
     except AdabatchError as error:
         yield of_error("metrics.jsonl", error)
         return
@@ -78,8 +80,8 @@ def _counted(num_rows: int) -> str:
 
 def _csv(path: Path, num_rows: int, is_in_use: bool) -> Iterator[Finding]:
     try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            found = sum(1 for _ in csv.reader(file)) - 1
+        text = read_file(path).decode(errors="replace")
+        found = sum(1 for _ in csv.reader(io.StringIO(text, newline=""))) - 1
     except (OSError, csv.Error) as error:
         yield note("metrics.csv", f"it can't be read ({error}); a run writes it anew.")
         return

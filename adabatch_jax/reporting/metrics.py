@@ -17,7 +17,7 @@ from typing import Any
 from adabatch_jax.errors import RestoreError, StorageError
 from adabatch_jax.fault_points import reach
 from adabatch_jax.reporting.events import EventFile
-from adabatch_jax.reporting.files import storage_errors, write_atomically
+from adabatch_jax.reporting.files import read_file, storage_errors, write_atomically
 
 COLUMNS = (
     "step",
@@ -222,7 +222,7 @@ def _content_to_resume(directory: Path, position: MetricsPosition) -> bytes:
 
 def _content(path: Path) -> bytes | None:
     with storage_errors(path, action="read"):
-        return path.read_bytes() if path.exists() else None
+        return read_file(path) if path.exists() else None
 
 
 def _json_lines(table: bytes) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.errors import StorageError, UsageError, did_you_mean
-from adabatch_jax.reporting.files import storage_errors
+from adabatch_jax.reporting.files import read_file, storage_errors
 from adabatch_jax.reporting.metrics import COLUMNS, read_metrics
 from adabatch_jax.schedules.plan import BatchPlan
 
@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
       StorageError: the file can't be read, or holds something else.
     """
     with storage_errors(path, action="read"):
-        content = path.read_bytes()
+        content = read_file(path)
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:

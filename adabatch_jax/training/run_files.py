@@ -10,7 +10,7 @@ import jax
 from adabatch_jax.costs import Prediction
 from adabatch_jax.errors import AdabatchError
 from adabatch_jax.reporting.environment import describe_environment
-from adabatch_jax.reporting.files import storage_errors, write_json
+from adabatch_jax.reporting.files import read_file, storage_errors, write_json
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.summaries import read_summary, settings_digest
 
@@ -78,7 +78,7 @@ class RunFiles:
     def _predicted(self) -> Prediction | None:
         try:
             return Prediction.from_dict(
-                json.loads((self._path / "plan.json").read_text())["prediction"]
+                json.loads(read_file(self._path / "plan.json"))["prediction"]
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
                 RecursionError, AdabatchError):  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.errors import StorageError, UsageError, did_you_mean
-from adabatch_jax.reporting.files import storage_errors, write_atomically
+from adabatch_jax.reporting.files import read_file, storage_errors, write_atomically
 from experiments import sections
 from experiments.reproduction.adjustments import with_epochs, with_holdout
 
@@ -213,7 +213,7 @@ def load_study(out: Path) -> Study | None:
     if not path.exists():
         return None
     with storage_errors(path, action="read"):
-        content = path.read_bytes()
+        content = read_file(path)
     try:
         study = Study.from_dict(json.loads(content))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
