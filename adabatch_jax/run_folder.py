@@ -24,6 +24,10 @@ from adabatch_jax.run_lock import locked
 from adabatch_jax.summaries import read_summary
 
 CHECKPOINTS = "checkpoints"
+WRITTEN_FILES = (
+    "config.json", "plan.json", "environment.json", "metrics.jsonl", "metrics.csv", NAME,
+    "summary.json", "report.html",
+)  # fmt: skip
 
 # What a checkpoint's own values are laid out as; others are another program's.
 FORMAT = 1

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,14 @@ from adabatch_jax.diagnosis.findings import (
     problem,
 )
 from adabatch_jax.errors import AdabatchError
-from adabatch_jax.reporting.files import free_bytes
-from adabatch_jax.run_folder import RunFolder, find_checkpoint, finished_summary, why_none
+from adabatch_jax.reporting.files import free_bytes, temporary_path
+from adabatch_jax.run_folder import (
+    WRITTEN_FILES,
+    RunFolder,
+    find_checkpoint,
+    finished_summary,
+    why_none,
+)
 from adabatch_jax.schedules.plan import BatchPlan
 
 
@@ -80,29 +86,38 @@ def prospect_findings(
     elif refusal := why_none(workdir, rejected) if checkpoint is None else None:
         yield problem("resume", f"it would be refused: {refusal}", RESTORE)
     elif checkpoint is None and config is not None:
-        yield from _dataset(config)
         text = f"it would begin with the first update: {prospect.command}"
-        yield good("resume", text, command=prospect.command)
+        yield from _unless_refused(
+            [*_dataset(config), *_obstacles(workdir)],
+            good("resume", text, command=prospect.command),
+        )
     elif checkpoint is not None:
         yield from _going_on(prospect)
 
 
 def _going_on(prospect: Prospect) -> Iterator[Finding]:
     plan, settings = _planned(prospect)
-    stopping = [*settings, *_dataset(prospect.config), *_room(prospect)]
-    yield from stopping
-    refusal = next((finding for finding in stopping if finding.exit_code), None)
-    if refusal is not None:
-        text = f"it would be refused, see {refusal.subject}."
-        yield note("resume", text, command=prospect.command)
-        return
+    stopping = [*settings, *_dataset(prospect.config), *_obstacles(prospect.path)]
+    stopping += _room(prospect)
     step = prospect.checkpoint.step
     newer = " and ".join(str(rejected) for rejected, _ in prospect.rejected)
     text = f"it would go on after update {step:,}"
     text += f" of {plan.num_steps:,}" if plan is not None else ""
     text += f", passing over {newer}" if newer else ""
     text += f": {prospect.command}" if prospect.config else ", with the settings it was begun with."
-    yield good("resume", text, step=step, command=prospect.command)
+    resume = good("resume", text, step=step, command=prospect.command)
+    yield from _unless_refused(stopping, resume)
+
+
+def _unless_refused(stopping: Sequence[Finding], resume: Finding) -> Iterator[Finding]:
+    """What may stop a run, and then what it would do, or that it would be refused."""
+    yield from stopping
+    refusal = next((finding for finding in stopping if finding.exit_code), None)
+    if refusal is None:
+        yield resume
+    else:
+        text = f"it would be refused, see {refusal.subject}."
+        yield note("resume", text, command=resume.data["command"])
 
 
 def _planned(prospect: Prospect) -> tuple[BatchPlan | None, list[Finding]]:
@@ -143,6 +158,15 @@ def _dataset(config: TrainConfig | None) -> Iterator[Finding]:
     if not is_prepared(name, data_dir):
         command = prepare_command(name, data_dir)
         yield problem("dataset", f"{name!r} is not prepared here; run {command}.", ENVIRONMENT)
+
+
+def _obstacles(workdir: Path) -> Iterator[Finding]:
+    """What lies where a run writes its files, and can't be replaced by one."""
+    for name in WRITTEN_FILES:
+        for path in (workdir / name, temporary_path(workdir / name)):
+            if path.is_dir() and not path.is_symlink():
+                text = "it is a folder where a run writes a file; move it away."
+                yield problem(path.name, text, STORAGE)
 
 
 def _room(prospect: Prospect) -> Iterator[Finding]:

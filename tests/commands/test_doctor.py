@@ -267,13 +267,32 @@ def test_a_summary_without_its_checkpoint(run, doctor):
         ("summary.json", "{}", 5, "names no step"),
         ("metrics.jsonl", '{"step": "<b>"}\n', 4, "not a row with a step"),
         ("metrics.jsonl", "[" * 100_000 + "\n", 4, "it is not JSON"),
+        ("config.json", os.mkfifo, 5, "not a regular file"),
+        ("plan.json", os.mkfifo, 5, "not a regular file"),
+        ("summary.json", os.mkfifo, 5, "not a regular file"),
+        ("metrics.jsonl", os.mkfifo, 4, "not a regular file"),
     ],
 )
 def test_files_that_cannot_be_read(name, content, code, text, run, doctor):
-    (run / name).write_text(content)
+    if callable(content):
+        (run / name).unlink(missing_ok=True)
+        content(run / name)
+    else:
+        (run / name).write_text(content)
     found, findings = doctor(run)
     assert found == code and findings[name]["state"] == "problem"
     assert text in findings[name]["text"]
+
+
+@pytest.mark.parametrize("name", ["environment.json", ".metrics.csv.tmp"])
+@pytest.mark.parametrize("with_checkpoints", [True, False])
+def test_folders_in_the_place_of_files(name, with_checkpoints, run, doctor):
+    if not with_checkpoints:
+        _without_checkpoints(run)
+    (run / name).mkdir()
+    code, findings = doctor(run)
+    assert code == 5 and "it is a folder where a run writes a file" in findings[name]["text"]
+    assert findings["resume"]["text"] == f"it would be refused, see {name}."
 
 
 def test_an_edited_seed(run, doctor):
