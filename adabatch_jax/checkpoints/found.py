@@ -64,7 +64,7 @@ def committed_steps(directory: Path) -> list[int]:
     Raises:
       StorageError: the folder can't be read; one that doesn't exist holds none.
     """
-    return sorted(int(name) for name in _folders(directory) if _STEP.fullmatch(name))
+    return sorted(int(entry.name) for entry in _entries(directory) if _STEP.fullmatch(entry.name))
 
 
 def is_leftover(name: str) -> bool:
@@ -135,11 +135,12 @@ def other_checkpoints(directory: Path) -> list[str]:
     Where they are all that is left, the run is not a new one.
     """
     return sorted(
-        name
-        for name in _folders(directory)
-        if not _STEP.fullmatch(name)
-        and not is_leftover(name)
-        and any(os.path.lexists(directory / name / part) for part in (*LISTED, MANIFEST))
+        entry.name
+        for entry in _entries(directory)
+        if not _STEP.fullmatch(entry.name)
+        and not is_leftover(entry.name)
+        and entry.is_dir(follow_symlinks=False)
+        and any(os.path.lexists(directory / entry.name / part) for part in (*LISTED, MANIFEST))
     )
 
 
@@ -158,20 +159,21 @@ def set_aside(directory: Path, step: int) -> Path:
     return path
 
 
-def _folders(directory: Path) -> list[str]:
+def _entries(directory: Path) -> list[os.DirEntry]:
     with storage_errors(directory, action="read"):
         try:
-            entries = list(os.scandir(directory))
+            return list(os.scandir(directory))
         except FileNotFoundError:
             return []
-        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _manifest(path: Path) -> Manifest:
+    if path.is_symlink() or not path.is_dir():
+        raise Damaged("it is no folder" if path.exists() else "it is missing")
     try:
         return read_manifest(path)
     except Damaged:
-        if path.is_dir() and not os.listdir(path):
+        if not os.listdir(path):
             raise Damaged("it is empty") from None
         raise
 

@@ -189,7 +189,7 @@ def test_a_manifest_reaches_no_other_files(tmp_path):
     [
         (lambda path: path.mkdir(), "it is empty"),
         (lambda path: (path / "junk").mkdir(parents=True), "digests/manifest is missing"),
-        (lambda path: path.write_text("a file"), "can't be read"),
+        (lambda path: path.write_text("a file"), "it is no folder"),
     ],
     ids=["empty", "junk", "file"],
 )
@@ -204,14 +204,14 @@ def test_a_renamed_checkpoint_is_noticed(tmp_path):
     assert reason(write_checkpoint(tmp_path, True, named=1)) == "run/metadata names no step"
 
 
-def test_only_real_folders_named_by_a_step_are_listed(tmp_path):
+def test_what_is_named_by_a_step_is_listed(tmp_path):
     for name in ("0", "7", "100", "20", "0035", "-5", "٣", "31 (copy)", "step_70", "bad-8"):
         (tmp_path / name).mkdir()
     (tmp_path / "40.orbax-checkpoint-tmp").mkdir()
     (tmp_path / ("9" * 200)).mkdir()
     (tmp_path / "50").write_text("a file")
     (tmp_path / "60").symlink_to(tmp_path / "7")
-    assert committed_steps(tmp_path) == [0, 7, 20, 100, int("9" * 200)]
+    assert committed_steps(tmp_path) == [0, 7, 20, 50, 60, 100, int("9" * 200)]
     assert committed_steps(tmp_path / "absent") == []
     with pytest.raises(StorageError, match="cannot read .*50: Not a directory"):
         committed_steps(tmp_path / "50")
@@ -228,8 +228,11 @@ def test_the_newest_good_one_is_used(tmp_path):
     found, rejected = newest_good(tmp_path, lambda f: "too new" if f.run["samples"] > 10 else None)
     assert found.step == 5
     assert rejected[2:] == [(30, "too new"), (20, "too new")]
+    (tmp_path / "300").symlink_to(tmp_path / "20")
+    (tmp_path / "400").write_text("a file")
+    assert newest_good(tmp_path)[1][:2] == [(400, "it is no folder"), (300, "it is no folder")]
     found, rejected = newest_good(tmp_path, lambda found: "never")
-    assert found is None and [step for step, _ in rejected] == [200, 100, 30, 20, 5]
+    assert found is None and [step for step, _ in rejected[2:]] == [200, 100, 30, 20, 5]
     assert newest_good(tmp_path / "absent") == (None, [])
 
 
