@@ -131,20 +131,24 @@ def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples:
 def _check_identity(
     before: TrainConfig, config: TrainConfig, workdir: Path, allow_change: Collection[str]
 ) -> None:
-    """Raises a RestoreError that names the first setting that decides numbers and differs."""
+    """Raises a RestoreError that names the settings that decide numbers and differ."""
     old, new = _flat(before), _flat(config)
     # Where the files lie decides nothing.
     names = [*_IDENTITY]
     names += [f"data.{f.name}" for f in dataclasses.fields(config.data) if f.name != "dir"]
-    for name in names:
-        if old[name] == new[name] or name in allow_change:
-            continue
-        override = f", or change it from here on with --allow-change {name}"
-        raise RestoreError(
-            f"the run in {workdir} has {name}={old[name]!r}, not {new[name]!r}; use another "
-            f"--workdir, or go on with --config {workdir / 'config.json'}"
-            f"{override if name in CHANGEABLE else ''}."
-        )
+    differing = [name for name in names if old[name] != new[name] and name not in allow_change]
+    if not differing:
+        return
+    listed = " and ".join(f"{name}={old[name]!r}, not {new[name]!r}" for name in differing)
+    override = ""
+    if set(differing) <= set(CHANGEABLE):
+        what = "it" if len(differing) == 1 else "them"
+        named = " ".join([*allow_change, *differing])
+        override = f", or change {what} from here on with --allow-change {named}"
+    raise RestoreError(
+        f"the run in {workdir} has {listed}; use another --workdir, or go on with --config "
+        f"{workdir / 'config.json'}{override}."
+    )
 
 
 def _check_rates(

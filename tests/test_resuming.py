@@ -111,6 +111,27 @@ def test_another_past_is_refused_and_may_be_left_behind(change, named):
     assert again.notes == []
 
 
+def test_all_that_differs_is_named_at_once():
+    config = dataclasses.replace(BEGUN, momentum=0.8, compute_dtype="bfloat16")
+    with pytest.raises(RestoreError) as caught:
+        plan_of_run(config, N, Folder())
+    differs = "momentum=0.9, not 0.8 and compute_dtype='float32', not 'bfloat16';"
+    assert differs in str(caught.value)
+    assert str(caught.value).endswith(
+        "or change them from here on with --allow-change momentum compute_dtype."
+    )
+    with pytest.raises(RestoreError) as caught:
+        plan_of_run(config, N, Folder(), ("momentum",))
+    assert "momentum=" not in str(caught.value)
+    assert str(caught.value).endswith(
+        "change it from here on with --allow-change momentum compute_dtype."
+    )
+    config = dataclasses.replace(config, seed=1)
+    with pytest.raises(RestoreError) as caught:
+        plan_of_run(config, N, Folder())
+    assert "seed=0, not 1" in str(caught.value) and "--allow-change" not in str(caught.value)
+
+
 def test_a_schedule_that_is_followed_from_here_on_keeps_the_clock():
     config = dataclasses.replace(BEGUN, batch_schedule="10, 1ep: 25")
     plan = plan_of_run(config, N, Folder(), ("batch_schedule",))
