@@ -1,5 +1,6 @@
 """The checkpoints of a run under way: saved in the background, with the old ones cleared away."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from adabatch_jax.checkpoints.retention import Stored, removable, remove, remove
 from adabatch_jax.checkpoints.saving import checkpointer, contents
 from adabatch_jax.errors import StorageError
 from adabatch_jax.fault_points import reach
-from adabatch_jax.reporting.files import storage_errors
+from adabatch_jax.reporting.files import storage_errors, sync_folder
 from adabatch_jax.training import orbax_noise
 from adabatch_jax.training.state import TrainState
 
@@ -29,6 +30,8 @@ class Checkpoints:
 
     Attributes:
       latest: the newest step that was saved or restored here; None before.
+      scores: of steps, larger is better, where they are known from elsewhere than the checkpoint:
+        what is measured of a state may be known only after it was saved.
     """
 
     def __init__(self, directory: Path, keep_newest: int):
@@ -48,6 +51,7 @@ class Checkpoints:
         self._has_committed = False
         self._stored: dict[int, Stored | None] = {}
         self.latest: int | None = None
+        self.scores: dict[int, float] = {}
         with storage_errors(directory):
             self._directory.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._directory)
@@ -113,6 +117,7 @@ class Checkpoints:
             return
         with self._save_errors():
             self._checkpointer.wait_until_finished()
+            sync_folder(self._directory)  # before those that it replaces go
         self.latest, self._saving, self._has_committed = self._saving, None, True
         reach("save.committed")
         self._remove_old()
@@ -176,10 +181,13 @@ class Checkpoints:
         for step in steps:
             if step not in self._stored:
                 self._stored[step] = self._read_stored(step)
-        stored = [self._stored[step] for step in steps]
-        for step in removable([one for one in stored if one is not None], self._keep_newest):
+        stored = [self._scored(one) for step in steps if (one := self._stored[step]) is not None]
+        for step in removable(stored, self._keep_newest):
             if step != self.latest:  # whatever else is in the folder
                 remove(self._directory, step)
+
+    def _scored(self, stored: Stored) -> Stored:
+        return dataclasses.replace(stored, score=self.scores.get(stored.step, stored.score))
 
     def _read_stored(self, step: int) -> Stored | None:
         """What is known of a checkpoint; None of a damaged one, which doesn't count as kept."""

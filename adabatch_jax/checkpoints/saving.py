@@ -1,6 +1,7 @@
 """How Orbax writes a checkpoint: arrays, JSON and the manifest, in one atomic step."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import orbax.checkpoint as ocp
 from adabatch_jax.checkpoints.arrays import array_digests, described, host_copy, stored
 from adabatch_jax.checkpoints.manifest import MANIFEST, write_manifest
 from adabatch_jax.fault_points import reach
+from adabatch_jax.reporting.files import sync_folder
 from adabatch_jax.training.digests import named_arrays
 
 _FOLDER, _FILE = MANIFEST.split("/")
@@ -102,6 +104,8 @@ class ManifestHandler(ocp.AsyncCheckpointHandler):
         directory = Path(directory)
         digests = array_digests(args.descriptions, args.copies)
         write_manifest(directory.parent, directory / _FILE, digests)
+        for folder, _, _ in os.walk(directory.parent):
+            sync_folder(Path(folder))
 
     def save(self, directory: Any, *args: Any, **kwargs: Any) -> None:
         """Only part of a save in the background."""

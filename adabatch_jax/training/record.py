@@ -103,6 +103,8 @@ class RunRecord:
         self._files.write_plan()
         self._metrics = MetricsWriter(self._folder.path, self._folder.position_of_rows())
         self.history = read_metrics(self._folder.path / "metrics.jsonl")
+        for row in self.history:
+            self.checkpoints.measured(row)
         self._tell_notes()
         return state
 
@@ -189,6 +191,7 @@ class RunRecord:
         self.history.append(row)
         if self._metrics is not None:
             self._metrics.write(row)
+            self.checkpoints.measured(row)
 
     def position(self, step: int) -> dict[str, Any]:
         """What a checkpoint says about where the run stands, to be taken before it goes on."""

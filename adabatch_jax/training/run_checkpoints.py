@@ -92,6 +92,14 @@ class RunCheckpoints:
             self._warned.add(warning)
             self._progress.message(f"warning: {warning}")
 
+    def measured(self, row: Mapping[str, Any]) -> None:
+        """Takes note of a row of metrics: it says how good the checkpoint of its step is."""
+        if self._keeping.best is None:
+            return
+        score = self._keeping.best.of(row)
+        if score is not None:
+            self._checkpoints.scores[row["step"]] = score
+
     def save(
         self, step: int, state: TrainState, run: Mapping[str, Any], row: Mapping[str, Any]
     ) -> None:
@@ -108,7 +116,8 @@ class RunCheckpoints:
         last_step = self._checkpoints.latest or 0
         every, score = self._keeping.every, self._keeping.best
         is_measured = score is not None and row.get("step") == step
-        if is_measured and "test_loss" in row and score.metric not in row:
+        is_evaluated = any(key.startswith("test_") for key in row)
+        if is_measured and is_evaluated and score.metric not in row:
             self._warn_once(f"no {score.metric} is measured, so no checkpoint is kept as the best")
         run = {
             **run,

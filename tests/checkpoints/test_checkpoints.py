@@ -224,6 +224,11 @@ def test_the_newest_the_best_and_the_marked_stay(tmp_path):
         (tmp_path / "5/digests/manifest").unlink()  # counts no more, and isn't ours to delete
         checkpoints.save(7, plain_state(), {"score": 1.0})
     assert committed_steps(tmp_path) == [3, 5, 6, 7]
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.scores = {6: 2.0}  # was measured after it had been saved
+        for step in (8, 9):
+            checkpoints.save(step, plain_state(), {"score": 1.5})
+    assert committed_steps(tmp_path) == [3, 5, 6, 9]
 
 
 class Killed(BaseException):

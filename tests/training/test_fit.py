@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -391,6 +392,24 @@ class StopIn:
     def requested(self):
         self.left -= 1
         return self.left <= 0
+
+
+def test_the_best_checkpoint_stays_although_its_evaluation_was_cut_off(tmp_path):
+    plan = make_plan("4", N, "4ep")
+    epoch = plan.num_steps // 4
+    options = {"keep_checkpoints": 1, "keep_best": "min test_accuracy"}  # it rises: the first one
+    asked = SimpleNamespace(requested=False, defer=lambda: None, expect=lambda seconds: None)
+
+    def on_step(finished, state, metrics):
+        asked.requested = finished == epoch  # where an evaluation comes next
+
+    def saved():
+        return sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+
+    cut = train(plan, tmp_path, **options, on_step=on_step, interruption=asked)
+    assert cut.stopped and saved() == [epoch] and cut.history[-1]["step"] < epoch
+    train(plan, tmp_path, **options)
+    assert saved() == [epoch, plan.num_steps]
 
 
 def test_stopped_wherever_it_is_asked_about(tmp_path):
