@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from adabatch_jax.data.feeds import Feed, open_feed
-from adabatch_jax.data.layout import MANY_PROGRAMS, batch_layout
+from adabatch_jax.data.layout import batch_layout
 from adabatch_jax.data.resident import example_types
 from adabatch_jax.data.sources import Source
 from adabatch_jax.errors import UsageError
@@ -28,7 +28,7 @@ from adabatch_jax.training.microbatch import (
     update_flops,
 )
 from adabatch_jax.training.programs import Program, program_of
-from adabatch_jax.training.slow_loops import slow_convolutions
+from adabatch_jax.training.setup_notes import num_slow_convolutions, tell
 from adabatch_jax.training.state import TrainState
 from adabatch_jax.training.step import TrainStep, make_train_step
 
@@ -110,8 +110,7 @@ def set_up(
     except BaseException:
         search.close()
         raise
-    progress.message(_described(setup))
-    _warn(setup, progress)
+    tell(setup.layout, setup.feed.reason, setup.dispatch.programs, progress)
     return setup
 
 
@@ -174,7 +173,7 @@ class _Search:
         is_free = (
             self.options.steps_per_dispatch == AUTO and "steps_per_dispatch" not in saved_layout
         )
-        if is_free and self._number > 1 and _num_slow_convolutions(self._setup):
+        if is_free and self._number > 1 and num_slow_convolutions(self._setup.dispatch.programs):
             self._number = 1  # in a loop over updates they would lose more than dispatches cost
             self.compiled(self._setup.layout["microbatch_size"])
         return self._setup
@@ -304,42 +303,6 @@ class _Search:
         step = make_train_step(self.loss_fn, self.tx)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
         return step.lower(*shapes)
-
-
-def _described(setup: Setup) -> str:
-    """The layout in a line."""
-    size, number = setup.layout["microbatch_size"], setup.layout["steps_per_dispatch"]
-    rows = "whole batches" if size is None else f"micro-batches of {size}"
-    updates = f"; {number} updates per dispatch" if number > 1 else ""
-    if setup.layout["accumulation"] == "split":
-        updates = ", one per dispatch"
-    return f"input {setup.feed.reason}; {rows}{updates}"
-
-
-def _warn(setup: Setup, progress: Progress) -> None:
-    """Says what will make the run slow."""
-    programs = setup.dispatch.programs
-    if len(programs.names) > MANY_PROGRAMS:
-        progress.message(
-            f"warning: {len(programs.names)} programs have to be compiled, one per batch size; "
-            "with accumulation 'split' and a microbatch_size all sizes share one"
-        )
-    slow = _num_slow_convolutions(setup)
-    if slow:
-        progress.message(
-            f"warning: {slow} convolutions (or their gradients) lie in a loop, where XLA is 18 to "
-            "40 times slower on CPU; use adabatch_jax.models.convolution.conv2d, or no "
-            "micro-batches and one update per dispatch"
-        )
-
-
-def _num_slow_convolutions(setup: Setup) -> int:
-    """Convolutions that a CPU computes slowly, of the programs that are compiled."""
-    if jax.default_backend() != "cpu":
-        return 0
-    programs = setup.dispatch.programs
-    ready = [programs.get(name) for name in programs.names if programs.is_ready(name)]
-    return max(slow_convolutions(program.compiled.as_text()) for program in ready)
 
 
 def _or_infinite(limit: int | None) -> float:
