@@ -117,7 +117,8 @@ class Checkpoints:
             return
         with self._save_errors():
             self._checkpointer.wait_until_finished()
-            sync_folder(self._directory)  # before those that it replaces go
+            for folder in (self._directory / str(self._saving), self._directory):
+                sync_folder(folder)  # before the checkpoints go that it replaces
         self.latest, self._saving, self._has_committed = self._saving, None, True
         reach("save.committed")
         self._remove_old()

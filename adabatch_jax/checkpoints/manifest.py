@@ -45,6 +45,7 @@ def write_manifest(checkpoint: Path, file: Path, arrays: Mapping[str, str]) -> N
     files = {}
     for path in listed_files(checkpoint):
         with open(checkpoint / path, "rb") as content:
+            os.fsync(content.fileno())  # not all who write them do
             digest = hashlib.file_digest(content, "sha256").hexdigest()
             files[path] = (os.fstat(content.fileno()).st_size, digest)
     text = json.dumps({"files": files, "arrays": dict(arrays)}, sort_keys=True).encode()
