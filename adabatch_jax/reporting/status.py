@@ -78,7 +78,7 @@ def _position(plan: "BatchPlan", step: int) -> dict[str, str]:
         total = count_text(plan.num_samples)
         return {"samples": f"{count_text(samples).rjust(len(total))}/{total}"}
     total = plan.num_samples / plan.num_examples
-    return {"epoch": f"{samples / plan.num_examples:{len(f'{total:.1f}')}.1f}/{total:g}"}
+    return {"epoch": f"{samples / plan.num_examples:{len(f'{total:.1f}')}.1f}/{round(total, 2):g}"}
 
 
 def _right(value: int, greatest: int) -> str:
