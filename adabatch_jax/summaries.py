@@ -29,11 +29,13 @@ def read_summary(workdir: Path, config_digest: str) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     is_ours = isinstance(summary, dict) and summary.get("config_digest") == config_digest
-    return summary if is_ours and _has_figures(summary) else None
+    return summary if is_ours and has_figures(summary) else None
 
 
-def _has_figures(summary: Mapping[str, Any]) -> bool:
-    return type(summary.get("step")) is int and all(
+def has_figures(summary: Mapping[str, Any]) -> bool:
+    """Whether a summary holds what every finished run has."""
+    counts = (summary.get("step"), summary.get("samples"))
+    return all(type(count) is int for count in counts) and all(
         isinstance(figure, int | float)
         for figure in (summary.get("total_seconds"), summary.get("test_accuracy", 0.0))
     )

@@ -88,7 +88,7 @@ def test_a_new_run_has_an_id_of_its_own(tmp_path):
 
 def test_a_finished_run_is_left_alone_unless_its_last_checkpoint_is_damaged(run):
     (run / "summary.json").write_text(
-        json.dumps({"step": 30, "total_seconds": 1.0, "config_digest": CONFIG.digest})
+        json.dumps({"step": 30, "samples": 9, "total_seconds": 1.0, "config_digest": CONFIG.digest})
     )
     assert finished_summary(run, CONFIG.digest)["step"] == 30
     assert finished_summary(run, TrainConfig().digest) is None

@@ -11,6 +11,7 @@ from adabatch_jax.errors import StorageError, UsageError, did_you_mean
 from adabatch_jax.reporting.files import read_file, storage_errors
 from adabatch_jax.reporting.metrics import COLUMNS, read_metrics
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.summaries import has_figures
 
 REQUIRED = ("config.json", "plan.json", "metrics.jsonl")
 _TEXTS = ("examples_digest",)
@@ -70,6 +71,11 @@ def load_run(directory: os.PathLike | str) -> Run:
     summary = _read_json_if_there(directory / "summary.json")
     _check_figures(directory / "metrics.jsonl", rows)
     _check_figures(directory / "summary.json", () if summary is None else (summary,))
+    if summary is not None and not has_figures(summary):
+        raise StorageError(
+            f"{directory / 'summary.json'} is damaged: it lacks the run's figures; the command "
+            "that trained it writes it again."
+        )
     return Run(
         directory=directory,
         name=_printable(config.get("name") or directory.resolve().name),

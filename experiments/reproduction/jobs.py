@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.errors import UsageError
+from adabatch_jax.errors import StorageError, UsageError
 from adabatch_jax.reporting.files import write_atomically
 from adabatch_jax.reporting.runs import read_json
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.text import decimal_text, exact
+from adabatch_jax.summaries import has_figures
 from experiments.reproduction.studies import TUNING_SEED, Study
 
 
@@ -41,13 +42,14 @@ class Job:
     @property
     def failure(self) -> str | None:
         """Why it diverged; None if it didn't (yet)."""
-        content = _read_if_there(self.folder / "failure.json")
-        return None if content is None else content["message"]
+        return failure_message(self.folder)
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The figures of a finished run; None for any other."""
-        return _read_if_there(self.folder / "summary.json")
+        """The figures of a finished run; None for any other, and where they are damaged."""
+        path = self.folder / "summary.json"
+        summary = read_json(path) if path.exists() else {}
+        return summary if has_figures(summary) else None
 
     @property
     def is_over(self) -> bool:
@@ -141,5 +143,16 @@ def _num_examples(
     return len(tfds_source(dataset, split, data_dir, image_size))
 
 
-def _read_if_there(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.exists() else None
+def failure_message(folder: Path) -> str | None:
+    """Why the run in a folder diverged; None if it didn't (yet).
+
+    Raises:
+      StorageError: what was written of it is damaged.
+    """
+    path = folder / "failure.json"
+    if not path.exists():
+        return None
+    message = read_json(path).get("message")
+    if not isinstance(message, str):
+        raise StorageError(f"{path} is damaged: it names no reason; remove it to run this again.")
+    return message

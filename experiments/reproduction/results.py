@@ -10,6 +10,7 @@ from adabatch_jax.config import TrainConfig
 from adabatch_jax.errors import UsageError
 from adabatch_jax.reporting.runs import REQUIRED, Run, load_run, read_json
 from adabatch_jax.schedules.plan import BatchPlan
+from experiments.reproduction.jobs import failure_message
 from experiments.reproduction.studies import check_names
 
 REFERENCE = "fixed_small"
@@ -245,7 +246,6 @@ def _load_run(folder: Path) -> Run | None:
 
 
 def _seed_result(folder: Path, seed: int, run: Run | None) -> SeedResult:
-    failure = folder / "failure.json"
     evaluations = () if run is None else _evaluations(run)
     environment = {} if run is None else run.environment
     if run is not None and run.summary is not None:
@@ -264,8 +264,7 @@ def _seed_result(folder: Path, seed: int, run: Run | None) -> SeedResult:
             },
             environment=environment,
         )
-    if failure.is_file():
-        message = str(read_json(failure)["message"])
+    if (message := failure_message(folder)) is not None:
         return SeedResult(seed, DIVERGED, message, evaluations, environment=environment)
     return SeedResult(seed, UNFINISHED, None, evaluations, environment=environment)
 

@@ -226,6 +226,7 @@ def write_summary(run, step, **changes):
     samples = PLAN.samples_at(step)
     summary = {
         "step": step,
+        "samples": samples,
         "examples_digest": f"digest of {samples}",
         "test_accuracy": 0.9612,
         "total_seconds": 1.5,

@@ -133,6 +133,23 @@ def test_only_report_runs_nothing(study, tmp_path, capfd, monkeypatch):
     assert "is of the section 'tiny', not 'digits'" in capfd.readouterr().err
 
 
+def test_damaged_figures_are_computed_again(study, tmp_path, capfd):
+    shutil.copytree(study, tmp_path / "out")
+    damaged = tmp_path / "out/runs/tiny_cnn/adaptive/seed1/summary.json"
+    before = json.loads(damaged.read_text())
+    damaged.write_text("{}")
+    arguments = ["tiny", "--seeds", "2", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--only-report"]) == 5
+    assert "summary.json is damaged: it lacks the run's figures" in capfd.readouterr().err
+    assert main(arguments) == 0
+    assert "5 of them over already" in capfd.readouterr().out
+    assert json.loads(damaged.read_text())["weights_digest"] == before["weights_digest"]
+    assert figures(tmp_path / "out") == figures(study)
+    (tmp_path / "out/runs/tiny_cnn/hopeless/seed0/failure.json").write_text("{}")
+    assert main(arguments) == 5
+    assert "failure.json is damaged: it names no reason" in capfd.readouterr().err
+
+
 def test_a_signal_stops_and_the_same_command_goes_on(study, tmp_path, capfd, monkeypatch):
     began = []
 

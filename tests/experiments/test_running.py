@@ -61,7 +61,9 @@ def test_time_left_counts_finished_runs_and_not_what_a_resumed_run_had_done(tmp_
     clock = Clock()
     all_jobs = jobs(tmp_path, ["a"], num_seeds=3)
     all_jobs[0].folder.mkdir(parents=True)
-    (all_jobs[0].folder / "summary.json").write_text('{"total_seconds": 50.0}')
+    (all_jobs[0].folder / "summary.json").write_text(
+        '{"step": 10, "samples": 640, "total_seconds": 50.0}'
+    )
     estimate = Estimate(all_jobs, clock)
     assert estimate.seconds_left() == pytest.approx(100)
     estimate = Estimate(all_jobs[1:], clock)
@@ -85,7 +87,7 @@ def test_lines_say_a_warning_once_and_no_more(tmp_path):
             display.tick(step)
         job.folder.mkdir(parents=True)
         (job.folder / "summary.json").write_text(
-            '{"test_accuracy": 0.975, "step": 10, "total_seconds": 10.0}'
+            '{"test_accuracy": 0.975, "step": 10, "samples": 640, "total_seconds": 10.0}'
         )
         display.end()
     assert [" ".join(line.split()) for line in stream.getvalue().splitlines()] == [
