@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import warnings
 from pathlib import Path
 
 
@@ -37,6 +38,9 @@ def enable(folder: str | os.PathLike | None = None) -> None:
     """
     import jax
 
+    # A program that can't be read or kept is compiled; a kill or a full disk tears an entry, which
+    # JAX then reads and complains about at every start.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if jax.config.jax_compilation_cache_dir is not None:
         return
     folder = default_folder() if folder is None else Path(folder)

@@ -5,12 +5,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
 def is_key(leaf: Any) -> bool:
     """Whether a leaf is an array of typed PRNG keys."""
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def is_free(leaf: Any) -> bool:
+    """Whether a leaf is an array that JAX may move: it wasn't put on a device by name.
+
+    Programs for such arrays are others than those for arrays that must stay where they are.
+    """
+    return isinstance(leaf, jax.Array) and not leaf.committed
 
 
 def described(leaf: Any) -> str:
@@ -32,9 +41,11 @@ def stored(leaf: Any) -> jax.Array | np.ndarray:
 
 def as_leaf(array: jax.Array | np.ndarray, like: Any) -> Any:
     """The leaf whose `stored` is `array`, of the kind and with the sharding of `like`."""
+    if is_free(like):
+        array = jnp.array(array)
     if is_key(like):
         keys = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
-        return jax.device_put(keys, like.sharding)
+        return keys if is_free(like) else jax.device_put(keys, like.sharding)
     if isinstance(like, jax.Array | np.ndarray):
         return array
     return type(like)(array[()])

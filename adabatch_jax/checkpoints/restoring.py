@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adabatch_jax.checkpoints.arrays import array_digest, as_leaf, described, stored
+from adabatch_jax.checkpoints.arrays import array_digest, as_leaf, described, is_free, stored
 from adabatch_jax.checkpoints.found import Damaged, Found
 from adabatch_jax.checkpoints.saving import state_handler
 from adabatch_jax.errors import RestoreError
@@ -65,13 +65,18 @@ def _read(found: Found, like: Mapping[str, jax.Array | np.ndarray]) -> dict[str,
 
 
 def _target(array: jax.Array | np.ndarray) -> Any:
-    if isinstance(array, np.ndarray):
-        return array
+    if _is_read_by_the_host(array):
+        return np.empty(array.shape, array.dtype)
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
+def _is_read_by_the_host(array: jax.Array | np.ndarray) -> bool:
+    # What Orbax puts on a device has to stay there.
+    return isinstance(array, np.ndarray) or is_free(array)
+
+
 def _restore_args(array: jax.Array | np.ndarray) -> ocp.RestoreArgs:
-    if isinstance(array, np.ndarray):
+    if _is_read_by_the_host(array):
         return ocp.RestoreArgs(restore_type=np.ndarray)
     return ocp.ArrayRestoreArgs(
         sharding=array.sharding, global_shape=array.shape, dtype=array.dtype

@@ -41,6 +41,21 @@ def test_any_layout_is_restored_onto_any_other(tmp_path):
     assert len(digests) == 1  # they don't depend on the layout
 
 
+def test_arrays_are_as_free_to_move_as_before(tmp_path):
+    """Otherwise a run that goes on would need other programs, and compile everything anew."""
+    double = jax.jit(lambda state: jax.tree.map(lambda x: x, state))
+    state = plain_state()
+    found = saved(tmp_path, state)
+    there = jax.device_put(plain_state(1), jax.local_devices()[0])
+    for like in (plain_state(1), there):
+        restored = restoring.restore(found, like)
+        assert bits(restored) == bits(state)
+        free = [leaf.committed for leaf in jax.tree.leaves(restored)]
+        assert free == [leaf.committed for leaf in jax.tree.leaves(like)]
+        programs = [double.lower(one).as_text() for one in (like, restored)]
+        assert programs[0] == programs[1]
+
+
 def test_every_kind_of_leaf_comes_back(tmp_path):
     def state(seed):
         rng = np.random.default_rng(seed)
