@@ -36,6 +36,7 @@ class RunCheckpoints:
         self._folder, self._keeping = folder, keeping
         self._watchdog, self._progress = watchdog, progress
         self._checkpoints = Checkpoints(folder.path / CHECKPOINTS, keeping.newest)
+        self._noted: int | None = None
         self._watch: int | None = None
         self._warned: set[str] = set()
         self._began = 0.0
@@ -56,6 +57,7 @@ class RunCheckpoints:
             except Damaged as error:
                 self._folder.reject(str(error))
             else:
+                self._noted = found.step
                 return state
 
     def restore(self, found: Found, like: TrainState) -> TrainState:
@@ -155,16 +157,19 @@ class RunCheckpoints:
 
     def _minding_errors(self, act: Callable[[], Any]) -> None:
         """Does what may end a save; notes what was saved, and warns of what couldn't be."""
-        before = self._checkpoints.latest
+        self._unless_told_to_stop(act)
+        if self._watch is not None and not self._checkpoints.is_saving:
+            self._watchdog.end(self._watch)
+            self._watch = None
+            self.save_seconds = max(self.save_seconds, time.monotonic() - self._began)
+        if self._checkpoints.latest != self._noted:
+            self._noted = self._checkpoints.latest
+            self._unless_told_to_stop(lambda: self._folder.note_saved(self._noted))
+
+    def _unless_told_to_stop(self, act: Callable[[], Any]) -> None:
         try:
             act()
         except StorageError as error:
             if self._keeping.on_error == "stop":
                 raise
             self._progress.message(f"warning: {error} Training goes on without it.")
-        if self._watch is not None and not self._checkpoints.is_saving:
-            self._watchdog.end(self._watch)
-            self._watch = None
-            self.save_seconds = max(self.save_seconds, time.monotonic() - self._began)
-        if self._checkpoints.latest != before:
-            self._folder.note_saved(self._checkpoints.latest)
