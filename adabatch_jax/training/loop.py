@@ -302,7 +302,7 @@ class Loop:
         return DivergedError(
             f"{what} after update {finished} (sample {self.plan.samples_at(finished):,}, phase "
             f"{phase.index + 1} of {len(self.plan.phases)}, batch size {size}"
-            f"{self._rows.rate_text(finished - 1)}); the same settings would come to the same: "
+            f"{self._rows.rate_text(finished - 1)}); a rerun as it is would diverge again: "
             "lower the learning rate, lengthen its warm-up, or grow the batch later."
         )
 

@@ -129,7 +129,7 @@ FAULTS = (
     ),
     Fault(
         "stray folders, files, links and copies beside the checkpoints, or another run's",
-        "left out",
+        "left out; what has a checkpoint's name is set aside, with a line of warning",
         (
             "faults/test_damage.py::test_strays",
             "faults/test_damage.py::test_a_checkpoint_of_another_run",
