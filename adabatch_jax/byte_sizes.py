@@ -7,7 +7,7 @@ from adabatch_jax.errors import UsageError
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
     "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40,
 }  # fmt: skip
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)b?", re.IGNORECASE)
+_BYTES = re.compile(r"(\d{1,30}(?:\.\d+)?)\s*([kmgt]i?)b?", re.IGNORECASE)
 
 
 def parse_bytes(text: str) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -212,7 +213,7 @@ def _typed(field: dataclasses.Field, value: Any, prefix: str = "") -> Any:
     allowed = allowed or (field.type,)
     if isinstance(value, Schedule | LearningRate | Duration) and str in allowed:
         return str(value)
-    if type(value) is int and float in allowed:
+    if type(value) is int and float in allowed and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) in allowed:
         return value

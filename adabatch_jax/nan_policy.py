@@ -32,7 +32,7 @@ def parse_nan_policy(text: str) -> NanPolicy:
     text = text.strip()
     if text in ("stop", "rollback"):
         return NanPolicy(text)
-    match = re.fullmatch(r"skip:([1-9]\d*)", text)
+    match = re.fullmatch(r"skip:([1-9]\d{0,17})", text)
     if match is None:
         raise UsageError(f"{text!r} is not stop, skip:N (leave out up to N updates) or rollback.")
     return NanPolicy("skip", int(match[1]))

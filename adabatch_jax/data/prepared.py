@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+from adabatch_jax.reporting.files import read_file
+
 _NAME = re.compile(r"(?P<name>[a-z0-9_]+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 
 
@@ -104,7 +106,7 @@ def prepare_command(
     >>> prepare_command("mnist", None)
     '`python -m adabatch_jax.prepare mnist`'
     """
-    words = ["python -m adabatch_jax.prepare", name]
+    words = ["python -m adabatch_jax.prepare", shlex.quote(name)]
     if data_dir is not None and resolve_data_dir(data_dir) != resolve_data_dir(None):
         words.append(f"--data-dir {shlex.quote(str(data_dir))}")
     if overwrite:
@@ -129,6 +131,10 @@ def _versions(folder: Path) -> dict[tuple[int, ...], Path]:
 def _default_config(folder: Path) -> str | None:
     """The config tfds noted as the default when it prepared any config of this dataset."""
     try:
-        return json.loads((folder / ".config" / "metadata.json").read_text())["default_config_name"]
-    except (OSError, ValueError, KeyError):
+        content = json.loads(read_file(folder / ".config" / "metadata.json"))
+        config = content["default_config_name"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
+    # Whatever stands there must not lead out of the folder.
+    is_name = isinstance(config, str) and parse_name(f"{folder.name}/{config}") is not None
+    return config if is_name else None

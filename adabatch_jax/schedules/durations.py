@@ -80,6 +80,8 @@ def parse_duration(text: str | int | Duration) -> Duration:
         value = Fraction(number) * _MULTIPLES[multiple]
     except ZeroDivisionError:
         raise UsageError(f"the duration {text!r} divides by zero.") from None
+    except ValueError:  # two underscores, or more digits than Python reads
+        raise UsageError(f"the duration {text!r} begins with no number.") from None
     if unit in ("st", "sp", "") and value.denominator != 1:
         raise UsageError(f"the duration {text!r} is no whole number of steps or samples.")
     return Duration(value, unit or "sp", spelling="".join(text.split()))
@@ -98,5 +100,3 @@ def _samples(value: int) -> Duration:
     if count < 0:
         raise UsageError(f"a duration can't be negative, got {count}.")
     return Duration(Fraction(count), "sp")
-
-

@@ -109,23 +109,29 @@ class Reader:
             raise self.error(expected)
 
     def number(self, expected: str, prefix: str = "") -> Fraction:
-        """Reads a number, written as a decimal or as `p/q`, behind `prefix`."""
+        """Reads a number within a float's range, a decimal or `p/q`, behind `prefix`."""
         if not re.fullmatch(
             re.escape(prefix) + r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d{1,3})?(/\d+)?", self.peek
         ):
             raise self.error(expected)
         word = self.take(expected)[len(prefix) :]
         try:
-            return Fraction(word)
-        except (ValueError, ZeroDivisionError):
+            number = Fraction(word)
+            float(number)
+        except (ValueError, ArithmeticError):
             self._next -= 1
             raise self.error(expected) from None
+        return number
 
     def whole(self, expected: str) -> int:
         """Reads a whole number."""
         if not re.fullmatch(r"[+-]?\d[\d_]*", self.peek):
             raise self.error(expected)
-        return int(self.take(expected))
+        try:
+            return int(self.take(expected))
+        except ValueError:  # two underscores, or more digits than Python reads
+            self._next -= 1
+            raise self.error(expected) from None
 
     def error(self, expected: str) -> UsageError:
         """Builds the complaint about the next word."""

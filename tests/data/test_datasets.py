@@ -148,6 +148,17 @@ def test_names_never_lead_out_of_the_data_dir(name, tmp_path):
         prepare(name, tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000, '"x"', '"../../elsewhere"', '["fog"]'])
+def test_nor_does_what_a_dataset_notes_as_its_default(text, tmp_path):
+    _fake_version(tmp_path / "elsewhere" / "1.0.0")
+    noted = tmp_path / "data" / "foo" / ".config" / "metadata.json"
+    noted.parent.mkdir(parents=True)
+    noted.write_text(f'{{"default_config_name": {text}}}')
+    assert prepared_path("foo", tmp_path / "data") is None
+    noted.write_text(text)
+    assert prepared_path("foo", tmp_path / "data") is None
+
+
 def test_parse_name():
     assert parse_name("a_1/b.c:1.2.3") == ("a_1", "b.c", "1.2.3")
 
@@ -155,6 +166,7 @@ def test_parse_name():
 def test_commands_name_the_folder_only_where_it_matters(monkeypatch, tmp_path):
     monkeypatch.setenv("ADABATCH_DATA_DIR", str(tmp_path))
     assert prepare_command("mnist", tmp_path) == "`python -m adabatch_jax.prepare mnist`"
+    assert prepare_command("mnist; id", None) == "`python -m adabatch_jax.prepare 'mnist; id'`"
     assert prepare_command("mnist", "/a b", overwrite=True) == (
         "`python -m adabatch_jax.prepare mnist --data-dir '/a b' --overwrite`"
     )
