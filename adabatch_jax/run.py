@@ -55,6 +55,7 @@ def train(
     on_step: StepCallback | None = None,
     progress: Progress | None = None,
     operation: Operation = Operation(),
+    on_done: Callable[[Path], Any] = lambda workdir: None,
 ) -> FitResult:
     """Trains as configured, or goes on with what the workdir holds.
 
@@ -64,6 +65,7 @@ def train(
       on_step: as in `fit`.
       progress: where to show how it goes; none: the terminal.
       operation: how to operate it.
+      on_done: called with the workdir at the plan's end, while no other process may use it.
 
     Raises:
       UsageError: the settings or the workdir can't work, or another process is training there.
@@ -73,9 +75,12 @@ def train(
     train_source, eval_sources = open_sources(config, spec)
     check_workdir(workdir)
     with RunFolder(workdir) as folder:
-        return _train(
+        result = _train(
             config, folder, on_step, progress, operation, spec, train_source, eval_sources
         )
+        if not result.stopped:
+            on_done(workdir)
+        return result
 
 
 def _train(

@@ -40,8 +40,10 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         is_reported = (workdir / "report.html").exists()
         if not is_reported and (workdir / "metrics.jsonl").exists():  # killed in between
             from adabatch_jax.report import write_report
+            from adabatch_jax.run_lock import locked
 
-            write_report(workdir)
+            with locked(workdir):
+                write_report(workdir)
         print(f"finished already: {_result(summary)}; run folder {workdir}")
         return 0
 
@@ -49,6 +51,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with Interruption(options.max_seconds, started) as interruption:
         from adabatch_jax import compilation_cache
+        from adabatch_jax.report import write_report
         from adabatch_jax.run import Operation, train
         from adabatch_jax.training.mesh import check_backend
 
@@ -61,7 +64,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             allow_change=options.allow_change,
             profile=options.profile,
         )
-        result = train(config, workdir, operation=operation)
+        result = train(config, workdir, operation=operation, on_done=write_report)
         if result.stopped:
             command = shlex.join([*PROG.split(), *(sys.argv[1:] if argv is None else argv)])
             step = result.summary["step"]
@@ -76,9 +79,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
                 f"command goes on: {command}"
             )
             return interruption.exit_code
-    from adabatch_jax.report import write_report
-
-    report = write_report(workdir)
+    report = workdir / "report.html"
     print(f"done: {_result(result.summary)}; report {report}; run folder {workdir}")
     return 0
 

@@ -158,13 +158,13 @@ class RunCheckpoints:
     def _minding_errors(self, act: Callable[[], Any]) -> None:
         """Does what may end a save; notes what was saved, and warns of what couldn't be."""
         self._unless_told_to_stop(act)
+        if self._checkpoints.latest != self._noted:
+            self._noted = self._checkpoints.latest
+            self._unless_told_to_stop(lambda: self._folder.note_saved(self._noted))
         if self._watch is not None and not self._checkpoints.is_saving:
             self._watchdog.end(self._watch)
             self._watch = None
             self.save_seconds = max(self.save_seconds, time.monotonic() - self._began)
-        if self._checkpoints.latest != self._noted:
-            self._noted = self._checkpoints.latest
-            self._unless_told_to_stop(lambda: self._folder.note_saved(self._noted))
 
     def _unless_told_to_stop(self, act: Callable[[], Any]) -> None:
         try:

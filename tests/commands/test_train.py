@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from adabatch_jax.run_folder import RunFolder
+from adabatch_jax.run_lock import lock_owner
 from adabatch_jax.summaries import read_summary
 from adabatch_jax.train import main
 
@@ -118,6 +119,21 @@ def test_a_finished_run_is_left_alone(oracle, command):
     outcome = command(main, f"{SHORT} --workdir {oracle}")
     assert outcome.code == 0 and outcome.out.startswith("finished already: test accuracy")
     assert {path: path.stat().st_mtime_ns for path in oracle.rglob("*")} == before
+
+
+def test_one_process_at_a_time_writes_the_report(oracle, tmp_path, command, refused, monkeypatch):
+    run, owners = tmp_path / "run", []
+    shutil.copytree(oracle, run)
+    (run / "report.html").unlink()
+    monkeypatch.setattr(
+        "adabatch_jax.report.write_report", lambda workdir: owners.append(lock_owner(workdir))
+    )
+    with RunFolder(run):
+        refused(main, f"{SHORT} --workdir {run}", "another process is training in")
+    assert command(main, f"{SHORT} --workdir {run}").out.startswith("finished already")
+    (run / "summary.json").unlink()  # as if killed at the plan's end
+    assert "done: " in command(main, f"{SHORT} --workdir {run}").out
+    assert [owner.is_alive for owner in owners] == [True, True]
 
 
 def test_the_runs_own_config_file_is_the_same_command(oracle, command):

@@ -37,3 +37,14 @@ def test_a_note_that_cannot_be_written_is_as_bad_as_a_checkpoint(tmp_path, on_er
             assert message.endswith("Is a directory. Training goes on without it.")
         checkpoints.check_is_saved(3)
         checkpoints.close()
+
+
+def test_the_note_is_watched_like_the_checkpoint(tmp_path, monkeypatch):
+    state, done = TrainState(jnp.int32(3), {"w": jnp.ones(2)}, {}, ()), []
+    with RunFolder(tmp_path) as folder, Watchdog(None, None) as watchdog:
+        checkpoints = RunCheckpoints(folder, Keeping(), watchdog, NullProgress())
+        monkeypatch.setattr(folder, "note_saved", lambda step: done.append("noted"))
+        monkeypatch.setattr(watchdog, "end", lambda token: done.append("watched no more"))
+        checkpoints.save(3, state, {}, {})
+        checkpoints.close()
+    assert done == ["noted", "watched no more"]
