@@ -1,9 +1,12 @@
 """The few HTML elements that reports are made of; every value is escaped here."""
 
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+# HTML has no place for them, and a terminal acts on them.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -67,12 +70,12 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def escaped(value: Any) -> str:
-    """Any value as text that HTML shows as it is.
+    """Any value as text that HTML shows as it is, control characters written out.
 
-    >>> escaped("<script>")
-    '&lt;script&gt;'
+    >>> escaped("<script>\\x1b[2J")
+    '&lt;script&gt;\\\\x1b[2J'
     """
-    return html.escape(str(value))
+    return html.escape(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(value)))
 
 
 def section(title: str, *elements: str) -> str:

@@ -55,10 +55,7 @@ def splits(read: Callable[[str], bytes], layout: Layout) -> dict[str, Split]:
       StorageError: the archive is damaged or lacks a member.
     """
     members = read_members(layout, read(layout.archive))
-    names = {
-        label: tuple(line for line in members[file].decode().split("\n") if line)
-        for label, file in layout.names.items()
-    }
+    names = {label: _names(members[file], file, layout) for label, file in layout.names.items()}
     return {
         split: _split(split, b"".join(members[file] for file in files), names, layout)
         for split, files in layout.files.items()
@@ -84,11 +81,18 @@ def read_members(layout: Layout, data: bytes) -> dict[str, bytes]:
                 is_plain = member.isreg() and not member.issparse()
                 if folder == layout.folder and file in wanted and is_plain:
                     members[file] = archive.extractfile(member).read()
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except Exception as error:  # at a hostile header tarfile raises many kinds
         raise StorageError(f"{layout.archive} is not a whole archive ({error}).") from error
     if missing := sorted(wanted - set(members)):
         raise StorageError(f"{layout.archive} has no plain file {layout.folder}/{missing[0]}.")
     return members
+
+
+def _names(content: bytes, file: str, layout: Layout) -> tuple[str, ...]:
+    names = tuple(filter(None, content.decode(errors="replace").split("\n")))
+    if len(set(names)) < len(names):
+        raise StorageError(f"{layout.archive} has a name twice in {file}.")
+    return names
 
 
 def _split(split: str, data: bytes, names: dict[str, tuple[str, ...]], layout: Layout) -> Split:

@@ -24,9 +24,14 @@ def _with_a_label_too_many(members):
     members["cifar-10-batches-bin/test_batch.bin"] = b"\x0a" + bytes(3072)
 
 
+def _with_a_name_twice(members):
+    members["cifar-10-batches-bin/batches.meta.txt"] = b"cat\ncat\n"
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
+        (_with_a_name_twice, "has a name twice in batches.meta.txt"),
         (_without_a_batch, "has no plain file cifar-10-batches-bin/data_batch_3.bin"),
         (_shortened, "have 3 bytes, not a multiple of 3073"),
         (_with_a_label_too_many, "have the label 10, but 10 names"),
@@ -113,6 +118,28 @@ def test_members_without_an_end_are_not_read(member, miniature, make_tar):
         assert found.getmember(name).size == 2**40 or found.getmember(name).ischr()
     with pytest.raises(StorageError, match="has no plain file .*/data_batch_2.bin"):
         cifar.read_members(cifar.CIFAR10, archive)
+
+
+def _headers(kind, *contents):
+    """Members of which each only describes the next one."""
+    for content in contents:
+        header = tarfile.TarInfo("header")
+        header.type, header.size = kind, len(content)
+        yield header.tobuf() + content + bytes(-len(content) % 512)
+
+
+@pytest.mark.parametrize(
+    ("kind", "contents"),
+    [
+        (tarfile.XHDTYPE, [b"9" * 5000 + b" size=5\n"]),
+        (tarfile.XHDTYPE, [b"28 GNU.sparse.map=0,zz,3,4,5\n"]),
+        (tarfile.GNUTYPE_LONGNAME, [b"name"] * 2000),
+    ],
+)
+def test_headers_that_tarfile_fails_at(kind, contents):
+    data = b"".join(_headers(kind, *contents)) + tarfile.TarInfo("file").tobuf()
+    with pytest.raises(StorageError, match="is not a whole archive"):
+        cifar.read_members(cifar.CIFAR10, gzip.compress(data))
 
 
 def test_a_bomb_is_not_unpacked_to_its_end(miniature, make_tar, monkeypatch):
