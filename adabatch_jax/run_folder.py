@@ -145,8 +145,11 @@ class RunFolder:
             return
         self.run_id, step = self.checkpoint.run["run_id"], read_ledger(self.path).step or 0
         if step > self.checkpoint.step and step not in dict(rejected):
+            # A start that was killed may not have got to tell it.
+            is_aside = (self.path / CHECKPOINTS / f"bad-{step}").exists()
+            why = f"can't be used and is now bad-{step}" if is_aside else "is gone"
             self.notes.append(
-                f"warning: checkpoint {step} is gone, and the run goes on from checkpoint "
+                f"warning: checkpoint {step} {why}, and the run goes on from checkpoint "
                 f"{self.checkpoint.step}"
             )
         for step, reason in rejected:

@@ -49,6 +49,13 @@ def test_a_newest_one_that_is_gone_is_told(run):
     assert step == 20 and note.startswith("warning: checkpoint 30 is gone")
 
 
+def test_a_start_that_is_killed_having_put_one_aside_is_followed_by_one_that_tells(run):
+    (run / "checkpoints" / "30" / "digests" / "manifest").unlink()
+    for _ in range(2):
+        step, (note,) = opened(run)
+        assert step == 20 and "checkpoint 30 can't be used" in note and "now bad-30" in note
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"step": "30"}', '{"no": 1}', "[" * 100_000])
 def test_a_damaged_ledger_says_nothing(run, text):
     (run / "last_checkpoint.json").write_text(text)
