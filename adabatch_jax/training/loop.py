@@ -33,6 +33,8 @@ StepCallback = Callable[[int, TrainState, Mapping[str, jax.Array]], bool | None]
 
 # Dispatch runs ahead of the device; without a bound, batches pile up in memory.
 _PIECES_IN_FLIGHT = 2
+# How often a wait for a compiler asks whether to stop.
+_ASKING_SECONDS = 0.1
 
 
 @dataclasses.dataclass
@@ -103,6 +105,8 @@ class Loop:
         reach("step.begin")
         if reach("batch.ready") == "nan":
             inputs = poisoned(inputs)
+        if not self._wait_for_programs(piece):
+            return True
         self._begin(piece)
         with self.record.clocks.timed("step"):
             dispatched = self.dispatch(piece, self._state, inputs, self.rng)
@@ -155,6 +159,22 @@ class Loop:
         if self.profile.is_due(step.index):
             self._settle(0)
             self.profile.switch(step.index, self.progress)
+
+    def _wait_for_programs(self, piece: Piece) -> bool:
+        """Waits for a piece's programs; returns False where a stop comes first.
+
+        A compiler may take longer than whoever stops the run gives it.
+        """
+        programs = self.dispatch.programs
+        for name in self.dispatch.names(piece.steps[0].batch_size):
+            if programs.is_ready(name):
+                continue
+            with self.record.clocks.timed("compile"):
+                while not programs.wait(name, _ASKING_SECONDS):
+                    if self._may_stop():
+                        return False
+            self._settled_at = time.monotonic()  # stopping needs no new program
+        return True
 
     def _program(self, name: Hashable) -> jax.stages.Compiled:
         """A compiled program; waiting for it counts as compilation."""

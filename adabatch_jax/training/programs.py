@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import jax
 
@@ -79,6 +79,15 @@ class Programs:
     def is_ready(self, name: Hashable) -> bool:
         """Whether `get` would return at once."""
         return name in self._programs or (name in self._futures and self._futures[name].done())
+
+    def wait(self, name: Hashable, seconds: float) -> bool:
+        """Waits at most so long for a program that is compiled in the background.
+
+        Returns:
+          Whether nothing in the background is to be waited for any more.
+        """
+        future = self._futures.get(name)
+        return future is None or bool(wait([future], seconds).done)
 
     def get(self, name: Hashable) -> Program:
         """Returns a program; waits for it, or compiles it, where it isn't there yet."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from threading import Event
 from types import SimpleNamespace
 
 import jax
@@ -22,6 +23,7 @@ from adabatch_jax.training.evaluation import evaluate
 from adabatch_jax.training.fit import fit
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.mesh import data_mesh
+from adabatch_jax.training.programs import Programs
 from adabatch_jax.training.state import TrainState
 
 N = 60
@@ -410,6 +412,28 @@ def test_the_best_checkpoint_stays_although_its_evaluation_was_cut_off(tmp_path)
     assert cut.stopped and saved() == [epoch] and cut.history[-1]["step"] < epoch
     train(plan, tmp_path, **options)
     assert saved() == [epoch, plan.num_steps]
+
+
+def test_a_stop_does_not_wait_for_a_compiler(tmp_path, monkeypatch):
+    released, compile_now = Event(), Programs._compile
+    plan = make_plan("6, 5st: 4, 7st: 8", N, "1ep")  # the first and the largest are there at once
+    asked = SimpleNamespace(requested=False, defer=lambda: None, expect=lambda seconds: None)
+
+    def compile_slowly(programs, name):
+        if name == 4:
+            released.wait(60)
+        return compile_now(programs, name)
+
+    def stop_meanwhile(programs, name, seconds):
+        asked.requested = name == 4
+        return False
+
+    monkeypatch.setattr(Programs, "_compile", compile_slowly)
+    monkeypatch.setattr(Programs, "wait", stop_meanwhile)
+    cut = train(plan, tmp_path, interruption=asked)
+    released.set()
+    assert cut.stopped and cut.state.step == 5
+    assert (tmp_path / "checkpoints" / "5").is_dir()
 
 
 def test_stopped_wherever_it_is_asked_about(tmp_path):
