@@ -66,7 +66,7 @@ def plan_of_run(
     plan = _plan_from_here(config, num_examples, before, run, folder.path, allow_change)
     if "lr" not in allow_change:
         done = BatchPlan.from_dict(run["plan"])
-        _check_rates(before, done, config, plan, found.step, folder.path)
+        _check_rates(before, done, config, plan, found.step, folder.path, allow_change)
     _note_changes(before, config, found, folder)
     return plan
 
@@ -87,7 +87,8 @@ def _plan_from_here(
         plan = done  # whose past was edited, with leave, before the checkpoint
     elif "batch_schedule" in allow_change:
         plan = done.continued(config.schedule, run["samples"], config.duration)
-    override = ", or follow the new schedule from here on with --allow-change batch_schedule"
+    named = _named(allow_change, ["batch_schedule"])
+    override = f", or follow the new schedule from here on with {named}"
     check_past(run, plan, config.seed, workdir, override)
     return plan
 
@@ -136,19 +137,31 @@ def _check_identity(
     # Where the files lie decides nothing.
     names = [*_IDENTITY]
     names += [f"data.{f.name}" for f in dataclasses.fields(config.data) if f.name != "dir"]
-    differing = [name for name in names if old[name] != new[name] and name not in allow_change]
+    changeable = set(CHANGEABLE)
+    if config.optimizer == "sgd" and bool(before.momentum) != bool(config.momentum):
+        changeable.remove("momentum")  # without any there is none in the optimizer's state
+    allowed = changeable.intersection(allow_change)
+    differing = [name for name in names if old[name] != new[name] and name not in allowed]
     if not differing:
         return
-    listed = " and ".join(f"{name}={old[name]!r}, not {new[name]!r}" for name in differing)
+    listed = _listed(differing, old, new)
     override = ""
-    if set(differing) <= set(CHANGEABLE):
+    if set(differing) <= changeable:
         what = "it" if len(differing) == 1 else "them"
-        named = " ".join([*allow_change, *differing])
-        override = f", or change {what} from here on with --allow-change {named}"
+        override = f", or change {what} from here on with {_named(allow_change, differing)}"
     raise RestoreError(
         f"the run in {workdir} has {listed}; use another --workdir, or go on with --config "
         f"{workdir / 'config.json'}{override}."
     )
+
+
+def _listed(names: Collection[str], old: dict[str, Any], new: dict[str, Any]) -> str:
+    return " and ".join(f"{name}={old[name]!r}, not {new[name]!r}" for name in names)
+
+
+def _named(allowed: Collection[str], differing: Collection[str]) -> str:
+    """The option that allows more changes, with those that are allowed already."""
+    return f"--allow-change {' '.join([*allowed, *differing])}"
 
 
 def _check_rates(
@@ -158,6 +171,7 @@ def _check_rates(
     plan: BatchPlan,
     num_steps: int,
     workdir: Path,
+    allow_change: Collection[str],
 ) -> None:
     """Compares the learning rates of all updates that were done."""
     old, new = (
@@ -168,10 +182,10 @@ def _check_rates(
     differing = np.flatnonzero(old(np, past) != new(np, past))
     if differing.size:
         step = int(differing[0])
+        flat = _flat(before), _flat(config)
+        differs = [name for name in _OF_THE_FUTURE if flat[0][name] != flat[1][name]]
         raise RestoreError(
-            f"the run in {workdir} goes by the learning rate {before.lr!r} (coupling "
-            f"{before.coupling}) and this configuration by {config.lr!r} (coupling "
-            f"{config.coupling}), which differs in the past: {old.at(step):g} and "
-            f"{new.at(step):g} at update {step:,}; use another "
-            "--workdir, or follow the new rates from here on with --allow-change lr."
+            f"the run in {workdir} has {_listed(differs, *flat)}, and its learning rate differs in "
+            f"the past: {old.at(step):g} and {new.at(step):g} at update {step:,}; use another "
+            f"--workdir, or follow the new rates from here on with {_named(allow_change, ['lr'])}."
         )

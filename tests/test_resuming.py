@@ -126,6 +126,9 @@ def test_all_that_differs_is_named_at_once():
     assert str(caught.value).endswith(
         "change it from here on with --allow-change momentum compute_dtype."
     )
+    config = dataclasses.replace(config, lr="0.2", compute_dtype="float32")
+    with pytest.raises(RestoreError, match="with --allow-change momentum lr.$"):
+        plan_of_run(config, N, Folder(), ("momentum",))
     config = dataclasses.replace(config, seed=1)
     with pytest.raises(RestoreError) as caught:
         plan_of_run(config, N, Folder())
@@ -157,6 +160,27 @@ def test_what_a_run_is_cannot_change(change, named):
     assert named in str(caught.value) and "--allow-change" not in str(caught.value)
     with pytest.raises(UsageError, match="can't change in a run"):
         plan_of_run(config, N, Folder(), tuple(change))
+
+
+@pytest.mark.parametrize("allowed", [(), ("momentum",)])
+def test_momentum_is_no_part_of_a_state_without_any(allowed):
+    """So what has none can't be given some, nor the other way round."""
+    config = dataclasses.replace(BEGUN, momentum=0.0)
+    with pytest.raises(RestoreError, match="momentum=0.9, not 0.0; .*config.json.$"):
+        plan_of_run(config, N, Folder(), allowed)
+
+
+@pytest.mark.parametrize(
+    ("lr", "change", "named"),
+    [
+        ("0.1", {"reference_batch_size": 20}, "reference_batch_size=None, not 20, and"),
+        ("0.1 cosine", {"epochs": 4}, "epochs=3.0, not 4.0, and"),
+    ],
+)
+def test_what_changed_the_rates_is_named(lr, change, named):
+    begun = dataclasses.replace(BEGUN, lr=lr)
+    with pytest.raises(RestoreError, match=f"has {named} its learning rate differs in the past"):
+        plan_of_run(dataclasses.replace(begun, **change), N, Folder(begun))
 
 
 def test_another_order_of_the_examples_is_noticed():
