@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adabatch_jax.errors import AdabatchError
+from adabatch_jax.reporting.formats import printable
 
 ENVIRONMENT, RESTORE, STORAGE = 2, 4, 5
 """Exit codes of problems, those of the errors that a run would end with."""
@@ -106,12 +107,3 @@ def table_lines(findings: Sequence[Finding], width: int | None = None) -> list[s
             lines.append(f"  {finding.subject}")
             lines += textwrap.wrap(text, width, initial_indent="    ", subsequent_indent="    ")
     return lines
-
-
-def printable(text: str) -> str:
-    """A text whose control characters are written out: names of files may hold any.
-
-    >>> printable("run\\x1b[2J")
-    'run\\\\x1b[2J'
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -30,6 +30,7 @@ from adabatch_jax.run_folder import (
     finished_summary,
     why_none,
 )
+from adabatch_jax.run_lock import LOCK_NAME
 from adabatch_jax.schedules.plan import BatchPlan
 
 
@@ -162,6 +163,9 @@ def _dataset(config: TrainConfig | None) -> Iterator[Finding]:
 
 def _obstacles(workdir: Path) -> Iterator[Finding]:
     """What lies where a run writes its files, and can't be replaced by one."""
+    lock = workdir / LOCK_NAME
+    if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+        yield problem(LOCK_NAME, "it is no regular file; move it away.", ENVIRONMENT)
     for name in WRITTEN_FILES:
         for path in (workdir / name, temporary_path(workdir / name)):
             if path.is_dir() and not path.is_symlink():

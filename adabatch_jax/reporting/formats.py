@@ -1,4 +1,4 @@
-"""How numbers are shown to people: on the terminal, in plots and in reports alike."""
+"""How numbers and names are shown to people: on the terminal, in plots and in reports alike."""
 
 import math
 
@@ -59,3 +59,12 @@ def count_text(count: float) -> str:
     ('5,000,000', '12,346')
     """
     return f"{count:,.0f}" if math.isfinite(count) else "?"
+
+
+def printable(text: str) -> str:
+    """A text whose control characters are written out: names of files may hold any.
+
+    >>> printable("run\\x1b[2J")
+    'run\\\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -9,12 +9,14 @@ from typing import Any
 
 from adabatch_jax.errors import StorageError, UsageError, did_you_mean
 from adabatch_jax.reporting.files import read_file, storage_errors
+from adabatch_jax.reporting.formats import printable
 from adabatch_jax.reporting.metrics import COLUMNS, read_metrics
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.summaries import has_figures
 
 REQUIRED = ("config.json", "plan.json", "metrics.jsonl")
 _TEXTS = ("examples_digest",)
+_MAX_COUNT = 2**63 - 1  # a float is near every smaller one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +132,8 @@ def _check_is_run(directory: Path) -> None:
 
 
 def _printable(name: Any) -> str:
-    """A name as text that any page and plot can show: folders needn't be named in UTF-8."""
-    return str(name).encode("utf-8", "backslashreplace").decode()
+    """A name as text that any page, plot and terminal can show: folders needn't be in UTF-8."""
+    return printable(str(name))
 
 
 def _check_plan(path: Path, plan: Mapping[str, Any]) -> None:
@@ -141,7 +143,7 @@ def _check_plan(path: Path, plan: Mapping[str, Any]) -> None:
     except (ValueError, TypeError, AttributeError) as error:
         raise StorageError(f"{path} is damaged: it holds no plan.") from error
     counts = [plan.get("num_steps"), plan["num_samples"], plan["num_examples"] or 0, *numbers]
-    if any(type(count) is not int for count in counts):
+    if any(type(count) is not int or abs(count) > _MAX_COUNT for count in counts):
         raise StorageError(f"{path} is damaged: it holds no plan.")
 
 
@@ -150,7 +152,8 @@ def _check_figures(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for name in (*COLUMNS, "total_seconds"):
         values = () if name in _TEXTS else (row[name] for row in rows if name in row)
         for value in values:
-            if not isinstance(value, int | float | None):
+            is_too_large = isinstance(value, int) and abs(value) > _MAX_COUNT
+            if is_too_large or not isinstance(value, int | float | None):
                 raise StorageError(f"{path} is damaged: {name} is no number but {value!r:.50}.")
 
 

@@ -296,6 +296,14 @@ def test_folders_in_the_place_of_files(name, with_checkpoints, run, doctor):
     assert findings["resume"]["text"] == f"it would be refused, see {name}."
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_a_lock_that_is_no_file(make, run, doctor):
+    (run / ".lock").unlink(missing_ok=True)
+    make(run / ".lock")
+    code, findings = doctor(run)
+    assert code == 2 and findings["resume"]["text"] == "it would be refused, see .lock."
+
+
 def test_an_edited_seed(run, doctor):
     (run / "config.json").write_text(json.dumps(CONFIG.to_dict() | {"seed": 4}))
     code, findings = doctor(run)

@@ -46,6 +46,11 @@ def test_labels_are_as_short_as_they_can_be(make_run):
     assert run_labels([first, third]) == ["a-1", "c-3"]
 
 
+def test_labels_hold_nothing_that_a_terminal_acts_on(make_run):
+    runs = [load_run(make_run("a", name="\x1b[2J")), load_run(make_run("b\x07", name="b"))]
+    assert run_labels(runs) == [r"\x1b[2J", "b"]
+
+
 def test_missing_folder_names_the_nearest(make_run):
     directory = make_run("adabatch-1a2b3c4d")
     wrong = directory.with_name("adabatch-1a2b3c4e")
@@ -88,6 +93,8 @@ def _changed(path, **changes):
         ("plan.json", {"phases": "<script>"}, r"plan\.json is damaged: it holds no plan"),
         ("plan.json", {"num_examples": "many"}, r"plan\.json is damaged: it holds no plan"),
         ("plan.json", {"phases": [["step"]]}, r"plan\.json is damaged: it holds no plan"),
+        ("plan.json", {"num_steps": 10**400}, r"plan\.json is damaged: it holds no plan"),
+        ("summary.json", {"total_seconds": 10**400}, r"summary\.json is damaged: total_seconds"),
         ("summary.json", {"epoch": "<b>"}, r"summary\.json is damaged: epoch is no number but"),
         ("summary.json", {"total_seconds": [1]}, r"summary\.json is damaged: total_seconds is no"),
     ],
