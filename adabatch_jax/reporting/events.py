@@ -67,7 +67,7 @@ class EventFile:
             self._writer = None
             self._warn(
                 f"warning: there are no TensorBoard events in {self._directory} from here on "
-                f"({_reason(error)}); everything else goes on."
+                f"({_reason(error)}), which training doesn't need."
             )
 
 

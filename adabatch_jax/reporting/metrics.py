@@ -118,8 +118,9 @@ class MetricsWriter:
           StorageError: a file can't be written.
         """
         row = {key: _plain(row[key]) for key in (*self._columns, *row) if key in row}
-        with storage_errors(self._directory):
+        with storage_errors(self._jsonl_path):
             self._append_line(json.dumps(row, allow_nan=False).encode() + b"\n")
+        with storage_errors(self._csv_path):
             if row.keys() <= set(self._columns):
                 self._csv.write(_csv_lines([row], self._columns))
                 self._csv.flush()
@@ -127,7 +128,7 @@ class MetricsWriter:
                 self._csv.close()
                 self._rewrite_csv()
                 self._csv = open(self._csv_path, "ab")
-            self._events.write(row["step"], _scalars(row))
+        self._events.write(row["step"], _scalars(row))
 
     def position(self) -> MetricsPosition:
         """Returns where `metrics.jsonl` ends, when all of it is on the disk.
@@ -135,8 +136,8 @@ class MetricsWriter:
         Raises:
           StorageError: a file can't be written.
         """
-        with storage_errors(self._directory):
-            for file in (self._jsonl, self._csv):
+        for file in (self._jsonl, self._csv):
+            with storage_errors(file.name):
                 os.fsync(file.fileno())
         return MetricsPosition(self._num_bytes, self._sha256.hexdigest())
 
