@@ -89,6 +89,8 @@ def _plan_from_here(
         plan = done.continued(config.schedule, run["samples"], config.duration)
     named = _named(allow_change, ["batch_schedule"])
     override = f", or follow the new schedule from here on with {named}"
+    if plan.num_samples < run["samples"]:
+        override = ""  # there is nothing left of it
     check_past(run, plan, config.seed, workdir, override)
     return plan
 

@@ -162,6 +162,11 @@ def test_what_a_run_is_cannot_change(change, named):
         plan_of_run(config, N, Folder(), tuple(change))
 
 
+def test_a_run_shorter_than_what_was_done_has_no_override():
+    with pytest.raises(RestoreError, match="this one has 100 in 1; .*use another workdir.$"):
+        plan_of_run(dataclasses.replace(BEGUN, epochs=1), N, Folder())
+
+
 @pytest.mark.parametrize("allowed", [(), ("momentum",)])
 def test_momentum_is_no_part_of_a_state_without_any(allowed):
     """So what has none can't be given some, nor the other way round."""
