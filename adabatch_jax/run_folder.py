@@ -17,7 +17,7 @@ from adabatch_jax.checkpoints.found import (
     set_aside,
 )
 from adabatch_jax.errors import RestoreError
-from adabatch_jax.reporting.files import storage_errors
+from adabatch_jax.reporting.files import read_file, storage_errors
 from adabatch_jax.reporting.metrics import MetricsPosition, metrics_intact
 from adabatch_jax.run_ledger import NAME, Ledger, read_ledger
 from adabatch_jax.run_lock import locked
@@ -193,15 +193,30 @@ def find_checkpoint(
 def finished_summary(path: Path, config_digest: str) -> dict[str, Any] | None:
     """The summary of the run in a folder, if nothing is left to be done with these settings.
 
-    A last checkpoint that is damaged is to be computed again; one that was removed isn't missed.
+    A last checkpoint that is damaged is to be computed again, and rows that are damaged are to be
+    put right; a last checkpoint that was removed isn't missed.
     """
     summary = read_summary(path, config_digest)
     if summary is not None and (last := path / CHECKPOINTS / str(summary["step"])).exists():
         try:
-            check_checkpoint(last)
+            found = check_checkpoint(last)
         except Damaged:
             return None
+        if not has_its_rows(path, found):
+            return None
     return summary
+
+
+def has_its_rows(path: Path, found: Found) -> bool:
+    """Whether metrics.jsonl itself has the rows before a checkpoint, or they are known as lost."""
+    if found.run.get("format") != FORMAT or _are_known_as_lost(found, read_ledger(path)):
+        return True
+    position = _position(found)
+    try:
+        content = read_file(path / "metrics.jsonl")
+    except OSError:
+        return not position.num_bytes
+    return MetricsPosition.after(content[: position.num_bytes]) == position
 
 
 def why_none(path: Path, rejected: list[tuple[int, str]]) -> str | None:

@@ -93,12 +93,16 @@ def test_a_new_run_has_an_id_of_its_own(tmp_path):
     assert len(ids) == 2
 
 
-def test_a_finished_run_is_left_alone_unless_its_last_checkpoint_is_damaged(run):
+def test_a_finished_run_is_left_alone_unless_its_last_checkpoint_or_rows_are_damaged(run):
     (run / "summary.json").write_text(
         json.dumps({"step": 30, "samples": 9, "total_seconds": 1.0, "config_digest": CONFIG.digest})
     )
     assert finished_summary(run, CONFIG.digest)["step"] == 30
     assert finished_summary(run, TrainConfig().digest) is None
+    rows = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(rows.replace(b"9", b"8"))
+    assert finished_summary(run, CONFIG.digest) is None
+    (run / "metrics.jsonl").write_bytes(rows)
     data = run / "checkpoints" / "30" / "state" / "data"
     data.write_bytes(data.read_bytes()[:-1])
     assert finished_summary(run, CONFIG.digest) is None

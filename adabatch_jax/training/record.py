@@ -14,7 +14,7 @@ from adabatch_jax.errors import UsageError, explain_missing
 from adabatch_jax.reporting.environment import package_versions
 from adabatch_jax.reporting.metrics import MetricsWriter, read_metrics
 from adabatch_jax.reporting.progress import Progress
-from adabatch_jax.run_folder import FORMAT, RunFolder
+from adabatch_jax.run_folder import FORMAT, RunFolder, has_its_rows
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.training.clocks import ACTIVITIES, Clocks
 from adabatch_jax.training.digests import ExamplesDigest, weights_digest
@@ -150,7 +150,11 @@ class RunRecord:
             self.audit(past)
 
     def _is_finished(self) -> bool:
-        return self.start_step == self._plan.num_steps and self._files.read_summary() is not None
+        return (
+            self.start_step == self._plan.num_steps
+            and self._files.read_summary() is not None
+            and has_its_rows(self._folder.path, self._folder.checkpoint)
+        )
 
     def audit(self, step: Step) -> None:
         """Adds an update's examples to the digest."""

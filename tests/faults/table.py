@@ -150,6 +150,7 @@ FAULTS = (
         "cut to the checkpoint, written anew from one another, or exit code 4",
         (
             "faults/test_damage.py::test_rows_are_put_right",
+            "faults/test_damage.py::test_the_rows_of_a_finished_run_are_put_right",
             "faults/test_damage.py::test_rows_that_are_lost",
         ),
     ),

@@ -174,6 +174,18 @@ def test_a_damaged_summary_is_written_again(oracle, tmp_path, text):
     assert_same(run, whole)
 
 
+@pytest.mark.parametrize("name", ["no lines", "half the lines"])
+def test_the_rows_of_a_finished_run_are_put_right(oracle, tmp_path, name):
+    whole = oracle("carry")
+    shutil.copytree(whole.workdir, tmp_path / "run")
+    run = Run(tmp_path / "run", whole.arguments)
+    damaged_rows(run, name)
+    examined(run)
+    run.go(says="done: ")
+    assert_same(run, whole)
+    run.go(says="finished already")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"architectures": ["Bert"]}'])
 def test_a_damaged_configuration_is_written_again(oracle, begun, text):
     """The checkpoint says what the run is."""
