@@ -214,7 +214,7 @@ def test_lost_files_are_told(oracle, tmp_path, command):
     "damage", [{"step": "3"}, {"step": None}, {"total_seconds": None}, {"test_accuracy": "high"}]
 )
 def test_a_summary_without_its_figures_is_none(tmp_path, damage):
-    figures = {"step": 3, "total_seconds": 1.5, "config_digest": "a"}
+    figures = {"step": 3, "samples": 48, "total_seconds": 1.5, "config_digest": "a"}
     path = tmp_path / "summary.json"
     path.write_text(json.dumps(figures))
     assert read_summary(tmp_path, "a") == figures and read_summary(tmp_path, "b") is None
