@@ -109,7 +109,7 @@ class RunFolder:
         ledger, position = read_ledger(self.path), _position(self.checkpoint)
         if not position.num_bytes or _are_known_as_lost(self.checkpoint, ledger):
             return None
-        if any((self.path / name).exists() for name in ("metrics.jsonl", "metrics.csv")):
+        if not _are_gone(self.path):
             return position
         step = self.checkpoint.step
         dataclasses.replace(ledger, run_id=self.run_id, rows_lost_at=step).write(self.path)
@@ -182,7 +182,7 @@ def find_checkpoint(
             return "it is not this program's"
         if ledger.run_id not in (None, found.run["run_id"]):
             return "it is another run's"
-        if not _are_known_as_lost(found, ledger) and not metrics_intact(path, _position(found)):
+        if not can_use_rows(path, found):
             return _LOST_ROWS
         return object_to(found)
 
@@ -208,8 +208,10 @@ def finished_summary(path: Path, config_digest: str) -> dict[str, Any] | None:
 
 
 def has_its_rows(path: Path, found: Found) -> bool:
-    """Whether metrics.jsonl itself has the rows before a checkpoint, or they are known as lost."""
-    if found.run.get("format") != FORMAT or _are_known_as_lost(found, read_ledger(path)):
+    """Whether metrics.jsonl itself has the rows before a checkpoint, or nothing has them."""
+    if found.run.get("format") != FORMAT or _are_gone(path):
+        return True
+    if _are_known_as_lost(found, read_ledger(path)):
         return True
     position = _position(found)
     try:
@@ -217,6 +219,12 @@ def has_its_rows(path: Path, found: Found) -> bool:
     except OSError:
         return not position.num_bytes
     return MetricsPosition.after(content[: position.num_bytes]) == position
+
+
+def can_use_rows(path: Path, found: Found) -> bool:
+    """Whether a run can go on from a checkpoint with its rows, or knows to do without them."""
+    is_known = _are_known_as_lost(found, read_ledger(path))
+    return is_known or metrics_intact(path, _position(found))
 
 
 def why_none(path: Path, rejected: list[tuple[int, str]]) -> str | None:
@@ -240,6 +248,11 @@ def why_none(path: Path, rejected: list[tuple[int, str]]) -> str | None:
             "under their own names, or begin anew in another workdir."
         )
     return None
+
+
+def _are_gone(path: Path) -> bool:
+    """Whether both files of rows are missing."""
+    return not any((path / name).exists() for name in ("metrics.jsonl", "metrics.csv"))
 
 
 def _position(found: Found) -> MetricsPosition:

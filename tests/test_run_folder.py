@@ -102,6 +102,8 @@ def test_a_finished_run_is_left_alone_unless_its_last_checkpoint_or_rows_are_dam
     rows = (run / "metrics.jsonl").read_bytes()
     (run / "metrics.jsonl").write_bytes(rows.replace(b"9", b"8"))
     assert finished_summary(run, CONFIG.digest) is None
+    (run / "metrics.jsonl").unlink()  # with no other file to put them right from
+    assert finished_summary(run, CONFIG.digest)["step"] == 30
     (run / "metrics.jsonl").write_bytes(rows)
     data = run / "checkpoints" / "30" / "state" / "data"
     data.write_bytes(data.read_bytes()[:-1])

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from adabatch_jax.checkpoints.found import Found
 from adabatch_jax.diagnosis.findings import RESTORE, Finding, good, note, of_error, problem
 from adabatch_jax.errors import AdabatchError
 from adabatch_jax.reporting.files import read_file
-from adabatch_jax.reporting.metrics import MetricsPosition, metrics_intact, read_metrics
+from adabatch_jax.reporting.metrics import read_metrics
+from adabatch_jax.run_folder import can_use_rows
 
 
 def metrics_findings(workdir: Path, newest: Found | None, is_in_use: bool) -> Iterator[Finding]:
@@ -44,12 +45,9 @@ def metrics_findings(workdir: Path, newest: Found | None, is_in_use: bool) -> It
 
 
 def _can_resume(workdir: Path, newest: Found) -> bool:
-    position = newest.run.get("metrics")
-    if not isinstance(position, Mapping):
-        return True  # it was saved without rows
     try:
-        return metrics_intact(workdir, MetricsPosition(**position))
-    except (TypeError, ValueError):
+        return can_use_rows(workdir, newest)
+    except (KeyError, TypeError, ValueError):  # it is another program's
         return False
 
 

@@ -95,7 +95,8 @@ class RunRecord:
         else:
             state = self._resume(state)
             if self._is_finished():
-                self.history = read_metrics(self._folder.path / "metrics.jsonl")
+                rows = self._folder.path / "metrics.jsonl"
+                self.history = read_metrics(rows) if rows.exists() else []
                 return state
         if self.start_step < self._plan.num_steps:  # perhaps of a run that is prolonged
             self._files.remove_results()
