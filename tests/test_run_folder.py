@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.errors import RestoreError
+from adabatch_jax.errors import RestoreError, StorageError
 from adabatch_jax.reporting.metrics import MetricsWriter
 from adabatch_jax.run_folder import RunFolder, finished_summary
 from adabatch_jax.run_ledger import Ledger, read_ledger
@@ -54,6 +54,14 @@ def test_a_start_that_is_killed_having_put_one_aside_is_followed_by_one_that_tel
     for _ in range(2):
         step, (note,) = opened(run)
         assert step == 20 and "checkpoint 30 can't be used" in note and "now bad-30" in note
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv"])
+def test_rows_that_cannot_be_read_are_not_called_lost(name, run):
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir()
+    with pytest.raises(StorageError, match=f"cannot read .*{name}: Is a directory"):
+        opened(run)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"step": "30"}', '{"no": 1}', "[" * 100_000])

@@ -8,7 +8,7 @@ from typing import Any
 
 from adabatch_jax.checkpoints.found import Found
 from adabatch_jax.diagnosis.findings import RESTORE, Finding, good, note, of_error, problem
-from adabatch_jax.errors import AdabatchError
+from adabatch_jax.errors import AdabatchError, StorageError
 from adabatch_jax.reporting.files import read_file
 from adabatch_jax.reporting.metrics import read_metrics
 from adabatch_jax.run_folder import can_use_rows
@@ -47,6 +47,8 @@ def metrics_findings(workdir: Path, newest: Found | None, is_in_use: bool) -> It
 def _can_resume(workdir: Path, newest: Found) -> bool:
     try:
         return can_use_rows(workdir, newest)
+    except StorageError:
+        return True  # what can't be read stops a run, but isn't lost
     except (KeyError, TypeError, ValueError):  # it is another program's
         return False
 

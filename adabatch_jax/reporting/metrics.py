@@ -177,10 +177,13 @@ def metrics_intact(directory: os.PathLike | str, position: MetricsPosition) -> b
     """Whether a `MetricsWriter` could resume there, with or without help of the CSV file.
 
     Nothing is changed.
+
+    Raises:
+      StorageError: one of them is there and can't be read, so its rows may not be lost.
     """
     try:
         _content_to_resume(Path(directory), position)
-    except (RestoreError, StorageError):
+    except RestoreError:
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -150,11 +151,18 @@ def _check_plan(path: Path, plan: Mapping[str, Any]) -> None:
 def _check_figures(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Refuses anything but numbers where pages and plots count on them."""
     for name in (*COLUMNS, "total_seconds"):
-        values = () if name in _TEXTS else (row[name] for row in rows if name in row)
-        for value in values:
-            is_too_large = isinstance(value, int) and abs(value) > _MAX_COUNT
-            if is_too_large or not isinstance(value, int | float | None):
+        for value in (row[name] for row in rows if name in row):
+            if name in _TEXTS:
+                if not isinstance(value, str) or not value.isprintable():
+                    raise StorageError(f"{path} is damaged: {name} is no text but {value!r:.50}.")
+            elif not _is_figure(value):
                 raise StorageError(f"{path} is damaged: {name} is no number but {value!r:.50}.")
+
+
+def _is_figure(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isinf(value)  # for which rows have null
+    return value is None or (isinstance(value, int) and abs(value) <= _MAX_COUNT)
 
 
 def _looks_like_run(path: Path) -> bool:

@@ -271,7 +271,7 @@ def test_a_summary_without_its_checkpoint(run, doctor):
         ("config.json", os.mkfifo, 5, "not a regular file"),
         ("plan.json", os.mkfifo, 5, "not a regular file"),
         ("summary.json", os.mkfifo, 5, "not a regular file"),
-        ("metrics.jsonl", os.mkfifo, 4, "not a regular file"),
+        ("metrics.jsonl", os.mkfifo, 5, "not a regular file"),
     ],
 )
 def test_files_that_cannot_be_read(name, content, code, text, run, doctor):

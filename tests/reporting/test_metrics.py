@@ -244,13 +244,13 @@ def test_without_both_files_a_run_goes_on_without_the_earlier_rows(tmp_path):
     assert {step for _, step in tensorboard_scalars(tmp_path)} == {300}
 
 
-def test_what_can_not_be_read_is_not_intact(tmp_path):
+def test_what_can_not_be_read_is_not_called_lost(tmp_path):
     positions = write_rows(tmp_path, ROWS)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
-    assert not metrics_intact(tmp_path, positions[5])
-    with pytest.raises(StorageError, match=r"cannot read .*metrics\.jsonl: Is a directory"):
-        MetricsWriter(tmp_path, positions[5])
+    for look in (metrics_intact, MetricsWriter):
+        with pytest.raises(StorageError, match=r"cannot read .*metrics\.jsonl: Is a directory"):
+            look(tmp_path, positions[5])
 
 
 def test_killed_in_the_middle_of_a_line(tmp_path):
@@ -350,7 +350,9 @@ def test_full_disk_is_a_storage_error_and_leaves_the_rows_before_it(tmp_path):
         size = (tmp_path / "metrics.jsonl").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
         try:
-            with pytest.raises(StorageError, match=r"cannot write .*/metrics\.jsonl: File too large"):
+            with pytest.raises(
+                StorageError, match=r"cannot write .*/metrics\.jsonl: File too large"
+            ):
                 metrics.write(training_row(100))
             assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [50]
         finally:

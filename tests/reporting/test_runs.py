@@ -95,6 +95,8 @@ def _changed(path, **changes):
         ("plan.json", {"phases": [["step"]]}, r"plan\.json is damaged: it holds no plan"),
         ("plan.json", {"num_steps": 10**400}, r"plan\.json is damaged: it holds no plan"),
         ("summary.json", {"total_seconds": 10**400}, r"summary\.json is damaged: total_seconds"),
+        ("summary.json", {"train_loss": float("inf")}, r"summary\.json is damaged: train_loss"),
+        ("summary.json", {"examples_digest": "\x1b[2J"}, r"damaged: examples_digest is no text"),
         ("summary.json", {"epoch": "<b>"}, r"summary\.json is damaged: epoch is no number but"),
         ("summary.json", {"total_seconds": [1]}, r"summary\.json is damaged: total_seconds is no"),
     ],
