@@ -62,7 +62,7 @@ def locked(workdir: Path, flag: str = "--workdir") -> Iterator[list[str]]:
         fd = _open(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise UsageError(
-            f"{flag}: {str(workdir)!r} can't be used ({error.strerror}); give another folder."
+            f"{flag}: {str(path)!r} can't be opened ({error.strerror}); give another folder."
         ) from None
     held = _Held(path, fd)
     try:

@@ -58,8 +58,13 @@ def test_a_start_that_is_killed_having_put_one_aside_is_followed_by_one_that_tel
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv"])
 def test_rows_that_cannot_be_read_are_not_called_lost(name, run):
-    (run / name).unlink(missing_ok=True)
-    (run / name).mkdir()
+    if name == "metrics.csv":
+        (run / name).mkdir()
+        assert opened(run) == (30, [])  # nobody needs it yet
+        (run / "metrics.jsonl").write_text("")
+    else:
+        (run / name).unlink()
+        (run / name).mkdir()
     with pytest.raises(StorageError, match=f"cannot read .*{name}: Is a directory"):
         opened(run)
 

@@ -251,7 +251,7 @@ def test_what_is_no_file_is_not_followed(tmp_path):
 
     def refused(reason):
         assert said(tmp_path, "--out") == (
-            f"--out: {str(tmp_path)!r} can't be used ({reason}); give another folder."
+            f"--out: {str(path)!r} can't be opened ({reason}); give another folder."
         )
         assert lock_owner(tmp_path) == UNKNOWN
 

@@ -1,6 +1,7 @@
 """What training in a run's folder would do, asked of the functions that would decide it."""
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from adabatch_jax.diagnosis.findings import (
 from adabatch_jax.errors import AdabatchError
 from adabatch_jax.reporting.files import free_bytes, temporary_path
 from adabatch_jax.run_folder import (
+    CHECKPOINTS,
     WRITTEN_FILES,
     RunFolder,
     find_checkpoint,
@@ -166,6 +168,11 @@ def _obstacles(workdir: Path) -> Iterator[Finding]:
     lock = workdir / LOCK_NAME
     if lock.is_symlink() or (lock.exists() and not lock.is_file()):
         yield problem(LOCK_NAME, "it is no regular file; move it away.", ENVIRONMENT)
+    elif lock.exists() and not os.access(lock, os.R_OK | os.W_OK):
+        yield problem(LOCK_NAME, "this user can't read and write it.", ENVIRONMENT)
+    checkpoints = workdir / CHECKPOINTS
+    if checkpoints.exists() and not os.access(checkpoints, os.W_OK | os.X_OK):
+        yield problem(CHECKPOINTS, "this user can't write there.", STORAGE)
     for name in WRITTEN_FILES:
         for path in (workdir / name, temporary_path(workdir / name)):
             if path.is_dir() and not path.is_symlink():

@@ -210,11 +210,12 @@ def read_metrics(path: os.PathLike | str) -> list[dict[str, Any]]:
 
 def _content_to_resume(directory: Path, position: MetricsPosition) -> bytes:
     """What `metrics.jsonl` must begin with; empty where a run goes on without its earlier rows."""
-    jsonl, table = (_content(directory / name) for name in ("metrics.jsonl", "metrics.csv"))
-    if jsonl is table is None:
+    jsonl, table = directory / "metrics.jsonl", directory / "metrics.csv"
+    if not jsonl.exists() and not table.exists():
         return b""
-    for found in (jsonl, table and _json_lines(table)):
-        content = (found or b"")[: position.num_bytes]
+    # The table isn't looked at where it isn't needed.
+    for read in (lambda: _content(jsonl), lambda: _json_lines(_content(table) or b"")):
+        content = (read() or b"")[: position.num_bytes]
         if MetricsPosition.after(content) == position:
             return content
     raise RestoreError(

@@ -304,6 +304,15 @@ def test_a_lock_that_is_no_file(make, run, doctor):
     assert code == 2 and findings["resume"]["text"] == "it would be refused, see .lock."
 
 
+@pytest.mark.parametrize(("name", "expected"), [(".lock", 2), ("checkpoints", 5)])
+def test_what_this_user_may_not_write(name, expected, run, doctor, monkeypatch):
+    (run / ".lock").touch()
+    # Root, as whom tests may run, may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, how: not str(path).endswith(name))
+    code, findings = doctor(run)
+    assert code == expected and findings["resume"]["text"] == f"it would be refused, see {name}."
+
+
 def test_an_edited_seed(run, doctor):
     (run / "config.json").write_text(json.dumps(CONFIG.to_dict() | {"seed": 4}))
     code, findings = doctor(run)
