@@ -18,6 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 240
+# A limit of files' sizes below what the largest array takes: no checkpoint fits, however
+# tensorstore spreads its arrays over files.
+NO_ARRAYS = 15_000
 
 # Two changes of the batch size in mid-epoch, an epoch of 1,442 examples that no batch divides,
 # and rows, checkpoints and evaluations that seldom fall together.

@@ -10,6 +10,7 @@ import time
 
 from tests.faults.damage import arrays, flip_bit
 from tests.faults.harness import (
+    NO_ARRAYS,
     assert_rows_follow,
     assert_same,
     killed_by,
@@ -49,7 +50,7 @@ def test_stopped_killed_and_the_disk_full(oracle, begin, own_cache):
     before = run.newest()
     process = run.start("step.begin:3:sleep:2", **own_cache)
     wait_for_training(run, process)
-    limit_file_size(process, 25_000)
+    limit_file_size(process, NO_ARRAYS)
     outcome = run.ended(process, before, 5, "File too large")
     assert len(outcome.err.splitlines()) == 1
     run.go("gc.mid:2", code=KILLED)
