@@ -26,6 +26,7 @@ def run(options: Options) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         with_save, without = compare(training, Path(folder), num_rounds, num_updates)
         found, verified, restored = _restart(training.state(), Path(folder))
+        num_bytes = sum(path.stat().st_size for path in found.path.rglob("*") if path.is_file())
     groups_per_epoch = _EPOCH_EXAMPLES / (_BATCH_SIZE * num_updates)
     pairs = list(zip(with_save, without, strict=True))
     of_epoch = [(a - b) / (groups_per_epoch * b) for a, b in pairs]
@@ -48,9 +49,7 @@ def run(options: Options) -> list[Row]:
             beside={
                 "verifying (ms)": 1e3 * verified,
                 "restoring (ms)": 1e3 * restored,
-                "checkpoint (bytes)": sum(
-                    path.stat().st_size for path in found.path.rglob("*") if path.is_file()
-                ),
+                "checkpoint (bytes)": num_bytes,
             },
         ),
     ]
