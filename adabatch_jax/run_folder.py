@@ -218,7 +218,7 @@ def has_its_rows(path: Path, found: Found) -> bool:
         content = read_file(path / "metrics.jsonl")
     except OSError:
         return not position.num_bytes
-    return MetricsPosition.after(content[: position.num_bytes]) == position
+    return position.cut(content) is not None
 
 
 def can_use_rows(path: Path, found: Found) -> bool:

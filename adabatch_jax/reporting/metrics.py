@@ -61,6 +61,11 @@ class MetricsPosition:
         """Where a file with this content ends."""
         return cls(len(content), hashlib.sha256(content).hexdigest())
 
+    def cut(self, content: bytes) -> bytes | None:
+        """The content up to here, or None where it isn't what was written."""
+        content = content[: self.num_bytes]
+        return content if self.after(content) == self else None
+
 
 class MetricsWriter:
     """Appends rows to `metrics.jsonl`, `metrics.csv` and `tensorboard/` in a run directory.
@@ -213,11 +218,11 @@ def _content_to_resume(directory: Path, position: MetricsPosition) -> bytes:
     jsonl, table = directory / "metrics.jsonl", directory / "metrics.csv"
     if not jsonl.exists() and not table.exists():
         return b""
-    # The table isn't looked at where it isn't needed.
-    for read in (lambda: _content(jsonl), lambda: _json_lines(_content(table) or b"")):
-        content = (read() or b"")[: position.num_bytes]
-        if MetricsPosition.after(content) == position:
-            return content
+    content = position.cut(_content(jsonl) or b"")
+    if content is None:
+        content = position.cut(_json_lines(_content(table) or b""))
+    if content is not None:
+        return content
     raise RestoreError(
         f"the rows before the checkpoint are damaged or missing in {directory / 'metrics.jsonl'}, "
         "and metrics.csv beside it doesn't have them either; move both files away to go on "

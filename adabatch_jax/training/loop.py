@@ -105,7 +105,7 @@ class Loop:
         reach("step.begin")
         if reach("batch.ready") == "nan":
             inputs = poisoned(inputs)
-        if not self._wait_for_programs(piece):
+        if not all(map(self._is_compiled, self.dispatch.names(piece.steps[0].batch_size))):
             return True
         self._begin(piece)
         with self.record.clocks.timed("step"):
@@ -143,7 +143,7 @@ class Loop:
         return self.interruption is not None and self.interruption.requested
 
     def _begin(self, piece: Piece) -> None:
-        """What comes before a piece: its phase's announcement, its programs, the profiler."""
+        """What comes before a piece: its phase's announcement, the profiler."""
         step = piece.steps[0]
         phase = self.plan.phases[step.phase]
         self.record.clocks.phase = step.phase
@@ -154,37 +154,30 @@ class Loop:
                 f"phase {step.phase + 1} of {len(self.plan.phases)} from update {step.index:,}: "
                 f"batch {phase.batch_size}{rate}"
             )
-        for name in self.dispatch.names(step.batch_size):
-            self._program(name)
         if self.profile.is_due(step.index):
             self._settle(0)
             self.profile.switch(step.index, self.progress)
 
-    def _wait_for_programs(self, piece: Piece) -> bool:
-        """Waits for a piece's programs; returns False where a stop comes first.
+    def _is_compiled(self, name: Hashable, may_stop: bool = True) -> bool:
+        """Waits until a program is compiled; returns False where a stop comes first.
 
         A compiler may take longer than whoever stops the run gives it.
         """
         programs = self.dispatch.programs
-        for name in self.dispatch.names(piece.steps[0].batch_size):
-            if programs.is_ready(name):
-                continue
-            with self.record.clocks.timed("compile"):
-                while not programs.wait(name, _ASKING_SECONDS):
-                    if self._may_stop():
-                        return False
-            self._settled_at = time.monotonic()  # stopping needs no new program
+        if programs.is_ready(name):
+            return True
+        with self.record.clocks.timed("compile"):
+            while not programs.wait(name, _ASKING_SECONDS):
+                if may_stop and self._may_stop():
+                    return False
+            programs.get(name)
+        self._settled_at = time.monotonic()  # stopping needs no new program
         return True
 
     def _program(self, name: Hashable) -> jax.stages.Compiled:
-        """A compiled program; waiting for it counts as compilation."""
-        programs = self.dispatch.programs
-        if programs.is_ready(name):
-            return programs.get(name).compiled
-        with self.record.clocks.timed("compile"):
-            compiled = programs.get(name).compiled
-        self._settled_at = time.monotonic()  # stopping needs no new program
-        return compiled
+        """A compiled program that a stop needs too, and so waits for."""
+        self._is_compiled(name, may_stop=False)
+        return self.dispatch.programs.get(name).compiled
 
     def _is_boundary(self, finished: int) -> bool:
         """Whether anything is due when so many updates are finished."""
@@ -303,6 +296,8 @@ class Loop:
         seconds = self._rows.seconds(row["samples"])
         measured: dict[str, float] = {}
         for name, evaluator in self.evaluators.items():
+            if not self._is_compiled(evaluation_program(name)):
+                return False
             evaluator.program = self._program(evaluation_program(name))
             with self.record.clocks.timed("evaluation"):
                 results = evaluator(self._state, self._should_stop, self.watchdog.beat)

@@ -233,8 +233,7 @@ class RunRecord:
             "versions": package_versions(),
             "metrics": dataclasses.asdict(self._metrics.position()),
         }
-        last_row = self.history[-1] if self.history else {}
-        self.checkpoints.save(position["step"], state, run, last_row)
+        self.checkpoints.save(position["step"], state, run)
 
     def save_given(self, state: TrainState) -> None:
         """Saves a state that was given at the plan's end, so that another call finds it."""

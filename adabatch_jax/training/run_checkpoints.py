@@ -96,34 +96,31 @@ class RunCheckpoints:
 
     def measured(self, row: Mapping[str, Any]) -> None:
         """Takes note of a row of metrics: it says how good the checkpoint of its step is."""
-        if self._keeping.best is None:
+        best = self._keeping.best
+        if best is None:
             return
-        score = self._keeping.best.of(row)
+        is_evaluated = any(key.startswith("test_") for key in row)
+        if is_evaluated and best.metric not in row:
+            self._warn_once(f"no {best.metric} is measured, so no checkpoint is kept as the best")
+        score = best.of(row)
         if score is not None:
             self._checkpoints.scores[row["step"]] = score
 
-    def save(
-        self, step: int, state: TrainState, run: Mapping[str, Any], row: Mapping[str, Any]
-    ) -> None:
+    def save(self, step: int, state: TrainState, run: Mapping[str, Any]) -> None:
         """Begins to save a checkpoint; its state may be donated afterwards.
 
         Args:
           step: finished updates.
           state: the state after them.
           run: the checkpoint's own values.
-          row: the newest row of metrics, which gives the score if it is of this step.
         """
         self.wait()  # for the one before, whose failure isn't that of this one
         self._began = time.monotonic()
         last_step = self._checkpoints.latest or 0
-        every, score = self._keeping.every, self._keeping.best
-        is_measured = score is not None and row.get("step") == step
-        is_evaluated = any(key.startswith("test_") for key in row)
-        if is_measured and is_evaluated and score.metric not in row:
-            self._warn_once(f"no {score.metric} is measured, so no checkpoint is kept as the best")
+        every = self._keeping.every
         run = {
             **run,
-            "score": score.of(row) if is_measured else None,
+            "score": self._checkpoints.scores.get(step),
             "keep": every is not None and every.is_passed(last_step, step),
         }
 

@@ -26,7 +26,7 @@ def test_a_note_that_cannot_be_written_is_as_bad_as_a_checkpoint(tmp_path, on_er
     with RunFolder(tmp_path) as folder, Watchdog(None, None) as watchdog:
         checkpoints = RunCheckpoints(folder, Keeping(on_error=on_error), watchdog, said)
         (tmp_path / "last_checkpoint.json").mkdir()
-        checkpoints.save(3, state, {}, {})
+        checkpoints.save(3, state, {})
         if on_error == "stop":
             with pytest.raises(StorageError, match="cannot write .*last_checkpoint.json"):
                 checkpoints.wait()
@@ -45,6 +45,6 @@ def test_the_note_is_watched_like_the_checkpoint(tmp_path, monkeypatch):
         checkpoints = RunCheckpoints(folder, Keeping(), watchdog, NullProgress())
         monkeypatch.setattr(folder, "note_saved", lambda step: done.append("noted"))
         monkeypatch.setattr(watchdog, "end", lambda token: done.append("watched no more"))
-        checkpoints.save(3, state, {}, {})
+        checkpoints.save(3, state, {})
         checkpoints.close()
     assert done == ["noted", "watched no more"]
