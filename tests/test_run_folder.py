@@ -10,7 +10,7 @@ from adabatch_jax.errors import RestoreError, StorageError
 from adabatch_jax.reporting.metrics import MetricsWriter
 from adabatch_jax.run_folder import RunFolder, finished_summary
 from adabatch_jax.run_ledger import Ledger, read_ledger
-from tests.commands.test_doctor import CONFIG, metrics_content, write_checkpoint
+from tests.run_folders import CONFIG, metrics_content, write_checkpoint
 
 RUN_ID = "0" * 16
 

@@ -11,60 +11,11 @@ import sys
 
 import pytest
 
-from adabatch_jax.checkpoints.manifest import write_manifest
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.doctor import main
-from adabatch_jax.reporting.metrics import MetricsPosition
 from adabatch_jax.run_folder import FORMAT
-from adabatch_jax.training.past import digest_of_order
 from adabatch_jax.training.run_files import RunFiles
-
-CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", seed=3)
-PLAN = CONFIG.plan(1442)
-STEPS = (10, 20, 30)
-
-
-def row(step):
-    return {"step": step, "samples": PLAN.samples_at(step), "train_loss": 1 / (step + 1)}
-
-
-def metrics_content(steps):
-    return "".join(json.dumps(row(step)) + "\n" for step in steps).encode()
-
-
-def write_checkpoint(folder, step, **changes):
-    """A checkpoint of files alone: the doctor needs neither JAX nor Orbax to verify it."""
-    samples = PLAN.samples_at(step)
-    position = MetricsPosition.after(metrics_content(range(0, step + 1, 5)))
-    run = {
-        "format": FORMAT,
-        "step": step,
-        "samples": samples,
-        "seed": CONFIG.seed,
-        "plan": PLAN.to_dict(),
-        "fingerprint": PLAN.fingerprint(samples),
-        "examples_digest": f"digest of {samples}",
-        "identity": CONFIG.to_dict(),
-        "order_digest": digest_of_order(PLAN, CONFIG.seed, samples),
-        "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0.0"},
-        "metrics": dataclasses.asdict(position),
-        "decisions": [],
-        "is_planned": True,
-        "run_id": "0" * 16,
-        "pending_row": None,
-        "seconds": {},
-        "phase_seconds": [],
-        "layout": {},
-        "restarts": 0,
-        **changes,
-    }
-    checkpoint = folder / "checkpoints" / str(step)
-    for part in ("state", "run", "digests"):
-        (checkpoint / part).mkdir(parents=True)
-    (checkpoint / "state" / "data").write_bytes(bytes(range(256)) * step)
-    (checkpoint / "run" / "metadata").write_text(json.dumps(run))
-    write_manifest(checkpoint, checkpoint / "digests" / "manifest", {"params/w": "0" * 64})
-    return checkpoint
+from tests.run_folders import CONFIG, PLAN, STEPS, metrics_content, write_checkpoint, write_summary
 
 
 @pytest.fixture
@@ -220,19 +171,6 @@ def test_a_run_that_has_not_saved(run, doctor):
     code, findings = doctor(run)
     assert code == 0 and states(findings) == {"checkpoints": "note"}
     assert findings["resume"]["text"].startswith("it would begin with the first update: ")
-
-
-def write_summary(run, step, **changes):
-    samples = PLAN.samples_at(step)
-    summary = {
-        "step": step,
-        "samples": samples,
-        "examples_digest": f"digest of {samples}",
-        "test_accuracy": 0.9612,
-        "total_seconds": 1.5,
-        "config_digest": CONFIG.digest,
-    }
-    (run / "summary.json").write_text(json.dumps(summary | changes))
 
 
 def test_a_finished_run(run, doctor):

@@ -2,18 +2,14 @@
 
 import json
 import shutil
-from threading import Event
-from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from adabatch_jax.costs import Prediction
 from adabatch_jax.data.batches import batches
-from adabatch_jax.data.sources import array_source
 from adabatch_jax.errors import DivergedError, RestoreError, StorageError, UsageError
 from adabatch_jax.learning_rates.coupling import coupled_learning_rate
 from adabatch_jax.reporting.runs import load_run
@@ -23,55 +19,20 @@ from adabatch_jax.training.evaluation import evaluate
 from adabatch_jax.training.fit import fit
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.mesh import data_mesh
-from adabatch_jax.training.programs import Programs
 from adabatch_jax.training.state import TrainState
-
-N = 60
-RANDOM = np.random.default_rng(0)
-X = RANDOM.normal(size=(N, 5)).astype(np.float32)
-Y = (X.sum(1) > 0).astype(np.int32)
-TRAIN = array_source({"x": X, "y": Y})
-TEST = array_source({"x": X[:17], "y": Y[:17]})
-
-
-def apply(params, x):
-    hidden = jnp.tanh(x @ params["w1"] + params["b1"][None])
-    return hidden @ params["w2"]
-
-
-def loss_fn(params, model_state, batch, rng):
-    # Noise from the step's key, so that a wrong key shows in the weights.
-    x = batch["x"] + 0.01 * jax.random.normal(rng, batch["x"].shape)
-    losses = optax.softmax_cross_entropy_with_integer_labels(apply(params, x), batch["y"])
-    seen = {"seen": model_state["seen"] + 1}
-    return weighted_mean(losses, batch["weight"]), (seen, {})
-
-
-def eval_fn(params, model_state, batch):
-    hits = apply(params, batch["x"]).argmax(-1) == batch["y"]
-    return {"accuracy": weighted_mean(hits, batch["weight"])}
-
-
-def make_params():
-    random = np.random.default_rng(1)
-    shapes = {"w1": (5, 8), "b1": (8,), "w2": (8, 2)}
-    return {n: random.normal(size=s).astype(np.float32) for n, s in shapes.items()}
-
-
-def train(plan, workdir=None, **kwargs):
-    lr = coupled_learning_rate(plan, 0.05)
-    tx = optax.sgd(lr, momentum=0.9)
-    state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
-    defaults = dict(eval_fn=eval_fn, eval_source=TEST, eval_batch_size=8, log_every="4st", seed=5)
-    kwargs = {**defaults, **kwargs}
-    return fit(loss_fn, tx, state, TRAIN, plan, learning_rate=lr, workdir=workdir, **kwargs)
-
-
-def reproducible(rows):
-    return [
-        {k: v for k, v in row.items() if not k.endswith(("_seconds", "_per_second"))}
-        for row in rows
-    ]
+from tests.training.small_run import (
+    TEST,
+    TRAIN,
+    N,
+    X,
+    Y,
+    apply,
+    eval_fn,
+    loss_fn,
+    make_params,
+    reproducible,
+    train,
+)
 
 
 class Killed(Exception):
@@ -380,78 +341,3 @@ def test_sources_to_evaluate_on_have_names(tmp_path):
     assert both.summary["holdout_accuracy"] == expected["accuracy"]
     seconds = [row["training_seconds"] for row in both.history]
     assert seconds == sorted(seconds) and 0 < seconds[-1] < both.history[-1]["elapsed_seconds"]
-
-
-class StopIn:
-    """An interruption that comes when it was asked about for the n-th time."""
-
-    def __init__(self, number):
-        self.left = number
-
-    def defer(self):
-        pass
-
-    def expect(self, seconds):
-        pass
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left <= 0
-
-
-def test_the_best_checkpoint_stays_although_its_evaluation_was_cut_off(tmp_path):
-    plan = make_plan("4", N, "4ep")
-    epoch = plan.num_steps // 4
-    options = {"keep_checkpoints": 1, "keep_best": "min test_accuracy"}  # it rises: the first one
-    asked = SimpleNamespace(requested=False, defer=lambda: None, expect=lambda seconds: None)
-
-    def on_step(finished, state, metrics):
-        asked.requested = finished == epoch  # where an evaluation comes next
-
-    def saved():
-        return sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
-
-    cut = train(plan, tmp_path, **options, on_step=on_step, interruption=asked)
-    assert cut.stopped and saved() == [epoch] and cut.history[-1]["step"] < epoch
-    train(plan, tmp_path, **options)
-    assert saved() == [epoch, plan.num_steps]
-
-
-def test_a_stop_does_not_wait_for_a_compiler(tmp_path, monkeypatch):
-    released, compile_now = Event(), Programs._compile
-    plan = make_plan("6, 5st: 4, 7st: 8", N, "1ep")  # the first and the largest are there at once
-    asked = SimpleNamespace(requested=False, defer=lambda: None, expect=lambda seconds: None)
-
-    def compile_slowly(programs, name):
-        if name == 4:
-            released.wait(60)
-        return compile_now(programs, name)
-
-    def stop_meanwhile(programs, name, seconds):
-        asked.requested = name == 4
-        return False
-
-    monkeypatch.setattr(Programs, "_compile", compile_slowly)
-    monkeypatch.setattr(Programs, "wait", stop_meanwhile)
-    cut = train(plan, tmp_path, interruption=asked)
-    released.set()
-    assert cut.stopped and cut.state.step == 5
-    assert (tmp_path / "checkpoints" / "5").is_dir()
-
-
-def test_stopped_wherever_it_is_asked_about(tmp_path):
-    plan = make_plan("6, 5st: 8", N, "1ep")
-    options = {"eval_every": "0.5ep", "checkpoint_every": "3st", "eval_batch_size": 3}
-    whole = train(plan, tmp_path / "whole", **options)
-    stops = 0
-    while True:
-        cut = train(plan, tmp_path / "cut", **options, interruption=StopIn(2 + stops))
-        if not cut.stopped:
-            break
-        stops += 1
-    # Waiting asks again and again, so how often depends on the machine; but it is asked after each
-    # of the 9 updates and the 12 evaluated batches: 2 + 3 + 4 + 5 times always fit.
-    assert stops >= 4
-    assert reproducible(cut.history) == reproducible(whole.history)
-    assert reproducible([cut.summary]) == reproducible([whole.summary])
