@@ -3,7 +3,10 @@
 from threading import Event
 from types import SimpleNamespace
 
+import pytest
+
 from adabatch_jax.schedules.building import make_plan
+from adabatch_jax.training.loop import evaluation_program
 from adabatch_jax.training.programs import Programs
 from tests.training.small_run import N, reproducible, train
 
@@ -44,26 +47,27 @@ def test_the_best_checkpoint_stays_although_its_evaluation_was_cut_off(tmp_path)
     assert saved() == [epoch, plan.num_steps]
 
 
-def test_a_stop_does_not_wait_for_a_compiler(tmp_path, monkeypatch):
-    released, compile_now = Event(), Programs._compile
+@pytest.mark.parametrize(("slow", "step"), [(4, 5), (evaluation_program("test"), 3)])
+def test_a_stop_does_not_wait_for_a_compiler(slow, step, tmp_path, monkeypatch):
+    released, compile_now, wait = Event(), Programs._compile, Programs.wait
     plan = make_plan("6, 5st: 4, 7st: 8", N, "1ep")  # the first and the largest are there at once
     asked = SimpleNamespace(requested=False, defer=lambda: None, expect=lambda seconds: None)
 
     def compile_slowly(programs, name):
-        if name == 4:
+        if name == slow:
             released.wait(60)
         return compile_now(programs, name)
 
     def stop_meanwhile(programs, name, seconds):
-        asked.requested = name == 4
-        return False
+        asked.requested = name == slow
+        return False if asked.requested else wait(programs, name, seconds)
 
     monkeypatch.setattr(Programs, "_compile", compile_slowly)
     monkeypatch.setattr(Programs, "wait", stop_meanwhile)
-    cut = train(plan, tmp_path, interruption=asked)
+    cut = train(plan, tmp_path, interruption=asked, eval_every=f"{step}st")
     released.set()
-    assert cut.stopped and cut.state.step == 5
-    assert (tmp_path / "checkpoints" / "5").is_dir()
+    assert cut.stopped and cut.state.step == step
+    assert (tmp_path / "checkpoints" / str(step)).is_dir()
 
 
 def test_stopped_wherever_it_is_asked_about(tmp_path):
