@@ -15,7 +15,7 @@ if sys.version_info < (3, 11):
 
 _MODULES = {
     "adabatch_jax.schedules.durations": ("Duration", "parse_duration"),
-    "adabatch_jax.schedules.schedules": (
+    "adabatch_jax.schedules.batch_size_schedules": (
         "Schedule",
         "constant",
         "exponential_growth",
@@ -23,29 +23,29 @@ _MODULES = {
         "linear_ramp",
         "piecewise_constant",
     ),
-    "adabatch_jax.schedules.parsing": ("parse_schedule",),
+    "adabatch_jax.schedules.schedule_text": ("parse_schedule",),
     "adabatch_jax.schedules.plan": ("BatchPlan", "Phase", "Step"),
-    "adabatch_jax.schedules.building": ("make_plan",),
-    "adabatch_jax.learning_rates.description": ("LearningRate", "parse_learning_rate"),
-    "adabatch_jax.learning_rates.coupling": ("coupled_learning_rate",),
-    "adabatch_jax.data.order": ("epoch_order", "example_indices"),
-    "adabatch_jax.data.layout": ("host_rows",),
+    "adabatch_jax.schedules.plan_builder": ("make_plan",),
+    "adabatch_jax.schedules.learning_rate_text": ("LearningRate", "parse_learning_rate"),
+    "adabatch_jax.schedules.learning_rate_coupling": ("coupled_learning_rate",),
+    "adabatch_jax.data.epoch_order": ("epoch_order", "example_indices"),
+    "adabatch_jax.data.row_layout": ("host_rows",),
     "adabatch_jax.data.batches": ("batches",),
     "adabatch_jax.data.sources": ("array_source",),
-    "adabatch_jax.data.tfds_sources": ("tfds_source",),
+    "adabatch_jax.data.tfds_source": ("tfds_source",),
     "adabatch_jax.data.augmentation": ("example_keys",),
-    "adabatch_jax.training.mesh": ("data_mesh",),
-    "adabatch_jax.training.state": ("TrainState",),
+    "adabatch_jax.data.mesh": ("data_mesh",),
+    "adabatch_jax.training.train_state": ("TrainState",),
     "adabatch_jax.training.loss_functions": (
         "independent_groups",
         "sequential_model_state",
         "weighted_mean",
     ),
-    "adabatch_jax.training.step": ("make_train_step",),
+    "adabatch_jax.training.train_step": ("make_train_step",),
     "adabatch_jax.training.evaluation": ("evaluate",),
-    "adabatch_jax.training.fit": ("FitResult", "fit"),
-    "adabatch_jax.interruption": ("Interruption",),
-    "adabatch_jax.errors": (
+    "adabatch_jax.runs.fit": ("FitResult", "fit"),
+    "adabatch_jax.system.interruption": ("Interruption",),
+    "adabatch_jax.system.errors": (
         "AdabatchError",
         "DivergedError",
         "ExampleError",
@@ -54,7 +54,7 @@ _MODULES = {
         "UsageError",
     ),
 }
-_PACKAGES = ("data", "learning_rates", "models", "reporting", "schedules", "training")
+_PACKAGES = ("config", "data", "models", "reporting", "runs", "schedules", "system", "training")
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = sorted(_HOMES)
@@ -68,7 +68,7 @@ def __getattr__(name: str):
     try:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        from adabatch_jax.errors import explain_missing
+        from adabatch_jax.system.errors import explain_missing
 
         raise explain_missing(error) or error from error
     globals()[name] = value

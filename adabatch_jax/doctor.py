@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adabatch_jax import commands
+from adabatch_jax.system import command_lines
 
 if TYPE_CHECKING:
-    from adabatch_jax.diagnosis.findings import Finding
+    from adabatch_jax.reporting.diagnosis.findings import Finding
 
 _EPILOG = """\
 The exit code is 0, or that of the first problem: 2 for the environment and for a folder that is
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:  # help was printed, or what is wrong with the arguments
         return int(stop.code or 0)
-    return commands.run(lambda: _examine(arguments))
+    return command_lines.run(lambda: _examine(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,9 +54,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _examine(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from adabatch_jax.diagnosis.environment import environment_findings
-    from adabatch_jax.diagnosis.findings import first_exit_code
-    from adabatch_jax.diagnosis.run import run_findings, saved_settings
+    from adabatch_jax.reporting.diagnosis.environment import environment_findings
+    from adabatch_jax.reporting.diagnosis.findings import first_exit_code
+    from adabatch_jax.reporting.diagnosis.run import run_findings, saved_settings
 
     workdir = None if arguments.workdir is None else Path(arguments.workdir)
     settings = None if workdir is None else saved_settings(workdir)
@@ -78,7 +78,7 @@ def _print_json(sections: dict[str, list["Finding"]], exit_code: int) -> None:
 
 
 def _print_tables(sections: dict[str, list["Finding"]]) -> None:
-    from adabatch_jax.diagnosis.findings import table_lines
+    from adabatch_jax.reporting.diagnosis.findings import table_lines
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for name, findings in sections.items():

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from adabatch_jax import commands
-from adabatch_jax.errors import UsageError
+from adabatch_jax.system import command_lines
+from adabatch_jax.system.errors import UsageError
 
 if TYPE_CHECKING:
-    from adabatch_jax.config import TrainConfig
+    from adabatch_jax.config.train_config import TrainConfig
     from adabatch_jax.schedules.plan import BatchPlan
 
 PROG = "python -m adabatch_jax.plan"
@@ -64,12 +64,12 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the plan; returns the exit code."""
-    return commands.run(lambda: _main(argv))
+    return command_lines.run(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from adabatch_jax.arguments import parse_arguments
-    from adabatch_jax.data.datasets import dataset_spec
+    from adabatch_jax.config.flags import parse_arguments
+    from adabatch_jax.data.datasets.dataset_specs import dataset_spec
 
     try:
         options, config = parse_arguments(Options, argv, PROG, __doc__)
@@ -105,15 +105,21 @@ def _check(options: Options) -> None:
 
 def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
     """Prints the plan, with costs where they are wanted."""
-    from adabatch_jax.plan_table import HEADER, as_json, plan_notes, plan_rows, table_cells
+    from adabatch_jax.reporting.planning.plan_table import (
+        HEADER,
+        as_json,
+        plan_notes,
+        plan_rows,
+        table_cells,
+    )
 
     num_devices, costs, notes = options.devices or 1, None, []
     _check_devices(num_devices, plan)
     rows = plan_rows(config, plan, num_devices)  # finds mistakes before anything is compiled
     if options.memory or options.measure:
         _before_compiling(options)
-        from adabatch_jax.costs.notes import cost_notes
-        from adabatch_jax.costs.plan_costs import plan_costs
+        from adabatch_jax.reporting.planning.cost_notes import cost_notes
+        from adabatch_jax.reporting.planning.plan_costs import plan_costs
 
         if options.measure:
             num_devices = _measured_devices(options)
@@ -135,9 +141,13 @@ def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
 def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
     """Prints a schedule that ends where growth stops paying, and why."""
     _before_compiling(options)
-    from adabatch_jax.arguments import command_arguments
-    from adabatch_jax.costs.plan_costs import timed_doublings
-    from adabatch_jax.costs.suggesting import growth_rule, suggested_schedule, suggestion_table
+    from adabatch_jax.config.flags import command_arguments
+    from adabatch_jax.reporting.planning.plan_costs import timed_doublings
+    from adabatch_jax.reporting.planning.schedule_suggestion import (
+        growth_rule,
+        suggested_schedule,
+        suggestion_table,
+    )
 
     rule = growth_rule(config.schedule, plan)
     num_devices = _measured_devices(options)
@@ -161,8 +171,8 @@ def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
 
 def _before_compiling(options: Options) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from adabatch_jax import compilation_cache
-    from adabatch_jax.training.mesh import check_backend
+    from adabatch_jax.data.mesh import check_backend
+    from adabatch_jax.training import compilation_cache
 
     compilation_cache.enable()
     check_backend(options.cpu_devices)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from adabatch_jax.commands import run
+from adabatch_jax.system.command_lines import run
 
 if TYPE_CHECKING:
-    from adabatch_jax.data.preparation import Progress
+    from adabatch_jax.data.datasets.preparation import Progress
 
 _PLAIN_LINE_SECONDS = 5.0
 _EPILOG = """\
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(arguments: argparse.Namespace) -> int:
     # Where tfds needs TensorFlow, its C++ side would log past any redirection.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from adabatch_jax.data.preparation import prepare
+    from adabatch_jax.data.datasets.preparation import prepare
 
     started = time.monotonic()
     with _progress_display() as report:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adabatch_jax import commands
-from adabatch_jax.errors import UsageError
+from adabatch_jax.system import command_lines
+from adabatch_jax.system.errors import UsageError
 
 if TYPE_CHECKING:
     from adabatch_jax.reporting.runs import Run
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:  # help was printed, or what is wrong with the arguments
         return int(stop.code or 0)
-    return commands.run(lambda: _report(arguments.runs, arguments.out))
+    return command_lines.run(lambda: _report(arguments.runs, arguments.out))
 
 
 def write_report(run_directory: os.PathLike | str, out: os.PathLike | str | None = None) -> Path:
@@ -93,7 +93,7 @@ def _report(directories: Sequence[str], out: str | None) -> int:
 
 
 def _write_page(path: Path, text: str) -> None:
-    from adabatch_jax.reporting.files import write_atomically
+    from adabatch_jax.system.files import write_atomically
 
     # A name of a folder that isn't UTF-8 has halves of characters in it.
     write_atomically(path, text.encode("utf-8", "backslashreplace"))

@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from adabatch_jax import commands
-from adabatch_jax.errors import UsageError
-from adabatch_jax.interruption import Interruption, exit_on_signals
-from adabatch_jax.train_options import TrainOptions
+from adabatch_jax.config.train_options import TrainOptions
+from adabatch_jax.system import command_lines
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.interruption import Interruption, exit_on_signals
 
 PROG = "python -m adabatch_jax.train"
 
@@ -20,15 +20,15 @@ PROG = "python -m adabatch_jax.train"
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, or goes on with an interrupted run; returns the exit code."""
     started = time.monotonic()
-    return commands.run(lambda: _train(argv, started))
+    return command_lines.run(lambda: _train(argv, started))
 
 
 def _train(argv: Sequence[str] | None, started: float) -> int:
     from pathlib import Path
 
-    from adabatch_jax.arguments import parse_arguments
-    from adabatch_jax.run_folder import finished_summary
-    from adabatch_jax.workdir import default_workdir
+    from adabatch_jax.config.flags import parse_arguments
+    from adabatch_jax.runs.folder.run_folder import finished_summary
+    from adabatch_jax.runs.folder.workdir import default_workdir
 
     try:
         options, config = parse_arguments(TrainOptions, argv, PROG, __doc__)
@@ -40,7 +40,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         is_reported = (workdir / "report.html").exists()
         if not is_reported and (workdir / "metrics.jsonl").exists():  # killed in between
             from adabatch_jax.report import write_report
-            from adabatch_jax.run_lock import locked
+            from adabatch_jax.runs.folder.lock import locked
 
             with locked(workdir):
                 write_report(workdir)
@@ -50,10 +50,10 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     # Orbax and others read this when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with Interruption(options.max_seconds, started) as interruption:
-        from adabatch_jax import compilation_cache
+        from adabatch_jax.data.mesh import check_backend
         from adabatch_jax.report import write_report
-        from adabatch_jax.run import Operation, train
-        from adabatch_jax.training.mesh import check_backend
+        from adabatch_jax.runs.configured_run import Operation, train
+        from adabatch_jax.training import compilation_cache
 
         check_backend(options.cpu_devices)
         compilation_cache.enable()

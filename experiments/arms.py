@@ -10,8 +10,8 @@ import dataclasses
 from fractions import Fraction
 from typing import Any
 
-from adabatch_jax.config import DataSettings, TrainConfig
-from adabatch_jax.schedules.text import decimal_text
+from adabatch_jax.config.train_config import DataSettings, TrainConfig
+from adabatch_jax.schedules.text_reader import decimal_text
 
 CIFAR = TrainConfig(
     epochs=100,

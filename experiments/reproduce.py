@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from adabatch_jax import commands
-from adabatch_jax.errors import UsageError
-from adabatch_jax.interruption import Interruption, exit_on_signals
+from adabatch_jax.system import command_lines
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.interruption import Interruption, exit_on_signals
 
 if TYPE_CHECKING:
     from experiments.reproduction.studies import Study
@@ -77,7 +77,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a study, or goes on with one; returns the exit code."""
     with Interruption() as interruption:
-        return commands.run(lambda: _reproduce(argv, interruption))
+        return command_lines.run(lambda: _reproduce(argv, interruption))
 
 
 def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
@@ -103,7 +103,7 @@ def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
         return _report(out)
     # Orbax and others read this when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from adabatch_jax.run_lock import locked
+    from adabatch_jax.runs.folder.lock import locked
     from experiments.reproduction.jobs import study_jobs
     from experiments.reproduction.resuming import check_out
 
@@ -126,7 +126,7 @@ def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
 def _parse(argv: Sequence[str]) -> tuple[str, Options]:
     import tyro
 
-    from adabatch_jax.arguments import one_sentence
+    from adabatch_jax.config.flags import one_sentence
     from experiments.sections import SECTIONS
 
     described = "\n".join(f"  {name}: {section.title}" for name, section in SECTIONS.items())

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adabatch_jax.data.layout import BatchLayout, batch_layout, host_columns, row_table
-from adabatch_jax.data.order import epoch_order, example_indices
+from adabatch_jax.data.epoch_order import epoch_order, example_indices
+from adabatch_jax.data.row_layout import BatchLayout, batch_layout, host_columns, row_table
 from adabatch_jax.data.sources import Source, read_examples
-from adabatch_jax.errors import UsageError
 from adabatch_jax.schedules.plan import BatchPlan, Step
+from adabatch_jax.system.errors import UsageError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh, Sharding
@@ -76,7 +76,7 @@ def numbered_batches(
 ) -> Iterator[tuple[Step, dict[str, Any]]]:
     """As `batches`, each with its step."""
     if mesh is not None:
-        from adabatch_jax.training.mesh import as_data_mesh, batch_sharding
+        from adabatch_jax.data.mesh import as_data_mesh, batch_sharding
 
         mesh = as_data_mesh(mesh)
         sharding = batch_sharding(mesh, microbatch_size is not None)

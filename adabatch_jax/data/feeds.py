@@ -15,13 +15,18 @@ from adabatch_jax.data.batches import (
     read_rows,
     stacked,
 )
-from adabatch_jax.data.layout import batch_layout
+from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
-from adabatch_jax.data.resident import Placement, choose_placement, example_types, put_tables
+from adabatch_jax.data.resident_examples import (
+    Placement,
+    choose_placement,
+    example_types,
+    put_tables,
+)
+from adabatch_jax.data.row_layout import batch_layout
 from adabatch_jax.data.sources import ArraySource, Source, in_memory
-from adabatch_jax.errors import UsageError
 from adabatch_jax.schedules.plan import BatchPlan, Step
-from adabatch_jax.training.mesh import as_data_mesh, batch_sharding, replicated
+from adabatch_jax.system.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from adabatch_jax.errors import ExampleError, UsageError
+from adabatch_jax.system.errors import ExampleError, UsageError
 
 
 class Source(Protocol):

@@ -3,10 +3,10 @@
 import jax
 from flax import nnx
 
-from adabatch_jax.errors import UsageError
 from adabatch_jax.models.initialization import he_normal, initialize, torch_default
 from adabatch_jax.models.layers import Conv, Dropout, Layers, Linear
 from adabatch_jax.models.pooling import flatten, max_pool
+from adabatch_jax.system.errors import UsageError
 
 
 class DigitsCNN(nnx.Module):

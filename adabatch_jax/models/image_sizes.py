@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from adabatch_jax.errors import UsageError
+from adabatch_jax.system.errors import UsageError
 
 
 def check_cifar_images(name: str, image_shape: tuple[int, int, int]) -> None:

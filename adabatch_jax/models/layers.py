@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from adabatch_jax.errors import UsageError
+from adabatch_jax.data.mesh import rows_of_all_devices
 from adabatch_jax.models.convolution import conv2d
-from adabatch_jax.training.mesh import rows_of_all_devices
+from adabatch_jax.system.errors import UsageError
 
 
 class Conv(nnx.Module):

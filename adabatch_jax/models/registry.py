@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from adabatch_jax.errors import UsageError, did_you_mean
+from adabatch_jax.system.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from flax import nnx

@@ -7,7 +7,6 @@ official code's ResNet and of torchvision's.
 import jax
 from flax import nnx
 
-from adabatch_jax.errors import UsageError
 from adabatch_jax.models.image_sizes import (
     check_cifar_images,
     check_imagenet_images,
@@ -16,6 +15,7 @@ from adabatch_jax.models.image_sizes import (
 from adabatch_jax.models.initialization import he_normal, initialize, torch_default
 from adabatch_jax.models.layers import Conv, Layers, Linear
 from adabatch_jax.models.pooling import global_average, max_pool
+from adabatch_jax.system.errors import UsageError
 
 _RULES = {Conv: he_normal, Linear: torch_default}
 

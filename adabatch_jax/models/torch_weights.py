@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from adabatch_jax.errors import UsageError, did_you_mean
+from adabatch_jax.system.errors import UsageError, did_you_mean
 
 _LEAVES = {
     "kernel": "weight",

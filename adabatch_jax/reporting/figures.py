@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adabatch_jax.costs import Prediction
-from adabatch_jax.reporting.formats import count_text, percent_text, seconds_text
 from adabatch_jax.reporting.runs import Run, run_labels
-from adabatch_jax.schedules.building import make_plan
+from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.system.number_texts import count_text, percent_text, seconds_text
+from adabatch_jax.training.time_prediction import Prediction
 
 TIMED = ("step", "compile", "input", "evaluation", "checkpoint")
 UNKNOWN = "-"

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adabatch_jax.costs.notes import fit_text, paying_text
 from adabatch_jax.reporting import figures, html
-from adabatch_jax.reporting.formats import count_text, percent_text, seconds_text
+from adabatch_jax.reporting.planning.cost_notes import fit_text, paying_text
 from adabatch_jax.reporting.plots import AXES, curves, inline_svg
 from adabatch_jax.reporting.runs import Run, run_labels
+from adabatch_jax.system.number_texts import count_text, percent_text, seconds_text
 
 _RESULTS = {
     "train_loss": "training loss",

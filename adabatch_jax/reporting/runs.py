@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.errors import StorageError, UsageError, did_you_mean
-from adabatch_jax.reporting.files import read_file, storage_errors
-from adabatch_jax.reporting.formats import printable
-from adabatch_jax.reporting.metrics import COLUMNS, read_metrics
+from adabatch_jax.runs.folder.metrics import COLUMNS, read_metrics
+from adabatch_jax.runs.folder.summary import has_figures
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.summaries import has_figures
+from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean
+from adabatch_jax.system.files import read_file, storage_errors
+from adabatch_jax.system.number_texts import printable
 
 REQUIRED = ("config.json", "plan.json", "metrics.jsonl")
 _TEXTS = ("examples_digest",)

@@ -5,8 +5,8 @@ import operator
 import re
 from fractions import Fraction
 
-from adabatch_jax.errors import UsageError, did_you_mean
-from adabatch_jax.schedules.text import decimal_text
+from adabatch_jax.schedules.text_reader import decimal_text
+from adabatch_jax.system.errors import UsageError, did_you_mean
 
 _FORM = re.compile(r"(\d[\d_]*(?:\.\d+|/\d+)?|\.\d+)\s*([KMB]?)(.*)", re.DOTALL)
 _MULTIPLES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
@@ -55,7 +55,7 @@ def parse_duration(text: str | int | Duration) -> Duration:
     ('20ep', '50000sp')
     >>> parse_duration("20 epochs")
     Traceback (most recent call last):
-    adabatch_jax.errors.UsageError: unknown unit 'epochs' in the duration '20 epochs'; ...
+    adabatch_jax.system.errors.UsageError: unknown unit 'epochs' in the duration '20 epochs'; ...
     """
     if isinstance(text, Duration):
         return text

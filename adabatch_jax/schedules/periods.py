@@ -3,9 +3,9 @@
 import dataclasses
 from fractions import Fraction
 
-from adabatch_jax.errors import UsageError
 from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.system.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from adabatch_jax.errors import UsageError
 from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.schedules.strides import Stride
+from adabatch_jax.system.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +152,7 @@ class BatchPlan:
         """
         sample = operator.index(sample)
         if not 0 <= sample <= self.num_samples:
-            raise UsageError(
-                f"`{name}`={sample} is outside the plan's {self.num_samples} samples."
-            )
+            raise UsageError(f"`{name}`={sample} is outside the plan's {self.num_samples} samples.")
         step = self.step_at(sample)
         if self.samples_at(step) != sample:
             raise UsageError(
@@ -230,7 +228,7 @@ class BatchPlan:
         >>> [p.batch_size for p in plan.continued("250", 1000, "4ep").phases]
         [100, 250]
         """
-        from adabatch_jax.schedules.building import continue_plan
+        from adabatch_jax.schedules.plan_builder import continue_plan
 
         return continue_plan(self, schedule, from_sample, duration)
 

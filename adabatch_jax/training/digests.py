@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from adabatch_jax.data.order import mix_bits
-from adabatch_jax.training.state import TrainState
+from adabatch_jax.data.epoch_order import mix_bits
+from adabatch_jax.training.train_state import TrainState
 
 _LANES = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 

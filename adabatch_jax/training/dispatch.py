@@ -8,9 +8,12 @@ import jax
 import numpy as np
 
 from adabatch_jax.data.feeds import Feed, Piece
-from adabatch_jax.data.layout import BatchLayout, batch_layout
+from adabatch_jax.data.mesh import replicated
+from adabatch_jax.data.row_layout import BatchLayout, batch_layout
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.training.dispatched_updates import (
+from adabatch_jax.training.compiled_programs import Programs
+from adabatch_jax.training.dispatch_pieces import microbatch_pieces, pieces
+from adabatch_jax.training.dispatch_programs import (
     Inputs,
     Metrics,
     abstract_batch,
@@ -19,11 +22,8 @@ from adabatch_jax.training.dispatched_updates import (
     scalars,
     several_updates,
 )
-from adabatch_jax.training.mesh import replicated
-from adabatch_jax.training.pieces import microbatch_pieces, pieces
-from adabatch_jax.training.programs import Programs
-from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import TrainStep
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import TrainStep
 
 
 class Dispatched(NamedTuple):

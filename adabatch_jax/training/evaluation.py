@@ -9,14 +9,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from adabatch_jax.data.batches import ADDED_TYPES, batch_rows, put_share, read_rows
+from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
-from adabatch_jax.data.resident import example_types
+from adabatch_jax.data.resident_examples import example_types
 from adabatch_jax.data.sources import Source
-from adabatch_jax.errors import UsageError
-from adabatch_jax.fault_points import reach
 from adabatch_jax.schedules.plan import Step
-from adabatch_jax.training.mesh import as_data_mesh, batch_sharding, replicated
-from adabatch_jax.training.state import TrainState
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.fault_points import reach
+from adabatch_jax.training.train_state import TrainState
 
 EvalFn = Callable[[Any, Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
 Batch = dict[str, jax.Array]

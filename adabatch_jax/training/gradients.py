@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from adabatch_jax.errors import UsageError
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.loss_functions import LossFn
 
 

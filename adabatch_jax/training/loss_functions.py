@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adabatch_jax.errors import UsageError
+from adabatch_jax.system.errors import UsageError
 
 LossFn = Callable[[Any, Any, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, tuple[Any, Any]]]
 

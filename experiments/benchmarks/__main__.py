@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from adabatch_jax import commands
-from adabatch_jax.errors import UsageError, did_you_mean
+from adabatch_jax.system import command_lines
+from adabatch_jax.system.errors import UsageError, did_you_mean
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.results import RESULTS, Results
 from experiments.benchmarks.rows import summary_line
@@ -16,7 +16,7 @@ from experiments.benchmarks.running import BENCHMARKS, run_apart
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs benchmarks one after the other; returns the exit code."""
-    return commands.run(lambda: _main(argv))
+    return command_lines.run(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> int:

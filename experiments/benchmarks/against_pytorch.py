@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from adabatch_jax.training.mesh import data_mesh
+from adabatch_jax.data.mesh import data_mesh
 from experiments.benchmarks.networks import Network
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import jax
 
-from adabatch_jax.checkpoints.checkpoints import Checkpoints
-from adabatch_jax.checkpoints.found import check_checkpoint
-from adabatch_jax.training.state import TrainState
+from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
+from adabatch_jax.runs.checkpoints.found import check_checkpoint
+from adabatch_jax.training.train_state import TrainState
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import spread

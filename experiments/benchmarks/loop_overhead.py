@@ -4,8 +4,8 @@ import time
 
 import jax
 
-from adabatch_jax.reporting.progress import NullProgress
-from adabatch_jax.training.setup import LayoutOptions, set_up
+from adabatch_jax.runs.display.progress import NullProgress
+from adabatch_jax.training.layout_search import LayoutOptions, set_up
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import ratio

@@ -11,9 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 from adabatch_jax import models
-from adabatch_jax.training.mesh import batch_sharding
-from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import LossFn, TrainStep, make_train_step
+from adabatch_jax.data.mesh import batch_sharding
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import LossFn, TrainStep, make_train_step
 
 
 def optimizer() -> optax.GradientTransformation:

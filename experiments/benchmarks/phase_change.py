@@ -5,7 +5,7 @@ import time
 
 import jax
 
-from adabatch_jax.training.step import make_train_step
+from adabatch_jax.training.train_step import make_train_step
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import spread

@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from adabatch_jax.reporting.environment import describe_environment
+from adabatch_jax.system.environment import describe_environment
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row
 

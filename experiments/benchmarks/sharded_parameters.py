@@ -2,8 +2,8 @@
 
 import jax
 
-from adabatch_jax.training.mesh import data_mesh
-from adabatch_jax.training.step import make_train_step
+from adabatch_jax.data.mesh import data_mesh
+from adabatch_jax.training.train_step import make_train_step
 from experiments.benchmarks.networks import Network, optimizer
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target

@@ -3,7 +3,7 @@
 import time
 
 from adabatch_jax.data.feeds import open_feed
-from adabatch_jax.training.pieces import pieces
+from adabatch_jax.training.dispatch_pieces import pieces
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import spread

@@ -6,9 +6,9 @@ import numpy as np
 
 from adabatch_jax import array_source, fit, make_plan, models
 from adabatch_jax.data.sources import Source
+from adabatch_jax.runs.fit import FitResult
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.training.fit import FitResult
-from adabatch_jax.training.state import TrainState
+from adabatch_jax.training.train_state import TrainState
 from experiments.benchmarks.networks import optimizer
 
 GROUP_SIZE = 8

@@ -66,7 +66,7 @@ def _train(folder: str) -> dict[str, float]:
     start = time.perf_counter()
     import jax
 
-    from adabatch_jax import compilation_cache
+    from adabatch_jax.training import compilation_cache
     from experiments.benchmarks.training import Run
 
     compilation_cache.enable(folder)

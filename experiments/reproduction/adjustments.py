@@ -5,10 +5,10 @@ from fractions import Fraction
 from typing import Any
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.data.datasets import dataset_spec
-from adabatch_jax.errors import UsageError
+from adabatch_jax.data.datasets.dataset_specs import dataset_spec
 from adabatch_jax.schedules.durations import Duration
-from adabatch_jax.schedules.text import exact
+from adabatch_jax.schedules.text_reader import exact
+from adabatch_jax.system.errors import UsageError
 
 
 def with_holdout(config: TrainConfig, percent: int) -> TrainConfig:

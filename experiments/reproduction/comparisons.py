@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from adabatch_jax.reporting.formats import count_text
+from adabatch_jax.system.number_texts import count_text
 from experiments.reproduction.measures import speedups
 from experiments.reproduction.results import ArmResult
 from experiments.reproduction.statistics import (

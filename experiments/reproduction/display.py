@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, TextIO
 
-from adabatch_jax.reporting.formats import duration_text, percent_text, seconds_text
-from adabatch_jax.reporting.pace import Pace
-from adabatch_jax.reporting.status import labelled, status_parts
-from adabatch_jax.reporting.streams import ForgivingStream, can_be_redrawn, is_terminal
+from adabatch_jax.runs.display.pace import Pace
+from adabatch_jax.runs.display.status import labelled, status_parts
+from adabatch_jax.system.number_texts import duration_text, percent_text, seconds_text
+from adabatch_jax.system.output_streams import ForgivingStream, can_be_redrawn, is_terminal
 from experiments.reproduction.estimate import Estimate
 from experiments.reproduction.jobs import Job, labels
 

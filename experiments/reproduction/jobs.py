@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.errors import StorageError, UsageError
-from adabatch_jax.reporting.files import write_atomically
 from adabatch_jax.reporting.runs import read_json
+from adabatch_jax.runs.folder.summary import has_figures
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.text import decimal_text, exact
-from adabatch_jax.summaries import has_figures
+from adabatch_jax.schedules.text_reader import decimal_text, exact
+from adabatch_jax.system.errors import StorageError, UsageError
+from adabatch_jax.system.files import write_atomically
 from experiments.reproduction.studies import TUNING_SEED, Study
 
 
@@ -136,8 +136,8 @@ def _job(
 def _num_examples(
     dataset: str, split: str | None, data_dir: str | None, image_size: int | None
 ) -> int:
-    from adabatch_jax.data.datasets import dataset_spec
-    from adabatch_jax.data.tfds_sources import tfds_source
+    from adabatch_jax.data.datasets.dataset_specs import dataset_spec
+    from adabatch_jax.data.tfds_source import tfds_source
 
     split = split or dataset_spec(dataset, data_dir).train_split
     return len(tfds_source(dataset, split, data_dir, image_size))

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from adabatch_jax.learning_rates.resolved import resolve
+from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.plan import BatchPlan
 from experiments.reproduction.provenance import machine
 from experiments.reproduction.results import ArmResult, SeedResult

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.reporting.files import write_atomically
 from adabatch_jax.reporting.plots import save_png
+from adabatch_jax.system.files import write_atomically
 from experiments.reproduction import figures, provenance, tables
 from experiments.reproduction.comparisons import sentence
 from experiments.reproduction.document import (

@@ -11,17 +11,17 @@ import numpy as np
 from jax import lax
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.costs.plan_costs import resolved_microbatch_size
-from adabatch_jax.costs.updates import configured_updates, image_shape
-from adabatch_jax.data.datasets import dataset_spec
-from adabatch_jax.data.layout import BatchLayout, batch_layout, row_table
-from adabatch_jax.layout_choices import AUTO
-from adabatch_jax.run import network
+from adabatch_jax.config.choices import AUTO
+from adabatch_jax.data.datasets.dataset_specs import dataset_spec
+from adabatch_jax.data.mesh import batch_sharding, data_mesh, replicated
+from adabatch_jax.data.row_layout import BatchLayout, batch_layout, row_table
+from adabatch_jax.reporting.planning.plan_costs import resolved_microbatch_size
+from adabatch_jax.reporting.planning.timed_updates import configured_updates, image_shape
+from adabatch_jax.runs.configured_run import network
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.accumulation import accumulate
 from adabatch_jax.training.gradients import gradient_function
 from adabatch_jax.training.loss_functions import LossFn
-from adabatch_jax.training.mesh import batch_sharding, data_mesh, replicated
 
 REPEATS = 5
 # Of a batch that is computed in many micro-batches, which take equally long.

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.errors import UsageError
 from adabatch_jax.reporting.runs import REQUIRED, Run, load_run, read_json
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.system.errors import UsageError
 from experiments.reproduction.jobs import failure_message
 from experiments.reproduction.studies import check_names
 

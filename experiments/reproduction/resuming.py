@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.errors import UsageError
-from adabatch_jax.run_lock import LOCK_NAME
+from adabatch_jax.runs.folder.lock import LOCK_NAME
+from adabatch_jax.system.errors import UsageError
 from experiments.reproduction.studies import Study
 from experiments.reproduction.tuning import scale_text, with_scales
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import jax
 
-from adabatch_jax import compilation_cache
-from adabatch_jax.errors import DivergedError
-from adabatch_jax.run import train
+from adabatch_jax.runs.configured_run import train
+from adabatch_jax.system.errors import DivergedError
+from adabatch_jax.training import compilation_cache
 from experiments.reproduction.display import StudyDisplay, make_display
 from experiments.reproduction.jobs import Job, study_jobs
 from experiments.reproduction.passes import Cache, measure_passes

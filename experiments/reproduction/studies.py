@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.config import DataSettings, TrainConfig
-from adabatch_jax.errors import StorageError, UsageError, did_you_mean
-from adabatch_jax.reporting.files import read_file, storage_errors, write_atomically
+from adabatch_jax.config.train_config import DataSettings, TrainConfig
+from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean
+from adabatch_jax.system.files import read_file, storage_errors, write_atomically
 from experiments import sections
 from experiments.reproduction.adjustments import with_epochs, with_holdout
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adabatch_jax.reporting.figures import UNKNOWN
-from adabatch_jax.reporting.formats import count_text
+from adabatch_jax.system.number_texts import count_text
 from experiments.reproduction.comparisons import Comparison, compare
 from experiments.reproduction.document import Table
 from experiments.reproduction.measures import epoch_seconds, speedups

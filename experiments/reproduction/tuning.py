@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.errors import UsageError
+from adabatch_jax.system.errors import UsageError
 from experiments.reproduction.adjustments import with_lr_scale
 from experiments.reproduction.jobs import Job, scale_text, tuning_jobs
 from experiments.reproduction.studies import Study

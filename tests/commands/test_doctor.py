@@ -13,8 +13,8 @@ import pytest
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.doctor import main
-from adabatch_jax.run_folder import FORMAT
-from adabatch_jax.training.run_files import RunFiles
+from adabatch_jax.runs.folder.run_files import RunFiles
+from adabatch_jax.runs.folder.run_folder import FORMAT
 from tests.run_folders import CONFIG, PLAN, STEPS, metrics_content, write_checkpoint, write_summary
 
 
@@ -357,7 +357,7 @@ def test_a_damaged_prediction_decides_nothing(content, run):
 
 def test_a_live_owner_and_a_dead_one(run, doctor, command):
     code = (
-        "import sys, pathlib; from adabatch_jax.run_lock import locked\n"
+        "import sys, pathlib; from adabatch_jax.runs.folder.lock import locked\n"
         "with locked(pathlib.Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()\n"
     )
     owner = subprocess.Popen(
@@ -385,7 +385,7 @@ def test_hostile_names_and_values_reach_no_terminal(run, command):
 
 
 def test_datasets_are_opened(run, tmp_path, command):
-    from adabatch_jax.data.preparation import prepare
+    from adabatch_jax.data.datasets.preparation import prepare
 
     path = prepare("digits", tmp_path / "data")
     arguments = ["--json", "--data-dir", str(tmp_path / "data")]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-PRELUDE = "import os, sys\nfrom adabatch_jax.commands import run\n"
+PRELUDE = "import os, sys\nfrom adabatch_jax.system.command_lines import run\n"
 
 
 def python(code, **options):
@@ -36,7 +36,7 @@ def test_what_was_printed_last_may_fail_too():
 def test_an_error_is_told_by_its_code_where_it_cannot_be_said():
     reader, writer = os.pipe()
     os.close(reader)
-    code = "from adabatch_jax.errors import RestoreError\ndef body(): raise RestoreError('x.')\n"
+    code = "from adabatch_jax.system.errors import RestoreError\ndef body(): raise RestoreError('x.')\n"
     command = [sys.executable, "-c", f"{PRELUDE}{code}sys.exit(run(body))"]
     done = subprocess.run(command, stdout=writer, stderr=writer, timeout=60)
     os.close(writer)
@@ -58,7 +58,7 @@ def test_no_file_becomes_a_closed_standard_output(tmp_path):
 
 
 def test_a_name_that_cannot_be_encoded_can_be_printed(capsys):
-    from adabatch_jax.commands import run
+    from adabatch_jax.system.command_lines import run
 
     assert run(lambda: print(os.fsdecode(b"run \xff")) or 0) == 0
     assert capsys.readouterr().out == "run ?\n"

@@ -8,14 +8,16 @@ import shlex
 import jax
 import pytest
 
-from adabatch_jax.arguments import command_arguments, parse_arguments
-from adabatch_jax.config import DataSettings, TrainConfig
-from adabatch_jax.costs import Prediction, measuring, plan_costs
-from adabatch_jax.costs.microbatches import MicrobatchComparison
-from adabatch_jax.costs.updates import configured_updates
-from adabatch_jax.data.layout import batch_layout
+from adabatch_jax.config.flags import command_arguments, parse_arguments
+from adabatch_jax.config.train_config import DataSettings, TrainConfig
+from adabatch_jax.data.row_layout import batch_layout
 from adabatch_jax.plan import Options, main
-from adabatch_jax.plan_table import plan_notes, plan_rows
+from adabatch_jax.reporting.planning import plan_costs
+from adabatch_jax.reporting.planning.microbatch_comparison import MicrobatchComparison
+from adabatch_jax.reporting.planning.plan_table import plan_notes, plan_rows
+from adabatch_jax.reporting.planning.timed_updates import configured_updates
+from adabatch_jax.training import step_timing
+from adabatch_jax.training.time_prediction import Prediction
 
 PAPER = (
     "--dataset cifar10 --model resnet20_cifar --epochs 100 --batch-schedule 128 x2 every 20ep max "
@@ -113,7 +115,7 @@ MEASURED = "--batch-schedule 32 x2 every 1ep max 64 --epochs 2 --devices 1 --mic
 
 
 def test_measured_updates_are_told_in_the_table_and_in_json(command, monkeypatch):
-    monkeypatch.setattr(measuring, "GROUP_SECONDS", 1e-3)
+    monkeypatch.setattr(step_timing, "GROUP_SECONDS", 1e-3)
     content = json.loads(command(main, f"{MEASURED} --measure --json").out)
     prediction, rows = content["prediction"], content["rows"]
     compared = content["microbatches"]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from adabatch_jax.run_folder import RunFolder
-from adabatch_jax.run_lock import lock_owner
-from adabatch_jax.summaries import read_summary
+from adabatch_jax.runs.folder.lock import lock_owner
+from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.runs.folder.summary import read_summary
 from adabatch_jax.train import main
 
 SHORT = "--epochs 3 --batch-schedule 64 x2 every 1ep --log-every 7st --checkpoint-every 9st"

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from adabatch_jax.data.batches import batches
-from adabatch_jax.data.layout import batch_layout, host_columns, host_rows, row_table
-from adabatch_jax.data.order import example_indices
+from adabatch_jax.data.epoch_order import example_indices
+from adabatch_jax.data.mesh import data_mesh
+from adabatch_jax.data.row_layout import batch_layout, host_columns, host_rows, row_table
 from adabatch_jax.data.sources import array_source
-from adabatch_jax.errors import UsageError
-from adabatch_jax.schedules.building import make_plan
-from adabatch_jax.training.mesh import data_mesh
+from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.system.errors import UsageError
 
 N = 103
 SOURCE = array_source({"image": np.arange(N * 4, dtype=np.uint8).reshape(N, 2, 2)})

@@ -10,12 +10,12 @@ import pytest
 
 from adabatch_jax.data.batches import batches
 from adabatch_jax.data.feeds import Piece, open_feed
-from adabatch_jax.data.layout import batch_layout
-from adabatch_jax.data.resident import gather
+from adabatch_jax.data.mesh import data_mesh
+from adabatch_jax.data.resident_examples import gather
+from adabatch_jax.data.row_layout import batch_layout
 from adabatch_jax.data.sources import array_source
-from adabatch_jax.errors import StorageError, UsageError
-from adabatch_jax.schedules.building import make_plan
-from adabatch_jax.training.mesh import data_mesh
+from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.system.errors import StorageError, UsageError
 
 N = 53
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from adabatch_jax.errors import StorageError, UsageError
+from adabatch_jax.system.errors import StorageError, UsageError
 from experiments.reproduction.document import Paragraph, Table, to_markdown
 from experiments.reproduction.pages import document, write_pages
 from experiments.reproduction.results import load_study

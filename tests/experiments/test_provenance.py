@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from adabatch_jax.arguments import parse_arguments
 from adabatch_jax.config import TrainConfig
+from adabatch_jax.config.flags import parse_arguments
 from experiments.reproduction import provenance
 from experiments.reproduction.adjustments import with_epochs, with_holdout, with_lr_scale
 from experiments.reproduction.results import load_study

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from adabatch_jax.errors import StorageError, UsageError
+from adabatch_jax.system.errors import StorageError, UsageError
 from experiments.reproduction.measures import epoch_seconds, schedule_by_epoch, speedups
 from experiments.reproduction.results import load_study
 from tests.experiments.conftest import ENVIRONMENT, NUM_EXAMPLES, study_arms

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.data.layout import batch_layout
+from adabatch_jax.data.row_layout import batch_layout
 from experiments.reproduction import passes
 from experiments.reproduction.display import LiveStudyDisplay, StudyDisplay, make_display
 from experiments.reproduction.estimate import Estimate

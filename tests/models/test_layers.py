@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from adabatch_jax.errors import UsageError
 from adabatch_jax.models.layers import BatchNorm, Conv, Dropout, Linear
+from adabatch_jax.system.errors import UsageError
 
 
 def make_images(num_rows, seed=0):

@@ -13,10 +13,10 @@ from flax import nnx
 
 from adabatch_jax import models
 from adabatch_jax.data.augmentation import example_keys
-from adabatch_jax.errors import UsageError
 from adabatch_jax.models.alexnet import AlexNet
 from adabatch_jax.models.layers import Layers
 from adabatch_jax.models.resnet import CifarResNet
+from adabatch_jax.system.errors import UsageError
 
 
 def num_parameters(module):

@@ -6,10 +6,10 @@ import optax
 import pytest
 
 from adabatch_jax import models
+from adabatch_jax.data.mesh import batch_sharding, data_mesh
 from adabatch_jax.models.layers import BatchNorm
-from adabatch_jax.training.mesh import batch_sharding, data_mesh
-from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import make_train_step
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import make_train_step
 
 NUM_ROWS, NUM_REAL = 64, 53
 

@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from adabatch_jax.costs import predict
 from adabatch_jax.report import write_comparison, write_report
 from adabatch_jax.reporting import figures
 from adabatch_jax.reporting.pages import comparison_page, run_page
 from adabatch_jax.reporting.runs import load_run
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.training.time_prediction import predict
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>'
 

@@ -4,9 +4,9 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 
-from adabatch_jax.errors import StorageError
 from adabatch_jax.reporting.plots import AXES, PANELS, curves, inline_svg, save_png
 from adabatch_jax.reporting.runs import load_run
+from adabatch_jax.system.errors import StorageError
 
 EPOCHS, UPDATES, SECONDS = AXES
 
@@ -101,7 +101,7 @@ def test_endless_stream_is_drawn_against_examples(make_run):
     assert list(points(figure, "train_loss")[0]) == run.series("samples")
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a $\\frac$ b", '"&\'', "_x"])
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a $\\frac$ b", "\"&'", "_x"])
 def test_svg_shows_hostile_names_as_text(make_run, name):
     runs = [load_run(make_run("a", name=name)), load_run(make_run("b"))]
     svg = inline_svg(curves(runs, EPOCHS), "epochs")

@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from adabatch_jax.errors import StorageError, UsageError
 from adabatch_jax.reporting.runs import load_run, run_labels
+from adabatch_jax.system.errors import StorageError, UsageError
 
 
 def test_finished_run(make_run):

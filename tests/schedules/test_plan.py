@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adabatch_jax.errors import UsageError
-from adabatch_jax.schedules.building import make_plan
+from adabatch_jax.schedules.batch_size_schedules import constant, exponential_growth, linear_ramp
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.schedules import constant, exponential_growth, linear_ramp
+from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.system.errors import UsageError
 
 DOUBLING = "128 x2 every 20ep max 2048"
 
@@ -126,7 +126,11 @@ def test_endless_streams():
         (128, {"duration": "0ep"}, "longer than nothing"),
         (128, {"duration": 1.5}, "a whole number of samples, got 1.5"),
         (128, {"duration": "100sp", "remainder": "drop"}, "plan has no step"),
-        (128, {"remainder": "carried"}, "'carry', 'partial' or 'drop', got 'carried'; did you mean"),
+        (
+            128,
+            {"remainder": "carried"},
+            "'carry', 'partial' or 'drop', got 'carried'; did you mean",
+        ),
         (128, {"num_examples": 0}, "`num_examples` must be at least 1, got 0"),
         (128, {"num_examples": "many"}, "`num_examples` must be a whole number"),
         (3.5, {}, "an int, a text, a schedule or pairs"),

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adabatch_jax.errors import UsageError
-from adabatch_jax.schedules.building import make_plan
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.system.errors import UsageError
 
 
 class OutOfOrder(Exception):

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adabatch_jax.errors import UsageError
-from adabatch_jax.schedules.durations import parse_duration
-from adabatch_jax.schedules.parsing import as_schedule, parse_schedule
-from adabatch_jax.schedules.schedules import (
+from adabatch_jax.schedules.batch_size_schedules import (
     constant,
     exponential_growth,
     growth_from_decay,
     linear_ramp,
     piecewise_constant,
 )
+from adabatch_jax.schedules.durations import parse_duration
+from adabatch_jax.schedules.schedule_text import as_schedule, parse_schedule
+from adabatch_jax.system.errors import UsageError
 
 TEXTS = {
     "128": constant(128),

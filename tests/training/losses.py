@@ -5,7 +5,7 @@ import numpy as np
 import optax
 
 from adabatch_jax.training.loss_functions import weighted_mean
-from adabatch_jax.training.state import TrainState
+from adabatch_jax.training.train_state import TrainState
 
 
 def conv(x, w):

@@ -8,14 +8,14 @@ import numpy as np
 import optax
 import pytest
 
+from adabatch_jax.data.mesh import batch_sharding, data_mesh, rows_of_all_devices
 from adabatch_jax.training.loss_functions import (
     independent_groups,
     sequential_model_state,
     weighted_mean,
 )
-from adabatch_jax.training.mesh import batch_sharding, data_mesh, rows_of_all_devices
-from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import make_train_step
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import make_train_step
 from tests.training.losses import (
     cnn,
     linear_batch,

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from adabatch_jax.training.loss_functions import weighted_mean
-from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import make_train_step
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import make_train_step
 
 
 def make_weights():

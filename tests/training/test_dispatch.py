@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from adabatch_jax import TrainState, array_source, coupled_learning_rate, data_mesh, fit, make_plan
-from adabatch_jax.errors import UsageError
-from adabatch_jax.reporting.progress import NullProgress
+from adabatch_jax.runs.display.progress import NullProgress
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.loss_functions import weighted_mean
 
 N = 50

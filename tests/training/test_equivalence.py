@@ -11,12 +11,12 @@ from flax import nnx
 
 from adabatch_jax import models
 from adabatch_jax.data.augmentation import random_crop, random_flip
+from adabatch_jax.data.mesh import batch_sharding, data_mesh
 from adabatch_jax.models.initialization import he_normal, initialize, torch_default
 from adabatch_jax.models.layers import BatchNorm, Conv, Linear
 from adabatch_jax.training.loss_functions import independent_groups
-from adabatch_jax.training.mesh import batch_sharding, data_mesh
-from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import make_train_step
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import make_train_step
 
 # An optimizer that changes nothing and keeps the gradient, free of cancellation.
 keep_gradient = optax.GradientTransformation(

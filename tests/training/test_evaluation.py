@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from adabatch_jax.errors import UsageError
+from adabatch_jax.data.mesh import data_mesh
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.evaluation import Evaluator, evaluate
 from adabatch_jax.training.loss_functions import weighted_mean
-from adabatch_jax.training.mesh import data_mesh
-from adabatch_jax.training.state import TrainState
+from adabatch_jax.training.train_state import TrainState
 
 
 class Numbers:

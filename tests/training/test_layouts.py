@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
+from adabatch_jax.data.mesh import batch_sharding, data_mesh, replicated
 from adabatch_jax.training.loss_functions import independent_groups
-from adabatch_jax.training.mesh import batch_sharding, data_mesh, replicated
-from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import make_train_step
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import make_train_step
 from tests.training.losses import (
     cnn,
     linear_batch,

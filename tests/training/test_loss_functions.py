@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 
 from adabatch_jax import models
-from adabatch_jax.errors import UsageError
 from adabatch_jax.models.layers import BatchNorm, Linear
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.loss_functions import group_rows, independent_groups, weighted_mean
 
 

@@ -5,15 +5,15 @@ import numpy as np
 import optax
 import pytest
 
-from adabatch_jax.checkpoints.checkpoints import Checkpoints
-from adabatch_jax.checkpoints.found import check_checkpoint
-from adabatch_jax.errors import UsageError
+from adabatch_jax.data.mesh import batch_sharding, data_mesh
+from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
+from adabatch_jax.runs.checkpoints.found import check_checkpoint
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.loss_functions import independent_groups, weighted_mean
-from adabatch_jax.training.mesh import batch_sharding, data_mesh
-from adabatch_jax.training.sharding import SMALLEST_SHARDED, sharded_axis
-from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import make_train_step
+from adabatch_jax.training.parameter_sharding import SMALLEST_SHARDED, sharded_axis
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import make_train_step
 from tests.training.losses import make_batch
 
 TX = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2))

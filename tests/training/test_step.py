@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from adabatch_jax.errors import UsageError
-from adabatch_jax.training.mesh import data_mesh
-from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import make_train_step
+from adabatch_jax.data.mesh import data_mesh
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import make_train_step
 from tests.training.losses import (
     cnn,
     linear_batch,

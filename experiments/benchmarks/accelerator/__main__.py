@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adabatch_jax import commands
+from adabatch_jax.system import command_lines
 from experiments.benchmarks.results import RESULTS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs all parts that the time is enough for; returns the exit code."""
-    return commands.run(lambda: _main(argv))
+    return command_lines.run(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from adabatch_jax.reporting.environment import describe_environment
+from adabatch_jax.system.environment import describe_environment
 from experiments.benchmarks.accelerator import paper, pytorch, short_run, workloads
 from experiments.benchmarks.accelerator.document import page
 from experiments.benchmarks.accelerator.peaks import peak_of

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adabatch_jax import make_plan
-from adabatch_jax.costs import predict
+from adabatch_jax.training.time_prediction import predict
 
 # Section 4.1: CIFAR, 100 epochs, incomplete batches dropped as in the official code.
 _NUM_EXAMPLES, _DURATION = 50_000, "100ep"

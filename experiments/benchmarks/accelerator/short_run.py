@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from adabatch_jax import make_plan
-from adabatch_jax.costs import predict
+from adabatch_jax.training.time_prediction import predict
 from experiments.benchmarks.accelerator.sweep import Sweep
 
 _IN_FLIGHT = 2

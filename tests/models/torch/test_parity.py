@@ -18,9 +18,9 @@ from flax import nnx
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.models import create, functions, load_torch_weights, to_torch_arrays
-from adabatch_jax.run import make_optimizer
-from adabatch_jax.training.state import TrainState
-from adabatch_jax.training.step import make_train_step
+from adabatch_jax.runs.configured_run import make_optimizer
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import make_train_step
 from tests.models.torch import draws
 
 FIXTURES = Path(__file__).parent / "fixtures"

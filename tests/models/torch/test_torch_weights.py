@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from adabatch_jax import models
-from adabatch_jax.errors import UsageError
 from adabatch_jax.models import create, load_torch_weights, to_torch_arrays
+from adabatch_jax.system.errors import UsageError
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,78 @@
+"""Configurations from files: Python, which is run, or JSON, which is data."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.system.errors import UsageError
+
+
+def load_config(path: str) -> TrainConfig:
+    """Reads a configuration: a Python file that defines `config`, or a run's config.json.
+
+    A Python file may define `arms` instead, a dict of configurations; `FILE:ARM` names one. Only
+    a Python file is executed; JSON is data.
+
+    Raises:
+      UsageError: no such file, or no configuration in it.
+    """
+    file, arm = Path(path), None
+    if not file.is_file() and ":" in path:
+        file, _, arm = path.rpartition(":")
+        file = Path(file)
+    if not file.is_file():
+        raise UsageError(f"--config: there is no file {str(file)!r}.")
+    if file.suffix == ".py":
+        return _configured(_load_python(file), file, arm)
+    if arm is not None:
+        raise UsageError(f"--config: {str(file)!r} has no arms, only a Python file (.py) has.")
+    if file.suffix == ".json":
+        try:
+            content = json.loads(file.read_text())
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"--config: {path!r} is no JSON ({error}).") from None
+        return TrainConfig.from_dict(content, origin=repr(path))
+    raise UsageError(f"--config: {path!r} must be a Python file (.py) or a config.json.")
+
+
+def _configured(namespace: dict[str, Any], file: Path, arm: str | None) -> TrainConfig:
+    config, arms = namespace.get("config"), namespace.get("arms")
+    if isinstance(arms, dict) and (arm is not None or config is None):
+        if arm not in arms:
+            what = "names none" if arm is None else f"has no arm {arm!r}"
+            raise UsageError(
+                f"--config: {str(file)!r} defines arms and the command line {what}; write "
+                f"{file}:ARM with one of {', '.join(arms)}."
+            )
+        config = arms[arm]
+    elif arm is not None:
+        raise UsageError(f"--config: {str(file)!r} doesn't define `arms = {{...}}`.")
+    if not isinstance(config, TrainConfig):
+        raise UsageError(f"--config: {str(file)!r} doesn't define `config = TrainConfig(...)`.")
+    return config
+
+
+def _load_python(file: Path) -> dict[str, Any]:
+    namespace: dict[str, Any] = {"__name__": f"_config_{file.stem}", "__file__": str(file)}
+    # Arms of an experiment import their common base by its package's name.
+    root = file.resolve().parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    sys.path.insert(0, str(root))
+    try:
+        exec(compile(file.read_bytes(), str(file), "exec"), namespace)
+    except UsageError:
+        raise
+    except SystemExit:
+        raise UsageError(
+            f"--config: {str(file)!r} ends the program; it may only set `config`."
+        ) from None
+    except Exception as error:
+        raise UsageError(
+            f"--config: {str(file)!r} fails with {type(error).__name__}: {error}."
+        ) from error
+    finally:
+        sys.path.remove(str(root))
+    return namespace

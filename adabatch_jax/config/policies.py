@@ -1,0 +1,110 @@
+"""What to do about a loss or gradient that isn't finite; no third-party import."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from adabatch_jax.config.choices import ON_SAVE_ERROR
+from adabatch_jax.schedules.periods import Period
+from adabatch_jax.system.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class NanPolicy:
+    """What follows an update whose loss or gradients aren't finite.
+
+    Attributes:
+      kind: "stop" ends the run; "skip" leaves the update out; "rollback" takes the weights of the
+        newest checkpoint.
+      limit: how many updates a run may leave out; None where it leaves out none.
+    """
+
+    kind: str
+    limit: int | None = None
+
+
+def parse_nan_policy(text: str) -> NanPolicy:
+    """Reads "stop", "skip:N" or "rollback".
+
+    Raises:
+      UsageError: it is none of these.
+
+    >>> parse_nan_policy("skip:3")
+    NanPolicy(kind='skip', limit=3)
+    """
+    text = text.strip()
+    if text in ("stop", "rollback"):
+        return NanPolicy(text)
+    match = re.fullmatch(r"skip:([1-9]\d{0,17})", text)
+    if match is None:
+        raise UsageError(f"{text!r} is not stop, skip:N (leave out up to N updates) or rollback.")
+    return NanPolicy("skip", int(match[1]))
+
+
+_SCORE = re.compile(r"(max|min)\s+([^\s]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A figure of the evaluation to choose by.
+
+    Attributes:
+      metric: its key in the rows of metrics.
+      is_loss: whether smaller is better.
+    """
+
+    metric: str
+    is_loss: bool
+
+    def of(self, row: Mapping[str, Any]) -> float | None:
+        """Returns the row's score, larger is better; None where it has none that is finite.
+
+        >>> parse_score("min test_loss").of({"step": 9, "test_loss": 0.25})
+        -0.25
+        """
+        value = row.get(self.metric)
+        if value is None or not math.isfinite(value):
+            return None  # NaN would compare as the best, or as nothing
+        return -float(value) if self.is_loss else float(value)
+
+
+def parse_score(text: str) -> Score:
+    """Reads "max test_accuracy" or "min test_loss".
+
+    Raises:
+      UsageError: it is neither.
+
+    >>> parse_score("max test_accuracy")
+    Score(metric='test_accuracy', is_loss=False)
+    """
+    match = _SCORE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no score, write it as 'max test_accuracy'.")
+    return Score(match[2], match[1] == "min")
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """Which checkpoints stay, and what is done where one can't be saved.
+
+    Attributes:
+      newest: how many of the newest.
+      best: the best one by this score too, or None.
+      every: one for each such period too, or None.
+      on_error: "stop", or "warn" to train on until the next one is due.
+    """
+
+    newest: int = 3
+    best: Score | None = None
+    every: Period | None = None
+    on_error: str = "stop"
+
+    def __post_init__(self):
+        if self.newest < 1:
+            raise UsageError(f"keep_checkpoints: must be at least 1, got {self.newest}.")
+        if self.on_error not in ON_SAVE_ERROR:
+            raise UsageError(
+                f"on_save_error: must be one of {', '.join(ON_SAVE_ERROR)}, got {self.on_error!r}."
+            )

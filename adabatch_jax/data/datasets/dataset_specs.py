@@ -1,0 +1,148 @@
+"""What a training run must know about a dataset before it opens it."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from adabatch_jax.data.datasets.prepared_folders import parse_name, prepare_command, prepared_path
+from adabatch_jax.system.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset of labelled images.
+
+    Attributes:
+      name: the name under which tfds knows it.
+      num_classes: labels are 0 .. num_classes - 1.
+      image_shape: (height, width, channels) as prepared; None where images differ in size.
+      train_split: the split to train on.
+      test_split: the split to evaluate on.
+      num_examples: examples in the training split.
+      mean: per channel, of pixels in 0..1, to be subtracted.
+      std: per channel, of pixels in 0..1, to be divided by.
+    """
+
+    name: str
+    num_classes: int
+    image_shape: tuple[int, int, int] | None
+    train_split: str
+    test_split: str
+    num_examples: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+# The paper normalises both CIFARs with CIFAR-10's mean, and with these deviations.
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+KNOWN_DATASETS = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec("digits", 10, (8, 8, 1), "train", "test", 1442, (0.3052,), (0.3760,)),
+        DatasetSpec("mnist", 10, (28, 28, 1), "train", "test", 60_000, (0.1307,), (0.3081,)),
+        DatasetSpec(
+            "fashion_mnist", 10, (28, 28, 1), "train", "test", 60_000, (0.2860,), (0.3530,)
+        ),
+        DatasetSpec("cifar10", 10, (32, 32, 3), "train", "test", 50_000, _CIFAR_MEAN, _CIFAR_STD),
+        DatasetSpec("cifar100", 100, (32, 32, 3), "train", "test", 50_000, _CIFAR_MEAN, _CIFAR_STD),
+        DatasetSpec(
+            "imagenet2012",
+            1000,
+            None,
+            "train",
+            "validation",
+            1_281_167,
+            _IMAGENET_MEAN,
+            _IMAGENET_STD,
+        ),
+    )
+}
+
+
+def dataset_spec(name: str, data_dir: str | os.PathLike | None = None) -> DatasetSpec:
+    """Returns what is known about a dataset.
+
+    Six datasets are known without any file: see `KNOWN_DATASETS`. Any other tfds dataset with
+    an image and a label is described from its prepared files: images of three channels are
+    normalised with ImageNet's constants, others with mean 0.5 and deviation 0.25; the test
+    split is `test`, else `validation`.
+
+    Args:
+      name: a name such as `"cifar10"`, or `"dataset/config:version"` as tfds writes it.
+      data_dir: where datasets are prepared; None means the default folder.
+
+    Raises:
+      UsageError: no such dataset, not prepared, or without an image, a label or a test split.
+
+    >>> dataset_spec("cifar10").image_shape
+    (32, 32, 3)
+    >>> dataset_spec("cifar1O")
+    Traceback (most recent call last):
+    adabatch_jax.system.errors.UsageError: there is no dataset 'cifar1O'; did you mean 'cifar10'?
+    """
+    if name in KNOWN_DATASETS:
+        return KNOWN_DATASETS[name]
+    path = prepared_path(name, data_dir)
+    if path is None:
+        require_known(name)
+        raise UsageError(
+            f"dataset {name!r} is not prepared yet; run {prepare_command(name, data_dir)} first."
+        )
+    from adabatch_jax.data.datasets.labelled_images import open_builder
+
+    return spec_of(name, open_builder(path, name, data_dir))
+
+
+def require_known(name: str) -> None:
+    """Checks that `name` is one of ours or a dataset of tfds.
+
+    Raises:
+      UsageError: it isn't; the sentence ends with the nearest name.
+    """
+    if name in KNOWN_DATASETS:
+        return
+    from adabatch_jax.data.datasets.tfds_import import import_tfds
+
+    names = set(KNOWN_DATASETS)
+    # Community datasets are listed in a file on the network.
+    names.update(import_tfds().list_builders(with_community_datasets=False))
+    parts = parse_name(name)
+    if parts is None or parts[0] not in names:
+        wanted = name.lower().replace("-", "_") if parts is None else parts[0]
+        known = f"; known are {', '.join(KNOWN_DATASETS)} and those of tensorflow_datasets."
+        raise UsageError(f"there is no dataset {name!r}{did_you_mean(wanted, names) or known}")
+
+
+def spec_of(name: str, builder: Any) -> DatasetSpec:
+    """Describes a prepared dataset from its own info.
+
+    Raises:
+      UsageError: no image, no label, or no split to train or to evaluate on.
+    """
+    # Only here is tfds needed: known datasets are described without it.
+    from adabatch_jax.data.datasets.labelled_images import labelled_images
+
+    images = labelled_images(name, builder.info)
+    splits = builder.info.splits
+    test_split = next((split for split in ("test", "validation") if split in splits), None)
+    if "train" not in splits or test_split is None:
+        raise UsageError(
+            f"dataset {name!r} needs a split 'train' and a split 'test' or 'validation'; "
+            f"it has {', '.join(sorted(splits))}."
+        )
+    channels = images.shape[-1]
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    if channels == 3:
+        mean, std = _IMAGENET_MEAN, _IMAGENET_STD
+    return DatasetSpec(
+        name=name,
+        num_classes=images.num_classes,
+        image_shape=images.fixed_shape,
+        train_split="train",
+        test_split=test_split,
+        num_examples=splits["train"].num_examples,
+        mean=mean,
+        std=std,
+    )

@@ -1,0 +1,106 @@
+"""A dataset's original files, from a folder or the network, with the checksums tfds knows."""
+
+import hashlib
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adabatch_jax.data.datasets.preparation.network import MAX_ORIGINAL_BYTES, download
+from adabatch_jax.data.datasets.preparation.reports import Report
+from adabatch_jax.system.errors import StorageError, UsageError
+
+
+@dataclass(frozen=True)
+class Originals:
+    """Where the original files of a dataset come from.
+
+    Attributes:
+      dataset: the dataset's name, for errors.
+      urls: file name -> where it can be downloaded.
+      checksums: file name -> sha256 that it must have.
+      folder: where the user has the files; None downloads them.
+      download_dir: where downloads are kept.
+      report: is told how a download proceeds.
+      repair: `(name, data) -> data`, tried on a file whose checksum is wrong.
+    """
+
+    dataset: str
+    urls: Mapping[str, str]
+    checksums: Mapping[str, str]
+    folder: Path | None
+    download_dir: Path
+    report: Report
+    repair: Callable[[str, bytes], bytes]
+
+    def read(self, name: str) -> bytes:
+        """Returns the bytes of a file; they, and not the file, were checked.
+
+        Raises:
+          UsageError: the file isn't in the folder, or can't be downloaded.
+          StorageError: it can't be read or isn't the original.
+        """
+        path = self._path(name)
+        try:
+            num_bytes = path.stat().st_size
+            if num_bytes > MAX_ORIGINAL_BYTES:
+                raise StorageError(
+                    f"{path} is not the original file of {self.dataset!r}: it has {num_bytes:,} "
+                    f"bytes, more than {MAX_ORIGINAL_BYTES:,}."
+                )
+            data = path.read_bytes()
+        except OSError as error:
+            raise StorageError(f"{path} can't be read: {error.strerror}.") from error
+        found = _sha256(data)
+        if found == self.checksums[name]:
+            return data
+        data = self.repair(name, data)
+        if _sha256(data) == self.checksums[name]:
+            return data
+        hint = "" if self.folder else "; delete it, and it is downloaded anew"
+        raise StorageError(
+            f"{path} is not the original file of {self.dataset!r}: its sha256 is {found}, "
+            f"wanted is {self.checksums[name]}{hint}."
+        )
+
+    def _path(self, name: str) -> Path:
+        if self.folder is None:
+            return download(
+                self.dataset, self.urls[name], self.download_dir, self.checksums[name], self.report
+            )
+        path = self.folder / name
+        if not path.is_file():
+            raise UsageError(
+                f"{self.folder} has no file {name}; the original files of {self.dataset!r} are "
+                f"{', '.join(self.urls)}."
+            )
+        return path
+
+
+def as_is(name: str, data: bytes) -> bytes:
+    """A `repair` for files that have no other form."""
+    return data
+
+
+def with_gzip_header(name: str, data: bytes, seconds: int) -> bytes:
+    """Puts a name and a time back into the header of a gzip file that was stripped of them.
+
+    Args:
+      name: the file's name with its `.gz`.
+      data: the file; returned as it is unless it is a gzip file without a name.
+      seconds: the time that the header had, in seconds since 1970.
+
+    >>> import gzip
+    >>> stripped = gzip.compress(b"data", mtime=0)
+    >>> restored = with_gzip_header("data.gz", stripped, seconds=1_500_000_000)
+    >>> restored[10:15], gzip.decompress(restored)
+    (b'data\\x00', b'data')
+    """
+    if data[:4] != b"\x1f\x8b\x08\x00":
+        return data
+    header = b"\x1f\x8b\x08\x08" + struct.pack("<I", seconds) + b"\x00\x03"
+    return header + name.removesuffix(".gz").encode() + b"\x00" + data[10:]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,103 @@
+"""Getting a dataset ready to be read: found or fetched, checked, written, moved into place."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from adabatch_jax.data.datasets.dataset_specs import require_known
+from adabatch_jax.data.datasets.preparation.reports import Report, aloud, quiet, report_nothing
+from adabatch_jax.data.datasets.prepared_folders import parse_name, prepared_path, resolve_data_dir
+from adabatch_jax.system.errors import StorageError, UsageError
+
+
+def prepare(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    from_folder: str | os.PathLike | None = None,
+    progress: Report | None = None,
+    *,
+    overwrite: bool = False,
+    checksums: Mapping[str, str] | None = None,
+) -> Path:
+    """Prepares a dataset as array_record, unless that has been done, and returns its folder.
+
+    `digits`, `mnist`, `fashion_mnist`, `cifar10` and `cifar100` are written without TensorFlow;
+    any other dataset goes through tfds's own preparation, which may need it. The dataset appears
+    when it is complete: an interruption leaves nothing that looks prepared, and two processes
+    may prepare the same dataset at once. While it works, what is printed to stdout and stderr
+    in this process is swallowed, as tfds can't be silenced otherwise.
+
+    Args:
+      name: a name such as `"cifar10"`, or `"dataset/config:version"` as tfds writes it.
+      data_dir: where to put it; None means `default_data_dir()`.
+      from_folder: a folder with the original files, under their original names; None takes
+        them from an installed system package or from the network.
+      progress: is called with a `Progress` now and then.
+      overwrite: prepare anew, replacing what is there once the new one is complete.
+      checksums: file name -> sha256 that the original files must have; None means those
+        registered in tfds. For other files in the same layout, such as a test's.
+
+    Raises:
+      UsageError: an unknown name, files that aren't there, no network, a missing package.
+      StorageError: files that aren't the originals, or can't be read or written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     prepare("digits", data_dir=folder).relative_to(folder).parts
+    ('digits', '1.0.0')
+    """
+    require_known(name)
+    if from_folder is not None and not Path(from_folder).expanduser().is_dir():
+        raise UsageError(f"the folder {from_folder} with the original files isn't there.")
+    root = resolve_data_dir(data_dir)
+    path = prepared_path(name, root)
+    if path is not None and not overwrite:
+        return path
+    manual_dir = None if from_folder is None else Path(from_folder).expanduser().absolute()
+    report = aloud(progress or report_nothing)
+    with _storage_errors(name, root), quiet():
+        _prepare(name, root, manual_dir, report, overwrite, checksums)
+    path = prepared_path(name, root)
+    if path is None:
+        raise StorageError(f"dataset {name!r} was prepared in {root}, but isn't there any more.")
+    return path
+
+
+def _prepare(
+    name: str,
+    root: Path,
+    folder: Path | None,
+    report: Report,
+    overwrite: bool,
+    checksums: Mapping[str, str] | None,
+) -> None:
+    # Here, not above: with tfds they take half a second, which a prepared dataset doesn't cost.
+    from adabatch_jax.data.datasets.preparation import own_datasets, record_writing, tfds_datasets
+    from adabatch_jax.data.datasets.preparation.staging import publish, staging_folder
+
+    dataset, config, version = parse_name(name)
+    download_dir = root / "downloads"
+    with staging_folder(root) as staging:
+        if own_datasets.is_local(dataset) and config is None:
+            base = own_datasets.builder_class(dataset, version)
+            splits = own_datasets.read_splits(dataset, folder, download_dir, checksums, report)
+            staged = record_writing.write(base, splits, staging, report)
+        else:
+            staged = tfds_datasets.write(name, staging, folder, download_dir, report)
+        publish(staged, root / staged.relative_to(staging), staging, overwrite)
+        default_config = staging / dataset / ".config"
+        if default_config.is_dir():
+            shutil.copytree(default_config, root / dataset / ".config", dirs_exist_ok=True)
+
+
+@contextlib.contextmanager
+def _storage_errors(name: str, root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or root
+        raise StorageError(
+            f"dataset {name!r} can't be written to {root}: {where}: {error.strerror or error}."
+        ) from error

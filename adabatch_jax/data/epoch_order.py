@@ -1,0 +1,135 @@
+"""The order of examples: a permutation per epoch, a pure function of (seed, epoch)."""
+
+import functools
+import hashlib
+import operator
+from typing import Protocol
+
+import numpy as np
+
+from adabatch_jax.system.errors import UsageError
+
+LARGEST_SHUFFLE = 2**24
+_FEISTEL_ROUNDS = 8
+_DIGESTED_PLACES = 4096
+
+
+class Order(Protocol):
+    """The examples of one epoch, in order: sliceable, with a length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: slice) -> np.ndarray: ...
+
+
+def epoch_order(num_examples: int, seed: int, epoch: int) -> Order:
+    """The order in which an epoch visits the examples.
+
+    Up to 2**24 examples it is the stable argsort of a Philox stream that numpy guarantees, above
+    that a Feistel permutation that needs no memory: neither changes with the library's version,
+    the batch size, or the number of devices and hosts.
+
+    Args:
+      num_examples: the length of the epoch.
+      seed: the run's seed, not negative.
+      epoch: the number of the epoch, from 0.
+
+    Returns:
+      Something to slice, `order[start:stop]` (int64), with `len(order) == num_examples`.
+
+    >>> epoch_order(5, seed=1, epoch=0)[0:5]
+    array([0, 1, 3, 2, 4])
+    """
+    if num_examples < 1:
+        raise UsageError(f"`num_examples` must be at least 1, got {num_examples}.")
+    seed, epoch = _not_negative(seed, "seed"), _not_negative(epoch, "epoch")
+    if num_examples <= LARGEST_SHUFFLE:
+        return _shuffled(num_examples, seed, epoch)
+    return FeistelOrder(num_examples, seed, epoch)
+
+
+def example_indices(num_examples: int, seed: int, start_sample: int, count: int) -> np.ndarray:
+    """The examples at positions `start_sample` to `start_sample + count` of the run.
+
+    Position c is place c % num_examples of epoch c // num_examples; the range may span epochs.
+
+    Returns:
+      int64, shape `(count,)`.
+
+    >>> example_indices(5, seed=0, start_sample=3, count=4).shape
+    (4,)
+    """
+    pieces, sample, stop = [np.empty(0, np.int64)], start_sample, start_sample + count
+    while sample < stop:
+        epoch, offset = divmod(sample, num_examples)
+        length = min(stop - sample, num_examples - offset)
+        pieces.append(epoch_order(num_examples, seed, epoch)[offset : offset + length])
+        sample += length
+    return np.concatenate(pieces)
+
+
+def order_digest(num_examples: int, seed: int, epoch: int) -> str:
+    """A hash by which a change of an epoch's order is noticed, such as by another numpy.
+
+    It looks at some thousand places that are spread evenly over the epoch, which costs next to
+    nothing where the order is known already or has more than 2**24 examples.
+
+    >>> order_digest(50_000, seed=7, epoch=3)
+    '45b503ab544966e2'
+    """
+    order = epoch_order(num_examples, seed, epoch)
+    places = order[:: max(1, num_examples // _DIGESTED_PLACES)]
+    return hashlib.sha256(places.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def _not_negative(value: int, name: str) -> int:
+    number = operator.index(value)
+    if number < 0:
+        raise UsageError(f"`{name}` must not be negative, got {number}.")
+    return number
+
+
+@functools.lru_cache(maxsize=2)  # a batch may straddle two epochs
+def _shuffled(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    stream = np.random.Philox(np.random.SeedSequence([seed, epoch, num_examples]))
+    order = np.argsort(stream.random_raw(num_examples), kind="stable").astype(np.int64)
+    order.flags.writeable = False
+    return order
+
+
+class FeistelOrder:
+    """A permutation of many examples that is computed where it is looked at.
+
+    A balanced Feistel network over the next power of 4; values outside the range are permuted
+    again until they fall into it.
+    """
+
+    def __init__(self, num_examples: int, seed: int, epoch: int):
+        self._num_examples = num_examples
+        self._half_bits = np.uint64(max(1, -(-(num_examples - 1).bit_length() // 2)))
+        self._mask = np.uint64((1 << int(self._half_bits)) - 1)
+        sequence = np.random.SeedSequence([seed, epoch, num_examples])
+        self._keys = sequence.generate_state(_FEISTEL_ROUNDS, np.uint64)
+
+    def __len__(self) -> int:
+        return self._num_examples
+
+    def __getitem__(self, positions: slice) -> np.ndarray:
+        values = np.arange(*positions.indices(self._num_examples), dtype=np.uint64)
+        values = self._permute(values)
+        while (outside := values >= np.uint64(self._num_examples)).any():
+            values[outside] = self._permute(values[outside])
+        return values.astype(np.int64)
+
+    def _permute(self, values: np.ndarray) -> np.ndarray:
+        left, right = values >> self._half_bits, values & self._mask
+        for key in self._keys:
+            left, right = right, left ^ (mix_bits(right + key) & self._mask)
+        return (left << self._half_bits) | right
+
+
+def mix_bits(x: np.ndarray) -> np.ndarray:
+    """Spreads the bits of uint64 values (the finaliser of splitmix64)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

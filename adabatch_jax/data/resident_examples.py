@@ -1,0 +1,147 @@
+"""Datasets that live on the devices: which fit, how they lie there, and batches from them."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from adabatch_jax.config.choices import INPUTS
+from adabatch_jax.data.batches import refuse_added_names
+from adabatch_jax.data.mesh import batch_sharding, replicated
+from adabatch_jax.data.sources import ArraySource, Source
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.quantities import bytes_text
+
+
+class Placement(NamedTuple):
+    """Where a run's examples live.
+
+    Attributes:
+      kind: "resident" or "streaming".
+      reason: why, for people.
+      spread: whether they are shared out among the devices rather than on each of them.
+    """
+
+    kind: str
+    reason: str
+    spread: bool = False
+
+
+def choose_placement(
+    source: Source,
+    num_examples: int | None,
+    kind: str,
+    num_devices: int,
+    available_bytes: int | None,
+) -> Placement:
+    """Decides where the examples live; see `open_feed`.
+
+    Raises:
+      UsageError: they can't be resident though that was asked for.
+
+    >>> from adabatch_jax.data.sources import array_source
+    >>> source = array_source({"image": np.zeros((50_000, 32, 32, 3), np.uint8)})
+    >>> choose_placement(source, 50_000, "auto", 1, available_bytes=2**33).reason
+    'resident: 146.5 MiB of examples fit on the device'
+    """
+    if kind not in INPUTS:
+        raise UsageError(f"the input's kind must be one of {', '.join(INPUTS)}, got {kind!r}.")
+    if kind == "streaming":
+        return Placement("streaming", "streaming: as asked for")
+    if num_examples is None:
+        if kind == "resident":
+            raise UsageError("the input can't be resident: its examples never end; stream it.")
+        return Placement("streaming", "streaming: the examples never end")
+    if kind == "auto" and not isinstance(source, ArraySource):
+        return Placement("streaming", "streaming: the examples aren't in memory")
+    row_bytes = sum(
+        math.prod(shape) * dtype.itemsize for shape, dtype in example_types(source).values()
+    )
+    num_bytes, share_bytes = (
+        rows * row_bytes for rows in (num_examples, -(-num_examples // num_devices))
+    )
+    what = f"{bytes_text(num_bytes)} of examples"
+    where = "the device" if num_devices == 1 else f"each of {num_devices} devices"
+    room = math.inf if available_bytes is None else available_bytes
+    # Unless it was asked for, half of the memory is left to the training.
+    room = room / 2 if kind == "auto" else room
+    if num_bytes <= room:
+        return Placement("resident", f"resident: {what} fit on {where}")
+    if share_bytes <= room:
+        return Placement("resident", f"resident: {what}, spread over {num_devices} devices", True)
+    if kind == "auto":
+        half = f"half of the {bytes_text(available_bytes)} on {where}"
+        return Placement("streaming", f"streaming: {what} don't fit in {half}")
+    raise UsageError(
+        f"the input can't be resident: its examples take {share_bytes:,} bytes on {where}, where "
+        f"{available_bytes:,} are free; stream it."
+    )
+
+
+def example_types(source: Source) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """The shape and the dtype that each array of an example has on the devices.
+
+    >>> from adabatch_jax.data.sources import array_source
+    >>> example_types(array_source({"label": np.zeros((5, 2), np.int64)}))
+    {'label': ((2,), dtype('int32'))}
+    """
+    arrays = {name: np.asarray(a) for name, a in source.read(np.zeros(1, np.int64)).items()}
+    refuse_added_names(arrays)
+    return {
+        name: (array.shape[1:], jax.dtypes.canonicalize_dtype(array.dtype))
+        for name, array in arrays.items()
+    }
+
+
+def put_tables(
+    arrays: Mapping[str, np.ndarray], mesh: Mesh | None, spread: bool = False
+) -> dict[str, jax.Array]:
+    """Puts arrays on the devices.
+
+    Args:
+      arrays: name -> array of shape `(num_examples, ...)`.
+      mesh: the devices, or None for the default one.
+      spread: share the examples out among the devices instead of giving all to each; the first
+        axis is then padded to a multiple of the devices.
+    """
+    if mesh is None:
+        return jax.device_put(dict(arrays))
+    if not spread and not mesh.is_multi_process:
+        return jax.device_put(dict(arrays), replicated(mesh))
+    sharding = batch_sharding(mesh) if spread else replicated(mesh)
+    return {name: _put_table(array, sharding, spread) for name, array in arrays.items()}
+
+
+def gather(
+    tables: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Returns a whole batch: `inputs`, and the tables' rows at `inputs["index"]`.
+
+    For use inside a compiled program, which takes the tables as an argument; without tables it
+    returns the inputs.
+
+    >>> inputs = {"index": jax.numpy.array([2, 0])}
+    >>> gather({"label": jax.numpy.array([5, 6, 7])}, inputs)["label"].tolist()
+    [7, 5]
+    """
+    # Every index is an example, so no program has to check.
+    rows = {
+        name: table.at[inputs["index"]].get(mode="promise_in_bounds")
+        for name, table in tables.items()
+    }
+    return rows | dict(inputs)
+
+
+def _put_table(array: np.ndarray, sharding: NamedSharding, spread: bool) -> jax.Array:
+    num_shares = sharding.mesh.size if spread else 1
+    width = -(-len(array) // num_shares)
+
+    def share(place: tuple[slice, ...]) -> np.ndarray:
+        part = array[place]  # less than the width at the end
+        return np.pad(part, [(0, width - len(part)), *((0, 0),) * (array.ndim - 1)])
+
+    shape = (num_shares * width, *array.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, share)

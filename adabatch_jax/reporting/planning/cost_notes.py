@@ -1,0 +1,133 @@
+"""Costs in words, for the lines below a table."""
+
+from typing import TYPE_CHECKING
+
+from adabatch_jax.config.choices import AUTO
+from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.reporting.planning.microbatch_comparison import MicrobatchComparison
+from adabatch_jax.system.number_texts import count_text, seconds_text
+from adabatch_jax.system.quantities import bytes_text
+from adabatch_jax.training.time_prediction import Prediction
+
+if TYPE_CHECKING:
+    from adabatch_jax.reporting.planning.plan_costs import PlanCosts
+
+
+def cost_notes(config: TrainConfig, costs: "PlanCosts") -> list[str]:
+    """Sentences about what a plan costs, warnings last."""
+    notes = []
+    if config.microbatch_size == AUTO:
+        size = costs.microbatch_size
+        chosen = "the whole batch" if size is None else f"micro-batches of {size}"
+        notes.append(f"--microbatch-size auto: {chosen} on this machine.")
+    if any(memory.is_interpolated for memory in costs.memory.values()):
+        notes.append("~ in memory: between two updates that were compiled.")
+    if config.shard_params and costs.num_devices > costs.num_used_devices:
+        notes.append(
+            "memory: with whole parameters and optimizer state, --shard-params spreads them over "
+            f"the {costs.num_devices} devices."
+        )
+    if costs.prediction is not None:
+        machine = f"{costs.num_used_devices} {costs.device} device"
+        if costs.num_used_devices > 1:
+            machine += "s"
+        elif costs.num_devices > 1:
+            machine += f" with its share of what {costs.num_devices} would do"
+        notes += prediction_notes(costs.prediction, machine)
+        notes.append(microbatch_note(config, costs))
+    notes.append(checkpoint_note(config, costs.checkpoint_bytes))
+    most = max(memory.num_bytes for memory in costs.memory.values())
+    if costs.limit_bytes is not None and most > costs.limit_bytes:
+        notes.append(
+            f"warning: the largest update needs {bytes_text(most)} on each device, and here are "
+            f"{bytes_text(costs.limit_bytes)}."
+        )
+    return notes
+
+
+def checkpoint_note(config: TrainConfig, num_bytes: int) -> str:
+    """What the checkpoints that are kept take on disk.
+
+    >>> checkpoint_note(TrainConfig(keep_best=None), 2**20)
+    'A checkpoint takes about 1.0 MiB; the newest 3 are kept, and one is written: 4.0 MiB.'
+    """
+    number, kept = config.keep_checkpoints, f"the newest {config.keep_checkpoints}"
+    if config.keep_best is not None:
+        number, kept = number + 1, f"{kept} and the best"
+    more = "" if config.keep_every is None else f", and one every {config.keep_every} for good"
+    return (
+        f"A checkpoint takes about {bytes_text(num_bytes)}; {kept} are kept{more}, and one is "
+        f"written: {bytes_text((number + 1) * num_bytes)}."
+    )
+
+
+def prediction_notes(prediction: Prediction, machine: str) -> list[str]:
+    """Time in all, speed-up and break-even."""
+    total = f"{seconds_text(prediction.total_seconds)} of updates, as measured on {machine}"
+    first = prediction.phases[0].batch_size
+    if len(prediction.phases) > 1:
+        total += (
+            f"; with batch {first} throughout {seconds_text(prediction.fixed_seconds)}, "
+            f"{prediction.speedup:.2f} times as long"
+        )
+    notes = [f"{total}. Compilation, evaluation, checkpoints and late input come on top."]
+    if not all(phase.is_measured for phase in prediction.phases):
+        notes.append(
+            "~ in times: from the fit, because measuring would take too long or too much memory."
+        )
+    notes.append(f"{fit_text(prediction)} {paying_text(prediction)}")
+    return notes
+
+
+def fit_text(prediction: Prediction) -> str:
+    """The fit, and where it flattens."""
+    cost = prediction.cost
+    line = (
+        f"An update takes about {1e3 * cost.overhead_seconds:.3g} ms + batch x "
+        f"{1e3 * cost.example_seconds:.3g} ms"
+    )
+    size = cost.saturating_batch_size
+    if size is None:
+        return f"{line}: examples cost nothing yet."
+    limit = count_text(1 / cost.example_seconds)
+    return f"{line}: 90 % of the limit of {limit} examples/s at batch {count_text(size)}."
+
+
+def paying_text(prediction: Prediction) -> str:
+    """Which of the planned sizes is the last that is worth it."""
+    size, sizes = prediction.largest_paying_size, [p.batch_size for p in prediction.phases]
+    if len(set(sizes)) == 1:
+        return "The batch doesn't change."
+    if size == max(sizes):
+        return "Each doubling that is planned gains 5 % or more."
+    return f"Batches above {size} gain less than 5 % for each doubling."
+
+
+def microbatch_note(config: TrainConfig, costs: "PlanCosts") -> str:
+    """The best micro-batch, or why none was looked for."""
+    comparison = costs.microbatches
+    if comparison is not None:
+        return comparison_text(comparison)
+    if costs.has_free_microbatch:
+        return "The batches are too small for micro-batches."
+    kept = "that of --microbatch-size" if config.microbatch_size != AUTO else "the whole batch"
+    return (
+        f"Best micro-batch: {kept} is kept, a smaller one would change what BatchNorm normalizes "
+        "over; with --batchnorm-group-size others are compared."
+    )
+
+
+def comparison_text(comparison: MicrobatchComparison) -> str:
+    """The times of all micro-batches that were compared, the best first.
+
+    >>> comparison_text(MicrobatchComparison(64, {64: 0.2, 8: 0.1}))
+    'Best micro-batch at batch 64: 8 (an update takes 0.1 s; 64: 0.2 s).'
+    """
+    best, seconds = comparison.best, comparison.seconds
+    rest = "".join(
+        f"; {size}: {seconds_text(seconds[size])}" for size in sorted(seconds) if size != best
+    )
+    return (
+        f"Best micro-batch at batch {comparison.batch_size}: {best} (an update takes "
+        f"{seconds_text(seconds[best])}{rest})."
+    )

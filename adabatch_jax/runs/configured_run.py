@@ -1,0 +1,229 @@
+"""One training run from a configuration: everything between the command line and `fit`."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
+from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec
+from adabatch_jax.data.mesh import data_mesh
+from adabatch_jax.data.sources import Source, in_memory
+from adabatch_jax.data.tfds_source import tfds_source
+from adabatch_jax.models import create, functions
+from adabatch_jax.runs.display.progress import Progress, make_progress
+from adabatch_jax.runs.fit import FitResult, fit
+from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.runs.folder.workdir import check_workdir
+from adabatch_jax.runs.loop import StepCallback
+from adabatch_jax.runs.resuming import plan_of_run
+from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.system.interruption import Interruption
+from adabatch_jax.training.evaluation import EvalFn
+from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.train_state import TrainState
+
+# A decoded dataset below this is kept in memory.
+_MEMORY_LIMIT_BYTES = 2 * 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """How a run is operated: what changes nothing about its result. `fit` describes the fields.
+
+    Attributes:
+      allow_change: settings whose change a run may go on with; see `plan_of_run`.
+    """
+
+    interruption: Interruption | None = None
+    on_save_error: str = "stop"
+    stall_timeout: float | None = None
+    allow_change: Sequence[str] = ()
+    profile: str | None = None
+
+
+def train(
+    config: TrainConfig,
+    workdir: Path,
+    on_step: StepCallback | None = None,
+    progress: Progress | None = None,
+    operation: Operation = Operation(),
+    on_done: Callable[[Path], Any] = lambda workdir: None,
+) -> FitResult:
+    """Trains as configured, or goes on with what the workdir holds.
+
+    Args:
+      config: the settings.
+      workdir: the run's folder; made if need be.
+      on_step: as in `fit`.
+      progress: where to show how it goes; none: the terminal.
+      operation: how to operate it.
+      on_done: called with the workdir at the plan's end, while no other process may use it.
+
+    Raises:
+      UsageError: the settings or the workdir can't work, or another process is training there.
+      RestoreError: the workdir holds a run with another past, or no sound checkpoint of it.
+    """
+    spec = dataset_spec(config.dataset, config.data.dir)
+    train_source, eval_sources = open_sources(config, spec)
+    check_workdir(workdir)
+    with RunFolder(workdir) as folder:
+        result = _train(
+            config, folder, on_step, progress, operation, spec, train_source, eval_sources
+        )
+        if not result.stopped:
+            on_done(workdir)
+        return result
+
+
+def _train(
+    config: TrainConfig,
+    folder: RunFolder,
+    on_step: StepCallback | None,
+    progress: Progress | None,
+    operation: Operation,
+    spec: DatasetSpec,
+    train_source: Source,
+    eval_sources: Mapping[str, Source],
+) -> FitResult:
+    plan = plan_of_run(config, len(train_source), folder, operation.allow_change)
+    learning_rate = coupled_learning_rate(
+        plan, config.learning_rate, config.coupling, config.reference_batch_size
+    )
+    tx = make_optimizer(config, learning_rate)
+    params, model_state, loss_fn, eval_fn = network(config, spec, _image_shape(train_source))
+    mesh = data_mesh() if jax.local_device_count() > 1 else None
+    progress = make_progress(plan) if progress is None else progress
+    _introduce(config, plan, folder.path, mesh, progress)
+    return fit(
+        loss_fn,
+        tx,
+        TrainState.create(params=params, tx=tx, model_state=model_state),
+        train_source,
+        plan,
+        learning_rate=learning_rate,
+        eval_fn=eval_fn,
+        eval_source=eval_sources,
+        seed=config.seed,
+        mesh=mesh,
+        microbatch_size=config.microbatch_size,
+        workdir=folder,
+        eval_every=config.eval_every,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+        on_step=on_step,
+        eval_batch_size=config.eval_batch_size,
+        keep_checkpoints=config.keep_checkpoints,
+        keep_best=config.keep_best,
+        keep_every=config.keep_every,
+        on_save_error=operation.on_save_error,
+        on_nan=config.on_nan,
+        interruption=operation.interruption,
+        stall_timeout=operation.stall_timeout,
+        input=config.input,
+        steps_per_dispatch=config.steps_per_dispatch,
+        accumulation=config.accumulation,
+        shard_params=config.shard_params and mesh is not None,  # one device has it all
+        device_memory=config.device_memory,
+        profile=operation.profile,
+        progress=progress,
+        identity=config.to_dict(),
+    )
+
+
+def _introduce(
+    config: TrainConfig, plan: BatchPlan, workdir: Path, mesh: Any, progress: Progress
+) -> None:
+    sizes = plan.batch_sizes
+    batch = f"batch {sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else "")
+    devices = 1 if mesh is None else mesh.size
+    progress.message(
+        f"training {config.model} on {config.dataset}: {config.epochs:g} epochs of "
+        f"{plan.num_examples:,} examples, {batch} in {plan.num_steps:,} updates, on "
+        f"{devices} {jax.devices()[0].device_kind} device{'s' if devices > 1 else ''}; "
+        f"run folder {workdir}"
+    )
+    if config.optimizer == "adamw" and config.coupling == "linear" and len(sizes) > 1:
+        progress.message(
+            "warning: linear coupling is meant for sgd; with adamw --coupling sqrt is the usual "
+            "choice"
+        )
+
+
+def open_sources(config: TrainConfig, spec: DatasetSpec) -> tuple[Source, dict[str, Source]]:
+    """The training examples, and by name those to evaluate on."""
+
+    def source(split: str) -> Source:
+        return _kept(tfds_source(config.dataset, split, config.data.dir, config.data.image_size))
+
+    eval_splits = {"test": config.data.test_split or spec.test_split}
+    if config.data.holdout_split is not None:
+        eval_splits["holdout"] = config.data.holdout_split
+    train_source = source(config.data.train_split or spec.train_split)
+    return train_source, {name: source(split) for name, split in eval_splits.items()}
+
+
+def _kept(source: Any) -> Source:
+    num_bytes = len(source) * int(np.prod(source.image_shape))
+    return in_memory(source) if num_bytes < _MEMORY_LIMIT_BYTES else source
+
+
+def _image_shape(source: Source) -> tuple[int, int, int]:
+    return source.read(np.zeros(1, np.int64))["image"].shape[1:]
+
+
+def network(
+    config: TrainConfig, spec: DatasetSpec, image_shape: tuple[int, int, int]
+) -> tuple[Any, Any, LossFn, EvalFn]:
+    """The configured network: `(params, model_state, loss_fn, eval_fn)`."""
+    module = create(
+        config.model,
+        spec.num_classes,
+        image_shape,
+        config.seed,
+        config.batchnorm_group_size,
+        config.compute_dtype,
+        config.batchnorm_reference_size,
+    )
+    return functions(
+        module,
+        seed=config.seed,
+        normalize=functools.partial(normalize, mean=spec.mean, std=spec.std),
+        augment=augmentation(config),
+    )
+
+
+def augmentation(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+    """The configured random changes of training images, or None."""
+    padding, flip = config.data.crop_padding, config.data.flip
+    if not padding and not flip:
+        return None
+
+    def augment(keys, images):
+        if padding:
+            images = random_crop(keys, images, padding)
+        return random_flip(keys, images) if flip else images
+
+    return augment
+
+
+def make_optimizer(
+    config: TrainConfig, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    """The configured optimizer.
+
+    sgd adds the decay to the gradient before the momentum, as PyTorch and the paper's code do.
+    """
+    if config.optimizer == "adamw":
+        return optax.adamw(learning_rate, weight_decay=config.weight_decay)
+    momentum = config.momentum or None
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, momentum)
+    )

@@ -1,0 +1,311 @@
+"""Training as a library call: the loop over a plan, with evaluation, checkpoints and metrics."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from adabatch_jax.config.layout import LayoutOptions
+from adabatch_jax.config.policies import Keeping, parse_nan_policy, parse_score
+from adabatch_jax.data.sources import Source
+from adabatch_jax.runs.display.progress import NullProgress, Progress
+from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.runs.loop import Loop, StepCallback, evaluation_program
+from adabatch_jax.runs.profiling import make_profile
+from adabatch_jax.runs.record import RunRecord
+from adabatch_jax.runs.state_copies import COPY, lower_copy
+from adabatch_jax.schedules.periods import every
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.fault_points import reach
+from adabatch_jax.system.interruption import Interruption
+from adabatch_jax.system.quantities import parse_seconds
+from adabatch_jax.system.watchdog import Watchdog
+from adabatch_jax.training.device_memory import state_bytes
+from adabatch_jax.training.dispatch import abstract
+from adabatch_jax.training.evaluation import EvalFn, Evaluator
+from adabatch_jax.training.layout_search import Setup, set_up
+from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.step_timing import seconds_by_size
+from adabatch_jax.training.time_prediction import predict
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import make_train_step
+
+# Apart from the keys of examples, which are folded from the same seed.
+_RUN_KEY = 0x5EED
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What training left behind.
+
+    Attributes:
+      state: the last state.
+      history: the rows of metrics, oldest first, those before a restart included.
+      summary: final figures and where the seconds went.
+      stopped: whether `on_step` or `interruption` ended the run before the plan did.
+      start_step: the update that this call began with.
+    """
+
+    state: TrainState
+    history: list[dict[str, Any]]
+    summary: dict[str, Any]
+    stopped: bool
+    start_step: int
+
+
+def fit(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    source: Source,
+    plan: BatchPlan,
+    *,
+    learning_rate: optax.Schedule | None = None,
+    eval_fn: EvalFn | None = None,
+    eval_source: Source | Mapping[str, Source] | None = None,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    microbatch_size: int | str | None = None,
+    workdir: str | Path | RunFolder | None = None,
+    eval_every: str | int = "1ep",
+    checkpoint_every: str | int = "1ep",
+    log_every: str | int = "50st",
+    on_step: StepCallback | None = None,
+    eval_batch_size: int = 512,
+    keep_checkpoints: int = 3,
+    keep_best: str | None = None,
+    keep_every: str | int | None = None,
+    on_save_error: str = "stop",
+    on_nan: str = "stop",
+    interruption: Interruption | None = None,
+    stall_timeout: float | str | None = None,
+    input: str = "auto",
+    steps_per_dispatch: int | str = 1,
+    accumulation: str = "fused",
+    shard_params: bool = False,
+    device_memory: str | int | None = None,
+    profile: str | None = None,
+    progress: Progress | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Trains along a plan; with a workdir, goes on where an earlier call stopped.
+
+    Args:
+      loss_fn: as in `make_train_step`.
+      tx: the optimizer, with its learning rate inside.
+      state: where to begin, from update `state.step` on; its arrays are donated.
+      source: the training examples, `plan.num_examples` of them.
+      plan: which batch size when. To go on with a run that was finished, or with another future,
+        give the run's own plan `continued` from where it stands.
+      learning_rate: only logged: the schedule inside `tx`.
+      eval_fn: `eval_fn(params, model_state, batch) -> metrics`; none: no evaluation.
+      eval_source: the examples to evaluate on; or several such sources by name. Metrics are
+        called "test_loss" or after the source's name, as "holdout_loss".
+      seed: of the order of the examples and of the key that `loss_fn` gets.
+      mesh: the devices to train on; None for one.
+      microbatch_size: examples over all devices that are computed at a time; None: the whole
+        batch; "auto": what a CPU computes fastest if `loss_fn` is marked by `independent_groups`,
+        else the whole batch, or the largest micro-batch that fits into memory.
+      workdir: the run's folder: metrics, checkpoints, plan and summary; or that folder as this
+        process holds it already. None writes nothing.
+      eval_every: a duration; also at the end of the run.
+      checkpoint_every: a duration; also at the end and when `on_step` stops the run.
+      log_every: a duration between rows of metrics; evaluations make a row too.
+      on_step: called as `on_step(finished_steps, state, metrics)` after each update is
+        dispatched, or after several (see `steps_per_dispatch`); True stops the run. Reading
+        `metrics` waits for the device.
+      eval_batch_size: examples per batch of the evaluation.
+      keep_checkpoints: how many of the newest checkpoints to keep.
+      keep_best: the best checkpoint to keep too, such as "max test_accuracy", by what was
+        evaluated after the same update.
+      keep_every: a duration; one checkpoint for each is kept for good.
+      on_save_error: "stop", or "warn" to train on until the next checkpoint is due; an end
+        without its checkpoint is an error all the same.
+      on_nan: what to do where the loss or a gradient isn't finite. "stop"; "skip:N": leave out up
+        to N such updates (their step and the optimizer's counts advance, nothing else changes);
+        "rollback": go on from this position with the weights of the newest checkpoint, at most
+        once from each.
+      interruption: signals and a time limit that stop the run as `on_step` does, also while it
+        waits for data or evaluates.
+      stall_timeout: seconds, or a text such as "30m"; where an update, a batch or a checkpoint
+        takes longer, all stacks go to stalls.log in the workdir and the process exits with code
+        42.
+      input: "resident" keeps the examples on the devices, "streaming" sends each batch; both
+        give the same batches. "auto" keeps them there if they are in memory and fit.
+      steps_per_dispatch: the most updates per call of a program. More than one pays where an
+        update takes less than a millisecond; metrics that `on_step` gets then have a leading axis.
+        "auto" decides by the update's arithmetic.
+      accumulation: "fused": a batch's micro-batches are computed in one program; "split": one
+        micro-batch per call, so that all batch sizes share a program, and memory holds
+        micro-batches only.
+      shard_params: spread parameters and optimizer state over the devices too (FSDP).
+      device_memory: memory of each device, as bytes or a text such as "16GiB"; None asks it.
+      profile: updates to trace with JAX's profiler, such as "10:20", into the workdir.
+      progress: where to show how it goes.
+      identity: settings, as JSON values, kept in config.json and in each checkpoint.
+
+    Raises:
+      UsageError: arguments that don't fit each other.
+      DivergedError: the loss or a gradient is not finite, and `on_nan` knows no way on.
+      RestoreError: the workdir holds another run, or none of its checkpoints is sound.
+      StorageError: the workdir can't be written.
+
+    >>> import jax.numpy as jnp, numpy as np
+    >>> from adabatch_jax import array_source, make_plan, weighted_mean
+    >>> x = np.linspace(-1, 1, 64, dtype=np.float32)
+    >>> def loss_fn(params, model_state, batch, rng):
+    ...     error = params["w"] * batch["x"] - batch["y"]
+    ...     return weighted_mean(error**2, batch["weight"]), (model_state, {})
+    >>> tx = optax.sgd(0.5)
+    >>> result = fit(loss_fn, tx, TrainState.create(params={"w": jnp.zeros(())}, tx=tx),
+    ...              array_source({"x": x, "y": 3 * x}), make_plan("4 x2 every 2ep", 64, "6ep"))
+    >>> round(float(result.state.params["w"]), 3)
+    3.0
+    """
+    check_arguments(state, eval_fn, eval_source, plan, mesh)
+    options = LayoutOptions(
+        microbatch_size, steps_per_dispatch, accumulation, input, shard_params, device_memory
+    )
+    eval_sources = dict(eval_source) if isinstance(eval_source, Mapping) else {"test": eval_source}
+    # What isn't done needs no period: an endless stream has no epochs to count in.
+    eval_period = None if eval_fn is None else every(plan, eval_every)
+    checkpoint_period = None if workdir is None else every(plan, checkpoint_every)
+    log_period = every(plan, log_every)
+    policy = parse_nan_policy(on_nan)
+    if isinstance(stall_timeout, str):
+        stall_timeout = parse_seconds(stall_timeout)
+    keeping = Keeping(
+        keep_checkpoints,
+        None if keep_best is None else parse_score(keep_best),
+        None if keep_every is None else every(plan, keep_every),
+        on_save_error,
+    )
+    progress = NullProgress() if progress is None else progress
+    with contextlib.ExitStack() as stack:
+        folder = workdir
+        if workdir is not None and not isinstance(workdir, RunFolder):
+            folder = stack.enter_context(RunFolder(workdir, flag="workdir"))
+        path = None if folder is None else folder.path
+        trace = make_profile(profile, path, plan.num_steps)
+        log_path = None if path is None else path / "stalls.log"
+        watchdog = stack.enter_context(Watchdog(stall_timeout, log_path))
+        record = RunRecord(plan, seed, folder, keeping, identity or {}, watchdog, progress)
+        stack.callback(record.close)
+        saved_layout = record.open()
+        placed = make_train_step(loss_fn, tx, mesh, shard_params=shard_params)
+        state = record.begin(placed.place(state))
+        if record.start_step == plan.num_steps and record.pending_row is None:
+            record.save_given(state)
+            summary = record.finish(state, False)
+            return FitResult(state, record.history, summary, False, record.start_step)
+        if record.checkpoints is not None:
+            record.checkpoints.check_space(state)
+        rng = placed.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
+        evaluators = {
+            name: stack.enter_context(Evaluator(eval_fn, eval_source, eval_batch_size, mesh))
+            for name, eval_source in eval_sources.items()
+            if eval_fn is not None
+        }
+        reach("compile.first")
+        # A run whose last evaluation is still to come needs no update, and is set up for its last.
+        next_step = min(record.start_step, plan.num_steps - 1)
+        with record.clocks.timed("compile"):
+            setup = set_up(
+                loss_fn, tx, state, rng, source, plan, next_step, seed, mesh,
+                options, saved_layout, progress.message, tuple(evaluators.values()),
+                skip_nonfinite=policy.kind == "skip",
+            )  # fmt: skip
+        stack.callback(setup.close)
+        record.keep_layout(setup.layout)
+        _predict(record, setup, plan, next_step, state, rng)
+        compile_in_background(setup, evaluators, state)
+        stack.callback(trace.close)
+        loop = Loop(
+            dispatch=setup.dispatch,
+            feed=setup.feed,
+            plan=plan,
+            rng=rng,
+            learning_rate=learning_rate,
+            evaluators=evaluators,
+            eval_period=eval_period,
+            checkpoint_period=checkpoint_period,
+            log_period=log_period,
+            on_step=on_step,
+            on_nan=policy,
+            interruption=interruption,
+            record=record,
+            progress=progress,
+            profile=trace,
+            watchdog=watchdog,
+        )
+        with progress:
+            state, stopped = loop.run(state)
+        record.clocks.add("background_compile", setup.dispatch.programs.background_seconds)
+        summary = record.finish(state, stopped)
+    return FitResult(state, record.history, summary, stopped, record.start_step)
+
+
+def check_arguments(
+    state: TrainState,
+    eval_fn: EvalFn | None,
+    eval_source: Any,
+    plan: BatchPlan,
+    mesh: Mesh | None,
+) -> None:
+    """Raises a UsageError where the arguments of `fit` can't go together."""
+    if (eval_fn is None) != (eval_source is None):
+        raise UsageError("`eval_fn` and `eval_source` belong together: give both or neither.")
+    if state.step.is_deleted():
+        raise UsageError(
+            "`state` was given to an earlier call, which took its arrays; go on with the state "
+            "that the call returned, or with a new `TrainState.create(...)`."
+        )
+    largest = max(plan.batch_sizes)
+    if mesh is not None and mesh.size > largest:
+        raise UsageError(
+            f"there are {mesh.size} devices, more than the largest batch has examples ({largest}), "
+            f"so some would never work; use at most {largest}."
+        )
+
+
+def compile_in_background(
+    setup: Setup, evaluators: Mapping[str, Evaluator], state: TrainState
+) -> None:
+    """Begins to compile what isn't needed at once; evaluations come before most phases."""
+    like, programs = abstract(state), setup.dispatch.programs
+    for name, evaluator in evaluators.items():
+        lower = functools.partial(evaluator.lower, like.params, like.model_state)
+        programs.add(evaluation_program(name), lower)
+    shardings = setup.train_step.state_shardings(state)
+    has_room = setup.has_room_for(state_bytes(state))
+    programs.add(COPY, functools.partial(lower_copy, like, shardings, has_room))
+    programs.compile_rest()
+
+
+def _predict(
+    record: RunRecord,
+    setup: Setup,
+    plan: BatchPlan,
+    next_step: int,
+    state: TrainState,
+    rng: jax.Array,
+) -> None:
+    """Times the programs that are there, and writes what the run should take into plan.json.
+
+    An endless stream may be live: it isn't read for this.
+    """
+    if not record.wants_prediction or plan.num_examples is None:
+        return
+    with record.clocks.timed("compile"):
+        seconds = seconds_by_size(
+            setup.dispatch, setup.feed, plan, next_step, state, rng, setup.limit_bytes
+        )
+    if seconds:
+        record.predicted(predict(plan, seconds).to_dict())

@@ -1,0 +1,303 @@
+"""The metrics of a run on disk: JSON lines, CSV and TensorBoard events, one row at a time."""
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import numbers
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.runs.folder.tensorboard import EventFile
+from adabatch_jax.system.errors import RestoreError, StorageError
+from adabatch_jax.system.fault_points import reach
+from adabatch_jax.system.files import read_file, storage_errors, write_atomically
+
+COLUMNS = (
+    "step",
+    "samples",
+    "epoch",
+    "phase",
+    "batch_size",
+    "learning_rate",
+    "train_loss",
+    "examples_digest",
+    "test_loss",
+    "test_accuracy",
+    "holdout_loss",
+    "holdout_accuracy",
+    "training_seconds",
+    "elapsed_seconds",
+    "examples_per_second",
+)
+
+
+# Columns of text, which may look like a number.
+_TEXT_COLUMNS = ("examples_digest",)
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsPosition:
+    """How far `metrics.jsonl` was written at some time; `dataclasses.asdict` makes it JSON.
+
+    Attributes:
+      num_bytes: its length then, the end of a line.
+      sha256: of its content then, hexadecimal.
+    """
+
+    num_bytes: int
+    sha256: str
+
+    @classmethod
+    def after(cls, content: bytes) -> "MetricsPosition":
+        """Where a file with this content ends."""
+        return cls(len(content), hashlib.sha256(content).hexdigest())
+
+    def cut(self, content: bytes) -> bytes | None:
+        """The content up to here, or None where it isn't what was written."""
+        content = content[: self.num_bytes]
+        return content if self.after(content) == self else None
+
+
+class MetricsWriter:
+    """Appends rows to `metrics.jsonl`, `metrics.csv` and `tensorboard/` in a run directory.
+
+    `metrics.jsonl` is the truth: strict JSON, floats as Python's repr, so that they round-trip,
+    and null for a NaN or an infinity (a key that is left out was not measured). The CSV file has
+    the columns of `COLUMNS`, then any further keys, empty where not measured and `nan` for null.
+    A row's keys are in the order of the columns. Every row has reached the operating system when
+    `write` returns.
+
+    Args:
+      directory: the run directory, created where missing.
+      resume_from: where `metrics.jsonl` ended at the state that training goes on from. What
+        follows is removed, so that the finished files equal an uninterrupted run's, except for
+        the keys that end in `_seconds` or `_per_second`. Where the rows before are damaged they
+        are taken from `metrics.csv`; where both files are missing the run goes on without them.
+        `None` starts empty.
+
+    Raises:
+      StorageError: a file can't be read or written.
+      RestoreError: neither file has the rows to resume after.
+
+    >>> import tempfile
+    >>> directory = Path(tempfile.mkdtemp())
+    >>> with MetricsWriter(directory) as metrics:
+    ...     metrics.write({"step": 50, "batch_size": 128, "train_loss": 0.1})
+    ...     position = metrics.position()
+    ...     metrics.write({"step": 100, "batch_size": 128, "train_loss": 0.2})
+    >>> with MetricsWriter(directory, resume_from=position) as metrics:
+    ...     metrics.write({"step": 100, "batch_size": 256, "train_loss": float("nan")})
+    >>> print((directory / "metrics.jsonl").read_text())
+    {"step": 50, "batch_size": 128, "train_loss": 0.1}
+    {"step": 100, "batch_size": 256, "train_loss": null}
+    """
+
+    def __init__(self, directory: os.PathLike | str, resume_from: MetricsPosition | None = None):
+        self._directory = Path(directory)
+        self._jsonl_path = self._directory / "metrics.jsonl"
+        self._csv_path = self._directory / "metrics.csv"
+        content = b"" if resume_from is None else _content_to_resume(self._directory, resume_from)
+        self._num_bytes, self._sha256 = len(content), hashlib.sha256(content)
+        with storage_errors(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._jsonl_path, content)
+            self._jsonl = open(self._jsonl_path, "ab")
+            rows = self._rewrite_csv()
+            self._csv = open(self._csv_path, "ab")
+            purge_step = rows[-1]["step"] + 1 if rows else 0
+            self._events = EventFile(self._directory / "tensorboard", purge_step)
+
+    def write(self, row: Mapping[str, int | float | str]) -> None:
+        """Appends one row, which must have the key `step`.
+
+        Raises:
+          StorageError: a file can't be written.
+        """
+        row = {key: _plain(row[key]) for key in (*self._columns, *row) if key in row}
+        with storage_errors(self._jsonl_path):
+            self._append_line(json.dumps(row, allow_nan=False).encode() + b"\n")
+        with storage_errors(self._csv_path):
+            if row.keys() <= set(self._columns):
+                self._csv.write(_csv_lines([row], self._columns))
+                self._csv.flush()
+            else:
+                self._csv.close()
+                self._rewrite_csv()
+                self._csv = open(self._csv_path, "ab")
+        self._events.write(row["step"], _scalars(row))
+
+    def position(self) -> MetricsPosition:
+        """Returns where `metrics.jsonl` ends, when all of it is on the disk.
+
+        Raises:
+          StorageError: a file can't be written.
+        """
+        for file in (self._jsonl, self._csv):
+            with storage_errors(file.name):
+                os.fsync(file.fileno())
+        return MetricsPosition(self._num_bytes, self._sha256.hexdigest())
+
+    def close(self) -> None:
+        """Closes the files; every row is on disk already."""
+        with storage_errors(self._directory):
+            self._jsonl.close()
+            self._csv.close()
+            self._events.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _append_line(self, line: bytes) -> None:
+        half = len(line) // 2
+        self._jsonl.write(line[:half])
+        reach("metrics.mid_line", before=self._jsonl.flush)
+        self._jsonl.write(line[half:])
+        self._jsonl.flush()
+        self._num_bytes += len(line)
+        self._sha256.update(line)
+
+    def _rewrite_csv(self) -> list[dict[str, Any]]:
+        """Writes the CSV file from the JSON lines, whose rows it returns, and keeps its columns."""
+        rows = _complete_rows(self._jsonl_path)
+        further = dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)
+        self._columns = (*COLUMNS, *further)
+        header = dict(zip(self._columns, self._columns, strict=True))
+        write_atomically(self._csv_path, _csv_lines([header, *rows], self._columns))
+        return rows
+
+
+def metrics_intact(directory: os.PathLike | str, position: MetricsPosition) -> bool:
+    """Whether a `MetricsWriter` could resume there, with or without help of the CSV file.
+
+    Nothing is changed.
+
+    Raises:
+      StorageError: one of them is there and can't be read, so its rows may not be lost.
+    """
+    try:
+        _content_to_resume(Path(directory), position)
+    except RestoreError:
+        return False
+    return True
+
+
+def read_metrics(path: os.PathLike | str) -> list[dict[str, Any]]:
+    """Reads the rows of a `metrics.jsonl`, null as NaN, a last line cut short left out.
+
+    Raises:
+      StorageError: the file can't be read, or a line before the last is damaged.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
+    >>> _ = path.write_text('{"step": 50, "train_loss": null}\\n{"step": 100, "tra')
+    >>> read_metrics(path)
+    [{'step': 50, 'train_loss': nan}]
+    """
+    if not Path(path).exists():
+        raise StorageError(f"cannot read {os.fspath(path)}: No such file or directory.")
+    return [
+        {key: math.nan if value is None else value for key, value in row.items()}
+        for row in _complete_rows(Path(path))
+    ]
+
+
+def _content_to_resume(directory: Path, position: MetricsPosition) -> bytes:
+    """What `metrics.jsonl` must begin with; empty where a run goes on without its earlier rows."""
+    jsonl, table = directory / "metrics.jsonl", directory / "metrics.csv"
+    if not jsonl.exists() and not table.exists():
+        return b""
+    content = position.cut(_content(jsonl) or b"")
+    if content is None:
+        content = position.cut(_json_lines(_content(table) or b""))
+    if content is not None:
+        return content
+    raise RestoreError(
+        f"the rows before the checkpoint are damaged or missing in {directory / 'metrics.jsonl'}, "
+        "and metrics.csv beside it doesn't have them either; move both files away to go on "
+        "without the earlier rows."
+    )
+
+
+def _content(path: Path) -> bytes | None:
+    with storage_errors(path, action="read"):
+        return read_file(path) if path.exists() else None
+
+
+def _json_lines(table: bytes) -> bytes:
+    """The JSON lines that a CSV file was written beside, as far as it can be read.
+
+    Only the digest of what was written tells whether these are the same bytes.
+    """
+    lines: list[str] = []
+    reader = csv.reader(io.StringIO(table.decode(errors="replace"), newline=""))
+    # Rows before a damage may be all that are wanted.
+    with contextlib.suppress(csv.Error):
+        columns = next(reader, [])
+        for row in reader:
+            cells = ((column, cell) for column, cell in zip(columns, row) if cell)
+            items = (f"{json.dumps(column)}: {_json_value(column, cell)}" for column, cell in cells)
+            lines.append(f"{{{', '.join(items)}}}\n")
+    return "".join(lines).encode()
+
+
+def _json_value(column: str, cell: str) -> str:
+    if column not in _TEXT_COLUMNS:
+        if cell == "nan":
+            return "null"
+        if _NUMBER.fullmatch(cell):
+            return cell  # both files have Python's repr
+    return json.dumps(cell)
+
+
+def _complete_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that were written whole; none where there is no file."""
+    *lines, _torn = (_content(path) or b"").split(b"\n")
+    return [_row(line, path, number) for number, line in enumerate(lines, 1)]
+
+
+def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"line {number} of {path} is damaged: it is not JSON.") from error
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise StorageError(f"line {number} of {path} is damaged: it is not a row with a step.")
+    return row
+
+
+def _plain(value: Any) -> int | float | str | None:
+    """Python numbers for numpy's, `None` for what JSON has no number for."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        key: math.nan if value is None else value
+        for key, value in row.items()
+        if key != "step" and not isinstance(value, str)
+    }
+
+
+def _csv_lines(rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        cells = (row.get(column, "") for column in columns)
+        writer.writerow("nan" if cell is None else cell for cell in cells)
+    return text.getvalue().encode()

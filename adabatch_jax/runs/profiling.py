@@ -1,0 +1,82 @@
+"""A trace of some updates, for the profiler's tools."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from adabatch_jax.runs.display.progress import NullProgress, Progress
+from adabatch_jax.system.errors import UsageError
+
+
+@dataclasses.dataclass
+class Profile:
+    """Traces the updates [start_step, stop_step) with JAX's profiler.
+
+    Attributes:
+      directory: where the trace goes; None traces nothing.
+      start_step: the first update traced; with several to a dispatch, the first that begins one.
+      stop_step: the first that isn't.
+    """
+
+    directory: Path | None = None
+    start_step: int = 0
+    stop_step: int = 0
+    _is_tracing: bool = dataclasses.field(default=False, init=False)
+
+    def is_due(self, step: int) -> bool:
+        """Whether tracing begins or ends before this update."""
+        if self.directory is None:
+            return False
+        return self._is_tracing != (self.start_step <= step < self.stop_step)
+
+    def switch(self, step: int, progress: Progress) -> None:
+        """Begins or ends tracing where that is due; the devices should be idle."""
+        if not self.is_due(step):
+            return
+        if self._is_tracing:
+            jax.profiler.stop_trace()
+            progress.message(f"updates up to {step:,} were traced: {self.directory}")
+        else:
+            jax.profiler.start_trace(str(self.directory))
+        self._is_tracing = not self._is_tracing
+
+    def close(self) -> None:
+        """Ends a trace that the run's end, or an error, left open."""
+        self.switch(self.stop_step, NullProgress())
+
+
+def make_profile(steps: str | None, workdir: str | Path | None, num_steps: int) -> Profile:
+    """A trace of updates into the folder `profile` of the workdir.
+
+    Args:
+      steps: a range such as "10:20"; None for no trace.
+      workdir: the run's folder.
+      num_steps: updates of the run.
+
+    Raises:
+      UsageError: no range, none of this run, or no folder to write to.
+    """
+    if steps is None:
+        return Profile()
+    if workdir is None:
+        raise UsageError("profile: a trace is written to the run's folder; give a workdir.")
+    start, stop = parse_steps(steps)
+    if start >= num_steps:
+        raise UsageError(f"profile: {steps!r} begins behind the run's last update, {num_steps:,}.")
+    return Profile(Path(workdir) / "profile", start, stop)
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """Reads a range of updates such as "10:20", the second one excluded.
+
+    >>> parse_steps("10:20")
+    (10, 20)
+    """
+    start, _, stop = text.partition(":")
+    if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        raise UsageError(
+            f"profile: {text!r} is no range of updates, the first and the one behind the last; "
+            "write it as '10:20'."
+        )
+    return int(start), int(stop)

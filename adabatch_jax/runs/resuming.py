@@ -1,0 +1,193 @@
+"""Going on with a run: what has been done, followed by what is asked for now."""
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.runs.checkpoints.found import Found
+from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.runs.past import check_past, is_past
+from adabatch_jax.schedules.learning_rate_at_step import resolve
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.system.errors import RestoreError, UsageError, did_you_mean
+
+# What decides the numbers of a run beside its schedule and learning rate.
+_IDENTITY = (
+    "dataset", "model", "optimizer", "momentum", "weight_decay", "seed", "microbatch_size",
+    "batchnorm_group_size", "batchnorm_reference_size", "compute_dtype", "remainder",
+)  # fmt: skip
+
+CHANGEABLE = (
+    "batch_schedule", "lr", "momentum", "weight_decay", "microbatch_size", "batchnorm_group_size",
+    "batchnorm_reference_size", "compute_dtype", "data.crop_padding", "data.flip",
+)  # fmt: skip
+"""Settings that a run may go on with changed, if its user says so; all others are what it is."""
+
+# Their changes are told, but need no leave: they are checked by what they did to the past.
+_OF_THE_FUTURE = ("batch_schedule", "epochs", "lr", "coupling", "reference_batch_size", "on_nan")
+
+
+def plan_of_run(
+    config: TrainConfig, num_examples: int, folder: RunFolder, allow_change: Collection[str] = ()
+) -> BatchPlan:
+    """The plan; of a run that has begun, what was done followed by what is asked for.
+
+    A longer run and an edited future of the schedule are allowed; another past is refused, and
+    so is a change of any setting that decides the numbers. What changed is added to the folder's
+    notes and changes.
+
+    Args:
+      config: what is asked for.
+      num_examples: examples in an epoch.
+      folder: the run's.
+      allow_change: those of `CHANGEABLE` that may differ all the same, from here on.
+
+    Raises:
+      RestoreError: the change isn't allowed.
+      UsageError: `allow_change` holds something else.
+    """
+    for name in allow_change:
+        if name not in CHANGEABLE:
+            raise UsageError(
+                f"--allow-change: {name!r} can't change in a run; those that can are "
+                f"{', '.join(CHANGEABLE)}{did_you_mean(name, CHANGEABLE) or '.'}"
+            )
+    found = folder.checkpoint
+    if found is None:
+        return config.plan(num_examples)
+    run = found.run
+    before = TrainConfig.from_dict(run["identity"], origin=f"the checkpoint in {folder.path}")
+    _check_identity(before, config, folder.path, allow_change)
+    plan = _plan_from_here(config, num_examples, before, run, folder.path, allow_change)
+    if "lr" not in allow_change:
+        done = BatchPlan.from_dict(run["plan"])
+        _check_rates(before, done, config, plan, found.step, folder.path, allow_change)
+    _note_changes(before, config, found, folder)
+    return plan
+
+
+def _plan_from_here(
+    config: TrainConfig,
+    num_examples: int,
+    before: TrainConfig,
+    run: dict[str, Any],
+    workdir: Path,
+    allow_change: Collection[str],
+) -> BatchPlan:
+    done = BatchPlan.from_dict(run["plan"])
+    plan = _replanned(config, num_examples, done, run["samples"])
+    if is_past(run, plan) or done.num_examples != num_examples:
+        pass
+    elif (config.schedule, config.duration) == (before.schedule, before.duration):
+        plan = done  # whose past was edited, with leave, before the checkpoint
+    elif "batch_schedule" in allow_change:
+        plan = done.continued(config.schedule, run["samples"], config.duration)
+    named = _named(allow_change, ["batch_schedule"])
+    override = f", or follow the new schedule from here on with {named}"
+    if plan.num_samples < run["samples"]:
+        override = ""  # there is nothing left of it
+    check_past(run, plan, config.seed, workdir, override)
+    return plan
+
+
+def _note_changes(
+    before: TrainConfig, config: TrainConfig, found: Found, folder: RunFolder
+) -> None:
+    """Tells what differs from the checkpoint's settings, in the folder's notes and changes."""
+    old, new = _flat(before), _flat(config)
+    for name in (*_OF_THE_FUTURE, *CHANGEABLE):
+        change = {"kind": "change", "step": found.step, "setting": name}
+        change |= {"from": old[name], "to": new[name]}
+        label = "lr at the reference batch size" if name == "lr" else name
+        if old[name] != new[name] and change not in folder.changes:
+            folder.changes.append(change)
+            folder.notes.append(
+                f"note: {label} is {new[name]} from update {found.step:,} on, and was {old[name]}"
+            )
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    """The settings, those of the data by names such as "data.flip"."""
+    fields = config.to_dict()
+    return fields | {f"data.{name}": value for name, value in fields.pop("data").items()}
+
+
+def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples: int) -> BatchPlan:
+    """Plans the schedule as it was planned before: up to each end that cut a batch short."""
+    plan = config.plan(num_examples)
+    if plan.num_samples < samples:
+        return plan
+    ends = [end for end in done.irregular_ends() if end <= samples]
+    for i, end in enumerate(ends):
+        until = f"{ends[i + 1]}sp" if i + 1 < len(ends) else config.duration
+        if i == 0:
+            plan = make_plan(config.schedule, num_examples, f"{end}sp", config.remainder)
+        plan = plan.continued(config.schedule, end, until)
+    return plan
+
+
+def _check_identity(
+    before: TrainConfig, config: TrainConfig, workdir: Path, allow_change: Collection[str]
+) -> None:
+    """Raises a RestoreError that names the settings that decide numbers and differ."""
+    old, new = _flat(before), _flat(config)
+    # Where the files lie decides nothing.
+    names = [*_IDENTITY]
+    names += [f"data.{f.name}" for f in dataclasses.fields(config.data) if f.name != "dir"]
+    changeable = set(CHANGEABLE)
+    if config.optimizer == "sgd" and bool(before.momentum) != bool(config.momentum):
+        changeable.remove("momentum")  # without any there is none in the optimizer's state
+    allowed = changeable.intersection(allow_change)
+    differing = [name for name in names if old[name] != new[name] and name not in allowed]
+    if not differing:
+        return
+    listed = _listed(differing, old, new)
+    override = ""
+    if set(differing) <= changeable:
+        what = "it" if len(differing) == 1 else "them"
+        override = f", or change {what} from here on with {_named(allow_change, differing)}"
+    raise RestoreError(
+        f"the run in {workdir} has {listed}; use another --workdir, or go on with --config "
+        f"{workdir / 'config.json'}{override}."
+    )
+
+
+def _listed(names: Collection[str], old: dict[str, Any], new: dict[str, Any]) -> str:
+    return " and ".join(f"{name}={old[name]!r}, not {new[name]!r}" for name in names)
+
+
+def _named(allowed: Collection[str], differing: Collection[str]) -> str:
+    """The option that allows more changes, with those that are allowed already."""
+    return f"--allow-change {' '.join([*allowed, *differing])}"
+
+
+def _check_rates(
+    before: TrainConfig,
+    done: BatchPlan,
+    config: TrainConfig,
+    plan: BatchPlan,
+    num_steps: int,
+    workdir: Path,
+    allow_change: Collection[str],
+) -> None:
+    """Compares the learning rates of all updates that were done."""
+    old, new = (
+        resolve(p, c.learning_rate, c.coupling, c.reference_batch_size)
+        for p, c in ((done, before), (plan, config))
+    )
+    past = np.arange(num_steps)
+    differing = np.flatnonzero(old(np, past) != new(np, past))
+    if differing.size:
+        step = int(differing[0])
+        flat = _flat(before), _flat(config)
+        differs = [name for name in _OF_THE_FUTURE if flat[0][name] != flat[1][name]]
+        raise RestoreError(
+            f"the run in {workdir} has {_listed(differs, *flat)}, and its learning rate differs in "
+            f"the past: {old.at(step):g} and {new.at(step):g} at update {step:,}; use another "
+            f"--workdir, or follow the new rates from here on with {_named(allow_change, ['lr'])}."
+        )

@@ -1,0 +1,108 @@
+"""Rows of metrics: what is known of one before its updates are computed, and after."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.runs.folder.metrics import COLUMNS
+from adabatch_jax.runs.record import RunRecord
+from adabatch_jax.schedules.plan import BatchPlan
+
+
+class Rows:
+    """Makes the rows of a run, and gives them to its record and to who watches it.
+
+    Args:
+      plan: the plan.
+      learning_rate: what to log as such, or None.
+      record: the run's record.
+      progress: who watches.
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        learning_rate: optax.Schedule | None,
+        record: RunRecord,
+        progress: Progress,
+    ):
+        self._plan, self._learning_rate = plan, learning_rate
+        self._record, self._progress = record, progress
+        self._pace = _Pace(plan.samples_at(record.start_step))
+
+    def begin(self, finished: int) -> dict[str, Any]:
+        """What is known of a row before its updates are computed."""
+        row: dict[str, Any] = {"step": finished, "samples": self._plan.samples_at(finished)}
+        if self._plan.num_examples is not None:
+            row["epoch"] = self._plan.epoch_at(finished)
+        phase = self._plan.phase_at(finished - 1)
+        row |= {"phase": phase.index, "batch_size": phase.batch_size}
+        if self._learning_rate is not None:
+            row["learning_rate"] = self._rate(finished - 1)
+        return row | {"examples_digest": str(self._record.examples)}
+
+    def with_metrics(self, row: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
+        """The row with the metrics of its last update."""
+        return {**row, **{f"train_{name}": value for name, value in metrics.items()}}
+
+    def seconds(self, samples: int) -> dict[str, float]:
+        """What the clocks say when so many samples are trained on."""
+        return {
+            "training_seconds": self._record.clocks.training_seconds(),
+            "elapsed_seconds": self._record.clocks.elapsed_seconds(),
+            "examples_per_second": self._pace.examples_per_second(samples),
+        }
+
+    def write(self, row: Mapping[str, Any], seconds: Mapping[str, float] | None = None) -> None:
+        """Writes a row; its seconds are those of now, where they weren't taken before."""
+        row = {**row, **(self.seconds(row["samples"]) if seconds is None else seconds)}
+        row = {key: row[key] for key in (*COLUMNS, *row) if key in row}
+        self._record.write_row(row)
+        self._progress.log(row)
+
+    def restart(self, samples: int) -> None:
+        """Counts the pace from here on: what came before was no training."""
+        self._pace.restart(samples)
+
+    def rate_text(self, step: int) -> str:
+        """The learning rate of an update, to be added to a sentence; "" where it isn't known."""
+        return "" if self._learning_rate is None else f", lr {self._rate(step):.6g}"
+
+    def _rate(self, step: int) -> float:
+        # On the host: a device would first finish the updates that were dispatched.
+        with jax.transfer_guard("allow"), _on_cpu():
+            return float(self._learning_rate(step))
+
+
+@contextlib.contextmanager
+def _on_cpu() -> Iterator[None]:
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # the user allowed accelerators only
+        device = None
+    with jax.default_device(device):
+        yield
+
+
+class _Pace:
+    """Examples per second since the last row, evaluation left out."""
+
+    def __init__(self, samples: int):
+        self.restart(samples)
+
+    def restart(self, samples: int) -> None:
+        self._marks = collections.deque([(samples, time.monotonic())], maxlen=3)
+
+    def examples_per_second(self, samples: int) -> float:
+        now, marks = time.monotonic(), self._marks
+        # Soon after a row another one would tell about a single update: it reaches further back.
+        is_soon = len(marks) > 1 and now - marks[-1][1] < (marks[-1][1] - marks[-2][1]) / 2
+        first, since = marks[-2] if is_soon else marks[-1]
+        marks.append((samples, now))
+        return (samples - first) / max(now - since, 1e-9)

@@ -1,0 +1,279 @@
+"""Schedules: what the batch size should be, before any dataset is known.
+
+A schedule is an initial size and a sequence of (duration, size): from there on, this size.
+"""
+
+import dataclasses
+import decimal
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+from adabatch_jax.schedules.durations import Duration, parse_duration
+from adabatch_jax.schedules.text_reader import decimal_text, exact, positive_integer
+from adabatch_jax.system.errors import UsageError
+
+
+def _positive(duration: Duration, name: str) -> Duration:
+    if duration.value <= 0:
+        raise UsageError(f"`{name}` must be longer than nothing, got {str(duration)!r}.")
+    return duration
+
+
+def _round_half_up(value: Fraction, multiple_of: int = 1) -> int:
+    return math.floor(value / multiple_of + Fraction(1, 2)) * multiple_of
+
+
+def _rounded_growth(init_value: int, factor: Fraction, k: int, multiple_of: int) -> int:
+    """`init_value * factor**k` rounded half up to a multiple, exactly.
+
+    Powers of a fraction have k times its digits, so 60 digits decide wherever they can.
+    """
+    if k * max(factor.numerator.bit_length(), factor.denominator.bit_length()) > 4096:
+        with decimal.localcontext(prec=60):
+            ratio = decimal.Decimal(factor.numerator) / factor.denominator
+            value = init_value * ratio**k / multiple_of
+            nearest = value.to_integral_value(decimal.ROUND_HALF_UP)
+            if abs(abs(value - nearest) - decimal.Decimal("0.5")) > decimal.Decimal("1e-30"):
+                return int(nearest) * multiple_of
+    return _round_half_up(init_value * factor**k, multiple_of)
+
+
+class Schedule:
+    """Base class: a schedule tells its sizes, and its text."""
+
+    def sizes(self) -> Iterator[tuple[Duration, int]]:
+        """Yields (duration since the start, batch size from there on), beginning at 0.
+
+        The sequence may be endless; the plan stops asking at the end of the run.
+        """
+        raise NotImplementedError
+
+
+_START = Duration(Fraction(0), "sp")
+
+
+@dataclasses.dataclass(frozen=True)
+class PiecewiseConstant(Schedule):
+    """Sizes that are listed one by one; see `piecewise_constant`."""
+
+    init_value: int
+    boundaries: tuple[tuple[Duration, int], ...] = ()
+
+    def sizes(self) -> Iterator[tuple[Duration, int]]:
+        yield _START, self.init_value
+        yield from self.boundaries
+
+    def __str__(self) -> str:
+        pieces = (f"{duration}: {size}" for duration, size in self.boundaries)
+        return ", ".join([str(self.init_value), *pieces])
+
+
+@dataclasses.dataclass(frozen=True)
+class ExponentialGrowth(Schedule):
+    """A size that is multiplied at regular intervals; see `exponential_growth`."""
+
+    init_value: int
+    growth_factor: Fraction
+    every: Duration
+    end_value: int | None = None
+    multiple_of: int = 1
+
+    def sizes(self) -> Iterator[tuple[Duration, int]]:
+        k, size = 0, self._size_after(0)
+        yield _START, size
+        while size not in (self.end_value, 0) and self.growth_factor != 1:
+            k, size = self._next_change(k, size)
+            yield self.every.times(k), size
+
+    def _next_change(self, k: int, size: int) -> tuple[int, int]:
+        """The first interval after k with another size: slow growth has many without."""
+        same, step = k, 1
+        while self._size_after(same + step) == size:
+            same, step = same + step, 2 * step
+        changed = same + step
+        while changed - same > 1:
+            middle = (same + changed) // 2
+            if self._size_after(middle) == size:
+                same = middle
+            else:
+                changed = middle
+        return changed, self._size_after(changed)
+
+    def _size_after(self, k: int) -> int:
+        size = _rounded_growth(self.init_value, self.growth_factor, k, self.multiple_of)
+        if self.end_value is None:
+            return size
+        bound = min if self.growth_factor >= 1 else max
+        return bound(size, self.end_value)
+
+    def __str__(self) -> str:
+        text = f"{self.init_value} x{decimal_text(self.growth_factor)} every {self.every}"
+        if self.end_value is not None:
+            text += f" {'max' if self.growth_factor >= 1 else 'min'} {self.end_value}"
+        return text + (f" multiple {self.multiple_of}" if self.multiple_of != 1 else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearRamp(Schedule):
+    """Evenly spaced sizes over a duration; see `linear_ramp`."""
+
+    init_value: int
+    end_value: int
+    over: Duration
+    num_stages: int
+
+    def sizes(self) -> Iterator[tuple[Duration, int]]:
+        for k in range(self.num_stages):
+            share = Fraction(k, self.num_stages - 1)
+            size = self.init_value + (self.end_value - self.init_value) * share
+            yield self.over.times(share), _round_half_up(size)
+
+    def __str__(self) -> str:
+        return f"{self.init_value} to {self.end_value} over {self.over} in {self.num_stages}"
+
+
+def constant(batch_size: int) -> PiecewiseConstant:
+    """The same batch size for the whole run.
+
+    >>> str(constant(128))
+    '128'
+    """
+    return PiecewiseConstant(positive_integer(batch_size, "batch_size"))
+
+
+def exponential_growth(
+    init_value: int,
+    growth_factor: int | float | str | Fraction,
+    every: str | int | Duration,
+    end_value: int | None = None,
+    multiple_of: int = 1,
+) -> ExponentialGrowth:
+    """Multiplies the batch size by a factor at regular intervals (arXiv:1712.02029, section 3).
+
+    After k intervals the size is `init_value * growth_factor**k`, with the factor taken as the
+    exact decimal that it prints as, rounded half up to a multiple of `multiple_of`, and then
+    clipped to `end_value`.
+
+    Args:
+      init_value: the first batch size, in examples.
+      growth_factor: above 1 to grow, below 1 to shrink.
+      every: the interval.
+      end_value: the largest size (the smallest, for a shrinking batch); None for no bound.
+      multiple_of: sizes are multiples of this number, but for a bound that isn't one.
+
+    Raises:
+      UsageError: a size below 1, a factor that isn't positive, an empty interval, or a bound on
+        the wrong side of `init_value`.
+
+    >>> str(exponential_growth(128, growth_factor=2, every="20ep", end_value=2048))
+    '128 x2 every 20ep max 2048'
+    """
+    init_value = positive_integer(init_value, "init_value")
+    factor = exact(growth_factor, "growth_factor")
+    if factor <= 0:
+        raise UsageError(f"`growth_factor` must be above 0, got {growth_factor}.")
+    if end_value is not None:
+        end_value = positive_integer(end_value, "end_value")
+        if end_value < init_value and factor >= 1:
+            raise UsageError(
+                f"`end_value` (max) must be at least init_value={init_value} for a growing "
+                f"batch, got {end_value}."
+            )
+        if end_value > init_value and factor < 1:
+            raise UsageError(
+                f"`end_value` (min) must be at most init_value={init_value} for a shrinking "
+                f"batch, got {end_value}."
+            )
+    return ExponentialGrowth(
+        init_value,
+        factor,
+        _positive(parse_duration(every), "every"),
+        end_value,
+        positive_integer(multiple_of, "multiple_of"),
+    )
+
+
+def piecewise_constant(
+    init_value: int,
+    boundaries_and_sizes: Mapping[str | int, int] | Iterable[tuple[str | int | Duration, int]],
+) -> PiecewiseConstant:
+    """Batch sizes listed one by one.
+
+    Args:
+      init_value: the first batch size.
+      boundaries_and_sizes: duration since the start of the run -> batch size from there on.
+
+    Raises:
+      UsageError: a size below 1, or a duration that can't be read.
+
+    >>> str(piecewise_constant(128, {"20ep": 256, "40ep": 512}))
+    '128, 20ep: 256, 40ep: 512'
+    """
+    boundaries = []
+    for duration, size in _items(boundaries_and_sizes):
+        duration = parse_duration(duration)
+        boundaries.append((duration, positive_integer(size, f"batch size from {duration}")))
+    return PiecewiseConstant(positive_integer(init_value, "init_value"), tuple(boundaries))
+
+
+def _items(pairs: Any) -> Any:
+    return pairs.items() if isinstance(pairs, Mapping) else pairs
+
+
+def linear_ramp(
+    init_value: int, end_value: int, over: str | int | Duration, num_stages: int
+) -> LinearRamp:
+    """Goes from one batch size to another in equal steps.
+
+    There are `num_stages` sizes, both ends included, evenly spaced and rounded half up; size k
+    starts at k / (num_stages - 1) of `over`.
+
+    Raises:
+      UsageError: a size below 1, fewer than 2 stages, or an empty duration.
+
+    >>> [size for _, size in linear_ramp(128, 512, over="50%", num_stages=4).sizes()]
+    [128, 256, 384, 512]
+    """
+    if positive_integer(num_stages, "num_stages") < 2:
+        raise UsageError(f"`num_stages` must be at least 2, got {num_stages}.")
+    return LinearRamp(
+        positive_integer(init_value, "init_value"),
+        positive_integer(end_value, "end_value"),
+        _positive(parse_duration(over), "over"),
+        num_stages,
+    )
+
+
+def growth_from_decay(
+    init_value: int,
+    boundaries_and_decays: Mapping[str | int, float] | Iterable[tuple[str | int | Duration, float]],
+    power: float = 1.0,
+    end_value: int | None = None,
+) -> PiecewiseConstant:
+    """Grows the batch where a learning rate would decay (arXiv:1711.00489).
+
+    The size is `init_value * (product of the decays so far) ** -power`, rounded half up and
+    clipped to `end_value`. Keep the same decays in the base learning rate: the coupling leaves
+    in it what the batch didn't take, the rest above `end_value` included. Power 1 with linear
+    coupling is Smith et al.'s "don't decay the learning rate"; power 1 with sqrt is Seesaw.
+
+    >>> str(growth_from_decay(128, {"30ep": 0.1, "60ep": 0.1}, end_value=8192))
+    '128, 30ep: 1280, 60ep: 8192'
+    """
+    init_value = positive_integer(init_value, "init_value")
+    bound = None if end_value is None else positive_integer(end_value, "end_value")
+    exponent = exact(power, "power")
+    product, boundaries = Fraction(1), []
+    for duration, decay in _items(boundaries_and_decays):
+        factor = exact(decay, f"decay at {duration}")
+        if factor <= 0:
+            raise UsageError(f"the decay at {duration} must be above 0, got {decay}.")
+        product *= factor
+        if exponent.denominator == 1:
+            size = _round_half_up(init_value * product ** -int(exponent))
+        else:
+            size = _round_half_up(Fraction(init_value * float(product) ** -float(exponent)))
+        boundaries.append((duration, size if bound is None else min(size, bound)))
+    return piecewise_constant(init_value, boundaries)

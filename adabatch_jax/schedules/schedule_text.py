@@ -1,0 +1,126 @@
+"""The text form of schedules, both ways: `parse_schedule(str(s)) == s`."""
+
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+
+from adabatch_jax.schedules.batch_size_schedules import (
+    ExponentialGrowth,
+    LinearRamp,
+    PiecewiseConstant,
+    Schedule,
+    constant,
+    exponential_growth,
+    linear_ramp,
+    piecewise_constant,
+)
+from adabatch_jax.schedules.durations import Duration, parse_duration
+from adabatch_jax.schedules.text_reader import Reader
+from adabatch_jax.system.errors import UsageError
+
+_DURATION = 'a duration such as "20ep", "1500st", "2.5Msp" or "30%"'
+
+
+def read_duration(reader: Reader) -> Duration:
+    """Reads a duration; a word that is none is pointed at."""
+    place = reader.error(_DURATION)
+    word = reader.take(_DURATION)
+    try:
+        return parse_duration(word)
+    except UsageError as error:
+        raise UsageError(f"{str(place).removesuffix('.')}; {error}") from None
+
+
+def parse_schedule(text: str) -> Schedule:
+    """Reads a batch-size schedule.
+
+    The forms: `"128"`, `"128 x2 every 20ep max 2048"`, `"100 x1.5 every 10ep max 800 multiple
+    8"`, `"2048 x0.5 every 10ep min 128"`, `"128, 20ep: 256, 40ep: 512"`, and `"128 to 2048 over
+    50% in 16"`.
+
+    Raises:
+      UsageError: the text can't be read (names the place), or makes no schedule.
+
+    >>> parse_schedule("128 x2 every 20ep max 2048").end_value
+    2048
+    >>> parse_schedule("128 x2 evry 20ep")
+    Traceback (most recent call last):
+    adabatch_jax.system.errors.UsageError: can't read the batch schedule '128 x2 evry 20ep' at 'evry' ...
+    """
+    reader = Reader(text, "batch schedule")
+    init_value = reader.whole('a whole batch size, as in "128 x2 every 20ep"')
+    if not reader.peek:
+        return constant(init_value)
+    if reader.peek == ",":
+        return _read_pieces(reader, init_value)
+    if reader.take_if("to"):
+        return _read_ramp(reader, init_value)
+    if reader.peek.startswith("x"):
+        return _read_growth(reader, init_value)
+    raise reader.error("'x2 every ...', 'to ...', ', 20ep: ...' or nothing more")
+
+
+def _read_pieces(reader: Reader, init_value: int) -> PiecewiseConstant:
+    boundaries = []
+    while reader.take_if(","):
+        duration = read_duration(reader)
+        reader.require(":")
+        boundaries.append((duration, reader.whole("a whole batch size")))
+    reader.finish("',' or nothing more")
+    return piecewise_constant(init_value, boundaries)
+
+
+def _read_ramp(reader: Reader, init_value: int) -> LinearRamp:
+    end_value = reader.whole("a whole batch size")
+    reader.require("over")
+    over = read_duration(reader)
+    reader.require("in")
+    num_stages = reader.whole("a number of stages")
+    reader.finish()
+    return linear_ramp(init_value, end_value, over, num_stages)
+
+
+def _read_growth(reader: Reader, init_value: int) -> ExponentialGrowth:
+    factor = reader.number("a growth factor such as x2 or x1.5", prefix="x")
+    reader.require("every")
+    every = read_duration(reader)
+    bound = "max" if factor >= 1 else "min"
+    options: dict[str, int] = {}
+    while reader.peek:
+        if reader.peek not in (bound, "multiple") or reader.peek in options:
+            raise reader.error(
+                f"{bound!r}, 'multiple' or nothing more (a batch that "
+                f"{'grows' if factor >= 1 else 'shrinks'} is bounded by {bound!r})"
+            )
+        word = reader.take(bound)
+        options[word] = reader.whole("a whole number")
+    return exponential_growth(
+        init_value, factor, every, options.get(bound), options.get("multiple", 1)
+    )
+
+
+def as_schedule(
+    schedule: int | str | Schedule | Iterable[tuple[str | int | Duration, int]],
+) -> Schedule:
+    """Makes a schedule of an int, a text, or an iterable of (duration, size) that begins at 0.
+
+    >>> str(as_schedule([(0, 64), ("10ep", 128)]))
+    '64, 10ep: 128'
+    """
+    if isinstance(schedule, Schedule):
+        return schedule
+    if isinstance(schedule, str):
+        return parse_schedule(schedule)
+    if hasattr(schedule, "__index__"):
+        return constant(schedule)
+    if isinstance(schedule, Mapping):
+        schedule = schedule.items()
+    try:
+        pairs = [(parse_duration(duration), size) for duration, size in schedule]
+    except TypeError:
+        raise UsageError(
+            "a batch-size schedule is an int, a text, a schedule or pairs of (duration, size), "
+            f"got {schedule!r}."
+        ) from None
+    if not pairs or pairs[0][0].value != Fraction(0):
+        raise UsageError(f"the first pair of a schedule must begin at 0, got {schedule!r}.")
+    return piecewise_constant(pairs[0][1], pairs[1:])

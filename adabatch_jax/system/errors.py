@@ -1,0 +1,95 @@
+"""What can go wrong through no fault of the program: one sentence each, and an exit code.
+
+Every command ends with the `exit_code` of the error that stopped it; the library raises the
+same classes, so `except ValueError` catches a wrong argument.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdabatchError(Exception):
+    """Base of the errors that are reported as one sentence, without a traceback."""
+
+    exit_code = 1
+
+
+class ExampleError(AdabatchError):
+    """An example of a dataset can't be read: an exception, or data that is damaged."""
+
+
+class UsageError(AdabatchError, ValueError):
+    """An argument, a configuration or an environment that can't work."""
+
+    exit_code = 2
+
+
+class DivergedError(AdabatchError):
+    """The loss or a gradient is not finite any more."""
+
+    exit_code = 3
+
+
+class RestoreError(AdabatchError):
+    """A run directory can't be continued with what was asked for."""
+
+    exit_code = 4
+
+
+class StorageError(AdabatchError):
+    """A file could not be written or read."""
+
+    exit_code = 5
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Returns `"; did you mean 'x'?"` for the nearest choice, or `""` where none is near.
+
+    >>> did_you_mean("fashon_mnist", ["digits", "fashion_mnist"])
+    "; did you mean 'fashion_mnist'?"
+    >>> did_you_mean("resnet20", ["resnet50", "resnet20_cifar"])
+    "; did you mean 'resnet20_cifar'?"
+    """
+    choices = list(choices)
+    near = [choice for choice in choices if len(name) > 2 and choice.startswith(f"{name}_")]
+    near = near or difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+EXTRA_PACKAGES = {
+    "cv2",
+    "flax",
+    "matplotlib",
+    "orbax",
+    "rich",
+    "sklearn",
+    "tensorboardX",
+    "tensorflow_datasets",
+    "tyro",
+}
+"""What the command lines import beside the library's own dependencies."""
+
+
+def explain_missing(error: ModuleNotFoundError) -> UsageError | None:
+    """The sentence for a package of the extra that is not installed; None for any other module.
+
+    >>> str(explain_missing(ModuleNotFoundError(name="flax.nnx")))
+    "this needs the package flax, which isn't installed: pip install 'adabatch_jax[train]', or ..."
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRA_PACKAGES:
+        return None
+    return UsageError(
+        f"this needs the package {package}, which isn't installed: "
+        "pip install 'adabatch_jax[train]', or -r requirements.txt in a checkout."
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the first line of an error's text, without a final full stop.
+
+    >>> one_line(ValueError("no such thing.\\nHere is a long story."))
+    'no such thing'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".:;,") if lines else type(error).__name__

@@ -1,0 +1,106 @@
+"""Reading and writing files of a run directory: whole or not at all, errors in one sentence."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.system.errors import StorageError
+
+
+@contextlib.contextmanager
+def storage_errors(path: os.PathLike | str, action: str = "write") -> Iterator[None]:
+    """Turns an `OSError` inside the block into a `StorageError` that names the file.
+
+    >>> with storage_errors("run", action="read"):
+    ...     open("/no/such/file")
+    Traceback (most recent call last):
+    adabatch_jax.system.errors.StorageError: cannot read /no/such/file: No such file or directory.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if error.filename is not None else path
+        reason = error.strerror or str(error)
+        raise StorageError(f"cannot {action} {os.fspath(where)}: {reason}.") from error
+
+
+def read_file(path: Path) -> bytes:
+    """Reads a file, and nothing that would never end, such as a pipe of that name.
+
+    Raises:
+      OSError: it can't be read, or it is no regular file.
+
+    >>> read_file(Path("/dev/zero"))
+    Traceback (most recent call last):
+    OSError: [Errno 22] not a regular file: '/dev/zero'
+    """
+    # Without O_NONBLOCK to open a pipe waits for somebody who writes.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        return file.read()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces `path` with `content`; a reader or a crash sees the old file or the new one.
+
+    Raises:
+      StorageError: the folder is not writable or the disk is full.
+    """
+    temporary = temporary_path(path)
+    with storage_errors(path):
+        temporary.unlink(missing_ok=True)  # left of a kill; a link would lead elsewhere
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk: a loss of power can't undo them.
+
+    Raises:
+      OSError: the disk fails.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that can't, or needn't
+            raise
+    finally:
+        os.close(fd)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where the new content of a file is written before it takes the file's name."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object so that a reader sees the old file or the new one."""
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def existing_folder(path: Path) -> Path:
+    """The path, or where it doesn't exist the nearest folder above it that does."""
+    path = path.absolute()
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
+
+
+def free_bytes(path: Path) -> int:
+    """The bytes that this user may still write on the disk of `path`, which need not exist yet.
+
+    Raises:
+      StorageError: the disk doesn't say.
+    """
+    with storage_errors(path, action="read"):
+        return shutil.disk_usage(existing_folder(path)).free

@@ -1,0 +1,73 @@
+"""Sizes in bytes and spans of time, as people write them; no third-party import."""
+
+import re
+
+from adabatch_jax.system.errors import UsageError
+
+_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
+    "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40,
+}  # fmt: skip
+_BYTES = re.compile(r"(\d{1,30}(?:\.\d+)?)\s*([kmgt]i?)b?", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Reads a size such as "16GiB" (2**30 bytes each), "80GB" (10**9 bytes each) or "512MiB".
+
+    Raises:
+      UsageError: it is no size with a unit, or nothing.
+
+    >>> parse_bytes("16GiB"), parse_bytes("1.5 GB"), parse_bytes("512M")
+    (17179869184, 1500000000, 512000000)
+    """
+    match = _BYTES.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        raise UsageError(f"{text!r} is no size in bytes, write it as '16GiB' or '80GB'.")
+    return round(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def bytes_text(num_bytes: int) -> str:
+    """Writes a size for people.
+
+    >>> bytes_text(3 * 2**30), bytes_text(1_500_000), bytes_text(98_056), bytes_text(900)
+    ('3.00 GiB', '1.4 MiB', '95.8 KiB', '900 bytes')
+    """
+    if num_bytes < 2**10:
+        return f"{num_bytes} bytes"
+    if num_bytes < 2**20:
+        return f"{num_bytes / 2**10:.1f} KiB"
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:,.2f} GiB"
+
+
+_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_SPAN = re.compile("".join(rf"(?:{_NUMBER}\s*{unit}\s*)?" for unit in _SECONDS), re.IGNORECASE)
+_CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+_FORMS = "write it as '3h50m', '90s', '1d2h' or '3:50:00'"
+
+
+def parse_seconds(text: str) -> float:
+    """Reads a span of time such as "3h50m", "90s", "1d2h", "1.5h" or "3:50:00", in seconds.
+
+    Raises:
+      UsageError: it is no span of time, it has no unit, or it is nothing.
+
+    >>> parse_seconds("3h50m"), parse_seconds("3:50:00"), parse_seconds("1.5h")
+    (13800.0, 13800.0, 5400.0)
+    >>> parse_seconds("90")
+    Traceback (most recent call last):
+    adabatch_jax.system.errors.UsageError: the time '90' has no unit; write it as ...
+    """
+    text = text.strip()
+    if clock := _CLOCK.fullmatch(text):
+        hours, minutes, seconds = clock.groups()
+        total = float(hours) * 3_600 + float(minutes) * 60 + float(seconds)
+    elif re.fullmatch(_NUMBER, text):
+        raise UsageError(f"the time {text!r} has no unit; {_FORMS}.")
+    elif text and (match := _SPAN.fullmatch(text)):
+        parts = zip(match.groups(default="0"), _SECONDS.values(), strict=True)
+        total = sum(float(number) * seconds for number, seconds in parts)
+    else:
+        raise UsageError(f"{text!r} is no span of time; {_FORMS}.")
+    if not 0 < total < float("inf"):
+        raise UsageError(f"the time {text!r} must be longer than nothing, and finite.")
+    return float(total)

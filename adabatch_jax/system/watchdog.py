@@ -1,0 +1,168 @@
+"""A watchdog: what hangs for ever ends the process, so that a scheduler can start it again."""
+
+import contextlib
+import dataclasses
+import faulthandler
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.interruption import exit_at_once, say_at_once
+
+# Schedulers that restart jobs by their exit code take this one for "please restart".
+RESTART_EXIT_CODE = 42
+_LONGEST_INTERVAL_SECONDS = 1.0
+# What writing the stacks may take: a disk that hangs may be why they are written.
+_DUMP_SECONDS = 10.0
+
+
+@dataclasses.dataclass
+class _Watch:
+    """Something that is watched.
+
+    Attributes:
+      what: what it is, for people.
+      thread: whose beats count for it; None: none.
+      since: when it began or last got on, by the watchdog's clock.
+    """
+
+    what: str
+    thread: int | None
+    since: float
+
+
+class Watchdog:
+    """Ends the process with exit code 42 when something watched takes too long.
+
+    It looks from a thread of its own, so it sees what hangs in a compiler, a device or a file
+    system, but not what hangs there without letting Python's other threads run. The time in which
+    the whole process was stopped doesn't count. A context manager; before it is entered, and
+    with `timeout_seconds` None, it does nothing.
+
+    Args:
+      timeout_seconds: how long anything watched may go without an end or a beat.
+      log_path: a text file that the stacks of all threads are appended to; None: stderr.
+
+    Raises:
+      UsageError: `timeout_seconds` is not above 0.
+
+    >>> with Watchdog(timeout_seconds=600, log_path=None) as watchdog:
+    ...     save = watchdog.begin("the checkpoint of update 10")
+    ...     with watchdog.watch("the evaluation after update 10"):
+    ...         for batch in range(3):
+    ...             watchdog.beat()
+    ...     watchdog.end(save)
+    """
+
+    def __init__(self, timeout_seconds: float | None, log_path: Path | None):
+        if timeout_seconds is not None and not timeout_seconds > 0:
+            raise UsageError(f"`timeout_seconds` must be above 0, got {timeout_seconds}.")
+        self._timeout, self._log_path = timeout_seconds, log_path
+        self._interval = min((timeout_seconds or 0) / 4, _LONGEST_INTERVAL_SECONDS)
+        self._clock = 0.0
+        self._watches: dict[int, _Watch] = {}
+        self._tokens = itertools.count()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Watchdog":
+        if self._timeout is not None:
+            self._ended.clear()
+            self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    @contextlib.contextmanager
+    def watch(self, what: str) -> Iterator[None]:
+        """Watches the body, which the thread that runs it may prolong by beats.
+
+        Its end is a beat for what is watched around it.
+        """
+        token = self._add(what, threading.get_ident())
+        try:
+            yield
+        finally:
+            self.end(token)
+            self.beat()
+
+    def begin(self, what: str) -> int:
+        """Watches what goes on in the background, until `end` with the returned token."""
+        return self._add(what, None)
+
+    def end(self, token: int) -> None:
+        """Ends what `begin` began; again is fine."""
+        with self._lock:
+            self._watches.pop(token, None)
+
+    def beat(self) -> None:
+        """Tells that this thread gets on with what it has under `watch`."""
+        thread = threading.get_ident()
+        with self._lock:
+            for watch in self._watches.values():
+                if watch.thread == thread:
+                    watch.since = self._now()
+
+    def _add(self, what: str, thread: int | None) -> int:
+        with self._lock:
+            token = next(self._tokens)
+            self._watches[token] = _Watch(what, thread, self._now())
+        return token
+
+    def _now(self) -> float:
+        # The clock stands still between two looks: rather late than a false alarm.
+        return self._clock + self._interval
+
+    def _look(self) -> None:
+        last = time.monotonic()
+        while not self._ended.wait(self._interval):
+            now = time.monotonic()
+            overdue = self._overdue(now - last)
+            last = now
+            if overdue is not None:
+                self._end_process(overdue)
+
+    def _overdue(self, elapsed: float) -> str | None:
+        """What is overdue when so many seconds have passed since it was last asked."""
+        with self._lock:
+            # After a longer gap this thread, and so the whole process, was stopped meanwhile.
+            self._clock += min(elapsed, 2 * self._interval)
+            late = (w for w in self._watches.values() if self._clock - w.since > self._timeout)
+            watch = min(late, key=lambda watch: watch.since, default=None)
+        return None if watch is None else watch.what
+
+    def _end_process(self, what: str) -> None:
+        said = f"{what} took longer than {self._timeout:g} s"
+        dumped: Future[str] = Future()
+        threading.Thread(target=lambda: dumped.set_result(self._dump(said)), daemon=True).start()
+        try:
+            where = dumped.result(_DUMP_SECONDS)
+        except TimeoutError:
+            where = "can't be written"
+        say_at_once(f"error: {said} (--stall-timeout); the stacks of all threads {where}.\n")
+        exit_at_once(RESTART_EXIT_CODE)
+
+    def _dump(self, said: str) -> str:
+        """Writes the stacks; returns what to say of where."""
+        names = "".join(f"  {t.ident or 0:#018x} {t.name}\n" for t in threading.enumerate())
+        at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        head = f"{at}, process {os.getpid()}: {said}\n{names}".encode()
+        if self._log_path is not None:
+            with contextlib.suppress(OSError), open(self._log_path, "ab", buffering=0) as file:
+                file.write(head)
+                faulthandler.dump_traceback(file, all_threads=True)
+                return f"are in {self._log_path}"
+        with contextlib.suppress(OSError):
+            os.write(2, head)
+            faulthandler.dump_traceback(2, all_threads=True)
+        return "are above"

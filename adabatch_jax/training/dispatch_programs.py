@@ -1,0 +1,125 @@
+"""What a dispatch computes: updates around which batches are gathered, as functions to trace."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adabatch_jax.data.mesh import batch_sharding
+from adabatch_jax.data.resident_examples import gather
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import TrainStep
+
+Inputs = Mapping[str, jax.Array]
+Metrics = Mapping[str, jax.Array]
+Tables = Mapping[str, jax.Array]
+
+
+def one_update(
+    train_step: TrainStep,
+    state: TrainState,
+    inputs: Inputs,
+    rng: jax.Array,
+    tables: Tables,
+    constants: tuple[jax.Array, ...],
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """`train_step.update_checked` with a batch that is gathered from `tables`."""
+    batch = gathered(train_step, inputs, tables)
+    state, metrics, is_finite = train_step.update_checked(state, batch, rng, constants)
+    return state, scalars(metrics), is_finite
+
+
+def several_updates(
+    train_step: TrainStep,
+    state: TrainState,
+    inputs: Inputs,
+    rng: jax.Array,
+    tables: Tables,
+    constants: tuple[jax.Array, ...],
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """Performs the first `inputs["num_steps"]` of the updates whose inputs are stacked.
+
+    Their number is an argument, so that pieces that are cut short need no program of their own.
+
+    Returns:
+      The state, and metrics and flags with the leading axis of the inputs, 0 and True behind the
+      last update.
+    """
+    stacked = {name: array for name, array in inputs.items() if name != "num_steps"}
+
+    def update(number, state):
+        batch = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, number, keepdims=False), stacked)
+        return one_update(train_step, state, batch, rng, tables, constants)
+
+    def body(number, carried):
+        state, *results = update(number, carried[0])
+
+        def put(places, value):
+            return lax.dynamic_update_index_in_dim(places, value, number, 0)
+
+        return state, *jax.tree.map(put, carried[1:], tuple(results))
+
+    (most,) = {array.shape[0] for array in stacked.values()}
+    _, like, _ = jax.eval_shape(update, 0, state)
+    metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), like)
+    are_finite = jnp.ones(most, bool)
+    return lax.fori_loop(0, inputs["num_steps"], body, (state, metrics, are_finite))
+
+
+def add_microbatch(
+    train_step: TrainStep,
+    sums: Any,
+    state: TrainState,
+    inputs: Inputs,
+    number: jax.Array,
+    rng: jax.Array,
+    tables: Tables,
+    constants: tuple[jax.Array, ...],
+) -> tuple[Any, jax.Array]:
+    """`train_step.add` with a micro-batch that is gathered from `tables`.
+
+    Returns:
+      The sums, and a number of theirs that can be waited for when they were donated to the next
+      call.
+    """
+    microbatch = gathered(train_step, inputs, tables, split=True)
+    sums = train_step.add(sums, state, microbatch, rng, number, constants)
+    return sums, sums.weight + 0
+
+
+def gathered(
+    train_step: TrainStep, inputs: Inputs, tables: Tables, split: bool = False
+) -> dict[str, jax.Array]:
+    """Adds the examples' arrays, which lie on the devices, to their indices and weights."""
+    if not tables:
+        return dict(inputs)
+    batch = gather(tables, inputs)
+    if train_step.mesh is not None:
+        is_stacked = train_step.microbatch_size is not None and not split
+        batch = lax.with_sharding_constraint(batch, batch_sharding(train_step.mesh, is_stacked))
+    # The update is then computed as if its batch had come from the host, to the bit.
+    return lax.optimization_barrier(batch)
+
+
+def abstract_batch(inputs: Mapping[str, Any], tables: Tables) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a batch looks like when what is gathered from `tables` was added to its inputs."""
+    shape = inputs["index"].shape
+    rows = {
+        name: jax.ShapeDtypeStruct((*shape, *table.shape[1:]), table.dtype)
+        for name, table in tables.items()
+    }
+    return {**inputs, **rows}
+
+
+def scalars(metrics: Metrics) -> Metrics:
+    """Returns the metrics; a UsageError names the first one that can't stand in a row."""
+    for name, value in metrics.items():
+        if value.shape:
+            raise UsageError(
+                f"a metric is a number, but loss_fn's {name!r} has the shape {value.shape}; "
+                "return its mean, or one metric per entry."
+            )
+    return metrics

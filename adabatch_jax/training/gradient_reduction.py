@@ -1,0 +1,105 @@
+"""Gradients on several devices: how they are reduced, and where their sums lie."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from adabatch_jax.data.mesh import replicated
+from adabatch_jax.training.accumulation import Sums, sum_up
+from adabatch_jax.training.gradients import GradFn, Outputs, gradient_function
+from adabatch_jax.training.loss_functions import LossFn, group_rows, has_sequential_model_state
+from adabatch_jax.training.parameter_sharding import leaf_shardings, leaf_specs
+
+
+def sharded_gradient_function(loss_fn: LossFn, params: Any, mesh: Mesh) -> GradFn:
+    """Returns `gradient_function`'s result where parameters and gradients are sharded.
+
+    Each device computes with all parameters, as if they had not been sharded: left to itself,
+    the compiler might split the computation along features instead.
+    """
+    shardings = leaf_shardings(params, mesh, shard_params=True)
+    grad_fn = gradient_function(loss_fn, lax.with_sharding_constraint(params, replicated(mesh)))
+
+    def sharded(model_state: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> Outputs:
+        outputs = grad_fn(model_state, batch, rng)
+        grads = lax.with_sharding_constraint(outputs.grads, shardings)
+        return outputs._replace(grads=grads)
+
+    return sharded
+
+
+def may_sum_apart(loss_fn: LossFn, model_state: Any, rows_per_device: int) -> bool:
+    """Whether devices may sum up apart: no group of `loss_fn` spans two of them.
+
+    Args:
+      loss_fn: as marked by `independent_groups` and `sequential_model_state`.
+      model_state: the state that it gets.
+      rows_per_device: rows of a micro-batch on each device.
+    """
+    num_rows = group_rows(loss_fn)
+    if num_rows is None or rows_per_device % num_rows:
+        return False
+    # Other model state is the last micro-batch's: each device has another one.
+    floats = (jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(model_state))
+    return has_sequential_model_state(loss_fn) or all(floats)
+
+
+def sum_up_apart(
+    loss_fn: LossFn,
+    params: Any,
+    model_state: Any,
+    batch: Mapping[str, jax.Array],
+    rng: jax.Array,
+    sequential: bool,
+    mesh: Mesh,
+    shard_params: bool,
+) -> Sums:
+    """Returns what `sum_up` does, for arrays (K, m, ...) of which each device holds m / D rows.
+
+    Each device computes the gradients of its own rows and adds them up over the micro-batches;
+    only then they are summed over the devices. (Left to itself, the compiler reduces the
+    gradients of every micro-batch.)
+
+    Args:
+      loss_fn: a `jax.tree_util.Partial`.
+      params, model_state, batch, rng, sequential: as in `sum_up`.
+      mesh: the D devices.
+      shard_params: whether the gradients are to be spread over the devices as the parameters are.
+    """
+    specs = leaf_specs(params, mesh, shard_params)
+
+    def of_a_device(loss_fn, params, model_state, batch, rng, weights):
+        grad_fn = gradient_function(loss_fn, params)
+        sums = sum_up(grad_fn, params, model_state, batch, rng, sequential, weights)
+        return _over_devices(sums, specs, sequential)
+
+    whole, spread = PartitionSpec(), PartitionSpec(None, "data")
+    # Without check_vma code that was written for one device works as it is, loops included.
+    return jax.shard_map(
+        of_a_device,
+        mesh=mesh,
+        in_specs=(whole, whole, whole, spread, whole, whole),
+        out_specs=Sums(specs, whole, whole, whole),
+        check_vma=False,
+    )(loss_fn, params, model_state, batch, rng, batch["weight"].sum(1))
+
+
+def _over_devices(sums: Sums, specs: Any, sequential: bool) -> Sums:
+    """Adds up the devices' sums; of sharded gradients each device gets its own part."""
+    leaves, treedef = jax.tree.flatten(sums.grads)
+    axes = [len(spec) - 1 if "data" in spec else None for spec in treedef.flatten_up_to(specs)]
+    whole = {i: leaf for i, (leaf, axis) in enumerate(zip(leaves, axes)) if axis is None}
+    states = None if sequential else sums.model_state  # sequential: the same on all devices
+    whole, states, metrics, weight = lax.psum((whole, states, sums.metrics, sums.weight), "data")
+    leaves = [
+        whole[i]
+        if axis is None
+        else lax.psum_scatter(leaf, "data", scatter_dimension=axis, tiled=True)
+        for i, (leaf, axis) in enumerate(zip(leaves, axes))
+    ]
+    states = sums.model_state if sequential else states
+    return Sums(treedef.unflatten(leaves), states, metrics, weight)

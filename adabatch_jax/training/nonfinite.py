@@ -1,0 +1,75 @@
+"""Numbers that aren't finite any more: how they are found, and what is left of such an update."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from adabatch_jax.training.parameter_sharding import leaf_specs
+from adabatch_jax.training.train_state import TrainState
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Returns a bool scalar: whether all floating-point numbers of a pytree are finite.
+
+    >>> bool(all_finite({"w": jnp.ones(3), "n": 2})), bool(all_finite(jnp.array([1, jnp.inf])))
+    (True, False)
+    """
+    leaves = (leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf))
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]))
+
+
+def is_finite_update(loss: jax.Array, grads: Any, mesh: Mesh | None) -> jax.Array:
+    """Returns whether the loss and all gradients of an update are finite, the same everywhere.
+
+    Args:
+      loss: the update's loss, a scalar.
+      grads: its gradients.
+      mesh: the devices that the gradients are spread over as parameters are (`leaf_specs`); None
+        where each has all of them. Spread out, the devices tell each other one number.
+    """
+    if mesh is None:
+        return all_finite((loss, grads))
+
+    def of_a_device(loss, grads):
+        return lax.pmin(all_finite((loss, grads)).astype(jnp.int32), "data") > 0
+
+    whole = PartitionSpec()
+    return jax.shard_map(
+        of_a_device,
+        mesh=mesh,
+        in_specs=(whole, leaf_specs(grads, mesh, shard_params=True)),
+        out_specs=whole,
+        check_vma=False,
+    )(loss, grads)
+
+
+def rolled_back(saved: TrainState, current: TrainState) -> TrainState:
+    """Returns the weights of one state at the place of another in the plan.
+
+    Args:
+      saved: gives parameters, model state, and of the optimizer's state the floating-point
+        numbers: moments.
+      current: gives the step, and of the optimizer's state all that isn't floating-point: counts,
+        which schedules go by, and random keys.
+
+    >>> import optax
+    >>> before = TrainState.create(params={"w": jnp.zeros(())}, tx=optax.adam(0.1))
+    >>> _, opt_state = optax.adam(0.1).update({"w": jnp.ones(())}, before.opt_state)
+    >>> after = TrainState(before.step + 1, {"w": jnp.ones(())}, {}, opt_state)
+    >>> state = rolled_back(before, after)
+    >>> int(state.step), float(state.params["w"])
+    (1, 0.0)
+    >>> int(state.opt_state[0].count), float(state.opt_state[0].mu["w"])
+    (1, 0.0)
+    """
+    opt_state = jax.tree.map(
+        lambda old, new: old if _is_float(old) else new, saved.opt_state, current.opt_state
+    )
+    return TrainState(current.step, saved.params, saved.model_state, opt_state)
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

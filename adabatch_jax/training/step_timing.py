@@ -1,0 +1,172 @@
+"""How long updates take on the devices at hand, told before the first one counts."""
+
+import collections
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+
+from adabatch_jax.data.feeds import Feed, Piece
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.training.dispatch import Dispatch, Dispatched, sizes_from
+from adabatch_jax.training.time_prediction import fit_update_cost
+from adabatch_jax.training.train_state import TrainState
+
+# A short run isn't kept waiting to learn how long it would take.
+_MIN_BUDGET_SECONDS = 0.1
+_BUDGET_SHARE = 0.01
+# As many as the loop leaves; XLA deadlocks on several CPU devices where dozens are in flight.
+_IN_FLIGHT = 2
+
+
+def seconds_by_size(
+    dispatch: Dispatch,
+    feed: Feed,
+    plan: BatchPlan,
+    start_step: int,
+    state: TrainState,
+    rng: jax.Array,
+    limit_bytes: int | None,
+) -> dict[int, float]:
+    """Times updates of the batch sizes whose programs are compiled, on a copy of the state.
+
+    The first size is always timed; another one if that takes no more than a percent of the time
+    that the whole run should take. One is left out where memory has no room for the copy.
+
+    Args:
+      limit_bytes: memory of each device, where it is known; the others as in `FusedDispatch`.
+
+    Returns:
+      Seconds per update, input left out, by batch size.
+    """
+    copy_bytes = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state))
+    limit = math.inf if limit_bytes is None else limit_bytes
+    sizes = sizes_from(plan, start_step)
+    programs = dispatch.programs
+    ready = [
+        size
+        for size in sizes
+        if all(
+            programs.is_ready(name) and programs.get(name).num_bytes + copy_bytes <= limit
+            for name in dispatch.names(size)
+        )
+    ]
+    seconds: dict[int, float] = {}
+    budget = _MIN_BUDGET_SECONDS
+    for size in ready:
+        if seconds:
+            per_example = seconds[ready[0]] / ready[0]
+            rest = plan.num_samples - plan.samples_at(start_step)
+            budget = max(_MIN_BUDGET_SECONDS, _BUDGET_SHARE * per_example * rest)
+            if FEWEST_UPDATES * per_example * size > budget:
+                continue
+        run = _Updates(dispatch, feed, plan, size, state, rng)
+        seconds[size] = seconds_per_update(run, budget) / run.num_updates
+    return seconds
+
+
+class _Updates:
+    """Performs updates of one size on a copy of the state, always with the same examples.
+
+    Attributes:
+      num_updates: how many a dispatch performs.
+    """
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        feed: Feed,
+        plan: BatchPlan,
+        size: int,
+        state: TrainState,
+        rng: jax.Array,
+    ):
+        self._dispatch, self._rng = dispatch, rng
+        self._state = jax.tree.map(lambda leaf: leaf.copy(), state)
+        phase = next(phase for phase in plan.phases if phase.batch_size == size)
+        made = feed.run(dispatch.pieces(phase.start_step, lambda finished: False))
+        self._pieces, metrics = [], None
+        while metrics is None:  # all micro-batches, where they are dispatched one by one
+            self._pieces.append(next(made))
+            metrics = self._perform(*self._pieces[-1]).metrics
+        made.close()
+        self.num_updates = len(self._pieces[-1][0].steps)
+
+    def __call__(self, number: int) -> None:
+        in_flight: collections.deque[Dispatched] = collections.deque()
+        for _ in range(number):
+            for piece, inputs in self._pieces:
+                in_flight.append(self._perform(piece, inputs))
+                if len(in_flight) > _IN_FLIGHT:
+                    jax.block_until_ready(in_flight.popleft().wait_for)
+        jax.block_until_ready(in_flight[-1].wait_for)
+
+    def _perform(self, piece: Piece, inputs: Mapping[str, jax.Array]) -> Dispatched:
+        dispatched = self._dispatch(piece, self._state, inputs, self._rng)
+        self._state = dispatched.state
+        return dispatched
+
+
+Run = Callable[[int], None]  # performs so many updates, and waits for them
+Clock = Callable[[], float]
+
+# Short updates are timed in groups of this length: waiting for each would be timed too.
+GROUP_SECONDS = 0.05
+_MAX_GROUP = 100
+_MAX_GROUPS = 9
+# A warm-up, and two that are timed.
+FEWEST_UPDATES = 3
+
+
+def seconds_per_update(run: Run, budget_seconds: float, clock: Clock = time.perf_counter) -> float:
+    """Times updates: the median of two to nine groups, after one update that isn't timed.
+
+    Args:
+      run: performs so many updates and waits for them.
+      budget_seconds: after two groups, none is begun that wouldn't end within it.
+      clock: seconds that never run backwards.
+    """
+    begin = clock()
+    run(1)
+    start = clock()
+    run(1)
+    seconds = clock() - start
+    number = min(max(math.ceil(GROUP_SECONDS / max(seconds, 1e-9)), 1), _MAX_GROUP)
+    groups = [seconds] if number == 1 else []
+    while len(groups) < _MAX_GROUPS:
+        if len(groups) >= 2 and clock() - begin + number * seconds > budget_seconds:
+            break
+        start = clock()
+        run(number)
+        groups.append((clock() - start) / number)
+    return statistics.median(groups)
+
+
+def measure_sizes(
+    runs: Mapping[int, Callable[[], Run]], budget_seconds: float, clock: Clock = time.perf_counter
+) -> dict[int, float]:
+    """Times the updates of several batch sizes, the small ones first, while there is time.
+
+    Args:
+      runs: batch size -> prepares its updates; see `seconds_per_update`.
+      budget_seconds: for all. The smallest size is timed in any case; one whose updates, going
+        by the sizes before it, would take too long is left out with all that are larger.
+      clock: seconds that never run backwards.
+
+    Returns:
+      Batch size -> seconds per update.
+    """
+    measured: dict[int, float] = {}
+    end, sizes = clock() + budget_seconds, sorted(runs)
+    for position, size in enumerate(sizes):
+        left = end - clock()
+        if measured:
+            expected = fit_update_cost(measured).update_seconds(size)
+            if FEWEST_UPDATES * expected > left:
+                break
+        # The larger a batch, the longer its update.
+        share = left * size / sum(sizes[position:])
+        measured[size] = seconds_per_update(runs[size](), share, clock)
+    return measured

@@ -1,0 +1,273 @@
+"""Seconds per update as a function of the batch size, T(B) = a + b B, and what follows from it."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.system.errors import UsageError
+
+# Growth pays while each doubling of the batch adds this share to the examples per second.
+WORTHWHILE_GAIN = 0.05
+# b B is then 9 a: the examples take 90 % of the update's time.
+_SATURATED_RATIO = 9
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateCost:
+    """An update on B examples takes `overhead_seconds + B * example_seconds`.
+
+    Attributes:
+      overhead_seconds: what an update takes whatever its size (a).
+      example_seconds: what each example adds (b).
+
+    >>> cost = UpdateCost(overhead_seconds=0.03, example_seconds=0.001)
+    >>> round(cost.update_seconds(70), 6), cost.saturating_batch_size
+    (0.1, 270)
+    """
+
+    overhead_seconds: float
+    example_seconds: float
+
+    def update_seconds(self, batch_size: int) -> float:
+        """The time of one update."""
+        return self.overhead_seconds + self.example_seconds * batch_size
+
+    @property
+    def saturating_batch_size(self) -> int | None:
+        """The smallest batch whose examples per second reach 90 % of the limit 1 / b.
+
+        B / (a + b B) >= 0.9 / b from B = 9 a / b on; doubling a batch of this size adds a last
+        20/19, about 5 %. None where examples cost nothing (b = 0) and every growth pays.
+        """
+        if self.example_seconds == 0:
+            return None
+        return max(math.ceil(_SATURATED_RATIO * self.overhead_seconds / self.example_seconds), 1)
+
+
+def fit_update_cost(seconds_by_size: Mapping[int, float]) -> UpdateCost:
+    """Fits T(B) = a + b B with a, b >= 0 to measured seconds.
+
+    Least squares of the relative errors, `(T(B) - t) / t`: a small batch counts as much as a
+    large one. One size alone can't tell a from b; everything is put down to the examples then.
+
+    Args:
+      seconds_by_size: batch size -> seconds per update, at least one.
+
+    Raises:
+      UsageError: nothing was measured, or a size or a time isn't above 0 and finite.
+
+    >>> fit_update_cost({128: 0.2})
+    UpdateCost(overhead_seconds=0.0, example_seconds=0.0015625)
+    """
+    _check(seconds_by_size)
+    sizes = np.array(list(seconds_by_size), float)
+    seconds = np.array(list(seconds_by_size.values()), float)
+    # Columns of a and b; the wanted value of each row is 1.
+    overhead, example = 1 / seconds, sizes / seconds
+    candidates = [(0.0, example.sum() / (example @ example))]
+    if len(sizes) > 1:
+        candidates.append((overhead.sum() / (overhead @ overhead), 0.0))
+        free = np.linalg.lstsq(np.stack([overhead, example], 1), np.ones_like(seconds))[0]
+        if min(free) >= 0:
+            candidates.append(tuple(free))
+    # The problem is convex: where the free optimum is not allowed, the best is on a boundary.
+    best = min(candidates, key=lambda ab: np.sum((ab[0] * overhead + ab[1] * example - 1) ** 2))
+    return UpdateCost(float(best[0]), float(best[1]))
+
+
+def largest_paying_size(seconds_by_size: Mapping[int, float]) -> int:
+    """The largest size that is worth growing to, by its examples per second.
+
+    A size pays if it beats the fastest of the smaller sizes by at least 5 % for each doubling
+    in between. The fastest and not the next smaller: one slow size in the row makes neither
+    itself nor the size after it look good.
+
+    Args:
+      seconds_by_size: batch size -> seconds per update, at least one.
+
+    Returns:
+      One of the sizes; the smallest if no growth pays.
+
+    Raises:
+      UsageError: as `fit_update_cost`.
+
+    >>> largest_paying_size({64: 0.10, 128: 0.11, 256: 0.15, 512: 0.29, 1024: 0.57})
+    256
+    """
+    _check(seconds_by_size)
+    sizes = sorted(seconds_by_size)
+    fastest = paying = sizes[0]
+    for size in sizes[1:]:
+        gain = (size / seconds_by_size[size]) / (fastest / seconds_by_size[fastest])
+        if gain >= (1 + WORTHWHILE_GAIN) ** math.log2(size / fastest):
+            paying = size
+        if gain > 1:
+            fastest = size
+    return paying
+
+
+def _check(seconds_by_size: Mapping[int, float]) -> None:
+    if not seconds_by_size:
+        raise UsageError("`seconds_by_size` must have the time of at least one batch size.")
+    for size, seconds in seconds_by_size.items():
+        if size < 1 or not 0 < seconds < math.inf:
+            raise UsageError(
+                "`seconds_by_size` must be batch sizes of at least 1 and finite times above 0, "
+                f"got {size}: {seconds}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseCost:
+    """What a phase takes.
+
+    Attributes:
+      phase: its number, from 0.
+      batch_size: examples per update.
+      num_updates: its updates. A partial batch is padded to the phase's size and takes as long.
+      update_seconds: the time of one update.
+      is_measured: whether that was measured, else it comes from the fit.
+    """
+
+    phase: int
+    batch_size: int
+    num_updates: int
+    update_seconds: float
+    is_measured: bool
+
+    @property
+    def seconds(self) -> float:
+        """The time of the phase's updates."""
+        return self.num_updates * self.update_seconds
+
+    @property
+    def examples_per_second(self) -> float:
+        """The pace of full batches."""
+        return self.batch_size / self.update_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a plan's updates will take, and what its growth gains; `predict` makes it.
+
+    Everything is about updates: compilation, evaluation, checkpoints, and input that doesn't
+    keep up come on top.
+
+    Attributes:
+      phases: the cost of each phase, in order.
+      cost: the fitted T(B) = a + b B.
+      fixed_seconds: the time of the same samples with the first phase's batch throughout.
+    """
+
+    phases: tuple[PhaseCost, ...]
+    cost: UpdateCost
+    fixed_seconds: float
+
+    @property
+    def total_seconds(self) -> float:
+        """The time of all updates."""
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
+    def speedup(self) -> float:
+        """How many times as long the first phase's batch would take throughout."""
+        return self.fixed_seconds / self.total_seconds
+
+    def phase_speedup(self, phase: PhaseCost) -> float:
+        """The examples per second of a phase over those of the first."""
+        return phase.examples_per_second / self.phases[0].examples_per_second
+
+    @property
+    def largest_paying_size(self) -> int:
+        """The largest planned batch that is worth growing to, see `largest_paying_size`."""
+        return largest_paying_size({p.batch_size: p.update_seconds for p in self.phases})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` makes the prediction of, as JSON values.
+
+        Keys of times end in `_seconds`; what is computed from them is not written.
+        """
+        return {
+            "total_seconds": self.total_seconds,
+            "fixed_seconds": self.fixed_seconds,
+            **dataclasses.asdict(self.cost),
+            "phases": [
+                {**dataclasses.asdict(phase), "phase_seconds": phase.seconds}
+                for phase in self.phases
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Prediction":
+        """Makes the prediction that `to_dict` described.
+
+        Raises:
+          UsageError: it is none.
+        """
+        try:
+            names = [field.name for field in dataclasses.fields(PhaseCost)]
+            return cls(
+                phases=tuple(
+                    PhaseCost(**{n: phase[n] for n in names}) for phase in content["phases"]
+                ),
+                cost=UpdateCost(content["overhead_seconds"], content["example_seconds"]),
+                fixed_seconds=content["fixed_seconds"],
+            )
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"this is no prediction as `to_dict` writes it: {error}.") from None
+
+
+def predict(plan: BatchPlan, seconds_by_size: Mapping[int, float]) -> Prediction:
+    """Predicts the time of a plan's updates.
+
+    A size that was measured takes what was measured: memory and kernels make T(B) jump, and the
+    jump is real. The fit T(B) = a + b B fills in the others, inside and outside of the range.
+
+    Args:
+      plan: the plan.
+      seconds_by_size: batch size -> measured seconds per update, padding included; at least one
+        size, and any that the plan doesn't have.
+
+    Raises:
+      UsageError: nothing was measured, or a time isn't above 0.
+
+    >>> plan = make_plan("100, 10ep: 400", num_examples=1000, duration="20ep")
+    >>> prediction = predict(plan, {100: 0.5, 400: 0.8})
+    >>> [round(phase.seconds, 6) for phase in prediction.phases], prediction.fixed_seconds
+    ([50.0, 20.0], 100.0)
+    >>> round(prediction.speedup, 3)
+    1.429
+    """
+    cost = fit_update_cost(seconds_by_size)
+
+    def update_seconds(batch_size: int) -> float:
+        return seconds_by_size.get(batch_size) or cost.update_seconds(batch_size)
+
+    phases = tuple(
+        PhaseCost(
+            phase=phase.index,
+            batch_size=phase.batch_size,
+            num_updates=phase.num_steps,
+            update_seconds=float(update_seconds(phase.batch_size)),
+            is_measured=phase.batch_size in seconds_by_size,
+        )
+        for phase in plan.phases
+    )
+    first = phases[0]
+    fixed = make_plan(first.batch_size, plan.num_examples, f"{plan.num_samples}sp", plan.remainder)
+    return Prediction(phases, cost, fixed.num_steps * first.update_seconds)
+
+
+__all__ = [
+    "PhaseCost",
+    "Prediction",
+    "UpdateCost",
+    "fit_update_cost",
+    "largest_paying_size",
+    "predict",
+]

@@ -1,0 +1,161 @@
+"""One update of a model from one batch, on any number of devices and micro-batches."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.update import Constants, Metrics, Update, as_pytree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep(Update):
+    """A train step; `make_train_step` makes it. Calling it performs one compiled update.
+
+    What it computes is an `Update`, for programs that do more around it.
+
+    Attributes:
+      constants: the arrays that `loss_fn` holds, where the devices want them.
+    """
+
+    constants: Constants
+
+    def __call__(
+        self, state: TrainState, batch: Mapping[str, Any], rng: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Returns the state after one update, and the batch's metrics.
+
+        Args:
+          state: the state before; it is donated, so don't use it again.
+          batch: arrays (B, ...), or (K, m, ...) with micro-batches, among them "weight".
+          rng: the run's key, the same at every call.
+
+        Raises:
+          UsageError: the batch doesn't have the layout that this step was made for.
+        """
+        if self.mesh is not None and state.step.sharding != replicated(self.mesh):
+            state = self.place(state)
+        try:
+            return self.jitted(state, batch, rng, self.constants)
+        except ValueError:
+            # jit refuses a batch that the devices don't divide before it traces, where the
+            # other checks are. A good batch doesn't pay for finding out why.
+            self.check_batch(batch)
+            raise
+
+    @functools.cached_property
+    def jitted(self) -> Any:
+        """`update`, compiled when it is first called; it donates a state that lies on the mesh."""
+        shardings = {}
+        if self.mesh is not None:
+            whole = replicated(self.mesh)
+            spread = batch_sharding(self.mesh, self.microbatch_size is not None)
+            # What a sharded state looks like is known only when it comes.
+            of_state = None if self.shard_params else whole
+            shardings = {
+                "in_shardings": (of_state, spread, whole, whole),
+                "out_shardings": (of_state, whole),
+            }
+        return jax.jit(self.update, donate_argnums=0, **shardings)
+
+    def lower(self, state: Any, batch: Any, rng: Any) -> jax.stages.Lowered:
+        """Lowers the step for arguments of these shapes (arrays or `jax.ShapeDtypeStruct`s)."""
+        self.check_batch(batch)
+        if self.shard_params:
+            state = jax.tree.map(
+                lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+                state,
+                self.state_shardings(state),
+            )
+        return self.jitted.lower(state, batch, rng, self.constants)
+
+    def place(self, tree: Any) -> Any:
+        """Returns a state where this step wants it; anything else whole on every device."""
+        if self.mesh is None:
+            return tree
+        is_state = isinstance(tree, TrainState)
+        return jax.device_put(
+            tree, self.state_shardings(tree) if is_state else replicated(self.mesh)
+        )
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    mesh: Mesh | None = None,
+    microbatch_size: int | None = None,
+    *,
+    shard_params: bool = False,
+    skip_nonfinite: bool = False,
+) -> TrainStep:
+    """Returns the function that performs one update: `state, metrics = step(state, batch, rng)`.
+
+    The numbers don't depend on the layout: a batch in one piece, the same batch in
+    micro-batches, and either of them over any number of devices give the same update up to
+    rounding, and the same bits where the layout is the same.
+
+    Args:
+      loss_fn: `loss_fn(params, model_state, batch, rng) -> (loss, (model_state, metrics))`.
+        Loss and metrics are means over the batch weighted by `batch["weight"]`, see
+        `weighted_mean`; `metrics` is a dict without the key "loss". The arrays that a
+        `jax.tree_util.Partial` binds are arguments of the program: others of the same shape share
+        it in a cache of compiled programs.
+      tx: the optimizer.
+      mesh: the devices, as `data_mesh` or any other mesh; each device then works on its share of
+        the examples. By default the batch is computed where its arrays lie.
+      microbatch_size: the number of examples, over all devices, in the micro-batches that the
+        batch comes in. Arrays are then (K, m, ...) instead of (B, ...), and one micro-batch
+        after another is computed in the memory of one. Each starts from the step's incoming
+        model state; gradients, metrics and floating-point model state combine as means
+        weighted by the micro-batches' sums of weights, other model state is the last one's.
+        With a `loss_fn` marked by `sequential_model_state` each micro-batch starts from the
+        model state that the one before left, and the last one's stays. With one marked by
+        `independent_groups` the devices tell each other about gradients once per update
+        instead of once per micro-batch, where no group spans two of them.
+      shard_params: keep parameters and optimizer state spread over the devices (FSDP), each
+        array along its largest axis that they divide, small ones whole. They are gathered for
+        the time of an update's gradients.
+      skip_nonfinite: leave out an update whose loss or gradients aren't finite. It counts as a
+        step all the same: parameters, model state and the optimizer's floating-point state stay,
+        `state.step` and the optimizer's counts go on, and with them every schedule.
+
+    Returns:
+      A `TrainStep`. It folds `state.step` and the micro-batch's number into `rng`. The metrics
+      are those of `loss_fn` and "loss". A call returns before its update is computed: wait for
+      the metrics of the step before last (`jax.block_until_ready`), or batches pile up in
+      memory, and on several virtual CPU devices XLA's collectives can time out.
+
+    Raises:
+      UsageError: `microbatch_size` is below 1, or there are parameters to shard but no mesh.
+
+    >>> import jax.numpy as jnp
+    >>> from adabatch_jax import weighted_mean
+    >>> def loss_fn(params, model_state, batch, rng):
+    ...     errors = (batch["x"] * params["w"] - batch["y"]) ** 2
+    ...     return weighted_mean(errors, batch["weight"]), (model_state, {})
+    >>> tx = optax.sgd(0.25)
+    >>> state = TrainState.create(params={"w": jnp.zeros(())}, tx=tx)
+    >>> step = make_train_step(loss_fn, tx)
+    >>> batch = {"x": jnp.ones(4), "y": jnp.full(4, 2.0), "weight": jnp.ones(4)}
+    >>> state, metrics = step(state, batch, jax.random.key(0))
+    >>> float(metrics["loss"]), float(state.params["w"])
+    (4.0, 1.0)
+    """
+    if microbatch_size is not None and microbatch_size < 1:
+        raise UsageError(f"microbatch_size must be at least 1, got {microbatch_size}.")
+    if shard_params and mesh is None:
+        raise UsageError("shard_params=True needs the mesh to spread the parameters over.")
+    mesh = None if mesh is None else as_data_mesh(mesh)
+    # Once here, or every call would copy them to the devices.
+    constants = jax.device_put(
+        tuple(jax.tree.leaves(as_pytree(loss_fn))), None if mesh is None else replicated(mesh)
+    )
+    return TrainStep(loss_fn, tx, mesh, microbatch_size, shard_params, skip_nonfinite, constants)

@@ -1,0 +1,84 @@
+"""The order of examples: golden values, permutations, independence."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from adabatch_jax.data import epoch_order as order_module
+from adabatch_jax.data.epoch_order import FeistelOrder, epoch_order, example_indices, order_digest
+from adabatch_jax.system.errors import UsageError
+
+
+def test_golden_values():
+    """A change of these numbers changes every run that is under way."""
+    assert epoch_order(10, 0, 0)[0:10].tolist() == GOLDEN_10
+    assert epoch_order(50_000, 7, 3)[:5].tolist() == GOLDEN_50K
+    assert epoch_order(2**24 + 1, 0, 0)[:4].tolist() == GOLDEN_FEISTEL
+    assert epoch_order(10**12, 1, 2)[10**11 : 10**11 + 2].tolist() == GOLDEN_TRILLION
+
+
+GOLDEN_10 = [2, 9, 4, 3, 0, 5, 7, 6, 8, 1]
+GOLDEN_50K = [32075, 26418, 37876, 22954, 22290]
+GOLDEN_FEISTEL = [13861150, 2874798, 7774458, 15330363]
+GOLDEN_TRILLION = [209713079611, 121847266969]
+
+
+def test_golden_digests():
+    """Checkpoints hold them."""
+    ten = np.array(GOLDEN_10, "<i8").tobytes()
+    assert order_digest(10, 0, 0) == hashlib.sha256(ten).hexdigest()[:16] == "7530ea2ff7f8b02e"
+    assert order_digest(50_000, 7, 3) == "45b503ab544966e2"
+    assert order_digest(10**12, 1, 2) == "2145feb5586b4743"
+
+
+@pytest.mark.parametrize("num_examples", [3, 4096, 100_000])
+def test_digests_tell_orders_apart(monkeypatch, num_examples):
+    asked = [(num_examples, 0, 0), (num_examples, 1, 0), (num_examples, 0, 1)]
+    assert len({order_digest(*which) for which in asked}) == 3
+    before = order_digest(num_examples, 0, 0)
+    monkeypatch.setattr(order_module, "epoch_order", lambda *which: epoch_order(*which)[::-1])
+    assert order_digest(num_examples, 0, 0) != before
+
+
+def test_it_is_the_documented_stream():
+    bits = np.random.Philox(np.random.SeedSequence([3, 4, 1000])).random_raw(1000)
+    np.testing.assert_array_equal(epoch_order(1000, 3, 4), np.argsort(bits, kind="stable"))
+
+
+@pytest.mark.parametrize("num_examples", [1, 2, 3, 4, 5, 17, 64, 1000, 4097])
+def test_both_kinds_are_permutations(num_examples):
+    for order in (epoch_order(num_examples, 1, 2), FeistelOrder(num_examples, 1, 2)):
+        assert len(order) == num_examples
+        assert sorted(order[0:num_examples].tolist()) == list(range(num_examples))
+        whole = order[0:num_examples]
+        np.testing.assert_array_equal(order[1:3], whole[1:3])
+        assert whole.dtype == np.int64
+
+
+def test_orders_differ_between_epochs_seeds_and_sizes():
+    orders = [epoch_order(n, s, e)[:50].tolist() for n in (99, 100) for s in (0, 1) for e in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 8
+
+
+def test_feistel_spreads():
+    """Positions and values are uncorrelated, and neighbours don't stay neighbours."""
+    order = FeistelOrder(100_000, 0, 0)[0:100_000].astype(float)
+    assert abs(np.corrcoef(order, np.arange(100_000))[0, 1]) < 0.02
+    assert np.mean(np.abs(np.diff(order)) < 100) < 0.004
+
+
+def test_indices_across_epochs():
+    wanted = np.concatenate([epoch_order(7, 5, e)[0:7] for e in range(5)])
+    for start in range(15):
+        for count in (0, 1, 6, 7, 8, 20):
+            got = example_indices(7, 5, start, count)
+            np.testing.assert_array_equal(got, wanted[start : start + count])
+            assert got.dtype == np.int64
+
+
+def test_mistakes():
+    with pytest.raises(UsageError, match="`seed` must not be negative, got -1"):
+        epoch_order(10, -1, 0)
+    with pytest.raises(UsageError, match="`num_examples` must be at least 1"):
+        epoch_order(0, 0, 0)

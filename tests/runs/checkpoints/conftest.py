@@ -1,0 +1,56 @@
+"""States that hold a bit of everything, and a folder of checkpoints of one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from adabatch_jax.data.mesh import data_mesh
+from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
+from adabatch_jax.training.train_state import TrainState
+
+
+def plain_state(seed=0):
+    """On one device."""
+    rng = np.random.default_rng(seed)
+    params = {"w": rng.normal(size=(8, 3)).astype(np.float32), "b": jnp.full(3, 0.1, jnp.bfloat16)}
+    state = TrainState.create(params=params, tx=optax.sgd(0.1, momentum=0.9))
+    state.model_state["keys"] = jax.random.split(jax.random.key(seed), 4)
+    return state
+
+
+def laid_out(state, num_devices, is_sharded):
+    """The same values on several devices: what they divide is sharded, or all is replicated."""
+    mesh = data_mesh(jax.local_devices()[:num_devices])
+
+    def put(leaf):
+        divides = is_sharded and leaf.ndim and leaf.shape[0] % num_devices == 0
+        spec = PartitionSpec("data") if divides else PartitionSpec()
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, state)
+
+
+def bits(state):
+    """Every leaf as (kind, dtype, shape, bytes)."""
+
+    def of(leaf):
+        kind = "jax" if isinstance(leaf, jax.Array) else type(leaf).__name__
+        if kind == "jax" and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        return kind, str(array.dtype), array.shape, array.tobytes()
+
+    return jax.tree.map(of, state)
+
+
+@pytest.fixture(scope="module")
+def two_saved(tmp_path_factory):
+    """A folder with steps 3 and 7, of `plain_state(3)` and `plain_state(7)`; not to be changed."""
+    directory = tmp_path_factory.mktemp("run") / "checkpoints"
+    with Checkpoints(directory, keep_newest=5) as checkpoints:
+        for step in (3, 7):
+            checkpoints.save(step, plain_state(step), {"samples": 32 * step})
+    return directory

@@ -1,0 +1,122 @@
+"""Stops, updates that aren't finite and failing saves, where several of them fall together."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from adabatch_jax.data.sources import array_source
+from adabatch_jax.runs.fit import fit
+from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.system import fault_points
+from adabatch_jax.system.interruption import Interruption
+from adabatch_jax.training.loss_functions import weighted_mean
+from adabatch_jax.training.train_state import TrainState
+
+N = 60
+X = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
+SOURCE = array_source({"x": X, "y": X.sum(1)})
+PLAN = make_plan("4, 12st: 8", N, "20st")  # 8 of 12 updates, then 8 of 8
+TX = optax.adam(0.05)
+
+
+def loss_fn(params, model_state, batch, rng):
+    error = batch["x"] @ params["w"] - batch["y"]
+    return weighted_mean(error**2, batch["weight"]), (model_state, {})
+
+
+def eval_fn(params, model_state, batch):
+    return {"loss": loss_fn(params, model_state, batch, None)[0]}
+
+
+@pytest.fixture
+def faults(monkeypatch):
+    """`faults("eval.mid:3:sigterm")`: what goes wrong in the next call of `fit`."""
+
+    def arrange(text: str) -> None:
+        fault_points._counts.clear()
+        monkeypatch.setenv(fault_points.VARIABLE, text)
+
+    return arrange
+
+
+def train(workdir, **kwargs):
+    state = TrainState.create(params={"w": jnp.zeros(3)}, tx=TX)
+    defaults = {"eval_fn": eval_fn, "eval_source": SOURCE, "eval_batch_size": 16}
+    defaults |= {"eval_every": "6st", "checkpoint_every": "4st", "log_every": "3st"}
+    with Interruption() as interruption:
+        arguments = defaults | {"interruption": interruption} | kwargs
+        return fit(loss_fn, TX, state, SOURCE, PLAN, workdir=workdir, **arguments)
+
+
+def rows(result):
+    return [
+        {k: v for k, v in row.items() if not k.endswith(("_seconds", "_per_second"))}
+        for row in result.history
+    ]
+
+
+def assert_same(result, whole):
+    assert not result.stopped
+    assert repr(rows(result)) == repr(rows(whole))  # NaN is like NaN
+    for name in ("step", "weights_digest", "examples_digest", "decisions"):
+        assert result.summary[name] == whole.summary[name], name
+
+
+@pytest.mark.parametrize("batch", [2, 14])
+def test_an_evaluation_that_is_cut_off_again_and_again_is_done_in_the_end(tmp_path, faults, batch):
+    faults("")
+    whole = train(tmp_path / "whole")
+    faults(f"eval.mid:{batch}:sigterm")  # 4 batches, behind updates 6, 12, 18 and 20
+    assert train(tmp_path / "cut").stopped
+    faults("eval.mid:1:sigterm")
+    assert train(tmp_path / "cut").stopped
+    faults("")
+    assert_same(train(tmp_path / "cut"), whole)
+
+
+NOTHING_MEASURED = {"eval_fn": None, "eval_source": None}
+
+
+@pytest.mark.parametrize("stop", [6, 7, 8, 9])
+def test_a_stop_around_a_rollback_changes_nothing(tmp_path, faults, stop):
+    """Not even which checkpoint it goes back to, and how many updates are left out."""
+    further = {"on_nan": "rollback", **NOTHING_MEASURED}
+    faults("batch.ready:7:nan")
+    whole = train(tmp_path / "whole", **further)
+    (decision,) = whole.summary["decisions"]
+    assert (decision["checkpoint"], decision["left_out_until"]) == (4, 9)
+    faults(f"batch.ready:7:nan,step.end:{stop}:sigterm")
+    stopped = train(tmp_path / "cut", **further)
+    assert stopped.stopped
+    faults("batch.ready:1:nan" if stopped.summary["step"] == 6 else "")
+    assert_same(train(tmp_path / "cut", **further), whole)
+
+
+@pytest.mark.parametrize("update", [19, 20])
+def test_a_run_that_ends_with_a_rollback_is_saved_whole(tmp_path, faults, update):
+    further = {"on_nan": "rollback", **NOTHING_MEASURED}
+    faults(f"batch.ready:{update}:nan")
+    result = train(tmp_path, **further)
+    faults("")
+    assert_same(train(tmp_path, **further), result)
+    assert result.summary["decisions"][0]["checkpoint"] == 16
+
+
+def test_what_was_left_out_is_part_of_the_checkpoint_behind_it(tmp_path, faults):
+    faults("batch.ready:8:nan")
+    whole = train(tmp_path / "whole", on_nan="skip:3")
+    faults("batch.ready:8:nan,step.end:11:raise")
+    with pytest.raises(fault_points.InjectedFault):
+        train(tmp_path / "cut", on_nan="skip:3")
+    faults("")
+    assert_same(train(tmp_path / "cut", on_nan="skip:3"), whole)
+
+
+def test_a_row_that_is_not_finite_waits_for_its_evaluation(tmp_path, faults):
+    faults("batch.ready:6:nan")
+    whole = train(tmp_path / "whole", on_nan="skip:3")
+    faults("batch.ready:6:nan,eval.mid:2:sigterm")
+    assert train(tmp_path / "cut", on_nan="skip:3").stopped
+    faults("")
+    assert_same(train(tmp_path / "cut", on_nan="skip:3"), whole)

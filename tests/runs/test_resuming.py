@@ -1,0 +1,195 @@
+"""Plans of runs that go on: prolonged again and again, or with changed settings."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from adabatch_jax.config.train_config import DataSettings, TrainConfig
+from adabatch_jax.runs.checkpoints.found import Found
+from adabatch_jax.runs.past import digest_of_order
+from adabatch_jax.runs.resuming import _replanned, plan_of_run
+from adabatch_jax.system.errors import RestoreError, UsageError
+
+
+@pytest.mark.parametrize("remainder", ["carry", "partial", "drop"])
+@pytest.mark.parametrize("schedule", ["7", "4 x2 every 1ep max 32", "30, 35st: 9"])
+def test_planned_again_as_it_was_prolonged(schedule, remainder):
+    config = TrainConfig(batch_schedule=schedule, remainder=remainder, epochs=1.3)
+    plan = config.plan(100)
+    for epochs in (1.3, 1.71, 1.71, 2.5, 4.05, 9):
+        longer = TrainConfig(batch_schedule=schedule, remainder=remainder, epochs=epochs)
+        prolonged = _replanned(longer, 100, plan, plan.num_samples)
+        # What was done stays as it was, and the rest follows the schedule.
+        done = list(plan.steps())
+        assert list(prolonged.steps())[: len(done)] == done
+        assert prolonged.num_samples == round(100 * epochs)
+        for step in range(0, prolonged.num_steps, 3):
+            # Stopped anywhere on the way, it is planned the same again.
+            position = prolonged.samples_at(step)
+            again = _replanned(longer, 100, prolonged, position)
+            if position >= plan.num_samples:
+                assert again.fingerprint() == prolonged.fingerprint()
+            assert again.fingerprint(position) == prolonged.fingerprint(position)
+        plan = prolonged
+
+
+N = 100
+BEGUN = TrainConfig(batch_schedule="10, 1ep: 20", lr="0.1 x0.5 every 1ep", epochs=3)
+
+
+class Folder:
+    """A run's folder that holds a checkpoint of this configuration."""
+
+    path = Path("runs/x")
+
+    def __init__(self, config=BEGUN, step=12, plan=None):
+        plan = config.plan(N) if plan is None else plan
+        samples = plan.samples_at(step)
+        run = {
+            "step": step,
+            "samples": samples,
+            "seed": config.seed,
+            "plan": plan.to_dict(),
+            "fingerprint": plan.fingerprint(samples),
+            "order_digest": digest_of_order(plan, config.seed, samples),
+            "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0"},
+            "identity": config.to_dict(),
+        }
+        self.checkpoint = Found(step, self.path / "checkpoints" / str(step), run, {})
+        self.notes, self.changes = [], []
+
+
+def sizes(plan):
+    return [step.batch_size for step in plan.steps()]
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"epochs": 4}, "epochs is 4.0 from update 12 on, and was 3.0"),
+        ({"batch_schedule": "10, 1ep: 20, 2ep: 50"}, "batch_schedule is 10, 1ep: 20, 2ep: 50"),
+        ({"lr": "0.1, 1ep: 0.05, 2ep: 0.001"}, "size is 0.1, 1ep: 0.05, 2ep: 0.001 from update 12"),
+        ({"on_nan": "skip:3"}, "on_nan is skip:3 from update 12 on, and was stop"),
+    ],
+)
+def test_another_future_is_followed_and_told(change, note):
+    config, folder = dataclasses.replace(BEGUN, **change), Folder()
+    plan = plan_of_run(config, N, folder)
+    assert plan.to_dict() == config.plan(N).to_dict()
+    assert len(folder.notes) == 1 and note in folder.notes[0]
+    assert folder.changes[0]["step"] == 12 and folder.changes[0]["setting"] in change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batch_schedule": "10, 1ep: 25"}, "phase 1 had batch_size 20 there and has 25 here"),
+        ({"lr": "0.2 x0.5 every 1ep"}, "in the past: 0.1 and 0.2 at update 0"),
+        ({"momentum": 0.8}, "momentum=0.9, not 0.8"),
+        ({"weight_decay": 0.1}, "weight_decay=0.0005, not 0.1"),
+        ({"microbatch_size": 5}, "microbatch_size='auto', not 5"),
+        ({"batchnorm_group_size": 5}, "batchnorm_group_size=None, not 5"),
+        ({"compute_dtype": "bfloat16"}, "compute_dtype='float32', not 'bfloat16'"),
+        ({"data": DataSettings(flip=True)}, "data.flip=False, not True"),
+    ],
+)
+def test_another_past_is_refused_and_may_be_left_behind(change, named):
+    config = dataclasses.replace(BEGUN, **change)
+    setting = "data.flip" if "data" in change else next(iter(change))
+    with pytest.raises(RestoreError) as caught:
+        plan_of_run(config, N, Folder())
+    assert named in str(caught.value)
+    assert f"--allow-change {setting}." in str(caught.value)
+    folder = Folder()
+    plan = plan_of_run(config, N, folder, (setting,))
+    assert sizes(plan)[:12] == sizes(BEGUN.plan(N))[:12]
+    assert [change["setting"] for change in folder.changes] == [setting]
+    # From the next checkpoint on it is what the run was made with.
+    again = Folder(config, step=13, plan=plan)
+    assert plan_of_run(config, N, again).to_dict() == plan.to_dict()
+    assert again.notes == []
+
+
+def test_all_that_differs_is_named_at_once():
+    config = dataclasses.replace(BEGUN, momentum=0.8, compute_dtype="bfloat16")
+    with pytest.raises(RestoreError) as caught:
+        plan_of_run(config, N, Folder())
+    differs = "momentum=0.9, not 0.8 and compute_dtype='float32', not 'bfloat16';"
+    assert differs in str(caught.value)
+    assert str(caught.value).endswith(
+        "or change them from here on with --allow-change momentum compute_dtype."
+    )
+    with pytest.raises(RestoreError) as caught:
+        plan_of_run(config, N, Folder(), ("momentum",))
+    assert "momentum=" not in str(caught.value)
+    assert str(caught.value).endswith(
+        "change it from here on with --allow-change momentum compute_dtype."
+    )
+    config = dataclasses.replace(config, lr="0.2", compute_dtype="float32")
+    with pytest.raises(RestoreError, match="with --allow-change momentum lr.$"):
+        plan_of_run(config, N, Folder(), ("momentum",))
+    config = dataclasses.replace(config, seed=1)
+    with pytest.raises(RestoreError) as caught:
+        plan_of_run(config, N, Folder())
+    assert "seed=0, not 1" in str(caught.value) and "--allow-change" not in str(caught.value)
+
+
+def test_a_schedule_that_is_followed_from_here_on_keeps_the_clock():
+    config = dataclasses.replace(BEGUN, batch_schedule="10, 1ep: 25")
+    plan = plan_of_run(config, N, Folder(), ("batch_schedule",))
+    # Twelve updates of the old schedule stand at sample 140; the new one has 25 from there on.
+    assert sizes(plan) == [10] * 10 + [20] * 2 + [25] * 7
+    assert plan.num_samples == 300 and list(plan.steps())[-1].num_real == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": "cnn_fashion"}, "model='cnn_digits', not 'cnn_fashion'"),
+        ({"dataset": "mnist"}, "dataset='digits', not 'mnist'"),
+        ({"seed": 1}, "seed=0, not 1"),
+        ({"optimizer": "adamw"}, "optimizer='sgd', not 'adamw'"),
+        ({"remainder": "drop"}, "remainder='carry', not 'drop'"),
+    ],
+)
+def test_what_a_run_is_cannot_change(change, named):
+    config = dataclasses.replace(BEGUN, **change)
+    with pytest.raises(RestoreError) as caught:
+        plan_of_run(config, N, Folder())
+    assert named in str(caught.value) and "--allow-change" not in str(caught.value)
+    with pytest.raises(UsageError, match="can't change in a run"):
+        plan_of_run(config, N, Folder(), tuple(change))
+
+
+def test_a_run_shorter_than_what_was_done_has_no_override():
+    with pytest.raises(RestoreError, match="this one has 100 in 1; .*use another workdir.$"):
+        plan_of_run(dataclasses.replace(BEGUN, epochs=1), N, Folder())
+
+
+@pytest.mark.parametrize("allowed", [(), ("momentum",)])
+def test_momentum_is_no_part_of_a_state_without_any(allowed):
+    """So what has none can't be given some, nor the other way round."""
+    config = dataclasses.replace(BEGUN, momentum=0.0)
+    with pytest.raises(RestoreError, match="momentum=0.9, not 0.0; .*config.json.$"):
+        plan_of_run(config, N, Folder(), allowed)
+
+
+@pytest.mark.parametrize(
+    ("lr", "change", "named"),
+    [
+        ("0.1", {"reference_batch_size": 20}, "reference_batch_size=None, not 20, and"),
+        ("0.1 cosine", {"epochs": 4}, "epochs=3.0, not 4.0, and"),
+    ],
+)
+def test_what_changed_the_rates_is_named(lr, change, named):
+    begun = dataclasses.replace(BEGUN, lr=lr)
+    with pytest.raises(RestoreError, match=f"has {named} its learning rate differs in the past"):
+        plan_of_run(dataclasses.replace(begun, **change), N, Folder(begun))
+
+
+def test_another_order_of_the_examples_is_noticed():
+    folder = Folder()
+    folder.checkpoint.run["order_digest"] = "0" * 64
+    with pytest.raises(RestoreError, match="in another order than this program's .*numpy 2.0"):
+        plan_of_run(BEGUN, N, folder)

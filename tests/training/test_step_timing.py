@@ -1,0 +1,127 @@
+"""Timing updates before the first one counts, with clocks that only updates move."""
+
+import types
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.training.dispatch import Dispatched
+from adabatch_jax.training.dispatch_pieces import pieces
+from adabatch_jax.training.step_timing import measure_sizes, seconds_by_size, seconds_per_update
+from adabatch_jax.training.train_state import TrainState
+
+
+class Devices:
+    """In the place of a dispatch and its feed: notes how many updates nobody waited for yet."""
+
+    def __init__(self, plan):
+        self.plan, self.num_dispatched, self.num_done, self.most = plan, 0, 0, 0
+        program = types.SimpleNamespace(num_bytes=0)
+        self.programs = types.SimpleNamespace(is_ready=lambda _: True, get=lambda _: program)
+
+    def names(self, batch_size):
+        return (batch_size,)
+
+    def pieces(self, start_step, is_boundary):
+        return pieces(self.plan, start_step, 1, is_boundary)
+
+    def run(self, made):
+        return ((piece, {}) for piece in made)
+
+    def __call__(self, piece, state, inputs, rng):
+        self.num_dispatched += 1
+        self.most = max(self.most, self.num_dispatched - self.num_done)
+        number = self.num_dispatched
+
+        def wait():
+            self.num_done = max(self.num_done, number)
+
+        return Dispatched(state, {}, None, types.SimpleNamespace(block_until_ready=wait))
+
+
+def test_updates_are_not_dispatched_far_ahead():
+    """XLA's CPU client deadlocks where dozens of updates on several devices are in flight."""
+    plan = make_plan(4, 60, "15st")
+    devices = Devices(plan)
+    state = TrainState.create(params={"w": jnp.zeros(3)}, tx=optax.sgd(0.1))
+    (size,) = seconds_by_size(devices, devices, plan, 0, state, None, None)
+    assert size == 4
+    assert devices.num_dispatched > 100 and devices.num_done == devices.num_dispatched
+    assert devices.most <= 4
+
+
+class Machine:
+    """Updates that take as long as they are told; `clock` is what they have taken so far."""
+
+    def __init__(self):
+        self.now, self.calls = 0.0, []
+
+    def clock(self):
+        return self.now
+
+    def run(self, seconds, first_seconds=0.0):
+        """Performs updates of so many seconds each, or as the list says, one call after another."""
+        calls = iter(seconds) if isinstance(seconds, list) else None
+
+        def run(number):
+            nonlocal first_seconds
+            self.calls.append(number)
+            self.now += number * (seconds if calls is None else next(calls)) + first_seconds
+            first_seconds = 0.0
+
+        return run
+
+
+def test_the_first_update_is_not_timed():
+    machine = Machine()
+    assert seconds_per_update(machine.run(1.0, first_seconds=50), 100, machine.clock) == 1.0
+
+
+def test_the_median_is_taken():
+    machine = Machine()
+    seconds = [9.0, 1.0, 7.0, 2.0, 3.0, 8.0]
+    assert seconds_per_update(machine.run(seconds), 30.0, machine.clock) == 3.0
+    assert machine.calls == [1] * 6  # 9 + 1 + 7 + 2 + 3 + 8 = 30, another would end too late
+
+
+def test_short_updates_are_timed_in_groups():
+    machine = Machine()
+    assert seconds_per_update(machine.run(0.004), 100, machine.clock) == pytest.approx(0.004)
+    assert machine.calls[:2] == [1, 1] and set(machine.calls[2:]) == {13}  # 0.05 / 0.004
+    machine = Machine()
+    seconds_per_update(machine.run(1e-6), 100, machine.clock)
+    assert max(machine.calls) == 100
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(5.0, [1, 1, 1]), (0.01, [1, 1, 5, 5])])
+def test_without_budget_two_are_timed(seconds, calls):
+    machine = Machine()
+    seconds_per_update(machine.run(seconds), 0, machine.clock)
+    assert machine.calls == calls
+
+
+def sizes_measured(seconds, budget):
+    """Sizes that are measured where updates take `seconds(size)`, and when all is done."""
+    machine = Machine()
+    runs = {size: lambda s=size: machine.run(seconds(s)) for size in (512, 64, 128, 256)}
+    measured = measure_sizes(runs, budget, machine.clock)
+    assert measured == pytest.approx({size: seconds(size) for size in measured})
+    return list(measured), machine.now
+
+
+def test_small_sizes_come_first_and_long_ones_are_left_out():
+    # 3 updates of 0.64, 1.28, 2.56 s take 13.44 s; three of 5.12 s would take 15.36 s more.
+    assert sizes_measured(lambda size: size / 100, 20)[0] == [64, 128, 256]
+    assert sizes_measured(lambda size: size / 100, 40)[0] == [64, 128, 256, 512]
+
+
+def test_the_smallest_size_is_always_measured():
+    assert sizes_measured(lambda size: float(size), 0.0)[0] == [64]
+
+
+@pytest.mark.parametrize("budget", [1.0, 7.0, 20.0, 60.0])
+def test_the_budget_is_kept(budget):
+    measured, spent = sizes_measured(lambda size: 0.02 + size / 1000, budget)
+    assert spent <= budget + 3 * (0.02 + 0.064) and measured
