@@ -9,7 +9,7 @@ import numpy as np
 from adabatch_jax.data.epoch_order import epoch_order, example_indices
 from adabatch_jax.data.row_layout import BatchLayout, batch_layout, host_columns, row_table
 from adabatch_jax.data.sources import Source, read_examples
-from adabatch_jax.schedules.plan import BatchPlan, Step
+from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
 from adabatch_jax.system.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def numbered_batches(
         mesh = as_data_mesh(mesh)
         sharding = batch_sharding(mesh, microbatch_size is not None)
     check(source, plan, seed, microbatch_size, 1 if mesh is None else mesh.size)
-    start_step = plan.step_beginning_at(start_sample, "start_sample")
+    start_step = step_beginning_at(plan, start_sample, "start_sample")
 
     def generate():
         for step in plan.steps(start_step):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adabatch_jax.reporting.runs import Run, run_labels
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.number_texts import count_text, percent_text, seconds_text
 from adabatch_jax.training.time_prediction import Prediction
 

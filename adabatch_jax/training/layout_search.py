@@ -122,7 +122,7 @@ def check_memory(
         return
     phase = next(phase.index for phase in plan.phases if phase.batch_size == batch_size)
     raise UsageError(
-        f"phase {phase} (batch {batch_size}, micro-batch {min(size or batch_size, batch_size)}) "
+        f"phase {phase + 1} (batch {batch_size}, micro-batch {min(size or batch_size, batch_size)}) "
         f"needs {program.num_bytes:,} bytes on each device, resident input included, and there "
         f"are {limit:,} (device_memory); let microbatch_size be 'auto', or smaller."
     )

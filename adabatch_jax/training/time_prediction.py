@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, make_plan
 from adabatch_jax.system.errors import UsageError
 
 # Growth pays while each doubling of the batch adds this share to the examples per second.

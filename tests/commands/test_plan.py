@@ -56,7 +56,7 @@ def test_devices_micro_batches_and_padding(command):
     assert [row["num_microbatches"] for row in rows] == [2, 3, 6, 11, 21]
     assert {row["rows_per_device"] for row in rows} == {13}
     assert rows[0]["padding_share"] == pytest.approx(1 - 128 / (2 * 8 * 13))
-    assert "38 % of the rows in phase 0 are padding" in command(main, arguments).out
+    assert "38 % of the rows in phase 1 are padding" in command(main, arguments).out
 
 
 def test_many_sizes_draw_a_warning():
@@ -195,14 +195,14 @@ def test_nothing_is_written(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("--divisible-by 48", "batch size 32 of phase 0 (from sample 0) is not divisible by 48"),
+        ("--divisible-by 48", "batch size 32 of phase 1 (from sample 0) is not divisible by 48"),
         ("--batch-schedule 100 --divisible-by 8", "the nearest legal sizes are 96 and 104"),
         ("--max-batch 64", "--max-batch: bounds what --suggest proposes"),
         ("--suggest --measure", "give one of them"),
         ("--suggest --max-batch 8", "--max-batch: must be at least the first batch, 32, got 8"),
         (
             "--device-memory 1.5MB --batch-schedule 8, 1ep: 64 --epochs 2 --microbatch-size None",
-            "phase 1 (batch 64) needs 2.",
+            "phase 2 (batch 64) needs 2.",
         ),
         (
             "--device-memory 100kB --batch-schedule 8 --microbatch-size None",

@@ -9,7 +9,7 @@ from adabatch_jax.data.epoch_order import example_indices
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.row_layout import batch_layout, host_columns, host_rows, row_table
 from adabatch_jax.data.sources import array_source
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.errors import UsageError
 
 N = 103

@@ -14,7 +14,7 @@ from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.resident_examples import gather
 from adabatch_jax.data.row_layout import batch_layout
 from adabatch_jax.data.sources import array_source
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.errors import StorageError, UsageError
 
 N = 53

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.training.dispatch import Dispatched
 from adabatch_jax.training.dispatch_pieces import pieces
 from adabatch_jax.training.step_timing import measure_sizes, seconds_by_size, seconds_per_update

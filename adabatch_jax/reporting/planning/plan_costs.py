@@ -176,7 +176,7 @@ def check_memory(
     least = updates.compiled([layout])[layout].num_bytes
     needed = memory[phase.batch_size].num_bytes
     raise UsageError(
-        f"phase {phase.index} (batch {phase.batch_size}) needs {_bytes(needed)} on each device, "
+        f"phase {phase.index + 1} (batch {phase.batch_size}) needs {_bytes(needed)} on each device, "
         f"and device_memory is {_bytes(limit)}; "
         + (
             f"even micro-batches of {smallest} need {_bytes(least)}: take a smaller network."

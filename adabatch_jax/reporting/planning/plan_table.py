@@ -8,8 +8,7 @@ from adabatch_jax.config.choices import AUTO
 from adabatch_jax.config.train_config import TrainConfig
 from adabatch_jax.data.row_layout import MANY_PROGRAMS, batch_layout
 from adabatch_jax.schedules.learning_rate_at_step import resolve
-from adabatch_jax.schedules.plan import BatchPlan, Phase
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, Phase, make_plan
 from adabatch_jax.system.number_texts import seconds_text
 from adabatch_jax.system.quantities import bytes_text
 
@@ -144,7 +143,7 @@ def plan_notes(config: TrainConfig, plan: BatchPlan, rows: Sequence[PlanRow]) ->
     worst = max(rows, key=lambda row: row.padding_share)
     if worst.padding_share > MAX_PADDING_SHARE:
         notes.append(
-            f"warning: {100 * worst.padding_share:.0f} % of the rows in phase {worst.phase} are "
+            f"warning: {100 * worst.padding_share:.0f} % of the rows in phase {worst.phase + 1} are "
             "padding; a batch and a micro-batch that the devices divide waste nothing."
         )
     return notes
@@ -175,7 +174,7 @@ def table_cells(row: PlanRow) -> tuple[str, ...]:
         time = about + seconds_text(row.phase_seconds)
         speedup = about + f"{row.speedup:.2f}"
     return (
-        str(row.phase),
+        str(row.phase + 1),
         f"{row.start_step:,}",
         f"{row.num_steps:,}",
         f"{row.start_sample:,}",
