@@ -15,10 +15,13 @@ from adabatch_jax.config.layout import LayoutOptions
 from adabatch_jax.config.policies import Keeping, parse_nan_policy, parse_score
 from adabatch_jax.data.sources import Source
 from adabatch_jax.runs.display.progress import NullProgress, Progress
+from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.loop import Loop, StepCallback, evaluation_program
+from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import make_profile
 from adabatch_jax.runs.record import RunRecord
+from adabatch_jax.runs.rows import Rows
 from adabatch_jax.runs.state_copies import COPY, lower_copy
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
@@ -175,9 +178,12 @@ def fit(
     )
     eval_sources = dict(eval_source) if isinstance(eval_source, Mapping) else {"test": eval_source}
     # What isn't done needs no period: an endless stream has no epochs to count in.
-    eval_period = None if eval_fn is None else every(plan, eval_every)
-    checkpoint_period = None if workdir is None else every(plan, checkpoint_every)
-    log_period = every(plan, log_every)
+    due = Due(
+        plan.num_steps,
+        evaluations=None if eval_fn is None else every(plan, eval_every),
+        checkpoints=None if workdir is None else every(plan, checkpoint_every),
+        rows=every(plan, log_every),
+    )
     policy = parse_nan_policy(on_nan)
     if isinstance(stall_timeout, str):
         stall_timeout = parse_seconds(stall_timeout)
@@ -227,26 +233,14 @@ def fit(
         _predict(record, setup, plan, next_step, state, rng)
         compile_in_background(setup, evaluators, state)
         stack.callback(trace.close)
+        rows = Rows(record, due, learning_rate, progress)
+        recovery = Recovery(policy, record, rows, progress)
         loop = Loop(
-            dispatch=setup.dispatch,
-            feed=setup.feed,
-            plan=plan,
-            rng=rng,
-            learning_rate=learning_rate,
-            evaluators=evaluators,
-            eval_period=eval_period,
-            checkpoint_period=checkpoint_period,
-            log_period=log_period,
-            on_step=on_step,
-            on_nan=policy,
-            interruption=interruption,
-            record=record,
-            progress=progress,
-            profile=trace,
-            watchdog=watchdog,
-        )
+            setup, state, rng, due, record, rows, recovery, evaluators, on_step,
+            interruption, progress, trace, watchdog,
+        )  # fmt: skip
         with progress:
-            state, stopped = loop.run(state)
+            state, stopped = loop.run()
         record.clocks.add("background_compile", setup.dispatch.programs.background_seconds)
         summary = record.finish(state, stopped)
     return FitResult(state, record.history, summary, stopped, record.start_step)

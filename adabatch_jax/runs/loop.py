@@ -95,7 +95,7 @@ class Loop:
             reach("step.begin")
             if reach("batch.ready") == "nan":
                 inputs = poisoned(inputs)
-            if not all(map(self._is_compiled, self._dispatch.names(piece))):
+            if not all(map(self._is_compiled, self._dispatch.names(piece.steps[0].batch_size))):
                 break  # a stop came first
             self._announce(piece)
             clocks.enter("step")
@@ -104,6 +104,7 @@ class Loop:
             rows = [] if dispatched.metrics is None else self._rows.due_in(piece)
             self._in_flight.add(piece, dispatched, rows)
             self._settle(self._num_to_leave(piece, dispatched))
+            clocks.enter(None)
             if dispatched.metrics is not None:  # else in the middle of an update
                 self._finished = piece.steps[-1].index + 1
                 self._progress.tick(self._finished)

@@ -56,7 +56,7 @@ class Dispatch(Protocol):
     def names(self, batch_size: int) -> tuple[Hashable, ...]:
         """The programs that updates of this batch size need."""
 
-    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
+    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
         """What is dispatched at a time, from an update on; see `pieces`."""
 
     def __call__(
@@ -108,8 +108,8 @@ class FusedDispatch:
     def names(self, batch_size: int) -> tuple[Hashable, ...]:
         return (batch_size,)
 
-    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
-        return pieces(self._plan, start_step, self._steps_per_dispatch, is_boundary)
+    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
+        return pieces(self._plan, start_step, self._steps_per_dispatch, next_boundary)
 
     def __call__(
         self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
@@ -179,8 +179,8 @@ class SplitDispatch:
     def names(self, batch_size: int) -> tuple[Hashable, ...]:
         return ("begin", self._add_name(batch_size), "finish")
 
-    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
-        del is_boundary  # Whatever is due is due between updates.
+    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
+        del next_boundary  # Whatever is due is due between updates.
         return microbatch_pieces(self._plan, start_step, self._microbatch_size, self._num_devices)
 
     def __call__(

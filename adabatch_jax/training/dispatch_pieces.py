@@ -11,7 +11,7 @@ def pieces(
     plan: BatchPlan,
     start_step: int,
     steps_per_dispatch: int,
-    is_boundary: Callable[[int], bool],
+    next_boundary: Callable[[int], int],
 ) -> Iterator[Piece]:
     """Yields the plan's updates from one on, several to a piece.
 
@@ -23,25 +23,29 @@ def pieces(
       plan: the plan.
       start_step: the first update.
       steps_per_dispatch: the most updates in a piece.
-      is_boundary: whether something is due when so many updates are finished.
+      next_boundary: the first number of finished updates, above a given one, where something is
+        due; anything behind the plan's end where nothing is.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("2, 14sp: 4", num_examples=30, duration="1ep")
-    >>> made = pieces(plan, 1, 4, is_boundary=lambda finished: finished == 9)
+    >>> made = pieces(plan, 1, 4, next_boundary=lambda finished: 9 if finished < 9 else 99)
     >>> [[step.index for step in piece.steps] for piece in made]
     [[1, 2, 3], [4, 5, 6], [7, 8], [9, 10]]
     """
     steps: list[Step] = []
+    boundary = next_boundary(start_step)
     for step in plan.steps(start_step):
         steps.append(step)
         finished, phase = step.index + 1, plan.phases[step.phase]
         if (
             finished == phase.stop_step
             or (finished - phase.start_step) % steps_per_dispatch == 0
-            or is_boundary(finished)
+            or finished == boundary
         ):
             yield Piece(tuple(steps))
             steps = []
+            if finished == boundary:
+                boundary = next_boundary(finished)
 
 
 def microbatch_pieces(

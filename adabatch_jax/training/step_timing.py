@@ -86,7 +86,7 @@ class _Updates:
         self._dispatch, self._rng = dispatch, rng
         self._state = jax.tree.map(lambda leaf: leaf.copy(), state)
         phase = next(phase for phase in plan.phases if phase.batch_size == size)
-        made = feed.run(dispatch.pieces(phase.start_step, lambda finished: False))
+        made = feed.run(dispatch.pieces(phase.start_step, lambda finished: plan.num_steps))
         self._pieces, metrics = [], None
         while metrics is None:  # all micro-batches, where they are dispatched one by one
             self._pieces.append(next(made))

@@ -56,7 +56,7 @@ def _peaks(training: Run, batch_size: int, num_batches: int) -> list[int]:
     options = {"mesh": None, "microbatch_size": None, "kind": "streaming", "available_bytes": None}
     resident = []
     with open_feed(training.source, plan, 0, **options) as feed:
-        for _ in feed.run(pieces(plan, 0, 1, lambda finished: False)):
+        for _ in feed.run(pieces(plan, 0, 1, lambda finished: plan.num_steps)):
             resident.append(_resident_bytes())
     return resident
 

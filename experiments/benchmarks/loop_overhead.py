@@ -77,7 +77,7 @@ def _bare_updates(training: Run, plan):
         training.loss_fn, training.tx, state, rng, training.source, plan, 0, 0,
         None, options, {}, NullProgress(),
     )  # fmt: skip
-    piece, inputs = next(setup.feed.run(setup.dispatch.pieces(0, lambda finished: False)))
+    piece, inputs = next(setup.feed.run(setup.dispatch.pieces(0, lambda finished: plan.num_steps)))
 
     def updates(count: int) -> None:
         nonlocal state

@@ -43,6 +43,6 @@ def _fed_per_second(training: Run, num_updates: int) -> float:
     options = {"mesh": None, "microbatch_size": None, "kind": "streaming", "available_bytes": None}
     with open_feed(training.source, plan, 0, **options) as feed:
         start = time.perf_counter()
-        for _ in feed.run(pieces(plan, 0, 1, lambda finished: False)):
+        for _ in feed.run(pieces(plan, 0, 1, lambda finished: plan.num_steps)):
             pass
         return plan.num_samples / (time.perf_counter() - start)

@@ -286,7 +286,7 @@ def test_each_dispatch_tells_which_update_was_poisoned(
         dispatch = (
             SplitDispatch(*arguments) if is_split else FusedDispatch(*arguments, steps_per_dispatch)
         )
-        pieces = dispatch.pieces(0, lambda finished: False)
+        pieces = dispatch.pieces(0, lambda finished: PLAN.num_steps)
         for number, (piece, inputs) in enumerate(feed.run(pieces)):
             before = jax.device_get(state.params)
             inputs = poisoned(inputs) if number == bad_piece else inputs
