@@ -73,6 +73,16 @@ def continue_plan(
     return builder.build(plan.divisible_by)
 
 
+def fixed_batch_plan(plan: BatchPlan) -> BatchPlan:
+    """The plan of the same samples with the first phase's batch throughout.
+
+    >>> fixed_batch_plan(make_plan("100, 10ep: 400", num_examples=1000, duration="20ep")).num_steps
+    200
+    """
+    first = plan.phases[0].batch_size
+    return make_plan(first, plan.num_examples, f"{plan.num_samples}sp", plan.remainder)
+
+
 def _run_duration(duration: str | int | Duration, num_examples: int | None) -> Duration:
     run = parse_duration(duration)
     if run.unit == "%":
