@@ -22,7 +22,7 @@ from adabatch_jax.system.interruption import Interruption
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.dispatch import Dispatched
 from adabatch_jax.training.evaluation import Evaluator
-from adabatch_jax.training.layout_search import Setup
+from adabatch_jax.training.setup import Setup
 from adabatch_jax.training.train_state import TrainState
 
 StepCallback = Callable[[int, TrainState, Mapping[str, jax.Array]], bool | None]

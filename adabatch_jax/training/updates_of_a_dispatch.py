@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from adabatch_jax.data.feeds import Piece
-from adabatch_jax.data.row_layout import batch_layout
+from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.schedules.plan import BatchPlan, Step
 
 
@@ -48,17 +48,14 @@ def pieces(
                 boundary = next_boundary(finished)
 
 
-def microbatch_pieces(
-    plan: BatchPlan, start_step: int, microbatch_size: int, num_devices: int
-) -> Iterator[Piece]:
+def microbatch_pieces(plan: BatchPlan, start_step: int, layouts: Layouts) -> Iterator[Piece]:
     """Yields the plan's updates from one on, one micro-batch to a piece.
 
     >>> from adabatch_jax import make_plan
-    >>> made = microbatch_pieces(make_plan("4, 4sp: 6", 10, "1ep"), 0, 4, num_devices=1)
+    >>> made = microbatch_pieces(make_plan("4, 4sp: 6", 10, "1ep"), 0, Layouts(4))
     >>> [(piece.steps[0].index, piece.microbatch) for piece in made]
     [(0, 0), (1, 0), (1, 1)]
     """
     for step in plan.steps(start_step):
-        layout = batch_layout(step.batch_size, microbatch_size, num_devices)
-        for microbatch in range(layout.num_microbatches):
+        for microbatch in range(layouts.of(step.batch_size).num_microbatches):
             yield Piece((step,), microbatch)

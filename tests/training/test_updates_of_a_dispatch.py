@@ -3,7 +3,8 @@
 import pytest
 
 from adabatch_jax import make_plan
-from adabatch_jax.training.dispatch_pieces import microbatch_pieces, pieces
+from adabatch_jax.data.row_layout import Layouts
+from adabatch_jax.training.updates_of_a_dispatch import microbatch_pieces, pieces
 
 PLAN = make_plan("3, 20sp: 5, 41sp: 2", num_examples=23, duration="3ep", remainder="partial")
 
@@ -37,7 +38,7 @@ def test_a_resumed_run_makes_the_pieces_of_the_uninterrupted_one(steps_per_dispa
 
 
 def test_microbatches_of_an_update_follow_each_other():
-    made = [(p.steps[0].index, p.microbatch) for p in microbatch_pieces(PLAN, 5, 2, 1)]
+    made = [(p.steps[0].index, p.microbatch) for p in microbatch_pieces(PLAN, 5, Layouts(2))]
     wanted = [
         (step.index, number)
         for step in PLAN.steps(5)
