@@ -94,14 +94,17 @@ class Loop:
         for piece, inputs in () if is_cut_off else self._feed.run(pieces, self._may_stop):
             reach("step.begin")
             if reach("batch.ready") == "nan":
-                inputs = poisoned(inputs)
+                weight = poisoned(inputs.arrays["weight"], int(inputs.first))
+                inputs = inputs._replace(arrays=inputs.arrays | {"weight": weight})
             if not all(map(self._is_compiled, self._dispatch.names(piece.steps[0].batch_size))):
                 break  # a stop came first
             self._announce(piece)
             clocks.enter("step")
             dispatched = self._dispatch(piece, self._state, inputs, self._rng)
             self._state = dispatched.state
-            rows = [] if dispatched.metrics is None else self._rows.due_in(piece)
+            rows = (
+                [] if dispatched.metrics is None else self._rows.due_in(piece, inputs.digest_shares)
+            )
             self._in_flight.add(piece, dispatched, rows)
             self._settle(self._num_to_leave(piece, dispatched))
             clocks.enter(None)

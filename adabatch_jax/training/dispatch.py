@@ -8,14 +8,13 @@ import jax
 import numpy as np
 
 from adabatch_jax.data.abstract_arrays import abstract, laid_out
-from adabatch_jax.data.feeds import Feed, Piece
+from adabatch_jax.data.feeds import Feed, Inputs, Piece
 from adabatch_jax.data.mesh import replicated
 from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.compiled_programs import Programs
 from adabatch_jax.training.program_names import program_names
 from adabatch_jax.training.traced_dispatches import (
-    Inputs,
     abstract_batch,
     add_microbatch,
     one_update,
@@ -95,12 +94,15 @@ class FusedDispatch:
         if update.mesh is not None:
             whole = replicated(update.mesh)
             shardings["out_shardings"] = (update.state_shardings(state), whole, whole)
-        updates = one_update if steps_per_dispatch == 1 else several_updates
-        jitted = jax.jit(functools.partial(updates, update), donate_argnums=0, **shardings)
+        updates = functools.partial(one_update, update)
+        if steps_per_dispatch > 1:
+            updates = functools.partial(several_updates, update, steps_per_dispatch)
+        jitted = jax.jit(updates, donate_argnums=0, **shardings)
         state, *others = abstract((state, rng, feed.tables, update.constants))
 
         def lower(layout: BatchLayout) -> jax.stages.Lowered:
-            return jitted.lower(state, feed.abstract_inputs(layout), *others)
+            arrays, *numbers, _ = feed.abstract_inputs(layout)
+            return jitted.lower(state, arrays, tuple(numbers), *others)
 
         lowerings = {}
         for layout in map(feed.layouts.of, sizes_from(plan, start_step)):
@@ -119,7 +121,8 @@ class FusedDispatch:
     ) -> Dispatched:
         (program,) = map(self.programs.get, self.names(piece.steps[0].batch_size))
         others = (rng, self._feed.tables, self._constants)
-        state, metrics, is_finite = program.compiled(state, inputs, *others)
+        numbers = inputs.first, inputs.count
+        state, metrics, is_finite = program.compiled(state, inputs.arrays, numbers, *others)
         return Dispatched(state, metrics, is_finite, metrics)
 
 
@@ -143,7 +146,8 @@ class SplitDispatch:
         self._place, self._sums = update.place, None
         self._numbers: dict[int, jax.Array] = {}
         layouts = [feed.layouts.of(size) for size in sizes_from(plan, start_step)]
-        microbatch = abstract_batch(feed.abstract_inputs(layouts[0]), feed.tables)
+        stacked = feed.abstract_inputs(layouts[0]).arrays
+        microbatch = abstract_batch(jax.tree.map(_first, stacked), feed.tables)
         state, rng, *others = abstract((state, rng, feed.tables, update.constants))
 
         def begin(state: TrainState) -> Any:
@@ -166,8 +170,8 @@ class SplitDispatch:
         finish = jax.jit(finish, donate_argnums=0, **of_finish)
 
         def lower_add(layout: BatchLayout) -> jax.stages.Lowered:
-            inputs, number = feed.abstract_inputs(layout), abstract(self._number(0))
-            return add.lower(sums, state, inputs, number, rng, *others)
+            arrays, number = feed.abstract_inputs(layout).arrays, abstract(self._number(0))
+            return add.lower(sums, state, arrays, number, rng, *others)
 
         lowerings = {}
         for layout in layouts:
@@ -193,7 +197,7 @@ class SplitDispatch:
             self._sums = begin.compiled(state)
         number = self._number(piece.microbatch)
         others = (rng, self._feed.tables, self._constants)
-        self._sums, added = add.compiled(self._sums, state, inputs, number, *others)
+        self._sums, added = add.compiled(self._sums, state, inputs.arrays, number, *others)
         if piece.microbatch + 1 < self._feed.layouts.of(batch_size).num_microbatches:
             return Dispatched(state, None, None, added)
         sums, self._sums = self._sums, None
@@ -210,3 +214,7 @@ def sizes_from(plan: BatchPlan, start_step: int) -> tuple[int, ...]:
     """The distinct batch sizes from an update on, in the order of their first use."""
     rest = (phase for phase in plan.phases if phase.stop_step > start_step)
     return tuple(dict.fromkeys(phase.batch_size for phase in rest))
+
+
+def _first(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype)

@@ -77,7 +77,7 @@ def test_batches_that_look_alike_share_what_was_compiled_once(kind, compilations
     programs = [dispatch.programs.get(name).compiled for name in dispatch.programs.names]
     with feed:
         before = len(compilations)
-        for piece, inputs in feed.run(dispatch.pieces(0, lambda finished: False)):
+        for piece, inputs in feed.run(dispatch.pieces(0, lambda finished: plan.num_steps)):
             state, *_ = dispatch(piece, state, inputs, rng)
         assert len(compilations) == before and programs
     assert isinstance(state, TrainState) and int(state.step) == plan.num_steps
