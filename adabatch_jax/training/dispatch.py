@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,29 +45,8 @@ class Dispatched(NamedTuple):
     wait_for: Any
 
 
-class Dispatch(Protocol):
-    """What the loop asks to perform the plan's updates.
-
-    Attributes:
-      programs: the compiled programs, in the order in which they are needed.
-    """
-
-    programs: Programs
-
-    def names(self, batch_size: int) -> tuple[Hashable, ...]:
-        """The programs that updates of this batch size need."""
-
-    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
-        """What is dispatched at a time, from an update on; see `pieces`."""
-
-    def __call__(
-        self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
-    ) -> Dispatched:
-        """Dispatches a piece; the state is donated."""
-
-
-class FusedDispatch:
-    """One or several whole updates per dispatch; one program for batches of one layout.
+class Dispatch:
+    """Performs the plan's updates with programs that were compiled ahead of time.
 
     Args:
       update: what is performed.
@@ -76,8 +55,12 @@ class FusedDispatch:
       start_step: the first update.
       state: arrays or abstract arrays like those that updates get.
       rng: the run's key, where updates get it.
-      steps_per_dispatch: the most updates in a dispatch.
+
+    Attributes:
+      programs: the compiled programs, in the order in which they are needed.
     """
+
+    is_split = False
 
     def __init__(
         self,
@@ -87,29 +70,39 @@ class FusedDispatch:
         start_step: int,
         state: TrainState,
         rng: jax.Array,
-        steps_per_dispatch: int = 1,
     ):
-        self._feed, self._plan, self._constants = feed, plan, update.constants
-        self._steps_per_dispatch = steps_per_dispatch
-        shardings = {}
-        if update.mesh is not None:
-            whole = replicated(update.mesh)
-            shardings["out_shardings"] = (update.state_shardings(state), whole, whole)
-        updates = one_update if steps_per_dispatch == 1 else several_updates
-        jitted = jax.jit(functools.partial(updates, update), donate_argnums=0, **shardings)
-        state, *others = abstract((state, rng, feed.tables, update.constants))
-
-        def lower(layout: BatchLayout) -> jax.stages.Lowered:
-            return jitted.lower(state, feed.abstract_inputs(layout), *others)
-
-        lowerings = {}
-        for layout in map(feed.layouts.of, sizes_from(plan, start_step)):
-            (name,) = program_names(layout, split=False)
-            lowerings.setdefault(name, functools.partial(lower, layout))
-        self.programs = Programs(lowerings)
+        self._update, self._feed, self._plan = update, feed, plan
+        layouts = [feed.layouts.of(size) for size in sizes_from(plan, start_step)]
+        arguments = abstract((state, rng, feed.tables, update.constants))
+        self.programs = Programs(self._lowerings(layouts, *arguments))
 
     def names(self, batch_size: int) -> tuple[Hashable, ...]:
-        return program_names(self._feed.layouts.of(batch_size), split=False)
+        """The programs that updates of this batch size need."""
+        return program_names(self._feed.layouts.of(batch_size), self.is_split)
+
+    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
+        """What is dispatched at a time, from an update on; see `updates_of_a_dispatch.pieces`."""
+        raise NotImplementedError
+
+    def __call__(
+        self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
+    ) -> Dispatched:
+        """Dispatches a piece; the state is donated."""
+        raise NotImplementedError
+
+    def _lowerings(
+        self, layouts: list[BatchLayout], state: TrainState, rng: Any, tables: Any, constants: Any
+    ) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
+        """What lowers the programs, by name, for abstract arguments."""
+        raise NotImplementedError
+
+
+class FusedDispatch(Dispatch):
+    """One or several whole updates per dispatch; one program for batches that look alike."""
+
+    def __init__(self, *arguments: Any, steps_per_dispatch: int = 1):
+        self._steps_per_dispatch = steps_per_dispatch
+        super().__init__(*arguments)
 
     def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
         return pieces(self._plan, start_step, self._steps_per_dispatch, is_boundary)
@@ -118,33 +111,63 @@ class FusedDispatch:
         self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
     ) -> Dispatched:
         (program,) = map(self.programs.get, self.names(piece.steps[0].batch_size))
-        others = (rng, self._feed.tables, self._constants)
+        others = (rng, self._feed.tables, self._update.constants)
         state, metrics, is_finite = program.compiled(state, inputs, *others)
         return Dispatched(state, metrics, is_finite, metrics)
 
+    def _lowerings(self, layouts, state, rng, tables, constants):
+        update, feed, shardings = self._update, self._feed, {}
+        if update.mesh is not None:
+            whole = replicated(update.mesh)
+            shardings["out_shardings"] = (update.state_shardings(state), whole, whole)
+        updates = one_update if self._steps_per_dispatch == 1 else several_updates
+        jitted = jax.jit(functools.partial(updates, update), donate_argnums=0, **shardings)
 
-class SplitDispatch:
+        def lower(layout: BatchLayout) -> jax.stages.Lowered:
+            return jitted.lower(state, feed.abstract_inputs(layout), rng, tables, constants)
+
+        lowerings = {}
+        for layout in layouts:
+            (name,) = program_names(layout, split=False)
+            lowerings.setdefault(name, functools.partial(lower, layout))
+        return lowerings
+
+
+class SplitDispatch(Dispatch):
     """One micro-batch per dispatch: no new program where only the batch size is new.
 
-    Memory holds the micro-batches in flight instead of the whole batch. For the arguments see
-    `FusedDispatch`.
+    Memory holds the micro-batches in flight instead of the whole batch.
     """
 
-    def __init__(
-        self,
-        update: Update,
-        feed: Feed,
-        plan: BatchPlan,
-        start_step: int,
-        state: TrainState,
-        rng: jax.Array,
-    ):
-        self._feed, self._plan, self._constants = feed, plan, update.constants
-        self._place, self._sums = update.place, None
+    is_split = True
+
+    def __init__(self, *arguments: Any):
+        self._sums: Any = None
         self._numbers: dict[int, jax.Array] = {}
-        layouts = [feed.layouts.of(size) for size in sizes_from(plan, start_step)]
-        microbatch = abstract_batch(feed.abstract_inputs(layouts[0]), feed.tables)
-        state, rng, *others = abstract((state, rng, feed.tables, update.constants))
+        super().__init__(*arguments)
+
+    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
+        del is_boundary  # Whatever is due is due between updates.
+        return microbatch_pieces(self._plan, start_step, self._feed.layouts)
+
+    def __call__(
+        self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
+    ) -> Dispatched:
+        batch_size = piece.steps[0].batch_size
+        begin, add, finish = map(self.programs.get, self.names(batch_size))
+        if piece.microbatch == 0:
+            self._sums = begin.compiled(state)
+        others = (self._number(piece.microbatch), rng, self._feed.tables, self._update.constants)
+        self._sums, added = add.compiled(self._sums, state, inputs, *others)
+        if piece.microbatch + 1 < self._feed.layouts.of(batch_size).num_microbatches:
+            return Dispatched(state, None, None, added)
+        sums, self._sums = self._sums, None
+        state, metrics, is_finite = finish.compiled(state, sums)
+        return Dispatched(state, metrics, is_finite, metrics)
+
+    def _lowerings(self, layouts, state, rng, tables, constants):
+        update, feed = self._update, self._feed
+        microbatch = abstract_batch(feed.abstract_inputs(layouts[0]), tables)
 
         def begin(state: TrainState) -> Any:
             return update.begin(state, microbatch, rng, update.constants)
@@ -166,43 +189,20 @@ class SplitDispatch:
         finish = jax.jit(finish, donate_argnums=0, **of_finish)
 
         def lower_add(layout: BatchLayout) -> jax.stages.Lowered:
-            inputs, number = feed.abstract_inputs(layout), abstract(self._number(0))
-            return add.lower(sums, state, inputs, number, rng, *others)
+            others = (abstract(self._number(0)), rng, tables, constants)
+            return add.lower(sums, state, feed.abstract_inputs(layout), *others)
 
         lowerings = {}
         for layout in layouts:
             first, middle, last = program_names(layout, split=True)
             lowerings.setdefault(first, lambda: begin.lower(state))
             lowerings.setdefault(middle, functools.partial(lower_add, layout))
-        lowerings[last] = lambda: finish.lower(state, sums)
-        self.programs = Programs(lowerings)
-
-    def names(self, batch_size: int) -> tuple[Hashable, ...]:
-        return program_names(self._feed.layouts.of(batch_size), split=True)
-
-    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
-        del is_boundary  # Whatever is due is due between updates.
-        return microbatch_pieces(self._plan, start_step, self._feed.layouts)
-
-    def __call__(
-        self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
-    ) -> Dispatched:
-        batch_size = piece.steps[0].batch_size
-        begin, add, finish = map(self.programs.get, self.names(batch_size))
-        if piece.microbatch == 0:
-            self._sums = begin.compiled(state)
-        number = self._number(piece.microbatch)
-        others = (rng, self._feed.tables, self._constants)
-        self._sums, added = add.compiled(self._sums, state, inputs, number, *others)
-        if piece.microbatch + 1 < self._feed.layouts.of(batch_size).num_microbatches:
-            return Dispatched(state, None, None, added)
-        sums, self._sums = self._sums, None
-        state, metrics, is_finite = finish.compiled(state, sums)
-        return Dispatched(state, metrics, is_finite, metrics)
+        return lowerings | {last: lambda: finish.lower(state, sums)}
 
     def _number(self, microbatch: int) -> jax.Array:
         if microbatch not in self._numbers:
-            self._numbers[microbatch] = self._place(jax.device_put(np.int32(microbatch)))
+            number = jax.device_put(np.int32(microbatch))
+            self._numbers[microbatch] = self._update.place(number)
         return self._numbers[microbatch]
 
 

@@ -162,7 +162,7 @@ BAD_STEPS = (0, 3, 4)
 def train_with_bad_steps(tx):
     """The states before and after each of 8 updates."""
     step, _, state, rng = layout("plain", tx=tx)
-    update, states = jax.jit(step.update), [state]
+    update, states = jax.jit(step), [state]
     for i in range(8):
         batch = make_batch(16, bump=np.inf, at=[5] if i in BAD_STEPS else [])
         batch["x"] = X[i : i + 16]
@@ -273,7 +273,9 @@ def test_each_dispatch_tells_which_update_was_poisoned(
     ) as feed:  # fmt: skip
         arguments = (step, feed, PLAN, 0, state, rng)
         dispatch = (
-            SplitDispatch(*arguments) if is_split else FusedDispatch(*arguments, steps_per_dispatch)
+            SplitDispatch(*arguments)
+            if is_split
+            else FusedDispatch(*arguments, steps_per_dispatch=steps_per_dispatch)
         )
         pieces = dispatch.pieces(0, lambda finished: False)
         for number, (piece, inputs) in enumerate(feed.run(pieces)):

@@ -47,7 +47,11 @@ def opened(plan, num_devices, microbatch_size, kind):
     )  # fmt: skip
     state, rng = update.place(linear_state()), update.place(jax.random.key(0))
     arguments = update, feed, plan, 0, state, rng
-    dispatch = SplitDispatch(*arguments) if kind == "split" else FusedDispatch(*arguments, number)
+    dispatch = (
+        SplitDispatch(*arguments)
+        if kind == "split"
+        else FusedDispatch(*arguments, steps_per_dispatch=number)
+    )
     return dispatch, feed, state, rng
 
 
