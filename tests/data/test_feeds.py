@@ -89,7 +89,9 @@ def test_both_kinds_give_the_batches(num_devices, microbatch_size, length, avail
             assert feed.kind == kind and feed.reason.startswith(kind)
             for piece, inputs in feed.run(pieces_of(plan, length)):
                 abstract = feed.abstract_inputs(feed.layouts.of(piece.steps[0].batch_size))
-                assert jax.tree.map(lambda like: type_of(like, like.sharding), abstract[:3]) == jax.tree.map(
+                assert jax.tree.map(
+                    lambda like: type_of(like, like.sharding), abstract[:3]
+                ) == jax.tree.map(
                     lambda like, array: type_of(array, like.sharding), abstract[:3], inputs[:3]
                 )
                 assert int(inputs.count) == len(piece.steps) == len(inputs.digest_shares)
