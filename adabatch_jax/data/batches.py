@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adabatch_jax.data.epoch_order import epoch_order, example_indices
+from adabatch_jax.data.epoch_order import epoch_order, example_indices, prepare_next_order
 from adabatch_jax.data.row_layout import BatchLayout, batch_layout, host_columns, row_table
 from adabatch_jax.data.sources import Source, read_examples
 from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
@@ -86,6 +86,7 @@ def numbered_batches(
     def generate():
         for step in plan.steps(start_step):
             rows = batch_rows(plan.num_examples, seed, step, microbatch_size, mesh)
+            prepare_next_order(plan.num_examples, seed, step.start_sample, plan.num_samples)
             batch = read_rows(source, rows) | rows.arrays()
             if microbatch_size is None:
                 batch = {name: array[0] for name, array in batch.items()}

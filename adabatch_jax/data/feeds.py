@@ -15,6 +15,7 @@ from adabatch_jax.data.batches import (
     read_rows,
     stacked,
 )
+from adabatch_jax.data.epoch_order import prepare_next_order
 from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.resident_examples import (
@@ -63,6 +64,7 @@ class Feed:
         placement: Placement,
     ):
         self._num_examples, self._seed = plan.num_examples, seed
+        self._num_samples = plan.num_samples
         self._mesh, self._microbatch_size = mesh, microbatch_size
         self._steps_per_dispatch, self._split = steps_per_dispatch, split
         self._source, self._example = source, example_types(source)
@@ -126,6 +128,8 @@ class Feed:
 
     def _prepare(self, piece: Piece) -> dict[str, jax.Array]:
         rows = stacked([self._rows(step, piece.microbatch) for step in piece.steps])
+        begin = piece.steps[0].start_sample
+        prepare_next_order(self._num_examples, self._seed, begin, self._num_samples)
         arrays = rows.arrays()
         if not self.tables:
             arrays |= read_rows(self._source, rows)
