@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adabatch_jax.data.epoch_order import epoch_order, example_indices
+from adabatch_jax.data.epoch_order import epoch_order, example_indices, prepare_next_order
 from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_columns, row_table
 from adabatch_jax.data.sources import Source, read_examples
 from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
@@ -74,6 +74,7 @@ def batches(
     def generate():
         for step in plan.steps(start_step):
             examples = examples_of(plan.num_examples, seed, [step])
+            prepare_next_order(plan.num_examples, seed, step.start_sample, plan.num_samples)
             rows = batch_rows(examples, [step], layouts.of(step.batch_size), mesh)
             batch = read_rows(source, rows) | rows.arrays()
             at = (0, 0) if microbatch_size is None else 0

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adabatch_jax.data.abstract_arrays import abstract_batch, example_types
 from adabatch_jax.data.batches import batch_rows, check, examples_of, put_share, read_rows
+from adabatch_jax.data.epoch_order import prepare_next_order
 from adabatch_jax.data.example_digest import Share, shares_of_digest
 from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
@@ -119,7 +120,8 @@ class Feed:
             raise UsageError("`split` needs a `microbatch_size`, and one step per dispatch.")
         self._mesh = None if mesh is None else as_data_mesh(mesh)
         self.layouts = Layouts(microbatch_size, 1 if mesh is None else mesh.size)
-        self._num_examples, self._seed, self._source = plan.num_examples, seed, source
+        self._num_examples, self._num_samples = plan.num_examples, plan.num_samples
+        self._seed, self._source = seed, source
         self._steps_per_dispatch = steps_per_dispatch
         self._split, self._has_microbatches = split, microbatch_size is not None and not split
         self._sharding = self._whole = None
@@ -206,6 +208,8 @@ class Feed:
     def _prepare(self, block: tuple[Piece, ...]) -> list[Inputs]:
         steps = [step for piece in block for step in piece.steps]
         examples = examples_of(self._num_examples, self._seed, steps)
+        begin = steps[0].start_sample
+        prepare_next_order(self._num_examples, self._seed, begin, self._num_samples)
         layout = self.layouts.of(steps[0].batch_size)
         rows = batch_rows(examples, steps, layout, self._mesh, block[0].microbatch)
         arrays = rows.arrays()
