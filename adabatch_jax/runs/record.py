@@ -10,22 +10,22 @@ import jax
 
 from adabatch_jax.config.policies import Keeping
 from adabatch_jax.data.batches import examples_at
-from adabatch_jax.runs.checkpoints.found import Found
+from adabatch_jax.runs.checkpoints.verifying import Damaged, Found
 from adabatch_jax.runs.clocks import ACTIVITIES, Clocks
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.metrics import MetricsWriter, read_metrics
 from adabatch_jax.runs.folder.run_files import RunFiles
-from adabatch_jax.runs.folder.run_folder import FORMAT, RunFolder, has_its_rows
+from adabatch_jax.runs.folder.run_folder import CHECKPOINTS, FORMAT, RunFolder, has_its_rows
 from adabatch_jax.runs.past import check_past, digest_of_order
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.system.environment import package_versions
-from adabatch_jax.system.errors import UsageError, explain_missing
+from adabatch_jax.system.errors import RestoreError, UsageError, explain_missing
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.digests import ExamplesDigest, weights_digest
 from adabatch_jax.training.train_state import TrainState
 
 if TYPE_CHECKING:
-    from adabatch_jax.runs.run_checkpoints import RunCheckpoints
+    from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 
 
 class RunRecord:
@@ -64,7 +64,7 @@ class RunRecord:
         self.decisions: list[dict[str, Any]] = []
         self.start_step = 0
         self.pending_row: dict[str, Any] | None = None
-        self.checkpoints: RunCheckpoints | None = None
+        self.checkpoints: Checkpoints | None = None
 
     def open(self) -> dict[str, Any]:
         """Opens the checkpoints; returns the layout that the run was begun with, or nothing."""
@@ -72,14 +72,21 @@ class RunRecord:
             return {}
         try:
             # Not needed in memory.
-            from adabatch_jax.runs.run_checkpoints import RunCheckpoints
+            from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
         except ModuleNotFoundError as error:
             raise explain_missing(error) or error from error
 
         self._folder.look_again()
         self._files.write_identity(only_if_missing=True)
-        self.checkpoints = RunCheckpoints(
-            self._folder, self._keeping, self._watchdog, self._progress
+        self.checkpoints = Checkpoints(
+            self._folder.path / CHECKPOINTS,
+            newest=self._keeping.newest,
+            best=self._keeping.best,
+            every=self._keeping.every,
+            on_error=self._keeping.on_error,
+            watchdog=self._watchdog,
+            progress=self._progress,
+            on_saved=self._folder.note_saved,
         )
         found = self._folder.checkpoint
         return {} if found is None else found.run["layout"]
@@ -165,11 +172,7 @@ class RunRecord:
         self.examples.update(step.start_sample, index, epoch)
 
     def _resume(self, state: TrainState) -> TrainState:
-        def check(found: Found) -> None:
-            check_past(found.run, self._plan, self._seed, self._folder.path)
-
-        state = self.checkpoints.restored(state, check)
-        found = self._folder.checkpoint
+        state, found = self._restored(state)
         run = found.run
         self.start_step = found.step
         self.examples = ExamplesDigest(run["examples_digest"])
@@ -190,6 +193,35 @@ class RunRecord:
                     "the bits of its results may differ"
                 )
         return state
+
+    def _restored(self, like: TrainState) -> tuple[TrainState, Found]:
+        """The folder's checkpoint, or the newest older one that can be restored."""
+        while True:
+            found = self._folder.checkpoint
+            check_past(found.run, self._plan, self._seed, self._folder.path)
+            try:
+                return self.checkpoints.restore(found, like), found
+            except Damaged as error:
+                self._folder.reject(str(error))
+
+    def newest_planned_checkpoint(self) -> Found | None:
+        """Waits for a save under way; the newest sound checkpoint that was due, or None.
+
+        Where a run was stopped changes nothing about it.
+        """
+        if self.checkpoints is None:
+            return None
+        self.checkpoints.wait()
+        return self._folder.newest_planned_checkpoint()
+
+    def restore_saved(self, found: Found, like: TrainState) -> TrainState:
+        """Reads a checkpoint that this process saved; raises a RestoreError where it can't be."""
+        try:
+            return self.checkpoints.restore(found, like)
+        except Damaged as error:
+            raise RestoreError(
+                f"checkpoint {found.step} in {found.path.parent} can't be restored ({error})."
+            ) from error
 
     def write_row(self, row: dict[str, Any]) -> None:
         """Adds a row of metrics."""
