@@ -109,12 +109,14 @@ def restore(found: Found, like: Any) -> Any:
     leaves = named_arrays(like)
     descriptions = {name: _described(leaf) for name, leaf in leaves.items()}
     _compare(found, descriptions)
-    arrays = _read(found, {name: _stored(leaf) for name, leaf in leaves.items()})
-    for name, array in arrays.items():
-        if _digest(descriptions[name], np.asarray(array)) != found.array_digests.get(name):
+    # Orbax saves no arrays without elements.
+    read = _read(found, [name for name, leaf in leaves.items() if np.size(leaf)])
+    restored = {name: _as_leaf(read.get(name), leaf) for name, leaf in leaves.items()}
+    for name, leaf in restored.items():
+        # Of what reached the devices.
+        if _digest(descriptions[name], np.asarray(_stored(leaf))) != found.array_digests.get(name):
             raise Damaged(f"{name} has other values than were saved")
-    restored = [_as_leaf(arrays[name], leaf) for name, leaf in leaves.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), restored)
+    return jax.tree.unflatten(jax.tree.structure(like), restored.values())
 
 
 def quieten_orbax() -> None:
@@ -154,48 +156,21 @@ def _compare(found: Found, wanted: Mapping[str, str]) -> None:
             )
 
 
-def _read(found: Found, like: Mapping[str, jax.Array | np.ndarray]) -> dict[str, Any]:
-    targets = {name: array for name, array in like.items() if array.size}
+def _read(found: Found, names: list[str]) -> dict[str, np.ndarray]:
     args = ocp.args.PyTreeRestore(
-        {name: _target(array) for name, array in targets.items()},
-        restore_args={name: _restore_args(array) for name, array in targets.items()},
+        restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     )
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            read = checkpointer.restore(found.path.absolute() / "state", args=args)
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # the device's fault: an older checkpoint would fare no better
+            return checkpointer.restore(found.path.absolute() / "state", args=args)
+    except MemoryError:
+        raise  # an older checkpoint would fare no better
     except Exception as error:  # Orbax raises many kinds, some of them bare
         raise Damaged(f"its state can't be read ({type(error).__name__})") from error
-    return {name: read.get(name, array) for name, array in like.items()}
-
-
-def _target(array: jax.Array | np.ndarray) -> Any:
-    if _is_read_by_the_host(array):
-        return np.empty(array.shape, array.dtype)
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
-
-
-def _restore_args(array: jax.Array | np.ndarray) -> ocp.RestoreArgs:
-    if _is_read_by_the_host(array):
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(
-        sharding=array.sharding, global_shape=array.shape, dtype=array.dtype
-    )
-
-
-def _is_read_by_the_host(array: jax.Array | np.ndarray) -> bool:
-    # What Orbax puts on a device has to stay there.
-    return isinstance(array, np.ndarray) or _is_uncommitted(array)
 
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _is_uncommitted(leaf: Any) -> bool:
-    """Whether JAX may move an array; programs for others are not the same, and compiled anew."""
-    return isinstance(leaf, jax.Array) and not leaf.committed
 
 
 def _described(leaf: Any) -> str:
@@ -215,16 +190,16 @@ def _stored(leaf: Any) -> jax.Array | np.ndarray:
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
-def _as_leaf(array: jax.Array | np.ndarray, like: Any) -> Any:
+def _as_leaf(array: np.ndarray | None, like: Any) -> Any:
     """The leaf whose `_stored` is `array`, of the kind and with the sharding of `like`."""
-    if _is_uncommitted(like):
-        array = jnp.array(array)
+    if array is None:
+        return like
+    if not isinstance(like, jax.Array):
+        return array if isinstance(like, np.ndarray) else type(like)(array[()])
     if _is_key(like):
-        keys = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
-        return keys if _is_uncommitted(like) else jax.device_put(keys, like.sharding)
-    if isinstance(like, jax.Array | np.ndarray):
-        return array
-    return type(like)(array[()])
+        array = jax.random.wrap_key_data(jnp.array(array), impl=jax.random.key_impl(like))
+    # Programs for arrays that JAX may move are others, and would be compiled anew.
+    return jax.device_put(array, like.sharding) if like.committed else jnp.array(array)
 
 
 def _digest(description: str, values: np.ndarray) -> str:

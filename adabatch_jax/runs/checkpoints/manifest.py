@@ -19,6 +19,8 @@ from typing import Any
 MANIFEST = "digests/manifest"
 RUN = "run/metadata"
 LISTED = ("run", "state")
+# Orbax writes it when it is done, and reads it on no file system with an atomic rename.
+_UNUSED = "commit_success.txt"
 _LARGEST_MANIFEST = 2**26  # bytes; that of 157 arrays has 2**14
 
 
@@ -146,6 +148,8 @@ def listed_files(checkpoint: Path) -> Iterator[str]:
             entries = list(os.scandir(checkpoint / folder))
         for entry in entries:
             path = f"{folder}/{entry.name}"
+            if entry.name == _UNUSED:
+                continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
             elif entry.is_file(follow_symlinks=False):

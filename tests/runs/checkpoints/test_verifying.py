@@ -33,6 +33,7 @@ def write_checkpoint(directory, step, named=None, **run):
         "state/manifest.ocdbt": b"\x0c\xdb:*",
         "state/d/0a1b": bytes(range(200)),
         "state/empty": b"",
+        "state/commit_success.txt": b"it was",
         "run/metadata": json.dumps({"step": step, **run}).encode(),
         "beside": b"is never read",
     }.items():
@@ -48,7 +49,7 @@ def files(path):
 
 def matters(path):
     """Whether a file of a checkpoint is ever read."""
-    return path.name != "beside"
+    return path.name not in ("commit_success.txt", "beside")
 
 
 def reason(path):
