@@ -13,7 +13,6 @@ import logging
 import os
 import secrets
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,12 +121,10 @@ def restore(found: Found, like: Any) -> Any:
 def quieten_orbax() -> None:
     """From now on only the error that a failed save raises is heard of, once, from us.
 
-    Orbax logs it, asyncio logs each write that it gave up, Python warns of those that hadn't even
-    begun, and tensorstore's threads report to an event loop that Orbax has closed meanwhile, which
-    Python prints as an unraisable exception, in pieces that mix with other lines. Everything else
-    goes where it went before.
+    Orbax logs it, asyncio logs writes that it gave up, and tensorstore's threads report to an event
+    loop that Orbax has closed meanwhile, which Python prints as an unraisable exception, in pieces
+    that mix with other lines. Everything else goes where it went before.
     """
-    warnings.filterwarnings("ignore", r"coroutine 'async_serialize.* was never awaited")
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     if not isinstance(sys.unraisablehook, _WithoutClosedLoop):

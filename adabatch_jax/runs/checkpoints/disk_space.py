@@ -1,6 +1,5 @@
 """Whether the disk has room for a run's checkpoints."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def checkpoint_bytes(state: Any) -> int:
     4065
     """
     leaves = (x if hasattr(x, "dtype") else np.asarray(x) for x in jax.tree.leaves(state))
-    return _OWN_BYTES + sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    return _OWN_BYTES + sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def check_free_space(directory: Path, num_bytes: int, newest: int) -> str | None:

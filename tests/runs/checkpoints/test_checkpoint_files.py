@@ -4,7 +4,6 @@ import dataclasses
 import random
 import shutil
 import sys
-import warnings
 from types import SimpleNamespace
 
 import jax
@@ -182,13 +181,3 @@ def test_only_a_closed_event_loop_is_kept_quiet(monkeypatch, error, heard):
     unraisable = SimpleNamespace(exc_value=error)
     sys.unraisablehook(unraisable)
     assert said == ([unraisable] if heard else [])
-
-
-def test_only_a_write_that_had_not_begun_is_not_warned_of():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        quieten_orbax()
-        ours = "coroutine 'fetch' was never awaited"
-        for text in ("coroutine 'async_serialize.<locals>.write_fragment' was never awaited", ours):
-            warnings.warn(text, RuntimeWarning, stacklevel=1)
-    assert [str(warning.message) for warning in caught] == [ours]
