@@ -49,11 +49,11 @@ def write_checkpoint(folder, step, **changes):
         **changes,
     }
     checkpoint = folder / "checkpoints" / str(step)
-    for part in ("state", "run", "digests"):
+    for part in ("state", "run"):
         (checkpoint / part).mkdir(parents=True)
     (checkpoint / "state" / "data").write_bytes(bytes(range(256)) * step)
     (checkpoint / "run" / "metadata").write_text(json.dumps(run))
-    write_manifest(checkpoint, checkpoint / "digests" / "manifest", {"params/w": "0" * 64})
+    write_manifest(checkpoint, {"params/w": "0" * 64})
     return checkpoint
 
 

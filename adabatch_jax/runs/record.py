@@ -1,6 +1,7 @@
 """What a run leaves on disk, and how it is taken up again."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from adabatch_jax.config.policies import Keeping
-from adabatch_jax.data.example_digest import ExamplesDigest
-from adabatch_jax.runs.checkpoints.found import Found
+from adabatch_jax.data.batches import examples_at
+from adabatch_jax.runs.checkpoints.verifying import Damaged, Found
 from adabatch_jax.runs.clocks import ACTIVITIES, Clocks
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.metrics import MetricsWriter, read_metrics
 from adabatch_jax.runs.folder.run_files import RunFiles
-from adabatch_jax.runs.folder.run_folder import FORMAT, RunFolder, has_its_rows
+from adabatch_jax.runs.folder.run_folder import CHECKPOINTS, FORMAT, RunFolder, has_its_rows
 from adabatch_jax.runs.past import check_past, digest_of_order
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.system.environment import package_versions
-from adabatch_jax.system.errors import UsageError, explain_missing
+from adabatch_jax.system.errors import RestoreError, UsageError, explain_missing
 from adabatch_jax.system.watchdog import Watchdog
-from adabatch_jax.training.digests import weights_digest
+from adabatch_jax.training.digests import ExamplesDigest, weights_digest
 from adabatch_jax.training.train_state import TrainState
 
 if TYPE_CHECKING:
-    from adabatch_jax.runs.run_checkpoints import RunCheckpoints
+    from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 
 
 class RunRecord:
@@ -50,7 +51,7 @@ class RunRecord:
         watchdog: Watchdog,
         progress: Progress,
     ):
-        self.plan, self._seed, self._folder = plan, seed, folder
+        self._plan, self._seed, self._folder = plan, seed, folder
         self._keeping, self._identity = keeping, dict(identity)
         self._watchdog, self._progress = watchdog, progress
         self._files = None if folder is None else RunFiles(folder.path, plan, identity)
@@ -63,11 +64,7 @@ class RunRecord:
         self.decisions: list[dict[str, Any]] = []
         self.start_step = 0
         self.pending_row: dict[str, Any] | None = None
-        self.checkpoints: RunCheckpoints | None = None
-
-    @property
-    def store(self):
-        return self.checkpoints or _Nowhere()
+        self.checkpoints: Checkpoints | None = None
 
     def open(self) -> dict[str, Any]:
         """Opens the checkpoints; returns the layout that the run was begun with, or nothing."""
@@ -75,14 +72,21 @@ class RunRecord:
             return {}
         try:
             # Not needed in memory.
-            from adabatch_jax.runs.run_checkpoints import RunCheckpoints
+            from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
         except ModuleNotFoundError as error:
             raise explain_missing(error) or error from error
 
         self._folder.look_again()
         self._files.write_identity(only_if_missing=True)
-        self.checkpoints = RunCheckpoints(
-            self._folder, self._keeping, self._watchdog, self._progress
+        self.checkpoints = Checkpoints(
+            self._folder.path / CHECKPOINTS,
+            newest=self._keeping.newest,
+            best=self._keeping.best,
+            every=self._keeping.every,
+            on_error=self._keeping.on_error,
+            watchdog=self._watchdog,
+            progress=self._progress,
+            on_saved=self._folder.note_saved,
         )
         found = self._folder.checkpoint
         return {} if found is None else found.run["layout"]
@@ -101,7 +105,7 @@ class RunRecord:
                 rows = self._folder.path / "metrics.jsonl"
                 self.history = read_metrics(rows) if rows.exists() else []
                 return state
-        if self.start_step < self.plan.num_steps:  # perhaps of a run that is prolonged
+        if self.start_step < self._plan.num_steps:  # perhaps of a run that is prolonged
             self._files.remove_results()
         self._files.write_identity()
         self._files.write_plan()
@@ -144,26 +148,31 @@ class RunRecord:
     def _start_from(self, state: TrainState) -> None:
         """Begins where the given state stands."""
         step = int(state.step)
-        if step > self.plan.num_steps:
+        if step > self._plan.num_steps:
             raise UsageError(
                 f"the state has {step} updates behind it, more than the plan's "
-                f"{self.plan.num_steps}; give `TrainState.create(...)` to begin anew."
+                f"{self._plan.num_steps}; give `TrainState.create(...)` to begin anew."
             )
         self.start_step = step
+        for past in itertools.islice(self._plan.steps(), step):
+            self.audit(past)
 
     def _is_finished(self) -> bool:
         return (
-            self.start_step == self.plan.num_steps
+            self.start_step == self._plan.num_steps
             and self._files.read_summary() is not None
             and has_its_rows(self._folder.path, self._folder.checkpoint)
         )
 
-    def _resume(self, state: TrainState) -> TrainState:
-        def check(found: Found) -> None:
-            check_past(found.run, self.plan, self._seed, self._folder.path)
+    def audit(self, step: Step) -> None:
+        """Adds an update's examples to the digest."""
+        index, epoch = examples_at(
+            self._plan.num_examples, self._seed, step.start_sample, step.num_real
+        )
+        self.examples.update(step.start_sample, index, epoch)
 
-        state = self.checkpoints.restored(state, check)
-        found = self._folder.checkpoint
+    def _resume(self, state: TrainState) -> TrainState:
+        state, found = self._restored(state)
         run = found.run
         self.start_step = found.step
         self.examples = ExamplesDigest(run["examples_digest"])
@@ -171,9 +180,9 @@ class RunRecord:
         self.pending_row = run["pending_row"]
         self.clocks.restore(run)
         self._restarts = run["restarts"] + 1
-        if found.step < self.plan.num_steps:
+        if found.step < self._plan.num_steps:
             self._progress.message(
-                f"resuming after update {found.step:,} of {self.plan.num_steps:,} "
+                f"resuming after update {found.step:,} of {self._plan.num_steps:,} "
                 f"(sample {run['samples']:,})"
             )
         for package, version in package_versions().items():
@@ -185,6 +194,35 @@ class RunRecord:
                 )
         return state
 
+    def _restored(self, like: TrainState) -> tuple[TrainState, Found]:
+        """The folder's checkpoint, or the newest older one that can be restored."""
+        while True:
+            found = self._folder.checkpoint
+            check_past(found.run, self._plan, self._seed, self._folder.path)
+            try:
+                return self.checkpoints.restore(found, like), found
+            except Damaged as error:
+                self._folder.reject(str(error))
+
+    def newest_planned_checkpoint(self) -> Found | None:
+        """Waits for a save under way; the newest sound checkpoint that was due, or None.
+
+        Where a run was stopped changes nothing about it.
+        """
+        if self.checkpoints is None:
+            return None
+        self.checkpoints.wait()
+        return self._folder.newest_planned_checkpoint()
+
+    def restore_saved(self, found: Found, like: TrainState) -> TrainState:
+        """Reads a checkpoint that this process saved; raises a RestoreError where it can't be."""
+        try:
+            return self.checkpoints.restore(found, like)
+        except Damaged as error:
+            raise RestoreError(
+                f"checkpoint {found.step} in {found.path.parent} can't be restored ({error})."
+            ) from error
+
     def write_row(self, row: dict[str, Any]) -> None:
         """Adds a row of metrics."""
         self.history.append(row)
@@ -194,16 +232,16 @@ class RunRecord:
 
     def position(self, step: int) -> dict[str, Any]:
         """What a checkpoint says about where the run stands, to be taken before it goes on."""
-        samples = self.plan.samples_at(step)
+        samples = self._plan.samples_at(step)
         return {
             "format": FORMAT,
             "step": step,
             "samples": samples,
             "seed": self._seed,
-            "plan": self.plan.to_dict(),
-            "fingerprint": self.plan.fingerprint(samples),
+            "plan": self._plan.to_dict(),
+            "fingerprint": self._plan.fingerprint(samples),
             "examples_digest": str(self.examples),
-            "order_digest": digest_of_order(self.plan, self._seed, samples),
+            "order_digest": digest_of_order(self._plan, self._seed, samples),
         }
 
     def save(self, state: TrainState, position: Mapping[str, Any]) -> None:
@@ -257,7 +295,7 @@ class RunRecord:
         step = int(state.step)
         return {
             "step": step,
-            "samples": self.plan.samples_at(step),
+            "samples": self._plan.samples_at(step),
             **{key: _finite_or_none(last[key]) for key in measured},
             "weights_digest": weights_digest(state),
             "examples_digest": str(self.examples),
@@ -281,13 +319,3 @@ class RunRecord:
 def _finite_or_none(value: Any) -> Any:
     """The value; None for what JSON has no number for, as in the rows on disk."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class _Nowhere:
-    save_seconds = 0.0
-
-    def check_saves(self):
-        pass
-
-    def newest_planned_checkpoint(self):
-        return None

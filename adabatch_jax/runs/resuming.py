@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adabatch_jax.config.train_config import TrainConfig
-from adabatch_jax.runs.checkpoints.found import Found
+from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.past import check_past, is_past
 from adabatch_jax.schedules.learning_rate_at_step import resolve

@@ -6,8 +6,7 @@ import optax
 import pytest
 
 from adabatch_jax.data.mesh import batch_sharding, data_mesh
-from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
-from adabatch_jax.runs.checkpoints.found import check_checkpoint
+from adabatch_jax.runs.checkpoints.checkpoint_files import restore
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.loss_functions import weighted_mean
@@ -15,6 +14,7 @@ from adabatch_jax.training.parameter_sharding import SMALLEST_SHARDED, sharded_a
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.train_step import TrainStep, make_train_step
 from adabatch_jax.training.update import Update
+from tests.runs.checkpoints.conftest import written
 from tests.training.small_problem import make_batch
 
 TX = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2))
@@ -117,14 +117,10 @@ def test_a_sharded_update_in_parts():
 def test_a_sharded_checkpoint_is_restored_on_other_devices(tmp_path, num_devices):
     eight = make_train_step(loss_fn, TX, data_mesh(), shard_params=True)
     saved, _ = eight(eight.place(new_state()), make_batch(32), jax.random.key(0))
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_newest=1)
-    checkpoints.save(1, saved, {})
-    checkpoints.wait()
+    found = written(tmp_path, saved)
     mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
     step = make_train_step(loss_fn, TX, mesh, shard_params=mesh is not None)
-    found = check_checkpoint(tmp_path / "checkpoints" / "1")
-    restored = checkpoints.restore(found, step.place(new_state()))
-    checkpoints.close()
+    restored = restore(found, step.place(new_state()))
     jax.tree.map(np.testing.assert_array_equal, restored, saved)
     assert weights_digest(restored) == weights_digest(saved)
     if mesh is not None:

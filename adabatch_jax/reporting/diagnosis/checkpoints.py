@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adabatch_jax.reporting.diagnosis.findings import RESTORE, Finding, good, note, problem
-from adabatch_jax.runs.checkpoints.found import (
+from adabatch_jax.runs.checkpoints.verifying import (
     Damaged,
     Found,
     check_checkpoint,
     committed_steps,
+    leftovers,
     other_checkpoints,
 )
-from adabatch_jax.runs.checkpoints.retention import leftovers
 from adabatch_jax.runs.folder.run_folder import CHECKPOINTS
 from adabatch_jax.system.quantities import bytes_text
 

@@ -14,7 +14,7 @@ from adabatch_jax.reporting.diagnosis.findings import (
     of_error,
     problem,
 )
-from adabatch_jax.runs.checkpoints.found import Found
+from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.folder.metrics import read_metrics
 from adabatch_jax.runs.folder.run_folder import can_use_rows
 from adabatch_jax.system.errors import AdabatchError, StorageError

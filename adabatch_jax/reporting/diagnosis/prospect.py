@@ -20,7 +20,7 @@ from adabatch_jax.reporting.diagnosis.findings import (
     of_error,
     problem,
 )
-from adabatch_jax.runs.checkpoints.found import Found
+from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.folder.lock import LOCK_NAME
 from adabatch_jax.runs.folder.run_folder import (
     CHECKPOINTS,

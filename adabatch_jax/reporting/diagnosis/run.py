@@ -19,7 +19,7 @@ from adabatch_jax.reporting.diagnosis.findings import (
 from adabatch_jax.reporting.diagnosis.metrics import metrics_findings
 from adabatch_jax.reporting.diagnosis.prospect import prospect_findings
 from adabatch_jax.reporting.runs import read_json
-from adabatch_jax.runs.checkpoints.found import Found
+from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.folder.lock import Owner, lock_owner
 from adabatch_jax.runs.folder.run_folder import CHECKPOINTS
 from adabatch_jax.runs.past import is_past

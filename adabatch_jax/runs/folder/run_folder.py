@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.runs.checkpoints.found import (
+from adabatch_jax.runs.checkpoints.verifying import (
     Damaged,
     Found,
     check_checkpoint,
