@@ -120,8 +120,7 @@ class Loop:
             self.record.audit(step)
         self.progress.tick(self._finished)
         reach("step.end")
-        if self.record.checkpoints is not None:
-            self.record.checkpoints.check()
+        self.record.store.check_saves()
         if self.on_step and self.on_step(self._finished, self._state, dispatched.metrics):
             self._do_what_is_due()
             return True
@@ -282,8 +281,7 @@ class Loop:
         self._longest = max(self._longest, now - self._settled_at)
         self._settled_at = now
         if self.interruption is not None:
-            checkpoints = self.record.checkpoints
-            saving = 0.0 if checkpoints is None else checkpoints.save_seconds
+            saving = self.record.store.save_seconds
             self.interruption.expect((_PIECES_IN_FLIGHT + 1) * self._longest + 2 * saving + 1)
 
     def _finish_pending_row(self) -> bool:

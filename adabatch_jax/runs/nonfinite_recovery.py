@@ -67,8 +67,7 @@ class Recovery:
         Raises:
           DivergedError: there is no checkpoint, or the run was rolled back to it before.
         """
-        checkpoints = self._record.checkpoints
-        checkpoint = None if checkpoints is None else checkpoints.newest_planned()
+        checkpoint = self._record.store.newest_planned_checkpoint()
         if checkpoint is None:
             raise self._diverged(bad, f"there is no checkpoint to roll back to, and {what}")
         before = [d["checkpoint"] for d in self._record.decisions if d["kind"] == "rollback"]
@@ -83,4 +82,4 @@ class Recovery:
             f"{what} after update {bad:,}: rolled back to the weights of checkpoint "
             f"{checkpoint.step}, updates {checkpoint.step + 1:,} to {finished:,} are left out"
         )
-        return rolled_back(checkpoints.restore(checkpoint, state), state)
+        return rolled_back(self._record.store.restore_saved(checkpoint, state), state)

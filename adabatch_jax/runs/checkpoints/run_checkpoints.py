@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from adabatch_jax.config.policies import Keeping
 from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 from adabatch_jax.runs.checkpoints.disk_space import check_free_space, checkpoint_bytes
-from adabatch_jax.runs.checkpoints.found import Damaged, Found
+from adabatch_jax.runs.checkpoints.found import Found
 from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.runs.folder.run_folder import CHECKPOINTS, RunFolder
-from adabatch_jax.system.errors import RestoreError, StorageError
+from adabatch_jax.system.errors import StorageError
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.train_state import TrainState
 
@@ -22,60 +22,40 @@ class RunCheckpoints:
     """Saves and restores the checkpoints of a run's folder.
 
     Args:
-      folder: the folder, which this process holds.
+      directory: where they lie, in a run's folder that this process holds.
       keeping: which ones to keep.
       watchdog: looks after saves in the background.
       progress: told about what isn't as it should be.
+      note_saved: told the step of each checkpoint that was saved.
 
     Attributes:
       save_seconds: the longest that a save took, until all was on the disk; before one was seen
         to its end, what is expected of it.
     """
 
-    def __init__(self, folder: RunFolder, keeping: Keeping, watchdog: Watchdog, progress: Progress):
-        self._folder, self._keeping = folder, keeping
+    def __init__(
+        self,
+        directory: Path,
+        keeping: Keeping,
+        watchdog: Watchdog,
+        progress: Progress,
+        note_saved: Callable[[int], None],
+    ):
+        self._directory, self._keeping = directory, keeping
         self._watchdog, self._progress = watchdog, progress
-        self._checkpoints = Checkpoints(folder.path / CHECKPOINTS, keeping.newest)
+        self._note_saved = note_saved
+        self._checkpoints = Checkpoints(directory, keeping.newest)
         self._noted: int | None = None
         self._watch: int | None = None
         self._warned: set[str] = set()
         self._began = 0.0
         self.save_seconds = 0.0
 
-    def restored(self, like: TrainState, check: Callable[[Found], None]) -> TrainState:
-        """The state of the folder's checkpoint, or of the newest older one that can be restored.
-
-        Args:
-          like: where its arrays are to lie.
-          check: raises an error where the run can't go on from a checkpoint.
-        """
-        while True:
-            found = self._folder.checkpoint
-            check(found)
-            try:
-                state = self._checkpoints.restore(found, like)
-            except Damaged as error:
-                self._folder.reject(str(error))
-            else:
-                self._noted = found.step
-                return state
-
     def restore(self, found: Found, like: TrainState) -> TrainState:
-        """Reads a checkpoint that this process saved; raises a RestoreError where it can't be."""
-        try:
-            return self._checkpoints.restore(found, like)
-        except Damaged as error:
-            raise RestoreError(
-                f"checkpoint {found.step} in {found.path.parent} can't be restored ({error})."
-            ) from error
-
-    def newest_planned(self) -> Found | None:
-        """Waits for a save under way; the newest sound checkpoint that was due, or None.
-
-        Where a run was stopped changes nothing about it.
-        """
-        self.wait()
-        return self._folder.newest_planned_checkpoint()
+        """Reads a checkpoint; raises as `Checkpoints.restore`."""
+        state = self._checkpoints.restore(found, like)
+        self._noted = found.step
+        return state
 
     def check_space(self, state: TrainState) -> None:
         """Warns where the disk is short of room for checkpoints of this size.
@@ -85,7 +65,7 @@ class RunCheckpoints:
         """
         num_bytes = checkpoint_bytes(state)
         self.save_seconds = self.save_seconds or num_bytes / _EXPECTED_BYTES_PER_SECOND
-        warning = check_free_space(self._folder.path, num_bytes, self._keeping.newest)
+        warning = check_free_space(self._directory.parent, num_bytes, self._keeping.newest)
         if warning is not None:
             self._warn_once(warning)
 
@@ -145,7 +125,7 @@ class RunCheckpoints:
         if self._checkpoints.latest != step:
             raise StorageError(
                 f"the last checkpoint, after update {step:,}, could not be saved in "
-                f"{self._folder.path / CHECKPOINTS}; make room and give the same command again."
+                f"{self._directory}; make room and give the same command again."
             )
 
     def close(self) -> None:
@@ -157,7 +137,7 @@ class RunCheckpoints:
         self._unless_told_to_stop(act)
         if self._checkpoints.latest != self._noted:
             self._noted = self._checkpoints.latest
-            self._unless_told_to_stop(lambda: self._folder.note_saved(self._noted))
+            self._unless_told_to_stop(lambda: self._note_saved(self._noted))
         if self._watch is not None and not self._checkpoints.is_saving:
             self._watchdog.end(self._watch)
             self._watch = None
