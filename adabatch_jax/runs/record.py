@@ -9,13 +9,13 @@ import jax
 
 from adabatch_jax.config.policies import Keeping
 from adabatch_jax.data.batches import examples_at
+from adabatch_jax.runs.checkpoint_past import check_past, digest_of_order
 from adabatch_jax.runs.checkpoints.found import Found
 from adabatch_jax.runs.clocks import ACTIVITIES, Clocks
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.contents import FORMAT
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
-from adabatch_jax.runs.past import check_past, digest_of_order
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.system.environment import package_versions
 from adabatch_jax.system.errors import UsageError

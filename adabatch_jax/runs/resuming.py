@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.runs.checkpoint_past import check_past, is_past
 from adabatch_jax.runs.checkpoints.found import Found
-from adabatch_jax.runs.past import check_past, is_past
 from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.plan_builder import make_plan

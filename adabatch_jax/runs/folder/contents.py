@@ -70,15 +70,9 @@ def read_last_checkpoint(path: Path) -> LastCheckpoint:
 def find_checkpoint(
     path: Path, known: Collection[tuple[int, str]] = ()
 ) -> tuple[Found | None, list[tuple[int, str]]]:
-    """Looks for the newest sound checkpoint of a run.
+    """Returns a run's newest sound checkpoint, and why newer ones can't be used, newest first.
 
-    Args:
-      path: the run's folder.
-      known: checkpoints that can't be used, each with the reason.
-
-    Returns:
-      The checkpoint, None where none was saved yet; and those that are newer, each with the
-      reason against it, newest first.
+    It is None where none was saved yet. Reasons that are `known` already are taken as given.
 
     Raises:
       RestoreError: there were checkpoints, and none of them is sound.

@@ -78,6 +78,7 @@ class RunFolder:
         self.changes: list[dict[str, Any]] = []
         self._may_lose_rows = "rows" in allow_change
         self._lock = locked(self.path, flag, lock_seconds, take_over)
+        self._stack = contextlib.ExitStack()
         self._run_id = secrets.token_hex(8)
         self._has_changed = False
         self._checkpoints: RunCheckpoints | None = None
@@ -89,11 +90,11 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._lock)
             self._find()
-            stack.pop_all()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._lock.__exit__(*exception)
+        self._stack.close()
 
     def _find(self, known: Collection[tuple[int, str]] = ()) -> None:
         """Finds the checkpoint to go on from; newer ones are put aside."""
@@ -125,15 +126,14 @@ class RunFolder:
     def _check_rows(self) -> None:
         """Raises a RestoreError where rows were lost, unless the run may go on without them."""
         try:
-            position = position_of_rows(self.path, self.checkpoint)
+            if position_of_rows(self.path, self.checkpoint) is not None:
+                return
         except RestoreError:
             if not self._may_lose_rows:
                 raise
             self._go_on_without_rows(self.checkpoint.step)
-            position = None
-        if position is None:
-            lost_at = read_last_checkpoint(self.path).rows_lost_at
-            self.changes.append({"kind": "rows_lost", "step": lost_at})
+        lost_at = read_last_checkpoint(self.path).rows_lost_at
+        self.changes.append({"kind": "rows_lost", "step": lost_at})
 
     def _go_on_without_rows(self, step: int) -> None:
         """Remembers that rows were lost: the run then has other ones where they were."""
@@ -168,15 +168,9 @@ class RunFolder:
         )
 
     def begin(self, plan: BatchPlan, identity: Mapping[str, Any], is_done: bool) -> list[dict]:
-        """Writes what describes the run, and takes up its rows of metrics.
+        """Writes what describes the run; returns its rows of metrics up to the checkpoint.
 
-        Args:
-          plan: the run's.
-          identity: its settings, as JSON values.
-          is_done: whether the plan's end is reached; else the results there are removed.
-
-        Returns:
-          The rows up to the checkpoint.
+        Where the plan's end isn't reached, the results there, of a shorter run, are removed.
         """
         if not is_done:
             with storage_errors(self.path):
@@ -246,9 +240,7 @@ class RunFolder:
     def restored(self, like: TrainState, check: Callable[[Found], None]) -> TrainState:
         """The state of `checkpoint`, or of the newest older one that can be restored.
 
-        Args:
-          like: where its arrays are to lie.
-          check: raises an error where the run can't go on from a checkpoint.
+        `check` raises an error where the run can't go on from a checkpoint.
         """
         while True:
             check(self.checkpoint)
@@ -286,13 +278,7 @@ class RunFolder:
         self._checkpoints.check_space(state)
 
     def save(self, step: int, state: TrainState, run: Mapping[str, Any]) -> None:
-        """Begins to save a checkpoint; rows before it are on disk already.
-
-        Args:
-          step: finished updates.
-          state: the state after them; may be donated afterwards.
-          run: the checkpoint's own values, but for what the folder adds.
-        """
+        """Begins to save a checkpoint; rows before it are on disk, and the state may be donated."""
         rows = dataclasses.asdict(self._rows.position())
         self._checkpoints.save(step, state, {**run, "run_id": self._run_id, "metrics": rows})
 
@@ -303,8 +289,7 @@ class RunFolder:
     def wait_for_saves(self, step: int | None = None) -> None:
         """Waits for a save under way; raises what it failed with.
 
-        Args:
-          step: the end of the run, which without its checkpoint is no success.
+        The run's end, if given as `step`, is no success without its checkpoint.
         """
         self._checkpoints.wait()
         if step is not None:
