@@ -20,6 +20,7 @@ from adabatch_jax.data.tfds_source import tfds_source
 from adabatch_jax.models import create, functions, loss_properties
 from adabatch_jax.runs.display.progress import Progress, make_progress
 from adabatch_jax.runs.fit import FitResult, fit
+from adabatch_jax.runs.folder.lock import LOCK_SECONDS
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.folder.workdir import check_workdir
 from adabatch_jax.runs.loop import StepCallback
@@ -40,13 +41,16 @@ class Operation:
     """How a run is operated: what changes nothing about its result. `fit` describes the fields.
 
     Attributes:
-      allow_change: settings whose change a run may go on with; see `plan_of_run`.
+      allow_change: settings whose change a run may go on with, see `plan_of_run`; and "rows".
+      lock_seconds, take_over: as in `locked`.
     """
 
     interruption: Interruption | None = None
     on_save_error: str = "stop"
     stall_timeout: float | None = None
     allow_change: Sequence[str] = ()
+    lock_seconds: float = LOCK_SECONDS
+    take_over: bool = False
     profile: str | None = None
 
 
@@ -75,7 +79,12 @@ def train(
     spec = dataset_spec(config.dataset, config.data.dir)
     train_source, eval_sources = open_sources(config, spec)
     check_workdir(workdir)
-    with RunFolder(workdir) as folder:
+    with RunFolder(
+        workdir,
+        allow_change=operation.allow_change,
+        lock_seconds=operation.lock_seconds,
+        take_over=operation.take_over,
+    ) as folder:
         result = _train(
             config, folder, on_step, progress, operation, spec, train_source, eval_sources
         )
@@ -94,7 +103,11 @@ def _train(
     train_source: Source,
     eval_sources: Mapping[str, Source],
 ) -> FitResult:
-    plan = plan_of_run(config, len(train_source), folder, operation.allow_change)
+    plan, changes = plan_of_run(
+        config, len(train_source), folder.checkpoint, folder.path, operation.allow_change
+    )
+    folder.changes += [change.to_dict() for change in changes]
+    folder.notes += [f"note: {change}" for change in changes]
     learning_rate = coupled_learning_rate(
         plan, config.learning_rate, config.coupling, config.reference_batch_size
     )

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from adabatch_jax.data.abstract_arrays import abstract
 from adabatch_jax.data.sources import Source
 from adabatch_jax.runs.display.progress import NullProgress, Progress
 from adabatch_jax.runs.due import Due
-from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.runs.folder.run_folder import RunFolder, run_store
 from adabatch_jax.runs.loop import Loop, StepCallback, evaluation_program
 from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import make_profile
@@ -98,6 +98,7 @@ def fit(
     independent_groups: int | None = None,
     profile: str | None = None,
     progress: Progress | None = None,
+    allow_change: Collection[str] = (),
     identity: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Trains along a plan; with a workdir, goes on where an earlier call stopped.
@@ -156,12 +157,15 @@ def fit(
       independent_groups: as in `make_train_step`.
       profile: updates to trace with JAX's profiler, such as "10:20", into the workdir.
       progress: where to show how it goes.
+      allow_change: with "rows" among it, the run goes on without rows of metrics in its workdir
+        that are damaged or missing.
       identity: settings, as JSON values, kept in config.json and in each checkpoint.
 
     Raises:
       UsageError: arguments that don't fit each other.
       DivergedError: the loss or a gradient is not finite, and `on_nan` knows no way on.
-      RestoreError: the workdir holds another run, or none of its checkpoints is sound.
+      RestoreError: the workdir holds another run, none of its checkpoints is sound, or rows of
+        metrics before the newest one are damaged or missing.
       StorageError: the workdir can't be written.
 
     >>> import jax.numpy as jnp, numpy as np
@@ -199,14 +203,11 @@ def fit(
     )
     progress = NullProgress() if progress is None else progress
     with contextlib.ExitStack() as stack:
-        folder = workdir
-        if workdir is not None and not isinstance(workdir, RunFolder):
-            folder = stack.enter_context(RunFolder(workdir, flag="workdir"))
-        path = None if folder is None else folder.path
-        trace = make_profile(profile, path, plan.num_steps)
-        log_path = None if path is None else path / "stalls.log"
+        store = stack.enter_context(run_store(workdir, allow_change))
+        trace = make_profile(profile, store.path, plan.num_steps)
+        log_path = None if store.path is None else store.path / "stalls.log"
         watchdog = stack.enter_context(Watchdog(stall_timeout, log_path))
-        record = RunRecord(plan, seed, folder, keeping, identity or {}, watchdog, progress)
+        record = RunRecord(plan, seed, store, keeping, identity or {}, watchdog, progress)
         stack.callback(record.close)
         saved_layout = record.open()
         update = Update(
@@ -218,8 +219,7 @@ def fit(
             record.save_given(state)
             summary = record.finish(state, False)
             return FitResult(state, record.history, summary, False, record.start_step)
-        if record.checkpoints is not None:
-            record.checkpoints.check_space(state)
+        store.check_space(state)
         rng = update.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {
             name: stack.enter_context(Evaluator(eval_fn, eval_source, eval_batch_size, mesh))
