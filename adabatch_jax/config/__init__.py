@@ -1,6 +1,7 @@
 """What a user may say about a run, checked: `TrainConfig`, from flags, Python files and JSON.
 
-Every setting is declared once, in `settings`. Nothing here knows jax, data or folders.
+`settings` declares every setting, `flags` reads command lines. Nothing here knows jax, data or
+folders.
 """
 
 from typing import Any

@@ -161,21 +161,6 @@ def digests_sentence(runs: Sequence[Run]) -> str:
     return f"All runs saw the same {count_text(samples)} examples first, in the same order."
 
 
-def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted names.
-
-    >>> flattened({"seed": 0, "crop": {"padding": 4}})
-    {'seed': 0, 'crop.padding': 4}
-    """
-    flat = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def _compared(run: Run) -> list[str]:
     accuracy, digest = run.final("test_accuracy"), run.final("examples_digest")
     done = run.final("step") or 0

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from adabatch_jax.config.policies import NanPolicy
+from adabatch_jax.config.value_texts import NanPolicy
 from adabatch_jax.data.feeds import Feed, Piece
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.nonfinite_recovery import Recovery

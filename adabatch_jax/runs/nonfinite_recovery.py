@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from adabatch_jax.config.policies import NanPolicy
+from adabatch_jax.config.value_texts import NanPolicy
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.system.errors import DivergedError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from adabatch_jax.config.policies import Keeping
+from adabatch_jax.config.settings import Keep
 from adabatch_jax.data.batches import examples_at
 from adabatch_jax.runs.checkpoints.found import Found
 from adabatch_jax.runs.clocks import ACTIVITIES, Clocks
@@ -17,6 +17,7 @@ from adabatch_jax.runs.folder.metrics import MetricsWriter, read_metrics
 from adabatch_jax.runs.folder.run_files import RunFiles
 from adabatch_jax.runs.folder.run_folder import FORMAT, RunFolder, has_its_rows
 from adabatch_jax.runs.past import check_past, digest_of_order
+from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.system.environment import package_versions
 from adabatch_jax.system.errors import UsageError, explain_missing
@@ -46,13 +47,14 @@ class RunRecord:
         plan: BatchPlan,
         seed: int,
         folder: RunFolder | None,
-        keeping: Keeping,
+        keep: Keep,
+        on_save_error: str,
         identity: Mapping[str, Any],
         watchdog: Watchdog,
         progress: Progress,
     ):
         self._plan, self._seed, self._folder = plan, seed, folder
-        self._keeping, self._identity = keeping, dict(identity)
+        self._keep, self._on_save_error, self._identity = keep, on_save_error, dict(identity)
         self._watchdog, self._progress = watchdog, progress
         self._files = None if folder is None else RunFiles(folder.path, plan, identity)
         self._metrics: MetricsWriter | None = None
@@ -78,8 +80,9 @@ class RunRecord:
 
         self._folder.look_again()
         self._files.write_identity(only_if_missing=True)
+        period = None if self._keep.every is None else every(self._plan, self._keep.every)
         self.checkpoints = RunCheckpoints(
-            self._folder, self._keeping, self._watchdog, self._progress
+            self._folder, self._keep, period, self._on_save_error, self._watchdog, self._progress
         )
         found = self._folder.checkpoint
         return {} if found is None else found.run["layout"]

@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adabatch_jax.config.policies import Keeping
+from adabatch_jax.config.settings import Keep
 from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 from adabatch_jax.runs.checkpoints.disk_space import check_free_space, checkpoint_bytes
 from adabatch_jax.runs.checkpoints.found import Damaged, Found
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.run_folder import CHECKPOINTS, RunFolder
+from adabatch_jax.schedules.periods import Period
 from adabatch_jax.system.errors import RestoreError, StorageError
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.train_state import TrainState
@@ -23,7 +24,9 @@ class RunCheckpoints:
 
     Args:
       folder: the folder, which this process holds.
-      keeping: which ones to keep.
+      keep: which ones to keep.
+      period: `keep.every` in the run's plan, or None.
+      on_save_error: "stop", or "warn" to train on until the next one is due.
       watchdog: looks after saves in the background.
       progress: told about what isn't as it should be.
 
@@ -32,10 +35,19 @@ class RunCheckpoints:
         to its end, what is expected of it.
     """
 
-    def __init__(self, folder: RunFolder, keeping: Keeping, watchdog: Watchdog, progress: Progress):
-        self._folder, self._keeping = folder, keeping
+    def __init__(
+        self,
+        folder: RunFolder,
+        keep: Keep,
+        period: Period | None,
+        on_save_error: str,
+        watchdog: Watchdog,
+        progress: Progress,
+    ):
+        self._folder, self._keep, self._period = folder, keep, period
+        self._on_save_error = on_save_error
         self._watchdog, self._progress = watchdog, progress
-        self._checkpoints = Checkpoints(folder.path / CHECKPOINTS, keeping.newest)
+        self._checkpoints = Checkpoints(folder.path / CHECKPOINTS, keep.newest)
         self._noted: int | None = None
         self._watch: int | None = None
         self._warned: set[str] = set()
@@ -85,7 +97,7 @@ class RunCheckpoints:
         """
         num_bytes = checkpoint_bytes(state)
         self.save_seconds = self.save_seconds or num_bytes / _EXPECTED_BYTES_PER_SECOND
-        warning = check_free_space(self._folder.path, num_bytes, self._keeping.newest)
+        warning = check_free_space(self._folder.path, num_bytes, self._keep.newest)
         if warning is not None:
             self._warn_once(warning)
 
@@ -96,11 +108,12 @@ class RunCheckpoints:
 
     def measured(self, row: Mapping[str, Any]) -> None:
         """Takes note of a row of metrics: it says how good the checkpoint of its step is."""
-        best = self._keeping.best
+        best = self._keep.score
         if best is None:
             return
         is_evaluated = any(key.startswith("test_") for key in row)
-        if is_evaluated and best.metric not in row:
+        is_default = self._keep.best == Keep().best
+        if is_evaluated and best.metric not in row and not is_default:
             self._warn_once(f"no {best.metric} is measured, so no checkpoint is kept as the best")
         score = best.of(row)
         if score is not None:
@@ -117,11 +130,10 @@ class RunCheckpoints:
         self.wait()  # for the one before, whose failure isn't that of this one
         self._began = time.monotonic()
         last_step = self._checkpoints.latest or 0
-        every = self._keeping.every
         run = {
             **run,
             "score": self._checkpoints.scores.get(step),
-            "keep": every is not None and every.is_passed(last_step, step),
+            "keep": self._period is not None and self._period.is_passed(last_step, step),
         }
 
         def begin() -> None:
@@ -167,6 +179,6 @@ class RunCheckpoints:
         try:
             act()
         except StorageError as error:
-            if self._keeping.on_error == "stop":
+            if self._on_save_error == "stop":
                 raise
             self._progress.message(f"warning: {error} Training goes on without it.")

@@ -9,8 +9,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from adabatch_jax.config.choices import AUTO
-from adabatch_jax.config.layout import LayoutOptions
+from adabatch_jax.config.settings import AUTO, Layout
 from adabatch_jax.data.feeds import Feed, open_feed
 from adabatch_jax.data.resident_examples import example_types
 from adabatch_jax.data.row_layout import MANY_PROGRAMS, batch_layout
@@ -82,7 +81,7 @@ def set_up(
     start_step: int,
     seed: int,
     mesh: Mesh | None,
-    options: LayoutOptions,
+    options: Layout,
     saved_layout: Mapping[str, Any],
     say: Callable[[str], None],
     evaluators: Sequence[Evaluator] = (),
@@ -141,7 +140,7 @@ class _Search:
     start_step: int
     seed: int
     mesh: Mesh | None
-    options: LayoutOptions
+    options: Layout
     skip_nonfinite: bool
     evaluators: Sequence[Evaluator]
 

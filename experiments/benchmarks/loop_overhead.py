@@ -4,8 +4,9 @@ import time
 
 import jax
 
+from adabatch_jax.config.settings import Layout
 from adabatch_jax.runs.display.progress import NullProgress
-from adabatch_jax.training.layout_search import LayoutOptions, set_up
+from adabatch_jax.training.layout_search import set_up
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import ratio
@@ -65,14 +66,16 @@ def compare(
         mark = time.perf_counter()
 
     # A row of metrics is logged in every round.
-    training.fit(plan, input="resident", log_every=f"{num_updates}st", on_step=on_step)
+    training.fit(
+        plan, layout=Layout(input="resident"), log_every=f"{num_updates}st", on_step=on_step
+    )
     return bare, in_loop
 
 
 def _bare_updates(training: Run, plan):
     """Returns what calls the loop's program some times with one and the same input."""
     state, rng = training.state(), jax.random.key(0)
-    options = LayoutOptions(microbatch_size="auto", input="resident")
+    options = Layout(input="resident")
     setup = set_up(
         training.loss_fn, training.tx, state, rng, training.source, plan, 0, 0,
         None, options, {}, NullProgress(),

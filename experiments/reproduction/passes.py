@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.config.choices import AUTO
+from adabatch_jax.config.settings import AUTO
 from adabatch_jax.data.datasets.dataset_specs import dataset_spec
 from adabatch_jax.data.mesh import batch_sharding, data_mesh, replicated
 from adabatch_jax.data.row_layout import BatchLayout, batch_layout, row_table

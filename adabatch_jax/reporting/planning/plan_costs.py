@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from adabatch_jax.config.choices import AUTO
+from adabatch_jax.config.settings import AUTO
 from adabatch_jax.config.train_config import TrainConfig
 from adabatch_jax.data.row_layout import BatchLayout, batch_layout
 from adabatch_jax.reporting.planning.memory_by_layout import UpdateMemory, update_memory

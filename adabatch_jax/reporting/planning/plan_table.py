@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from adabatch_jax.config.choices import AUTO
+from adabatch_jax.config.settings import AUTO
 from adabatch_jax.config.train_config import TrainConfig
 from adabatch_jax.data.row_layout import MANY_PROGRAMS, batch_layout
 from adabatch_jax.schedules.learning_rate_at_step import resolve
