@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adabatch_jax import train
-from adabatch_jax.config.declarations import as_in, check, flag
-from adabatch_jax.config.flags import command_arguments, flag_of, parse_arguments
+from adabatch_jax.config.declarations import flag
+from adabatch_jax.config.flags import command_arguments, parse_arguments
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 
@@ -24,14 +24,10 @@ PROG = "python -m adabatch_jax.plan"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """The flags of this command alone, and those of train that it passes over."""
+class Options(train.Options):
+    """Those of train, so that a command of its can be planned, and those of this command alone."""
 
-    config: str | None = as_in(train.Options, "config")
-    workdir: str | None = flag(None, "Accepted as by train; nothing is written there.")
     num_examples: int | None = flag(None, "Examples per epoch; none: the dataset's.")
-    cpu_devices: int | None = as_in(train.Options, "cpu_devices")
-    profile: str | None = flag(None, "Accepted as by train; nothing is traced.")
     devices: int | None = flag(
         None,
         "Number of devices to lay the batches out on; none: 1, and where updates are timed all "
@@ -58,7 +54,7 @@ class Options:
     json: bool = flag(False, "Print JSON instead of a table.")
 
     def __post_init__(self):
-        check(self, flag_of)
+        super().__post_init__()
         if self.max_batch is not None and not self.suggest:
             raise UsageError("--max-batch: bounds what --suggest proposes; give --suggest too.")
         if self.suggest and self.measure:
@@ -73,10 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     from adabatch_jax.data.datasets.dataset_specs import dataset_spec
 
-    try:
-        options, config = parse_arguments(Options, argv, PROG, __doc__)
-    except SystemExit as stop:  # --help was printed
-        return int(stop.code or 0)
+    options, config = parse_arguments(Options, argv, PROG, __doc__)
     num_examples = options.num_examples
     if num_examples is None:
         num_examples = dataset_spec(config.dataset, config.data.dir).num_examples

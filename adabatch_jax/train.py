@@ -63,10 +63,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     from adabatch_jax.runs.folder.run_folder import finished_summary
     from adabatch_jax.runs.folder.workdir import default_workdir
 
-    try:
-        options, config = parse_arguments(Options, argv, PROG, __doc__)
-    except SystemExit as stop:  # --help was printed
-        return int(stop.code or 0)
+    options, config = parse_arguments(Options, argv, PROG, __doc__)
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)
     summary = finished_summary(workdir, config.digest)
     if summary is not None:

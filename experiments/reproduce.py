@@ -78,10 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        options, section = _parse(argv)
-    except SystemExit as stop:  # --help was printed
-        return int(stop.code or 0)
+    options, section = _parse(argv)
     from experiments.reproduction.studies import check_section, load_study
 
     check_section(section)

@@ -5,10 +5,11 @@ import enum
 import inspect
 import math
 import numbers
+import operator
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from adabatch_jax.schedules.batch_size_schedules import Schedule
@@ -33,32 +34,48 @@ class Declaration:
     """What is said about a field beside its type and its default.
 
     Attributes:
-      help: its text for `--help`.
       role: what it decides; None for a flag of one command, which is no setting of a run.
-      choices: the texts that it may be; where numbers are allowed too, beside them.
-      read: reads any other value; raises a UsageError if it can't work.
+      help: its text for `--help`.
+      choices: the texts that it may be, where not any.
+      read: reads a text; raises a UsageError if it can't work.
       at_least: the smallest number.
+      above: what a number must exceed.
+      below: what a number mustn't reach.
       is_changeable: whether `--allow-change` lets a run that has begun go on with another.
       has_spaces: whether its text may be given as several words on a command line.
+      kinds: the classes that its type allows; none where it allows anything.
+      is_list: whether it is a tuple of those.
     """
 
-    help: str
     role: Role | None
+    help: str
     choices: tuple[str, ...] = ()
-    read: Callable[[Any], Any] | None = None
+    read: Callable[[str], Any] | None = None
     at_least: float | None = None
+    above: float | None = None
+    below: float | None = None
     is_changeable: bool = False
     has_spaces: bool = False
+    kinds: tuple[type, ...] = ()
+    is_list: bool = False
+
+    def of(self, annotation: Any) -> "Declaration":
+        """This declaration with the classes that an annotation allows."""
+        is_list = typing.get_origin(annotation) is tuple
+        is_union = is_list or isinstance(annotation, types.UnionType)
+        kinds = typing.get_args(annotation) if is_union else (annotation,)
+        kinds = tuple(kind for kind in kinds if kind not in (Any, ...))
+        return dataclasses.replace(self, kinds=kinds, is_list=is_list)
 
 
-def setting(default: Any, role: Role, help: str, **further: Any) -> Any:
-    """Declares a setting of a run; `further` are the other attributes of `Declaration`."""
-    return dataclasses.field(default=default, metadata={"is": Declaration(help, role, **further)})
+def setting(default: Any, role: Role | None, help: str, **further: Any) -> Any:
+    """Declares a field; `further` are the other attributes of `Declaration`."""
+    return dataclasses.field(default=default, metadata={"is": Declaration(role, help, **further)})
 
 
 def flag(default: Any, help: str, **further: Any) -> Any:
-    """Declares a flag of one command, as `setting` does, which has no role."""
-    return dataclasses.field(default=default, metadata={"is": Declaration(help, None, **further)})
+    """Declares a flag of one command, which is no setting of a run."""
+    return setting(default, None, help, **further)
 
 
 def as_in(owner: type, name: str) -> Any:
@@ -76,11 +93,14 @@ def settings(cls: type[T]) -> type[T]:
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
     told = []
-    for field, declared in _declared(cls):
+    for field in dataclasses.fields(cls):
+        declared = field.metadata.get("is")
+        if dataclasses.is_dataclass(field.type):
+            continue
         if declared is None or declared.role is None:
             raise TypeError(
                 f"{cls.__name__}.{field.name} has no role; declare it as `{field.name}: type = "
-                "setting(default, role, help)`."
+                "setting(default, role, help=...)`."
             )
         told.append(f"  {field.name}: {declared.help} Default: {field.default!r}.")
     cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__), "", "Attributes:", *told])
@@ -89,16 +109,14 @@ def settings(cls: type[T]) -> type[T]:
 
 def declarations(cls: type) -> dict[str, Declaration]:
     """The declaration of each field by its name, those of nested settings as "data.flip"."""
-    fields = dataclasses.fields(cls)
-    nested = {f.name: declarations(f.type) for f in fields if dataclasses.is_dataclass(f.type)}
-    own = {field.name: declared for field, declared in _declared(cls)}
-    return own | {f"{name}.{n}": d for name, inner in nested.items() for n, d in inner.items()}
-
-
-def _declared(cls: type) -> Iterator[tuple[dataclasses.Field, Declaration | None]]:
+    found = {}
     for field in dataclasses.fields(cls):
-        if not dataclasses.is_dataclass(field.type):
-            yield field, field.metadata.get("is")
+        if dataclasses.is_dataclass(field.type):
+            inner = declarations(field.type)
+            found |= {f"{field.name}.{name}": declared for name, declared in inner.items()}
+        else:
+            found[field.name] = field.metadata["is"].of(field.type)
+    return found
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -139,68 +157,66 @@ def check(instance: Any, named: Callable[[str], str] = str) -> None:
     Raises:
       UsageError: a value that can't work; the sentence names the field.
     """
-    for field, declared in _declared(type(instance)):
-        name, value, kind = named(field.name), getattr(instance, field.name), field.type
-        if typing.get_origin(kind) is tuple:
-            for item in value:
-                _check_value(name, item, typing.get_args(kind)[:1], declared)
-            continue
-        value = _meant(value, allowed_types(kind))
-        _check_value(name, value, allowed_types(kind), declared)
-        object.__setattr__(instance, field.name, value)
     for field in dataclasses.fields(instance):
+        name, value = named(field.name), getattr(instance, field.name)
         if dataclasses.is_dataclass(field.type):
-            value = getattr(instance, field.name)
             if not isinstance(value, field.type):
-                raise UsageError(
-                    f"{named(field.name)}: must be {field.type.__name__}, got {value!r}."
-                )
-
-
-def allowed_types(kind: Any) -> tuple[type, ...]:
-    """The classes that an annotation allows; none where it allows anything.
-
-    >>> allowed_types(int | None), allowed_types(str), allowed_types(Any)
-    ((<class 'int'>, <class 'NoneType'>), (<class 'str'>,), ())
-    """
-    if kind is Any:
-        return ()
-    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-
-
-def _meant(value: Any, allowed: tuple[type, ...]) -> Any:
-    if isinstance(value, Schedule | LearningRate | Duration) and str in allowed:
-        return str(value)
-    if isinstance(value, str) and types.NoneType in allowed and value.lower() == "none":
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return value
-    if isinstance(value, numbers.Integral) and int in allowed:
-        return int(value)  # also one of numpy's
-    if float in allowed and abs(value) <= sys.float_info.max:
-        return float(value)
-    return value
+                raise UsageError(f"{name}: must be {field.type.__name__}, got {value!r}.")
+            continue
+        declared = field.metadata["is"].of(field.type)
+        if declared.is_list:
+            value = tuple(_checked(name, item, declared) for item in value)
+        else:
+            value = _checked(name, value, declared)
+        object.__setattr__(instance, field.name, value)
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text", types.NoneType: "none"}
 
 
-def _check_value(name: str, value: Any, allowed: tuple[type, ...], declared: Declaration) -> None:
-    kinds = [_KINDS.get(kind, kind.__name__) for kind in allowed]
-    if allowed and type(value) not in allowed:
+def _checked(name: str, value: Any, declared: Declaration) -> Any:
+    """What is meant by a value; raises a UsageError where it can't work."""
+    value = _meant(value, declared.kinds)
+    kinds = [_KINDS.get(kind, kind.__name__) for kind in declared.kinds]
+    if kinds and type(value) not in declared.kinds:
         raise UsageError(f"{name}: must be {' or '.join(kinds)}, got {value!r}.")
-    if value is None or value in declared.choices:
-        return
-    if isinstance(value, str) and declared.choices:
-        texts = [*(kind for kind in kinds if kind != "a text"), *declared.choices]
-        hint = did_you_mean(value, declared.choices) or "."
-        raise UsageError(f"{name}: {value!r} is not one of {', '.join(texts)}{hint}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{name}: must be finite, got {value}.")
-    if declared.at_least is not None and not isinstance(value, str) and value < declared.at_least:
-        raise UsageError(f"{name}: must be at least {declared.at_least}, got {value}.")
-    if declared.read is not None:
-        try:
-            declared.read(value)
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from None
+    if isinstance(value, str):
+        if declared.choices and value not in declared.choices:
+            others = [*(kind for kind in kinds if kind != "a text"), *declared.choices]
+            hint = did_you_mean(value, declared.choices) or "."
+            raise UsageError(f"{name}: {value!r} is not one of {', '.join(others)}{hint}")
+        return _read(name, value, declared)
+    if isinstance(value, int | float):
+        for limit, text, is_met in (
+            (declared.at_least, "at least", operator.ge),
+            (declared.above, "above", operator.gt),
+            (declared.below, "below", operator.lt),
+        ):
+            if limit is not None and not is_met(value, limit):
+                raise UsageError(f"{name}: must be {text} {limit}, got {value}.")
+        if not math.isfinite(value):
+            raise UsageError(f"{name}: must be finite, got {value}.")
+    return value
+
+
+def _meant(value: Any, kinds: tuple[type, ...]) -> Any:
+    if isinstance(value, Schedule | LearningRate | Duration) and str in kinds:
+        return str(value)
+    if isinstance(value, str) and types.NoneType in kinds and value.lower() == "none":
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, numbers.Integral) and int in kinds:
+        return int(value)  # also one of numpy's
+    return float(value) if float in kinds and abs(value) <= sys.float_info.max else value
+
+
+def _read(name: str, text: str, declared: Declaration) -> Any:
+    """The text; or the number that it means, such as a size in bytes, where one is allowed."""
+    if "\0" in text:
+        raise UsageError(f"{name}: {text!r} has a character that no text may have.")
+    try:
+        read = text if declared.read is None else declared.read(text)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    return read if isinstance(read, int | float) and type(read) in declared.kinds else text

@@ -5,14 +5,12 @@ import contextlib
 import dataclasses
 import shlex
 import sys
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from adabatch_jax.config.declarations import (
     Declaration,
     Role,
-    allowed_types,
     declarations,
     flattened,
     replaced,
@@ -79,8 +77,9 @@ def parse_flags(
         parser.add_argument(positional)
     groups = {None: parser} | {role: parser.add_argument_group(role.value) for role in Role}
     for instance in instances:
+        defaults = flattened(dataclasses.asdict(instance))
         for name, declared in declarations(type(instance)).items():
-            _add_flag(groups[declared.role], name, declared, *_kind_and_value(instance, name))
+            _add_flag(groups[declared.role], name, declared, defaults[name])
     given, unknown = parser.parse_known_args([*_words(argv)])
     if unknown:
         word = next((word for word in unknown if word.startswith("--")), unknown[0])
@@ -144,47 +143,36 @@ def _words(argv: Sequence[str]) -> Iterator[str]:
             yield word
 
 
-def _kind_and_value(instance: Any, name: str) -> tuple[Any, Any]:
-    """A field's type and value, by its dotted name."""
-    group, _, name = name.rpartition(".")
-    owner = getattr(instance, group) if group else instance
-    kind = next(field.type for field in dataclasses.fields(owner) if field.name == name)
-    return kind, getattr(owner, name)
-
-
-def _add_flag(group: Any, name: str, declared: Declaration, kind: Any, default: Any) -> None:
+def _add_flag(group: Any, name: str, declared: Declaration, default: Any) -> None:
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    shown = "none" if shown in (None, "") else shown
-    text = f"{declared.help} (default: {shown})".replace("%", "%%")
-    if kind is bool:
+    text = f"{declared.help} (default: {'none' if shown in (None, '') else shown})"
+    text = text.replace("%", "%%")
+    if declared.kinds == (bool,):
         group.add_argument(flag_of(name), dest=name, action="store_true", help=text)
         no = f"not {flag_of(name)}"
         group.add_argument(_negated(name), dest=name, action="store_false", help=no)
         return
-    is_list = typing.get_origin(kind) is tuple
-    words = {int: "INT", float: "FLOAT", str: "TEXT"}
-    kinds = typing.get_args(kind) if is_list else allowed_types(kind)
-    group.add_argument(
-        flag_of(name), dest=name, help=text, nargs="*" if is_list else "+" if declared.has_spaces else None,
-        metavar="|".join(words[k] for k in kinds if k in words),
-    )  # fmt: skip
+    number = "*" if declared.is_list else "+" if declared.has_spaces else None
+    words = [{int: "INT", float: "FLOAT", str: "TEXT"}.get(kind) for kind in declared.kinds]
+    metavar = "|".join(filter(None, words))
+    group.add_argument(flag_of(name), dest=name, help=text, nargs=number, metavar=metavar)
 
 
 def _changed(instance: T, given: Mapping[str, Any]) -> T:
     """The instance with the values of its flags that were given."""
-    names = [name for name in declarations(type(instance)) if name in given]
-    return replaced(
-        instance, {name: _read(_kind_and_value(instance, name)[0], given[name]) for name in names}
-    )
+    declared = declarations(type(instance))
+    names = [name for name in declared if name in given]
+    return replaced(instance, {name: _value(declared[name], given[name]) for name in names})
 
 
-def _read(kind: Any, given: bool | str | list[str]) -> Any:
-    """What was given for a field of this type; numbers where those are allowed."""
-    if typing.get_origin(kind) is tuple:
-        return tuple(_number_or_text(text, typing.get_args(kind)) for text in given)
-    if isinstance(given, list):
-        given = " ".join(given)
-    return given if isinstance(given, bool) else _number_or_text(given, allowed_types(kind))
+def _value(declared: Declaration, given: bool | str | list[str]) -> Any:
+    """What was given; numbers where those are allowed, else texts, which will be checked."""
+    if isinstance(given, bool):
+        return given
+    if declared.is_list:
+        return tuple(_number_or_text(text, declared.kinds) for text in given)
+    text = given if isinstance(given, str) else " ".join(given)
+    return _number_or_text(text, declared.kinds)
 
 
 def _number_or_text(text: str, kinds: Sequence[type]) -> int | float | str:

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from adabatch_jax.config.declarations import settings
-from adabatch_jax.config.settings import DataSettings, Settings, settings_digest
+from adabatch_jax.config.declarations import declarations, flattened, replaced, settings
+from adabatch_jax.config.settings import Settings, settings_digest
 from adabatch_jax.schedules.batch_size_schedules import Schedule
 from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.schedules.learning_rate_text import LearningRate, parse_learning_rate
@@ -83,21 +83,12 @@ class TrainConfig(Settings):
           content: field names and values; fields that are missing have their defaults.
           origin: what to call it in an error.
         """
-        fields = _known_fields(Settings, content, origin)
-        if "data" in fields:
-            fields["data"] = DataSettings(
-                **_known_fields(DataSettings, fields["data"], f"data in {origin}")
-            )
-        return cls(**fields)
-
-
-def _known_fields(cls: type, content: Any, origin: str) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise UsageError(f"{origin} must be an object with fields, got {content!r}.")
-    names = [field.name for field in dataclasses.fields(cls)]
-    for key in content:
-        if key not in names:
-            raise UsageError(
-                f"{origin} has an unknown field {key!r}{did_you_mean(key, names) or '.'}"
-            )
-    return dict(content)
+        if not isinstance(content, dict):
+            raise UsageError(f"{origin} must be an object with fields, got {content!r}.")
+        fields, names = flattened(content), declarations(cls)
+        for name in fields:
+            if name not in names:
+                raise UsageError(
+                    f"{origin} has an unknown field {name!r}{did_you_mean(name, names) or '.'}"
+                )
+        return replaced(cls(), fields)

@@ -8,7 +8,6 @@ from typing import Any
 
 from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.system.errors import UsageError
-from adabatch_jax.system.quantities import parse_bytes, parse_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,38 +114,7 @@ def parse_profiled(text: str) -> tuple[int, int]:
     return int(start), int(stop)
 
 
-def num_bytes(value: int | str) -> int:
-    """A size in bytes, or a text such as "16GiB"."""
-    return parse_bytes(value) if isinstance(value, str) else value
-
-
-def seconds(value: float | str) -> float:
-    """A span of time in seconds, or a text such as "30m", longer than nothing."""
-    value = parse_seconds(value) if isinstance(value, str) else value
-    if value <= 0:
-        raise UsageError(f"must be longer than nothing, got {value}.")
-    return value
-
-
-def check_length(epochs: float) -> None:
-    """Raises a UsageError unless it is longer than nothing."""
-    if epochs <= 0:
-        raise UsageError(f"must be above 0, got {epochs}.")
-
-
-def check_seed(seed: int) -> None:
-    """Raises a UsageError unless the random generators take it."""
-    if seed >= 2**32:
-        raise UsageError(f"must be below 2**32, got {seed}.")
-
-
 def check_name(name: str) -> None:
     """Raises a UsageError unless a folder may be called so on any system."""
     if not re.fullmatch(r"[\w][\w.+=-]*", name):
         raise UsageError(f"{name!r} can't be a folder's name; use letters, digits, '_' and '-'.")
-
-
-def check_folder(folder: str) -> None:
-    """Raises a UsageError where no folder can have this path."""
-    if "\0" in folder:
-        raise UsageError(f"{folder!r} can't be a folder's name.")

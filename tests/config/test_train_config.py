@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.config.files import load_config
-from adabatch_jax.config.train_config import DataSettings, TrainConfig
 from adabatch_jax.runs.folder.workdir import default_workdir
 from adabatch_jax.schedules.batch_size_schedules import exponential_growth
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate

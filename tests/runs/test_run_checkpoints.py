@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 import pytest
-
 from adabatch_jax.config.policies import Keeping
+
 from adabatch_jax.runs.display.progress import NullProgress
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.run_checkpoints import RunCheckpoints
