@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 import pytest
-from adabatch_jax.config.policies import Keeping
 
+from adabatch_jax.config import Keep
 from adabatch_jax.runs.display.progress import NullProgress
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.run_checkpoints import RunCheckpoints
@@ -24,7 +24,7 @@ class Said(NullProgress):
 def test_a_note_that_cannot_be_written_is_as_bad_as_a_checkpoint(tmp_path, on_error):
     state, said = TrainState(jnp.int32(3), {"w": jnp.ones(2)}, {}, ()), Said()
     with RunFolder(tmp_path) as folder, Watchdog(None, None) as watchdog:
-        checkpoints = RunCheckpoints(folder, Keeping(on_error=on_error), watchdog, said)
+        checkpoints = RunCheckpoints(folder, Keep(), None, on_error, watchdog, said)
         (tmp_path / "last_checkpoint.json").mkdir()
         checkpoints.save(3, state, {})
         if on_error == "stop":
@@ -42,7 +42,7 @@ def test_a_note_that_cannot_be_written_is_as_bad_as_a_checkpoint(tmp_path, on_er
 def test_the_note_is_watched_like_the_checkpoint(tmp_path, monkeypatch):
     state, done = TrainState(jnp.int32(3), {"w": jnp.ones(2)}, {}, ()), []
     with RunFolder(tmp_path) as folder, Watchdog(None, None) as watchdog:
-        checkpoints = RunCheckpoints(folder, Keeping(), watchdog, NullProgress())
+        checkpoints = RunCheckpoints(folder, Keep(), None, "stop", watchdog, NullProgress())
         monkeypatch.setattr(folder, "note_saved", lambda step: done.append("noted"))
         monkeypatch.setattr(watchdog, "end", lambda token: done.append("watched no more"))
         checkpoints.save(3, state, {})

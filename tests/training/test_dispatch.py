@@ -1,5 +1,6 @@
 """Whatever the layout of a run, it is the same run; and its programs are there in time."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from adabatch_jax import TrainState, array_source, coupled_learning_rate, data_mesh, fit, make_plan
+from adabatch_jax.config import Layout, Operation
 from adabatch_jax.runs.display.progress import NullProgress
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.loss_functions import weighted_mean
@@ -40,10 +42,20 @@ def new_state():
     return TrainState.create(params=params, tx=TX, model_state={"seen": jnp.zeros(())})
 
 
+def laid_out(options):
+    """The arguments of `fit`, with those of its layout by name; by default the plainest."""
+    names = [field.name for field in dataclasses.fields(Layout)]
+    fields = {name: options[name] for name in names if name in options}
+    layout = Layout(**{"microbatch_size": None, "steps_per_dispatch": 1} | fields)
+    return {k: v for k, v in options.items() if k not in names} | {"layout": layout}
+
+
 def train(loss=loss_fn, plan=PLAN, **options):
     options = {"eval_every": "1ep", "log_every": "5st"} | options
     evaluation = {"eval_fn": eval_fn, "eval_source": SOURCE}
-    return fit(loss, TX, new_state(), SOURCE, plan, **evaluation, learning_rate=RATE, **options)
+    return fit(
+        loss, TX, new_state(), SOURCE, plan, **evaluation, learning_rate=RATE, **laid_out(options)
+    )
 
 
 def reproducible(result):
@@ -182,7 +194,7 @@ def test_an_automatic_micro_batch_fits(tmp_path):
     def run(**options):
         return fit(
             loss_fn, TX, new_state(), source, plan, workdir=tmp_path / "run",
-            input="streaming", log_every="1ep", checkpoint_every="2ep", **options,
+            log_every="1ep", checkpoint_every="2ep", **laid_out({"input": "streaming"} | options),
         )  # fmt: skip
 
     with pytest.raises(UsageError, match=r"needs [\d,]+ bytes"):
@@ -202,7 +214,7 @@ def test_short_memory_costs_residence_before_micro_batches(tmp_path):
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         fit(
             loss_fn, TX, new_state(), source, plan, eval_fn=eval_fn, eval_source=source,
-            workdir=folder, log_every="1ep", **{"device_memory": 100_000, **options},
+            workdir=folder, log_every="1ep", **laid_out({"device_memory": 100_000} | options),
         )  # fmt: skip
         return json.loads((folder / "environment.json").read_text())["layout"]
 
@@ -220,8 +232,8 @@ def test_a_micro_batch_that_does_not_fit_any_more_is_chosen_anew(tmp_path):
 
     def run(**options):
         return fit(
-            loss_fn, TX, new_state(), source, plan, workdir=tmp_path, input="streaming",
-            microbatch_size="auto", log_every="1ep", **options,
+            loss_fn, TX, new_state(), source, plan, workdir=tmp_path, log_every="1ep",
+            **laid_out({"input": "streaming", "microbatch_size": "auto"} | options),
         )  # fmt: skip
 
     run(on_step=lambda finished, *_: finished == 10)
@@ -266,7 +278,15 @@ def test_slow_convolutions_are_told_wherever_they_are():
     def run(schedule, **options):
         state = TrainState.create(params={"w": jnp.ones((3, 3, 2, 2))}, tx=tx)
         said.clear()
-        fit(convolve, tx, state, source, make_plan(schedule, 32, "2ep"), progress=Said(), **options)
+        fit(
+            convolve,
+            tx,
+            state,
+            source,
+            make_plan(schedule, 32, "2ep"),
+            operation=Operation(progress=Said()),
+            **laid_out(options),
+        )
         return [text for text in said if "convolutions" in text]
 
     said: list[str] = []
