@@ -38,7 +38,9 @@ class Options:
         "Part of the training set that isn't trained on, for choosing the best epoch and tuning; "
         "0: train on everything, as the paper did.",
     )
-    margin_percent: float = flag(1.0, "Test errors that differ by less count as equivalent.")
+    margin_percent: float = flag(
+        1.0, "Test errors that differ by less count as equivalent.", above=0
+    )
     epochs: float | None = flag(
         None,
         "Length of each run; the schedules are stretched or shortened with it. None: the paper's.",
