@@ -28,6 +28,7 @@ _MODULES = {
     "adabatch_jax.schedules.plan": ("BatchPlan", "make_plan"),
     "adabatch_jax.schedules.learning_rate_text": ("LearningRate", "parse_learning_rate"),
     "adabatch_jax.schedules.learning_rate_coupling": ("coupled_learning_rate",),
+    "adabatch_jax.config.settings": ("Keep", "Layout", "Operation"),
     "adabatch_jax.data.epoch_order": ("epoch_order", "example_indices"),
     "adabatch_jax.data.row_layout": ("host_rows",),
     "adabatch_jax.data.batches": ("batches",),

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from adabatch_jax import train
+from adabatch_jax.config.declarations import flag
+from adabatch_jax.config.flags import command_arguments, parse_arguments
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 
@@ -21,45 +24,41 @@ PROG = "python -m adabatch_jax.plan"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    config: str | None = None
-    """Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
+class Options(train.Options):
+    """Those of train, so that a command of its can be planned, and those of this command alone."""
 
-    workdir: str | None = None
-    """Accepted so that a command of train can be planned; nothing is written there."""
+    num_examples: int | None = flag(None, "Examples per epoch; none: the dataset's.")
+    devices: int | None = flag(
+        None,
+        "Number of devices to lay the batches out on; none: 1, and where updates are timed all "
+        "that this machine has.",
+        at_least=1,
+    )
+    divisible_by: int = flag(1, "Refuse batch sizes that are no multiple of this number.")
+    memory: bool = flag(
+        True, "Whether to compile a few of the updates, which takes seconds, and show their memory."
+    )
+    measure: bool = flag(
+        False,
+        "Time the updates on this machine, for half a minute at most beside their compilation, "
+        "and predict how long the run takes and what the growth gains.",
+    )
+    suggest: bool = flag(
+        False,
+        "Time the updates on this machine, and propose a schedule that ends where growth stops "
+        "paying.",
+    )
+    max_batch: int | None = flag(
+        None, "Largest batch that --suggest may propose; none: the dataset's size."
+    )
+    json: bool = flag(False, "Print JSON instead of a table.")
 
-    num_examples: int | None = None
-    """Examples per epoch; none: the dataset's."""
-
-    cpu_devices: int | None = None
-    """Without an accelerator: how many devices to make of the CPU, as in train."""
-
-    profile: str | None = None
-    """Accepted so that a command of train can be planned; nothing is traced."""
-
-    devices: int | None = None
-    """Number of devices to lay the batches out on; none: 1, and where updates are timed all that
-    this machine has."""
-
-    divisible_by: int = 1
-    """Refuse batch sizes that are no multiple of this number."""
-
-    memory: bool = True
-    """Whether to compile a few of the updates, which takes seconds, and show their memory."""
-
-    measure: bool = False
-    """Time the updates on this machine, for half a minute at most beside their compilation, and
-    predict how long the run takes and what the growth gains."""
-
-    suggest: bool = False
-    """Time the updates on this machine, and propose a schedule that ends where growth stops
-    paying."""
-
-    max_batch: int | None = None
-    """Largest batch that --suggest may propose; none: the dataset's size."""
-
-    json: bool = False
-    """Print JSON instead of a table."""
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_batch is not None and not self.suggest:
+            raise UsageError("--max-batch: bounds what --suggest proposes; give --suggest too.")
+        if self.suggest and self.measure:
+            raise UsageError("--suggest and --measure: give one of them, each times the updates.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,14 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from adabatch_jax.config.flags import parse_arguments
     from adabatch_jax.data.datasets.dataset_specs import dataset_spec
 
-    try:
-        options, config = parse_arguments(Options, argv, PROG, __doc__)
-    except SystemExit as stop:  # --help was printed
-        return int(stop.code or 0)
-    _check(options)
+    options, config = parse_arguments(Options, argv, PROG, __doc__)
     num_examples = options.num_examples
     if num_examples is None:
         num_examples = dataset_spec(config.dataset, config.data.dir).num_examples
@@ -92,15 +86,6 @@ def _check_devices(num_devices: int, plan: "BatchPlan") -> None:
             f"--devices: {num_devices} are more than the largest batch has examples ({largest}), "
             f"so some would never work; give at most {largest}."
         )
-
-
-def _check(options: Options) -> None:
-    if options.devices is not None and options.devices < 1:
-        raise UsageError(f"--devices: must be at least 1, got {options.devices}.")
-    if options.max_batch is not None and not options.suggest:
-        raise UsageError("--max-batch: bounds what --suggest proposes; give --suggest too.")
-    if options.suggest and options.measure:
-        raise UsageError("--suggest and --measure: give one of them, each times the updates.")
 
 
 def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
@@ -141,7 +126,6 @@ def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
 def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
     """Prints a schedule that ends where growth stops paying, and why."""
     _before_compiling(options)
-    from adabatch_jax.config.flags import command_arguments
     from adabatch_jax.reporting.planning.plan_costs import timed_doublings
     from adabatch_jax.reporting.planning.schedule_suggestion import (
         growth_rule,

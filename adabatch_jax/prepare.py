@@ -28,11 +28,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepares the dataset that `argv` names, and returns the exit code."""
-    try:
-        arguments = _parser().parse_args(argv)
-    except SystemExit as stop:  # help was printed, or what is wrong with the arguments
-        return int(stop.code or 0)
-    return run(lambda: _prepare(arguments))
+    return run(lambda: _prepare(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    try:
-        arguments = _parser().parse_args(argv)
-    except SystemExit as stop:  # help was printed, or what is wrong with the arguments
-        return int(stop.code or 0)
-    return command_lines.run(lambda: _report(arguments.runs, arguments.out))
+    return command_lines.run(lambda: _report(_parser().parse_args(argv)))
 
 
 def write_report(run_directory: os.PathLike | str, out: os.PathLike | str | None = None) -> Path:
@@ -76,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(directories: Sequence[str], out: str | None) -> int:
+def _report(arguments: argparse.Namespace) -> int:
+    directories, out = arguments.runs, arguments.out
     if out is not None and Path(out).suffix not in (".html", ".htm"):
         raise UsageError(f"--out is an HTML file such as report.html, got {out!r}.")
     if len(directories) == 1:

@@ -3,18 +3,64 @@
 With nothing at all it trains the embedded default, a small CNN on handwritten digits.
 """
 
+import dataclasses
 import os
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 
-from adabatch_jax.config.train_options import TrainOptions
+from adabatch_jax.config.declarations import as_in, check, flag
+from adabatch_jax.config.flags import flag_of, parse_arguments
+from adabatch_jax.config.settings import Operation
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.interruption import Interruption, exit_on_signals
+from adabatch_jax.system.quantities import parse_seconds
 
 PROG = "python -m adabatch_jax.train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags that are no settings of the run: where it is, and how it is operated."""
+
+    config: str | None = flag(
+        None, "Python file that defines `config = TrainConfig(...)`, or a run's config.json."
+    )
+    workdir: str | None = flag(
+        None, "Folder of the run; none: runs/<name>-<digest of the settings>."
+    )
+    max_time: str | None = flag(
+        None,
+        "How long this process may take, such as 3h50m: it stops and saves before, with exit code "
+        "143; the same command goes on.",
+        read=parse_seconds,
+    )
+    stall_timeout: str | None = as_in(Operation, "stall_timeout")
+    on_save_error: str = as_in(Operation, "on_save_error")
+    allow_change: tuple[str, ...] = flag(
+        (),
+        "Settings that a run may go on with changed, such as lr batch_schedule; rows: without rows "
+        "of metrics that were lost.",
+    )
+    lock_wait: str = flag(
+        "2s",
+        "How long to wait for another process that is training in the folder.",
+        read=parse_seconds,
+    )
+    take_over: bool = flag(
+        False,
+        "Train in a folder whose lock can't be had: of a machine that is gone, or on a disk that "
+        "knows no locks. No other process may be at work there.",
+    )
+    profile: str | None = as_in(Operation, "profile")
+    cpu_devices: int | None = flag(
+        None, "Without an accelerator: how many devices to make of the CPU, best one per core."
+    )
+
+    def __post_init__(self):
+        check(self, flag_of)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,14 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str] | None, started: float) -> int:
     from pathlib import Path
 
-    from adabatch_jax.config.flags import parse_arguments
     from adabatch_jax.runs.folder.contents import finished_summary
     from adabatch_jax.runs.folder.workdir import default_workdir
 
-    try:
-        options, config = parse_arguments(TrainOptions, argv, PROG, __doc__)
-    except SystemExit as stop:  # --help was printed
-        return int(stop.code or 0)
+    options, config = parse_arguments(Options, argv, PROG, __doc__)
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)
     summary = finished_summary(workdir, config.digest)
     if summary is not None:
@@ -42,17 +84,18 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             from adabatch_jax.report import write_report
             from adabatch_jax.runs.folder.lock import locked
 
-            with locked(workdir, "--workdir", options.lock_seconds, options.take_over):
+            with locked(workdir, "--workdir", parse_seconds(options.lock_wait), options.take_over):
                 write_report(workdir)
         print(f"finished already: {_result(summary)}; run folder {workdir}")
         return 0
 
     # Orbax and others read this when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with Interruption(options.max_seconds, started) as interruption:
+    max_seconds = None if options.max_time is None else parse_seconds(options.max_time)
+    with Interruption(max_seconds, started) as interruption:
         from adabatch_jax.data.mesh import check_backend
         from adabatch_jax.report import write_report
-        from adabatch_jax.runs.configured_run import Operation, train
+        from adabatch_jax.runs.configured_run import train
         from adabatch_jax.training import compilation_cache
 
         check_backend(options.cpu_devices)
@@ -60,13 +103,13 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         operation = Operation(
             interruption=interruption,
             on_save_error=options.on_save_error,
-            stall_timeout=options.stall_seconds,
-            allow_change=options.allow_change,
-            lock_seconds=options.lock_seconds,
-            take_over=options.take_over,
+            stall_timeout=options.stall_timeout,
             profile=options.profile,
         )
-        result = train(config, workdir, operation=operation, on_done=write_report)
+        result = train(
+            config, workdir, operation, options.allow_change, write_report,
+            parse_seconds(options.lock_wait), options.take_over,
+        )  # fmt: skip
         if result.stopped:
             command = shlex.join([*PROG.split(), *(sys.argv[1:] if argv is None else argv)])
             step = result.summary["step"]

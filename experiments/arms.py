@@ -10,7 +10,7 @@ import dataclasses
 from fractions import Fraction
 from typing import Any
 
-from adabatch_jax.config.train_config import DataSettings, TrainConfig
+from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.schedules.text_reader import decimal_text
 
 CIFAR = TrainConfig(

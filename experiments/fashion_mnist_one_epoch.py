@@ -6,7 +6,7 @@ BatchNorm normalises over micro-batches of 64 examples in both arms, so growing 
 nothing but the number of updates. The paper's 100 epochs are in `fashion_mnist_resnet20.py`.
 """
 
-from adabatch_jax.config.train_config import DataSettings, TrainConfig
+from adabatch_jax.config import DataSettings, TrainConfig
 
 base = TrainConfig(
     dataset="fashion_mnist",

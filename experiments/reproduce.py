@@ -11,8 +11,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
+from adabatch_jax.config.declarations import check, flag
+from adabatch_jax.config.flags import flag_of, parse_flags
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.interruption import Interruption, exit_on_signals
@@ -27,51 +29,47 @@ PROG = "python -m experiments.reproduce"
 class Options:
     """What the command line says besides the section."""
 
-    seeds: int = 5
-    """Runs of each arm: with the seeds 0, 1, ..."""
+    seeds: int = flag(5, "Runs of each arm: with the seeds 0, 1, ...")
+    dataset: str | None = flag(None, "Dataset to train on in place of the section's own.")
+    networks: tuple[str, ...] = flag((), "Networks of the section to run; none: all.")
+    arms: tuple[str, ...] = flag((), "Arms to run; none: all.")
+    holdout_percent: int = flag(
+        10,
+        "Part of the training set that isn't trained on, for choosing the best epoch and tuning; "
+        "0: train on everything, as the paper did.",
+    )
+    margin_percent: float = flag(
+        1.0, "Test errors that differ by less count as equivalent.", above=0
+    )
+    epochs: float | None = flag(
+        None,
+        "Length of each run; the schedules are stretched or shortened with it. None: the paper's.",
+    )
+    microbatch_size: int | None = flag(
+        None, "Examples that are computed at a time; none: the section's own."
+    )
+    compute_dtype: str | None = flag(
+        None, "Type to compute in, float32 or bfloat16; none: the section's own."
+    )
+    data_dir: str | None = flag(
+        None, "Folder of the prepared datasets; none: the user's cache folder."
+    )
+    tune_lr: bool = flag(
+        False, "Search for each arm's learning rate first, by the error on the held-out part."
+    )
+    lr_scales: tuple[float, ...] = flag(
+        (0.5, 1.0, 2.0), "What the search multiplies the learning rate by."
+    )
+    measure_passes: bool = flag(
+        False, "Time forward and backward passes apart, when all runs are done."
+    )
+    only_report: bool = flag(False, "Write the pages anew from what is there, and run nothing.")
+    out: str | None = flag(
+        None, "Folder of the study; none: reproductions/SECTION, or SECTION-DATASET."
+    )
 
-    dataset: str | None = None
-    """Dataset to train on in place of the section's own."""
-
-    networks: tuple[str, ...] = ()
-    """Networks of the section to run; none: all."""
-
-    arms: tuple[str, ...] = ()
-    """Arms to run; none: all."""
-
-    holdout_percent: int = 10
-    """Part of the training set that isn't trained on, for choosing the best epoch and tuning;
-    0: train on everything, as the paper did."""
-
-    margin_percent: float = 1.0
-    """Test errors that differ by less count as equivalent."""
-
-    epochs: float | None = None
-    """Length of each run; the schedules are stretched or shortened with it. None: the paper's."""
-
-    microbatch_size: int | None = None
-    """Examples that are computed at a time; none: the section's own."""
-
-    compute_dtype: str | None = None
-    """Type to compute in, float32 or bfloat16; none: the section's own."""
-
-    data_dir: str | None = None
-    """Folder of the prepared datasets; none: the user's cache folder."""
-
-    tune_lr: bool = False
-    """Search for each arm's learning rate first, by the error on the held-out part."""
-
-    lr_scales: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """What the search multiplies the learning rate by."""
-
-    measure_passes: bool = False
-    """Time forward and backward passes apart, when all runs are done."""
-
-    only_report: bool = False
-    """Write the pages anew from what is there, and run nothing."""
-
-    out: str | None = None
-    """Folder of the study; none: reproductions/SECTION, or SECTION-DATASET."""
+    def __post_init__(self):
+        check(self, flag_of)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,10 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        section, options = _parse(argv)
-    except SystemExit as stop:  # --help was printed
-        return int(stop.code or 0)
+    options, section = _parse(argv)
     from experiments.reproduction.studies import check_section, load_study
 
     check_section(section)
@@ -121,27 +116,12 @@ def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
         return _report(out)
 
 
-def _parse(argv: Sequence[str]) -> tuple[str, Options]:
-    import tyro
-
-    from adabatch_jax.config.flags import one_sentence
+def _parse(argv: Sequence[str]) -> tuple[Options, str]:
     from experiments.sections import SECTIONS
 
     described = "\n".join(f"  {name}: {section.title}" for name, section in SECTIONS.items())
-    flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Options)]
-
-    def both(
-        section: Annotated[
-            tyro.conf.Positional[str], tyro.conf.arg(metavar="SECTION", help="One of those above.")
-        ],
-        study: tyro.conf.OmitArgPrefixes[Options],
-    ) -> tuple[str, Options]:
-        return section, study
-
-    with one_sentence(flags):
-        return tyro.cli(
-            both, args=argv, prog=PROG, description=f"{__doc__}\nSections:\n{described}"
-        )
+    description = f"{__doc__}\nSections:\n{described}"
+    return parse_flags(argv, PROG, description, Options(), positional="SECTION")
 
 
 def _study(section: str, options: Options, command: str) -> "Study":
@@ -183,7 +163,7 @@ def _run(study: "Study", out: Path, options: Options, interruption: Interruption
 
     interruption.defer()
     try:
-        run_study(study, out, lr_scales, options.measure_passes, lambda: interruption.requested)
+        run_study(study, out, lr_scales, options.measure_passes, interruption)
     except Stopped:
         return False
     return True

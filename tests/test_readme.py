@@ -104,7 +104,7 @@ def test_the_code_needs_jax_numpy_and_optax_only(checkout):
         "import importlib.abc, sys\n"
         "class Block(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in ('flax', 'orbax', 'tensorflow_datasets', 'tyro',\n"
+        "        if name.partition('.')[0] in ('flax', 'orbax', 'tensorflow_datasets',\n"
         "            'rich', 'matplotlib', 'tensorboardX', 'sklearn', 'cv2', 'tensorflow'):\n"
         "            raise ModuleNotFoundError(name=name)\n"
         "sys.meta_path.insert(0, Block())\n"

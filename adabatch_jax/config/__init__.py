@@ -1,14 +1,10 @@
-"""What a user may say about a run, checked: `TrainConfig`, from flags, Python files and JSON.
+"""What a user may say about a run, checked: from flags, Python files, JSON, or as arguments.
 
-Every setting is declared once, in `settings`. Nothing here knows jax, data or folders.
+`settings` declares every setting, `flags` reads command lines. Nothing here knows jax, data or
+folders.
 """
 
-from typing import Any
+from adabatch_jax.config.settings import DataSettings, Keep, Layout, Operation
+from adabatch_jax.config.train_config import TrainConfig
 
-
-def __getattr__(name: str) -> Any:
-    if name == "TrainConfig":  # when it is asked for: files in this room import each other
-        from adabatch_jax.config.train_config import TrainConfig
-
-        return TrainConfig
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["DataSettings", "Keep", "Layout", "Operation", "TrainConfig"]

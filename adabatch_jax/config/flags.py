@@ -1,38 +1,34 @@
-"""The command line of `train` and `plan`: every field of the configuration is a flag."""
+"""Command lines from declarations: every declared field is a flag."""
 
 import argparse
 import contextlib
 import dataclasses
-import io
-import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
-import tyro
-
+from adabatch_jax.config.declarations import (
+    Declaration,
+    Role,
+    declarations,
+    flattened,
+    replaced,
+)
 from adabatch_jax.config.files import load_config
-from adabatch_jax.config.settings import DataSettings, Settings
 from adabatch_jax.config.train_config import TrainConfig
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_RULE = re.compile(r"[─-╿+-]{4,}")
-
-# Their values may be given without quotes: --batch-schedule 128 x2 every 20ep.
-_TEXT_FLAGS = ("--batch-schedule", "--batch_schedule", "--lr", "--keep-best", "--keep_best")
-
 
 def parse_arguments(
     options: type[T], argv: Sequence[str] | None, prog: str, description: str
 ) -> tuple[T, TrainConfig]:
-    """Reads a command line.
+    """Reads a command line that configures a run.
 
     Args:
-      options: a dataclass of the command's own flags; has a field `config`.
+      options: the settings' class of the command's own flags; has a field `config`.
       argv: the arguments, by default the process's.
       prog: the command, for `--help`.
       description: what it does, for `--help`.
@@ -45,23 +41,52 @@ def parse_arguments(
       UsageError: a mistake in the command line or the file.
       SystemExit: after `--help`.
     """
-    argv = _joined(sys.argv[1:] if argv is None else argv)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", default=None)
-    path = first.parse_known_args(argv)[0].config
-    default = TrainConfig() if path is None else load_config(path)
-    values = {f.name: getattr(default, f.name) for f in dataclasses.fields(Settings)}
-    command = dataclasses.make_dataclass(
-        "Command",
-        [
-            ("options", Annotated[options, tyro.conf.arg(name="")]),
-            ("settings", Annotated[Settings, tyro.conf.arg(name="")], Settings(**values)),
-        ],
-    )
-    with one_sentence(_flags(options)):
-        parsed = tyro.cli(command, args=argv, prog=prog, description=description)
-    fields = {f.name: getattr(parsed.settings, f.name) for f in dataclasses.fields(Settings)}
-    return parsed.options, TrainConfig(**fields)
+    argv = sys.argv[1:] if argv is None else argv
+    first = _Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args([*_words(argv)])[0].config
+    config = TrainConfig() if path is None else load_config(path)
+    return parse_flags(argv, prog, description, options(), config)
+
+
+def parse_flags(
+    argv: Sequence[str], prog: str, description: str, *instances: Any, positional: str | None = None
+) -> tuple[Any, ...]:
+    """Reads flags for the declared fields of some dataclasses.
+
+    Args:
+      argv: the arguments.
+      prog: the command, for `--help`.
+      description: what it does, for `--help`.
+      instances: hold the defaults; no two have a field of the same name.
+      positional: what the argument without a flag is called, if there is one.
+
+    Returns:
+      The instances with what was given, and behind them the positional argument.
+
+    Raises:
+      UsageError: an unknown flag, or a value that can't work.
+      SystemExit: after `--help`.
+    """
+    parser = _Parser(
+        prog=prog, usage=" ".join([prog, *filter(None, [positional]), "[flags]"]),
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False, argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    if positional is not None:
+        parser.add_argument(positional)
+    groups = {None: parser} | {role: parser.add_argument_group(role.value) for role in Role}
+    for instance in instances:
+        defaults = flattened(dataclasses.asdict(instance))
+        for name, declared in declarations(type(instance)).items():
+            _add_flag(groups[declared.role], name, declared, defaults[name])
+    given, unknown = parser.parse_known_args([*_words(argv)])
+    if unknown:
+        word = next((word for word in unknown if word.startswith("--")), unknown[0])
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        raise UsageError(f"there is no flag {word}{did_you_mean(word, flags) or '.'}")
+    changed = [_changed(instance, vars(given)) for instance in instances]
+    return (*changed, getattr(given, positional)) if positional else tuple(changed)
 
 
 def command_arguments(config: TrainConfig, path: str | None = None) -> str:
@@ -75,76 +100,84 @@ def command_arguments(config: TrainConfig, path: str | None = None) -> str:
     "--batch-schedule '32 x2 every 4ep max 128' --seed 1"
     """
     default = TrainConfig() if path is None else load_config(path)
-    ours, theirs = _flag_values(config), _flag_values(default)
+    theirs = flattened(default.to_dict())
     words = [] if path is None else ["--config", path]
-    for flag, value in ours.items():
-        if value == theirs[flag]:
+    for name, value in flattened(config.to_dict()).items():
+        if value == theirs[name]:
             continue
         if isinstance(value, bool):
-            group, _, name = flag.rpartition(".")
-            prefix = f"{group}." if group else ""
-            words.append(f"--{prefix}{name if value else f'no-{name}'}")
+            words.append(flag_of(name) if value else _negated(name))
         else:
-            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [flag_of(name), f"{value:g}" if isinstance(value, float) else str(value)]
     return shlex.join(words)
 
 
-def _flag_values(config: TrainConfig) -> dict[str, Any]:
-    fields = config.to_dict()
-    fields |= {f"data.{name}": value for name, value in fields.pop("data").items()}
-    return {name.replace("_", "-"): value for name, value in fields.items()}
+def flag_of(name: str) -> str:
+    """A field's flag.
+
+    >>> flag_of("data.crop_padding")
+    '--data.crop-padding'
+    """
+    return f"--{name.replace('_', '-')}"
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
-    """Makes one argument of the words behind a flag whose value is a text."""
-    joined: list[str] = []
+def _negated(name: str) -> str:
+    group, dot, field = name.rpartition(".")
+    return flag_of(f"{group}{dot}no-{field}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.removeprefix('argument ')}.")
+
+
+def _words(argv: Sequence[str]) -> Iterator[str]:
+    """The arguments with flags as they are declared, and values behind them as words."""
     for word in argv:
-        is_value = len(joined) > 1 and joined[-2] in _TEXT_FLAGS
-        is_assigned = bool(joined) and joined[-1].startswith(tuple(f"{f}=" for f in _TEXT_FLAGS))
-        if (is_value or is_assigned) and not word.startswith("--"):
-            joined[-1] += f" {word}"
+        if word.startswith("--"):
+            flag, is_assigned, value = word.partition("=")
+            yield flag.replace("_", "-")
+            if is_assigned:
+                yield value
         else:
-            joined.append(word)
-    return joined
+            yield word
 
 
-@contextlib.contextmanager
-def one_sentence(flags: Sequence[str]) -> Iterator[None]:
-    """Turns the box of several lines that tyro prints into a UsageError of one sentence.
-
-    Args:
-      flags: the command's flags, for the nearest one to an unknown flag.
-    """
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            yield
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(_unbox(box.getvalue(), flags)) from None
+def _add_flag(group: Any, name: str, declared: Declaration, default: Any) -> None:
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    text = f"{declared.help} (default: {'none' if shown in (None, '') else shown})"
+    text = text.replace("%", "%%")
+    if declared.kinds == (bool,):
+        group.add_argument(flag_of(name), dest=name, action="store_true", help=text)
+        no = f"not {flag_of(name)}"
+        group.add_argument(_negated(name), dest=name, action="store_false", help=no)
+        return
+    number = "*" if declared.is_list else "+" if declared.has_spaces else None
+    words = [{int: "INT", float: "FLOAT", str: "TEXT"}.get(kind) for kind in declared.kinds]
+    metavar = "|".join(filter(None, words))
+    group.add_argument(flag_of(name), dest=name, help=text, nargs=number, metavar=metavar)
 
 
-def _unbox(text: str, flags: Sequence[str]) -> str:
-    """The complaint in the parser's box: what stands between its first two rules.
-
-    >>> box = "╭─ Parsing error ──╮\\n│ Unrecognized options: --datset │\\n╰──────╯"
-    >>> _unbox(box, ["--dataset"])
-    "Unrecognized options: --datset; did you mean '--dataset'?"
-    """
-    lines = [line.strip(" │|") for line in _COLOURS.sub("", text).splitlines() if line.strip()]
-    rules = [i for i, line in enumerate(lines) if _RULE.search(line)]
-    stop = next((i for i in rules if i > 0), len(lines))
-    words = " ".join(" ".join(lines[1:stop]).split())
-    unknown = re.search(r"Unrecognized options: (--[^\s,=]+)", words)
-    if unknown and "mean" not in words:
-        flag = unknown.group(1)
-        words = f"Unrecognized options: {flag}{did_you_mean(flag, flags)}"
-    return words if words.endswith((".", "?")) else f"{words}."
+def _changed(instance: T, given: Mapping[str, Any]) -> T:
+    """The instance with the values of its flags that were given."""
+    declared = declarations(type(instance))
+    names = [name for name in declared if name in given]
+    return replaced(instance, {name: _value(declared[name], given[name]) for name in names})
 
 
-def _flags(options: type) -> list[str]:
-    names = [field.name for field in dataclasses.fields(Settings) if field.name != "data"]
-    names += [f"data.{field.name}" for field in dataclasses.fields(DataSettings)]
-    names += [field.name for field in dataclasses.fields(options)]
-    return [f"--{name.replace('_', '-')}" for name in names]
+def _value(declared: Declaration, given: bool | str | list[str]) -> Any:
+    """What was given; numbers where those are allowed, else texts, which will be checked."""
+    if isinstance(given, bool):
+        return given
+    if declared.is_list:
+        return tuple(_number_or_text(text, declared.kinds) for text in given)
+    text = given if isinstance(given, str) else " ".join(given)
+    return _number_or_text(text, declared.kinds)
+
+
+def _number_or_text(text: str, kinds: Sequence[type]) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            if kind in kinds:
+                return kind(text)
+    return text

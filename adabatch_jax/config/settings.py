@@ -1,4 +1,4 @@
-"""The settings of a run, before they are checked; no third-party import."""
+"""Every setting of a run, declared once; a new one is added here. No third-party import."""
 
 import dataclasses
 import hashlib
@@ -6,139 +6,261 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from adabatch_jax.config.declarations import Role, as_in, check, setting, settings
+from adabatch_jax.config.value_texts import (
+    NanPolicy,
+    Score,
+    check_name,
+    parse_nan_policy,
+    parse_period,
+    parse_profiled,
+    parse_score,
+)  # fmt: skip
+from adabatch_jax.schedules.learning_rate_text import coupling_power, parse_learning_rate
+from adabatch_jax.schedules.schedule_text import parse_schedule
+from adabatch_jax.schedules.strides import REMAINDERS
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.quantities import parse_bytes, parse_seconds
 
-@dataclasses.dataclass(frozen=True)
+NUMBERS, FUTURE, LAYOUT, OPERATION = Role
+
+AUTO = "auto"
+"""Left to the program."""
+
+# fmt: off
+
+
+@settings
+class Layout:
+    """How a run is laid out on its devices: it decides bits, never meaning.
+
+    Raises:
+      UsageError: a value that can't work, or two that can't go together.
+
+    >>> Layout(device_memory="2KiB").device_memory
+    2048
+    """
+
+    microbatch_size: int | str | None = setting(
+        AUTO, LAYOUT, choices=(AUTO,), at_least=1, is_changeable=True,
+        help="Examples, over all devices, that are computed at a time; none: the whole batch; "
+        "auto: what fits and is fast.")
+    accumulation: str = setting(
+        "fused", LAYOUT, choices=("fused", "split"),
+        help="How micro-batches are computed: fused (in one program per batch size) or split (one "
+        "per call of a program that all batch sizes share).")
+    steps_per_dispatch: int | str = setting(
+        AUTO, LAYOUT, choices=(AUTO,), at_least=1,
+        help="Updates per call of a program, a number or auto: several where they are short.")
+    input: str = setting(
+        AUTO, LAYOUT, choices=(AUTO, "resident", "streaming"),
+        help="Where the examples live: resident (on the devices), streaming (from the host), or "
+        "auto.")
+    shard_params: bool = setting(
+        False, LAYOUT,
+        help="Whether to spread parameters and optimizer state over the devices too (FSDP).")
+    device_memory: int | str | None = setting(
+        None, LAYOUT, read=parse_bytes, at_least=1,
+        help="Memory of each device, such as 16GiB; none: what the device reports.")
+
+    def __post_init__(self):
+        check(self)
+        if self.accumulation == "split" and self.microbatch_size in (None, AUTO):
+            raise UsageError(
+                "accumulation: split computes one micro-batch at a time; give microbatch_size a "
+                "number.")
+        if self.accumulation == "split" and self.steps_per_dispatch not in (1, AUTO):
+            raise UsageError(
+                "accumulation: split dispatches one micro-batch at a time, so steps_per_dispatch "
+                f"must be 1 or auto, got {self.steps_per_dispatch}.")
+
+
+@settings
+class Keep:
+    """Which checkpoints of a run stay.
+
+    Raises:
+      UsageError: `newest` < 1, or a text that can't be read.
+    """
+
+    newest: int = setting(
+        3, OPERATION, at_least=1, help="How many of the newest checkpoints to keep.")
+    best: str | None = setting(
+        "max test_accuracy", OPERATION, read=parse_score, has_spaces=True,
+        help="Which checkpoint to keep beside the newest: max or min, and a figure of the "
+        "evaluation; none: none.")
+    every: str | int | None = setting(
+        None, OPERATION, read=parse_period, at_least=1,
+        help="How often to keep a checkpoint for good, such as 20ep; none: never.")
+
+    def __post_init__(self):
+        check(self)
+
+    @property
+    def score(self) -> Score | None:
+        """What the best is chosen by, if it is kept."""
+        return None if self.best is None else parse_score(self.best)
+
+
+@settings
+class Operation:
+    """How a run is operated: its result doesn't depend on it as long as nothing goes wrong.
+
+    Raises:
+      UsageError: a value that can't work.
+    """
+
+    on_nan: str = setting(
+        "stop", FUTURE, read=parse_nan_policy,
+        help="Where a loss or gradient isn't finite: stop; skip:N (leave out up to N such "
+        "updates); or rollback (to the newest checkpoint's weights, once per checkpoint).")
+    on_save_error: str = setting(
+        "stop", OPERATION, choices=("stop", "warn"),
+        help="Where a checkpoint can't be written: stop; or warn, and train on until the next one.")
+    interruption: Any = setting(
+        None, OPERATION,
+        help="An `Interruption`: signals and a time limit that stop the run, also while it waits "
+        "for data or evaluates.")
+    stall_timeout: float | str | None = setting(
+        None, OPERATION, read=parse_seconds, above=0,
+        help="The longest that an update, a batch or a checkpoint may take, such as 10m: then all "
+        "stacks are written to stalls.log, and the exit code is 42.")
+    profile: str | None = setting(
+        None, OPERATION, read=parse_profiled,
+        help="Updates to trace with JAX's profiler, such as 10:20; the trace goes into the run's "
+        "folder.")
+    progress: Any = setting(
+        None, OPERATION,
+        help="What is told how it goes, by `log(row)`, `tick(step)` and `message(text)` inside of "
+        "`with progress:`; none: nothing is shown.")
+
+    def __post_init__(self):
+        check(self)
+
+    @property
+    def nan_policy(self) -> NanPolicy:
+        """What `on_nan` says."""
+        return parse_nan_policy(self.on_nan)
+
+
+@settings
 class DataSettings:
     """Where the examples come from, and how they are augmented."""
 
-    dir: str | None = None
-    """Folder of the prepared datasets; none: the user's cache folder."""
+    dir: str | None = setting(
+        None, OPERATION, help="Folder of the prepared datasets; none: the user's cache folder.")
+    train_split: str | None = setting(
+        None, NUMBERS, help="Split to train on, such as train[:90%]; none: the dataset's own.")
+    test_split: str | None = setting(
+        None, NUMBERS, help="Split to evaluate on; none: the dataset's own.")
+    holdout_split: str | None = setting(
+        None, NUMBERS, help="Split kept out of the training, such as train[90%:], to choose by; "
+        "none: no such split.")
+    image_size: int | None = setting(
+        None, NUMBERS, at_least=1, help="Height and width to resize and crop images to; needed "
+        "where they differ in size.")
+    crop_padding: int = setting(
+        0, NUMBERS, at_least=0, is_changeable=True, help="Pixels of zeros on each side before a "
+        "random crop to the original size; 0: no crop.")
+    flip: bool = setting(
+        False, NUMBERS, is_changeable=True, help="Whether to flip images left to right at random.")
 
-    train_split: str | None = None
-    """Split to train on, such as train[:90%]; none: the dataset's own."""
-
-    test_split: str | None = None
-    """Split to evaluate on; none: the dataset's own."""
-
-    holdout_split: str | None = None
-    """Split kept out of the training, such as train[90%:], to choose by; none: no such split."""
-
-    image_size: int | None = None
-    """Height and width to resize and crop images to; needed where they differ in size."""
-
-    crop_padding: int = 0
-    """Pixels of zeros on each side before a random crop to the original size; 0: no crop."""
-
-    flip: bool = False
-    """Whether to flip images left to right at random."""
+    def __post_init__(self):
+        check(self, lambda name: f"data.{name}")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Settings:
-    """The fields of `TrainConfig`, before they are checked."""
+    """The fields of `TrainConfig`, each checked; what goes together is offered as one."""
 
-    name: str | None = None
-    """Name of the run and of its folder; none: made of dataset and model."""
-
-    dataset: str = "digits"
-    """Dataset: digits, fashion_mnist, mnist, cifar10, cifar100, or any labelled images of tfds."""
-
-    model: str = "cnn_digits"
-    """Network: cnn_digits, resnet20_cifar, ..."""
-
-    batch_schedule: str = "32 x2 every 4ep max 512"
-    """Batch-size schedule, such as "128 x2 every 20ep max 2048" or "128, 20ep: 256"."""
-
-    lr: str = "0.05 x0.375 every 4ep"
-    """Learning rate at the reference batch size, such as "0.1 x0.375 every 20ep warmup 5ep"."""
-
-    coupling: str = "linear"
-    """How the learning rate follows the batch: none, linear, sqrt, or a power."""
-
-    reference_batch_size: int | None = None
-    """Batch size that lr is meant for; none: the schedule's first."""
-
-    optimizer: str = "sgd"
-    """Optimizer: sgd or adamw."""
-
-    momentum: float = 0.9
-    """Momentum of sgd."""
-
-    weight_decay: float = 5e-4
-    """Weight decay: added to the gradient by sgd, decoupled in adamw."""
-
-    epochs: float = 20.0
-    """Length of the run in epochs."""
-
-    seed: int = 0
-    """Seed of the initial weights, the order of the examples, augmentation and dropout."""
-
-    microbatch_size: int | str | None = "auto"
-    """Examples, over all devices, that are computed at a time; none: the whole batch; auto: what
-    fits and is fast."""
-
-    accumulation: str = "fused"
-    """How micro-batches are computed: fused (in one program per batch size) or split (one per
-    call of a program that all batch sizes share)."""
-
-    steps_per_dispatch: int | str = "auto"
-    """Updates per call of a program, a number or auto: several where they are short."""
-
-    input: str = "auto"
-    """Where the examples live: resident (on the devices), streaming (from the host), or auto."""
-
-    shard_params: bool = False
-    """Whether to spread parameters and optimizer state over the devices too (FSDP)."""
-
-    device_memory: str | None = None
-    """Memory of each device, such as 16GiB; none: what the device reports."""
-
-    batchnorm_group_size: int | None = None
-    """Rows that BatchNorm normalizes together; none: the whole (micro-)batch."""
-
-    batchnorm_reference_size: int | None = None
-    """Group size that BatchNorm's running average is meant for: its half-life is then constant
-    in examples; none: constant in groups, as in the official code."""
-
-    compute_dtype: str = "float32"
-    """Type to compute in: float32 or bfloat16; weights are float32."""
-
-    remainder: str = "carry"
-    """At an epoch's end: carry (on into the next), partial (batch), or drop (the rest)."""
-
-    eval_every: str = "1ep"
-    """How often to evaluate on the test set; always at the end."""
-
-    eval_batch_size: int = 512
-    """Examples per batch of the evaluation; doesn't change its result."""
-
-    checkpoint_every: str = "1ep"
-    """How often to save a checkpoint; always at the end."""
-
-    keep_checkpoints: int = 3
-    """How many of the newest checkpoints to keep."""
-
-    keep_best: str | None = "max test_accuracy"
-    """Which checkpoint to keep beside the newest: max or min, and a figure of the evaluation;
-    none: none."""
-
-    keep_every: str | None = None
-    """How often to keep a checkpoint for good, such as 20ep; none: never."""
-
-    on_nan: str = "stop"
-    """Where a loss or gradient isn't finite: stop; skip:N (leave out up to N such updates); or
-    rollback (to the newest checkpoint's weights, once per checkpoint)."""
-
-    log_every: str = "10st"
-    """How often to write a row of metrics."""
-
+    name: str | None = setting(
+        None, OPERATION, read=check_name,
+        help="Name of the run and of its folder; none: made of dataset and model.")
+    dataset: str = setting(
+        "digits", NUMBERS, help="Dataset: digits, fashion_mnist, mnist, cifar10, cifar100, or any "
+        "labelled images of tfds.")
+    model: str = setting("cnn_digits", NUMBERS, help="Network: cnn_digits, resnet20_cifar, ...")
+    batch_schedule: str = setting(
+        "32 x2 every 4ep max 512", FUTURE, read=parse_schedule, is_changeable=True, has_spaces=True,
+        help='Batch-size schedule, such as "128 x2 every 20ep max 2048" or "128, 20ep: 256".')
+    lr: str = setting(
+        "0.05 x0.375 every 4ep", FUTURE, read=parse_learning_rate, is_changeable=True,
+        has_spaces=True, help="Learning rate at the reference batch size, such as "
+        '"0.1 x0.375 every 20ep warmup 5ep".')
+    coupling: str = setting(
+        "linear", FUTURE, read=coupling_power,
+        help="How the learning rate follows the batch: none, linear, sqrt, or a power.")
+    reference_batch_size: int | None = setting(
+        None, FUTURE, at_least=1, help="Batch size that lr is meant for; none: the schedule's "
+        "first.")
+    optimizer: str = setting(
+        "sgd", NUMBERS, choices=("sgd", "adamw"), help="Optimizer: sgd or adamw.")
+    momentum: float = setting(
+        0.9, NUMBERS, at_least=0, is_changeable=True, help="Momentum of sgd.")
+    weight_decay: float = setting(
+        5e-4, NUMBERS, at_least=0, is_changeable=True,
+        help="Weight decay: added to the gradient by sgd, decoupled in adamw.")
+    epochs: float = setting(20.0, FUTURE, above=0, help="Length of the run in epochs.")
+    seed: int = setting(
+        0, NUMBERS, at_least=0, below=2**32, help="Seed of the initial weights, the order of the "
+        "examples, augmentation and dropout.")
+    microbatch_size: int | str | None = as_in(Layout, "microbatch_size")
+    accumulation: str = as_in(Layout, "accumulation")
+    steps_per_dispatch: int | str = as_in(Layout, "steps_per_dispatch")
+    input: str = as_in(Layout, "input")
+    shard_params: bool = as_in(Layout, "shard_params")
+    device_memory: str | None = as_in(Layout, "device_memory")
+    batchnorm_group_size: int | None = setting(
+        None, NUMBERS, at_least=1, is_changeable=True,
+        help="Rows that BatchNorm normalizes together; none: the whole (micro-)batch.")
+    batchnorm_reference_size: int | None = setting(
+        None, NUMBERS, at_least=1, is_changeable=True,
+        help="Group size that BatchNorm's running average is meant for: its half-life is then "
+        "constant in examples; none: constant in groups, as in the official code.")
+    compute_dtype: str = setting(
+        "float32", NUMBERS, choices=("float32", "bfloat16"), is_changeable=True,
+        help="Type to compute in: float32 or bfloat16; weights are float32.")
+    remainder: str = setting(
+        "carry", NUMBERS, choices=REMAINDERS, help="At an epoch's end: carry (on into the next), "
+        "partial (batch), or drop (the rest).")
+    eval_every: str = setting(
+        "1ep", OPERATION, read=parse_period,
+        help="How often to evaluate on the test set; always at the end.")
+    eval_batch_size: int = setting(
+        512, OPERATION, at_least=1,
+        help="Examples per batch of the evaluation; doesn't change its result.")
+    checkpoint_every: str = setting(
+        "1ep", OPERATION, read=parse_period,
+        help="How often to save a checkpoint; always at the end.")
+    keep_checkpoints: int = as_in(Keep, "newest")
+    keep_best: str | None = as_in(Keep, "best")
+    keep_every: str | None = as_in(Keep, "every")
+    on_nan: str = as_in(Operation, "on_nan")
+    log_every: str = setting(
+        "10st", OPERATION, read=parse_period, help="How often to write a row of metrics.")
     data: DataSettings = DataSettings()
 
+    def __post_init__(self):
+        check(self)
+        self.layout  # checks what must go together
 
-def settings_digest(settings: Mapping[str, Any]) -> str:
+    @property
+    def layout(self) -> Layout:
+        """How the run is laid out on its devices."""
+        return Layout(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Layout)})
+
+    @property
+    def keep(self) -> Keep:
+        """Which checkpoints stay."""
+        return Keep(self.keep_checkpoints, self.keep_best, self.keep_every)
+
+# fmt: on
+
+
+def settings_digest(content: Mapping[str, Any]) -> str:
     """A hash of settings, in hex.
 
     >>> settings_digest({"seed": 1, "lr": 0.1}) == settings_digest({"lr": 0.1, "seed": 1})
     True
     """
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from adabatch_jax.config.choices import INPUTS
 from adabatch_jax.data.abstract_arrays import abstract_rows, example_types, tree_bytes
 from adabatch_jax.data.mesh import batch_sharding, replicated
 from adabatch_jax.data.sources import ArraySource, Source
@@ -46,8 +45,6 @@ def choose_placement(
     >>> choose_placement(source, 50_000, "auto", 1, available_bytes=2**33).reason
     'resident: 146.5 MiB of examples fit on the device'
     """
-    if kind not in INPUTS:
-        raise UsageError(f"the input's kind must be one of {', '.join(INPUTS)}, got {kind!r}.")
     if kind == "streaming":
         return Placement("streaming", "streaming: as asked for")
     if num_examples is None:

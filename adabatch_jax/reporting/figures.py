@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from adabatch_jax.reporting.runs import Run, run_labels
@@ -154,21 +154,6 @@ def digests_sentence(runs: Sequence[Run]) -> str:
     if len({digest[samples] for digest in digests}) > 1:
         return "The runs didn't all see the same examples in the same order."
     return f"All runs saw the same {count_text(samples)} examples first, in the same order."
-
-
-def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted names.
-
-    >>> flattened({"seed": 0, "crop": {"padding": 4}})
-    {'seed': 0, 'crop.padding': 4}
-    """
-    flat = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _compared(run: Run) -> list[str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adabatch_jax.config.declarations import flattened
 from adabatch_jax.reporting import figures, html
 from adabatch_jax.reporting.planning.cost_notes import fit_text, paying_text
 from adabatch_jax.reporting.plots import AXES, curves, inline_svg
@@ -35,8 +36,8 @@ def run_page(run: Run) -> str:
             html.section("Result", _result_table(run)),
             _time_section(run),
             *_prediction_section(run),
-            html.section("Settings", _one_column(figures.flattened(run.config))),
-            html.section("Environment", _one_column(figures.flattened(run.environment))),
+            html.section("Settings", _one_column(flattened(run.config))),
+            html.section("Environment", _one_column(flattened(run.environment))),
         ],
     )
 
@@ -49,7 +50,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
         f"{len(runs)} runs compared",
         [
             html.section("Results", table, html.paragraph(figures.digests_sentence(runs), "note")),
-            _settings_section(labels, [figures.flattened(run.config) for run in runs]),
+            _settings_section(labels, [flattened(run.config) for run in runs]),
             _curves(runs, "One colour for each run."),
             *(
                 html.section(f"Phases of {label}", _phase_table(run))

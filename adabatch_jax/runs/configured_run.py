@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from adabatch_jax.config.settings import Operation
 from adabatch_jax.config.train_config import TrainConfig
 from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
 from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec
@@ -23,11 +24,9 @@ from adabatch_jax.runs.fit import FitResult, fit
 from adabatch_jax.runs.folder.lock import LOCK_SECONDS
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.folder.workdir import check_workdir
-from adabatch_jax.runs.loop import StepCallback
 from adabatch_jax.runs.resuming import plan_of_run
 from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.system.interruption import Interruption
 from adabatch_jax.training.evaluation import EvalFn
 from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.train_state import TrainState
@@ -36,41 +35,25 @@ from adabatch_jax.training.train_state import TrainState
 _MEMORY_LIMIT_BYTES = 2 * 2**30
 
 
-@dataclasses.dataclass(frozen=True)
-class Operation:
-    """How a run is operated: what changes nothing about its result. `fit` describes the fields.
-
-    Attributes:
-      allow_change: settings whose change a run may go on with, see `plan_of_run`; and "rows".
-      lock_seconds, take_over: as in `locked`.
-    """
-
-    interruption: Interruption | None = None
-    on_save_error: str = "stop"
-    stall_timeout: float | None = None
-    allow_change: Sequence[str] = ()
-    lock_seconds: float = LOCK_SECONDS
-    take_over: bool = False
-    profile: str | None = None
-
-
 def train(
     config: TrainConfig,
     workdir: Path,
-    on_step: StepCallback | None = None,
-    progress: Progress | None = None,
     operation: Operation = Operation(),
+    allow_change: Sequence[str] = (),
     on_done: Callable[[Path], Any] = lambda workdir: None,
+    lock_seconds: float = LOCK_SECONDS,
+    take_over: bool = False,
 ) -> FitResult:
     """Trains as configured, or goes on with what the workdir holds.
 
     Args:
       config: the settings.
       workdir: the run's folder; made if need be.
-      on_step: as in `fit`.
-      progress: where to show how it goes; none: the terminal.
-      operation: how to operate it.
+      operation: how to operate it; `on_nan` is that of the settings, and what has no `progress` is
+        shown on the terminal.
+      allow_change: settings whose change a run may go on with, see `plan_of_run`; and "rows".
       on_done: called with the workdir at the plan's end, while no other process may use it.
+      lock_seconds, take_over: as in `locked`.
 
     Raises:
       UsageError: the settings or the workdir can't work, or another process is training there.
@@ -80,34 +63,33 @@ def train(
     train_source, eval_sources = open_sources(config, spec)
     check_workdir(workdir)
     with RunFolder(
-        workdir,
-        allow_change=operation.allow_change,
-        lock_seconds=operation.lock_seconds,
-        take_over=operation.take_over,
+        workdir, allow_change=allow_change, lock_seconds=lock_seconds, take_over=take_over
     ) as folder:
-        result = _train(
-            config, folder, on_step, progress, operation, spec, train_source, eval_sources
+        plan, changes = plan_of_run(
+            config, len(train_source), folder.checkpoint, workdir, allow_change
+        )
+        folder.changes += [change.to_dict() for change in changes]
+        folder.notes += [f"note: {change}" for change in changes]
+        progress = operation.progress or make_progress(plan)
+        operation = dataclasses.replace(operation, on_nan=config.on_nan, progress=progress)
+        result = _fit(
+            config, folder, plan, operation, allow_change, spec, train_source, eval_sources
         )
         if not result.stopped:
             on_done(workdir)
         return result
 
 
-def _train(
+def _fit(
     config: TrainConfig,
     folder: RunFolder,
-    on_step: StepCallback | None,
-    progress: Progress | None,
+    plan: BatchPlan,
     operation: Operation,
+    allow_change: Sequence[str],
     spec: DatasetSpec,
     train_source: Source,
     eval_sources: Mapping[str, Source],
 ) -> FitResult:
-    plan, changes = plan_of_run(
-        config, len(train_source), folder.checkpoint, folder.path, operation.allow_change
-    )
-    folder.changes += [change.to_dict() for change in changes]
-    folder.notes += [f"note: {change}" for change in changes]
     learning_rate = coupled_learning_rate(
         plan, config.learning_rate, config.coupling, config.reference_batch_size
     )
@@ -115,8 +97,10 @@ def _train(
     module = network(config, spec, _image_shape(train_source))
     params, model_state, loss_fn, eval_fn = network_functions(config, spec, module)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
-    progress = make_progress(plan) if progress is None else progress
-    _introduce(config, plan, folder.path, mesh, progress)
+    layout = config.layout
+    if mesh is None:  # one device has it all
+        layout = dataclasses.replace(layout, shard_params=False)
+    _introduce(config, plan, folder.path, mesh, operation.progress)
     return fit(
         loss_fn,
         tx,
@@ -128,28 +112,16 @@ def _train(
         eval_source=eval_sources,
         seed=config.seed,
         mesh=mesh,
-        microbatch_size=config.microbatch_size,
         workdir=folder,
         eval_every=config.eval_every,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
-        on_step=on_step,
         eval_batch_size=config.eval_batch_size,
-        keep_checkpoints=config.keep_checkpoints,
-        keep_best=config.keep_best,
-        keep_every=config.keep_every,
-        on_save_error=operation.on_save_error,
-        on_nan=config.on_nan,
-        interruption=operation.interruption,
-        stall_timeout=operation.stall_timeout,
-        input=config.input,
-        steps_per_dispatch=config.steps_per_dispatch,
-        accumulation=config.accumulation,
-        shard_params=config.shard_params and mesh is not None,  # one device has it all
-        device_memory=config.device_memory,
+        layout=layout,
+        keep=config.keep,
+        operation=operation,
+        allow_change=allow_change,
         **loss_properties(module),
-        profile=operation.profile,
-        progress=progress,
         identity=config.to_dict(),
     )
 

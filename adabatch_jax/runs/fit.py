@@ -11,11 +11,10 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from adabatch_jax.config.layout import LayoutOptions
-from adabatch_jax.config.policies import Keeping, parse_nan_policy, parse_score
+from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.abstract_arrays import abstract
 from adabatch_jax.data.sources import Source
-from adabatch_jax.runs.display.progress import NullProgress, Progress
+from adabatch_jax.runs.display.progress import NullProgress
 from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.folder.run_folder import RunFolder, run_store
 from adabatch_jax.runs.loop import Loop, StepCallback, evaluation_program
@@ -28,8 +27,6 @@ from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import reach
-from adabatch_jax.system.interruption import Interruption
-from adabatch_jax.system.quantities import parse_seconds
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.device_memory import device_bytes
 from adabatch_jax.training.evaluation import EvalFn, Evaluator
@@ -52,7 +49,7 @@ class FitResult:
       state: the last state.
       history: the rows of metrics, oldest first, those before a restart included.
       summary: final figures and where the seconds went.
-      stopped: whether `on_step` or `interruption` ended the run before the plan did.
+      stopped: whether `on_step` or an interruption ended the run before the plan did.
       start_step: the update that this call began with.
     """
 
@@ -75,30 +72,18 @@ def fit(
     eval_source: Source | Mapping[str, Source] | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
-    microbatch_size: int | str | None = None,
     workdir: str | Path | RunFolder | None = None,
     eval_every: str | int = "1ep",
     checkpoint_every: str | int = "1ep",
-    log_every: str | int = "50st",
+    log_every: str | int = "10st",
     on_step: StepCallback | None = None,
     eval_batch_size: int = 512,
-    keep_checkpoints: int = 3,
-    keep_best: str | None = None,
-    keep_every: str | int | None = None,
-    on_save_error: str = "stop",
-    on_nan: str = "stop",
-    interruption: Interruption | None = None,
-    stall_timeout: float | str | None = None,
-    input: str = "auto",
-    steps_per_dispatch: int | str = 1,
-    accumulation: str = "fused",
-    shard_params: bool = False,
-    device_memory: str | int | None = None,
     sequential_model_state: bool = False,
     independent_groups: int | None = None,
-    profile: str | None = None,
-    progress: Progress | None = None,
     allow_change: Collection[str] = (),
+    layout: Layout = Layout(),
+    keep: Keep = Keep(),
+    operation: Operation = Operation(),
     identity: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Trains along a plan; with a workdir, goes on where an earlier call stopped.
@@ -116,54 +101,28 @@ def fit(
         called "test_loss" or after the source's name, as "holdout_loss".
       seed: of the order of the examples and of the key that `loss_fn` gets.
       mesh: the devices to train on; None for one.
-      microbatch_size: examples over all devices that are computed at a time; None: the whole
-        batch; "auto": what a CPU computes fastest if `independent_groups` are known,
-        else the whole batch, or the largest micro-batch that fits into memory.
       workdir: the run's folder: metrics, checkpoints, plan and summary; or that folder as this
         process holds it already. None writes nothing.
       eval_every: a duration; also at the end of the run.
       checkpoint_every: a duration; also at the end and when `on_step` stops the run.
       log_every: a duration between rows of metrics; evaluations make a row too.
       on_step: called as `on_step(finished_steps, state, metrics)` after each update is
-        dispatched, or after several (see `steps_per_dispatch`); True stops the run. Reading
-        `metrics` waits for the device.
+        dispatched; True stops the run. Reading `metrics` waits for the device. Where
+        `layout.steps_per_dispatch` is a number above 1, after so many, whose metrics have a leading
+        axis; with it "auto" is 1.
       eval_batch_size: examples per batch of the evaluation.
-      keep_checkpoints: how many of the newest checkpoints to keep.
-      keep_best: the best checkpoint to keep too, such as "max test_accuracy", by what was
-        evaluated after the same update.
-      keep_every: a duration; one checkpoint for each is kept for good.
-      on_save_error: "stop", or "warn" to train on until the next checkpoint is due; an end
-        without its checkpoint is an error all the same.
-      on_nan: what to do where the loss or a gradient isn't finite. "stop"; "skip:N": leave out up
-        to N such updates (their step and the optimizer's counts advance, nothing else changes);
-        "rollback": go on from this position with the weights of the newest checkpoint, at most
-        once from each.
-      interruption: signals and a time limit that stop the run as `on_step` does, also while it
-        waits for data or evaluates.
-      stall_timeout: seconds, or a text such as "30m"; where an update, a batch or a checkpoint
-        takes longer, all stacks go to stalls.log in the workdir and the process exits with code
-        42.
-      input: "resident" keeps the examples on the devices, "streaming" sends each batch; both
-        give the same batches. "auto" keeps them there if they are in memory and fit.
-      steps_per_dispatch: the most updates per call of a program. More than one pays where an
-        update takes less than a millisecond; metrics that `on_step` gets then have a leading axis.
-        "auto" decides by the update's arithmetic.
-      accumulation: "fused": a batch's micro-batches are computed in one program; "split": one
-        micro-batch per call, so that all batch sizes share a program, and memory holds
-        micro-batches only.
-      shard_params: spread parameters and optimizer state over the devices too (FSDP).
-      device_memory: memory of each device, as bytes or a text such as "16GiB"; None asks it.
-      sequential_model_state: as in `make_train_step`.
-      independent_groups: as in `make_train_step`.
-      profile: updates to trace with JAX's profiler, such as "10:20", into the workdir.
-      progress: where to show how it goes.
-      allow_change: with "rows" among it, the run goes on without rows of metrics in its workdir
+      sequential_model_state, independent_groups: as in `make_train_step`.
+      allow_change: what a run in the workdir may go on with changed, from here on:
+        "microbatch_size", where that changes more than rounding; "rows", without rows of metrics
         that are damaged or missing.
+      layout: how the run is laid out on its devices.
+      keep: which checkpoints stay.
+      operation: what is done where something goes wrong, and where to show how it goes.
       identity: settings, as JSON values, kept in config.json and in each checkpoint.
 
     Raises:
       UsageError: arguments that don't fit each other.
-      DivergedError: the loss or a gradient is not finite, and `on_nan` knows no way on.
+      DivergedError: the loss or a gradient is not finite, and `operation.on_nan` knows no way on.
       RestoreError: the workdir holds another run, none of its checkpoints is sound, or rows of
         metrics before the newest one are damaged or missing.
       StorageError: the workdir can't be written.
@@ -181,9 +140,8 @@ def fit(
     3.0
     """
     check_arguments(state, eval_fn, eval_source, plan, mesh)
-    options = LayoutOptions(
-        microbatch_size, steps_per_dispatch, accumulation, input, shard_params, device_memory
-    )
+    if on_step is not None and layout.steps_per_dispatch == AUTO:
+        layout = dataclasses.replace(layout, steps_per_dispatch=1)
     eval_sources = dict(eval_source) if isinstance(eval_source, Mapping) else {"test": eval_source}
     # What isn't done needs no period: an endless stream has no epochs to count in.
     due = Due(
@@ -192,28 +150,22 @@ def fit(
         checkpoints=None if workdir is None else every(plan, checkpoint_every),
         rows=every(plan, log_every),
     )
-    policy = parse_nan_policy(on_nan)
-    if isinstance(stall_timeout, str):
-        stall_timeout = parse_seconds(stall_timeout)
-    keeping = Keeping(
-        keep_checkpoints,
-        None if keep_best is None else parse_score(keep_best),
-        None if keep_every is None else every(plan, keep_every),
-        on_save_error,
-    )
-    progress = NullProgress() if progress is None else progress
+    policy = operation.nan_policy
+    progress = NullProgress() if operation.progress is None else operation.progress
+    update = Update(
+        loss_fn, tx, mesh, None, sequential_model_state, independent_groups, layout.shard_params,
+        skip_nonfinite=policy.kind == "skip",
+    )  # fmt: skip
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(run_store(workdir, allow_change))
-        trace = make_profile(profile, store.path, plan.num_steps)
+        trace = make_profile(operation.profile, store.path, plan.num_steps)
         log_path = None if store.path is None else store.path / "stalls.log"
-        watchdog = stack.enter_context(Watchdog(stall_timeout, log_path))
-        record = RunRecord(plan, seed, store, keeping, identity or {}, watchdog, progress)
+        watchdog = stack.enter_context(Watchdog(operation.stall_timeout, log_path))
+        record = RunRecord(
+            plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress
+        )
         stack.callback(record.close)
         saved_layout = record.open()
-        update = Update(
-            loss_fn, tx, mesh, None, sequential_model_state, independent_groups, shard_params,
-            skip_nonfinite=policy.kind == "skip",
-        )  # fmt: skip
         state = record.begin(update.place(state))
         if record.start_step == plan.num_steps and record.pending_row is None:
             record.save_given(state)
@@ -231,7 +183,7 @@ def fit(
         next_step = min(record.start_step, plan.num_steps - 1)
         with record.clocks.timed("compile"):
             setup = set_up(
-                update, state, rng, source, plan, next_step, seed, options, saved_layout,
+                update, state, rng, source, plan, next_step, seed, layout, saved_layout,
                 progress.message,
             )  # fmt: skip
         stack.callback(setup.close)
@@ -245,7 +197,7 @@ def fit(
         recovery = Recovery(policy, record, rows, progress)
         loop = Loop(
             setup, state, due, record, rows, recovery, evaluators, on_step,
-            interruption, progress, trace, watchdog,
+            operation.interruption, progress, trace, watchdog,
         )  # fmt: skip
         with progress:
             state, stopped = loop.run()

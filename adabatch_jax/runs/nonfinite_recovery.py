@@ -1,6 +1,6 @@
 """What a run does about updates whose loss or gradients aren't finite."""
 
-from adabatch_jax.config.policies import NanPolicy
+from adabatch_jax.config.value_texts import NanPolicy
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.in_flight import BadUpdate
 from adabatch_jax.runs.record import RunRecord

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from adabatch_jax.config.value_texts import parse_profiled
 from adabatch_jax.runs.display.progress import NullProgress, Progress
 from adabatch_jax.system.errors import UsageError
 
@@ -61,22 +62,7 @@ def make_profile(steps: str | None, workdir: str | Path | None, num_steps: int) 
         return Profile()
     if workdir is None:
         raise UsageError("profile: a trace is written to the run's folder; give a workdir.")
-    start, stop = parse_steps(steps)
+    start, stop = parse_profiled(steps)
     if start >= num_steps:
         raise UsageError(f"profile: {steps!r} begins behind the run's last update, {num_steps:,}.")
     return Profile(Path(workdir) / "profile", start, stop)
-
-
-def parse_steps(text: str) -> tuple[int, int]:
-    """Reads a range of updates such as "10:20", the second one excluded.
-
-    >>> parse_steps("10:20")
-    (10, 20)
-    """
-    start, _, stop = text.partition(":")
-    if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
-        raise UsageError(
-            f"profile: {text!r} is no range of updates, the first and the one behind the last; "
-            "write it as '10:20'."
-        )
-    return int(start), int(stop)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from adabatch_jax.config.policies import Keeping
+from adabatch_jax.config.settings import Keep
 from adabatch_jax.data.example_digest import ExamplesDigest
 from adabatch_jax.runs.checkpoint_past import check_past, digest_of_order
 from adabatch_jax.runs.checkpoints.verifying import Found
@@ -15,6 +15,7 @@ from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.contents import FORMAT
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import package_versions
 from adabatch_jax.system.errors import UsageError
@@ -30,7 +31,8 @@ class RunRecord:
       plan: the run's.
       seed: of the order of the examples.
       store: where the run leaves what it leaves.
-      keeping: which checkpoints stay.
+      keep: which checkpoints stay.
+      on_save_error: "stop" or "warn".
       identity: the settings, as JSON values.
       watchdog: looks after what takes time.
       progress: told what was found.
@@ -51,13 +53,14 @@ class RunRecord:
         plan: BatchPlan,
         seed: int,
         store: RunFolder | InMemory,
-        keeping: Keeping,
+        keep: Keep,
+        on_save_error: str,
         identity: Mapping[str, Any],
         watchdog: Watchdog,
         progress: Progress,
     ):
         self.plan, self._seed, self.store = plan, seed, store
-        self._keeping, self._identity = keeping, dict(identity)
+        self._keep, self._on_save_error, self._identity = keep, on_save_error, dict(identity)
         self._watchdog, self._progress = watchdog, progress
         self._layout: dict[str, Any] = {}
         self._restarts = 0
@@ -71,7 +74,8 @@ class RunRecord:
 
     def open(self) -> dict[str, Any]:
         """Opens the store; returns the layout that the run was begun with, or nothing."""
-        self.store.open(self._keeping, self._watchdog, self._progress)
+        period = None if self._keep.every is None else every(self.plan, self._keep.every)
+        self.store.open(self._keep, period, self._on_save_error, self._watchdog, self._progress)
         found = self.store.checkpoint
         return {} if found is None else found.run["layout"]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from adabatch_jax.config.declarations import Role, declarations, flattened
 from adabatch_jax.config.train_config import TrainConfig
 from adabatch_jax.runs.checkpoint_past import check_past, is_past
 from adabatch_jax.runs.checkpoints.verifying import Found
@@ -14,20 +15,19 @@ from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.plan import BatchPlan, cut_ends, make_plan
 from adabatch_jax.system.errors import RestoreError, UsageError, did_you_mean
 
-# What decides the numbers of a run beside its schedule and learning rate.
-_IDENTITY = (
-    "dataset", "model", "optimizer", "momentum", "weight_decay", "seed", "microbatch_size",
-    "batchnorm_group_size", "batchnorm_reference_size", "compute_dtype", "remainder",
-)  # fmt: skip
-
-CHANGEABLE = (
-    "batch_schedule", "lr", "momentum", "weight_decay", "microbatch_size", "batchnorm_group_size",
-    "batchnorm_reference_size", "compute_dtype", "data.crop_padding", "data.flip",
-)  # fmt: skip
+_DECLARED = declarations(TrainConfig)
+CHANGEABLE = [name for name, declared in _DECLARED.items() if declared.is_changeable]
 """Settings that a run may go on with changed, if its user says so; all others are what it is."""
 
 # Their changes are told, but need no leave: they are checked by what they did to the past.
-_OF_THE_FUTURE = ("batch_schedule", "epochs", "lr", "coupling", "reference_batch_size", "on_nan")
+_OF_THE_FUTURE = [name for name, declared in _DECLARED.items() if declared.role is Role.FUTURE]
+
+# What a run goes on with as it was begun. Of the layout, only what may change the numbers.
+_IDENTITY = [
+    name
+    for name, declared in _DECLARED.items()
+    if declared.role is Role.NUMBERS or (declared.role is Role.LAYOUT and declared.is_changeable)
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def plan_of_run(
     if "lr" not in allow_change:
         done = BatchPlan.from_dict(run["plan"])
         _check_rates(before, done, config, plan, found.step, workdir, allow_change)
-    old, new = _flat(before), _flat(config)
+    old, new = flattened(before.to_dict()), flattened(config.to_dict())
     names = dict.fromkeys((*_OF_THE_FUTURE, *CHANGEABLE))
     changed = (name for name in names if old[name] != new[name])
     return plan, [Change(found.step, name, old[name], new[name]) for name in changed]
@@ -117,12 +117,6 @@ def _plan_from_here(
     return plan
 
 
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    """The settings, those of the data by names such as "data.flip"."""
-    fields = config.to_dict()
-    return fields | {f"data.{name}": value for name, value in fields.pop("data").items()}
-
-
 def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples: int) -> BatchPlan:
     """Plans the schedule as it was planned before: up to each end that cut a batch short."""
     plan = config.plan(num_examples)
@@ -141,15 +135,12 @@ def _check_identity(
     before: TrainConfig, config: TrainConfig, workdir: Path, allow_change: Collection[str]
 ) -> None:
     """Raises a RestoreError that names the settings that decide numbers and differ."""
-    old, new = _flat(before), _flat(config)
-    # Where the files lie decides nothing.
-    names = [*_IDENTITY]
-    names += [f"data.{f.name}" for f in dataclasses.fields(config.data) if f.name != "dir"]
+    old, new = flattened(before.to_dict()), flattened(config.to_dict())
     changeable = set(CHANGEABLE)
     if config.optimizer == "sgd" and bool(before.momentum) != bool(config.momentum):
         changeable.remove("momentum")  # without any there is none in the optimizer's state
     allowed = changeable.intersection(allow_change)
-    differing = [name for name in names if old[name] != new[name] and name not in allowed]
+    differing = [name for name in _IDENTITY if old[name] != new[name] and name not in allowed]
     if not differing:
         return
     listed = _listed(differing, old, new)
@@ -190,7 +181,7 @@ def _check_rates(
     differing = np.flatnonzero(old(np, past) != new(np, past))
     if differing.size:
         step = int(differing[0])
-        flat = _flat(before), _flat(config)
+        flat = flattened(before.to_dict()), flattened(config.to_dict())
         differs = [name for name in _OF_THE_FUTURE if flat[0][name] != flat[1][name]]
         raise RestoreError(
             f"the run in {workdir} has {_listed(differs, *flat)}, and its learning rate differs in "

@@ -35,6 +35,8 @@ def _code_of(body: Callable[[], int]) -> int:
             raise
         print(f"error: {explained}", file=sys.stderr)
         return explained.exit_code
+    except SystemExit as stop:  # --help was printed, or what is wrong with the arguments
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -65,7 +65,6 @@ EXTRA_PACKAGES = {
     "sklearn",
     "tensorboardX",
     "tensorflow_datasets",
-    "tyro",
 }
 """What the command lines import beside the library's own dependencies."""
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from adabatch_jax.config.choices import AUTO
+from adabatch_jax.config.settings import AUTO
 from adabatch_jax.system.errors import UsageError
 
 # A CPU is fast while a micro-batch's activations stay in its caches: ResNet-20 at 8 rows, and not

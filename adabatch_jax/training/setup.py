@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from adabatch_jax.config.layout import LayoutOptions
+from adabatch_jax.config.settings import Layout
 from adabatch_jax.data.abstract_arrays import abstract_batch, example_types, tree_bytes
 from adabatch_jax.data.feeds import Feed
 from adabatch_jax.data.row_layout import Layouts
@@ -70,7 +70,7 @@ def set_up(
     plan: BatchPlan,
     start_step: int,
     seed: int,
-    options: LayoutOptions,
+    options: Layout,
     saved_layout: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> Setup:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from adabatch_jax.config.settings import Layout
 from adabatch_jax.runs.checkpoints.checkpoint_files import restore
 from adabatch_jax.runs.checkpoints.verifying import check_checkpoint
 from adabatch_jax.training.train_state import TrainState
@@ -74,7 +75,7 @@ def compare(
     plan = training.plan(_BATCH_SIZE, f"{2 * num_updates * (num_rounds + 2)}st")
     every = f"{2 * num_updates}st"
     training.fit(
-        plan, input="resident", workdir=folder, log_every=every, checkpoint_every=every,
+        plan, layout=Layout(input="resident"), workdir=folder, log_every=every, checkpoint_every=every,
         on_step=on_step,
     )  # fmt: skip
     seconds = [stop - start for start, stop in zip(marks, marks[1:], strict=False)]

@@ -4,7 +4,7 @@ import time
 
 import jax
 
-from adabatch_jax.config.layout import LayoutOptions
+from adabatch_jax.config.settings import Layout
 from adabatch_jax.runs.display.progress import NullProgress
 from adabatch_jax.training.setup import set_up
 from adabatch_jax.training.update import Update
@@ -67,14 +67,16 @@ def compare(
         mark = time.perf_counter()
 
     # A row of metrics is logged in every round.
-    training.fit(plan, input="resident", log_every=f"{num_updates}st", on_step=on_step)
+    training.fit(
+        plan, layout=Layout(input="resident"), log_every=f"{num_updates}st", on_step=on_step
+    )
     return bare, in_loop
 
 
 def _bare_updates(training: Run, plan):
     """Returns what calls the loop's program some times with one and the same input."""
     state, rng = training.state(), jax.random.key(0)
-    options = LayoutOptions(microbatch_size="auto", input="resident")
+    options = Layout(input="resident")
     setup = set_up(
         Update(training.loss_fn, training.tx, **training.properties), state, rng,
         training.source, plan, 0, 0, options, {}, NullProgress().message,

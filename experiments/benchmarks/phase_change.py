@@ -5,6 +5,7 @@ import time
 
 import jax
 
+from adabatch_jax.config.settings import Layout
 from adabatch_jax.training.train_step import make_train_step
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
@@ -37,7 +38,7 @@ def run(options: Options) -> list[Row]:
         seconds.append(now - mark)
         mark = now
 
-    training.fit(plan, input="resident", microbatch_size=None, on_step=on_step)
+    training.fit(plan, layout=Layout(None, input="resident"), on_step=on_step)
     stalls, usual = [], 0.0
     for phase in plan.phases[1:]:
         usual = statistics.median(seconds[phase.start_step + 1 : phase.stop_step])

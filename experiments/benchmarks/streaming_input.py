@@ -2,6 +2,7 @@
 
 import time
 
+from adabatch_jax.config.settings import Layout
 from adabatch_jax.data.feeds import Feed
 from adabatch_jax.training.updates_of_a_dispatch import pieces
 from experiments.benchmarks.options import Options
@@ -19,7 +20,7 @@ def run(options: Options) -> list[Row]:
     plan = training.plan(_BATCH_SIZE, f"{num_updates}st")
     shares, paces = [], []
     for _ in range(num_runs):
-        summary = training.fit(plan, input="streaming").summary
+        summary = training.fit(plan, layout=Layout(input="streaming")).summary
         wall = summary["input_seconds"] + summary["step_seconds"]
         shares.append(summary["input_seconds"] / wall)
         paces.append(plan.num_samples / wall)

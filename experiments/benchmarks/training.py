@@ -58,6 +58,6 @@ class Run:
         return make_plan(schedule, len(self.source), duration)
 
     def fit(self, plan: BatchPlan, **options: Any) -> FitResult:
-        """Trains along a plan, without evaluation; few examples at a time, as a CPU likes it."""
-        options = {"microbatch_size": "auto"} | self.properties | options
+        """Trains along a plan, without evaluation."""
+        options = self.properties | options
         return fit(self.loss_fn, self.tx, self.state(), self.source, plan, **options)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.reporting.figures import flattened
+from adabatch_jax.config.declarations import flattened
 from experiments.reproduction.document import Table
 from experiments.reproduction.results import ArmResult, ExperimentResult, SeedResult, StudyResult
 

@@ -1,12 +1,14 @@
 """Runs what a study consists of, in one process; what is finished already is left alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
+from adabatch_jax.config.settings import Operation
 from adabatch_jax.runs.configured_run import train
 from adabatch_jax.system.errors import DivergedError
+from adabatch_jax.system.interruption import Interruption
 from adabatch_jax.training import compilation_cache
 from experiments.reproduction.display import StudyDisplay, make_display
 from experiments.reproduction.jobs import Job, study_jobs
@@ -24,7 +26,7 @@ def run_study(
     out: Path,
     lr_scales: Sequence[float] = (),
     with_passes: bool = False,
-    should_stop: Callable[[], bool] = lambda: False,
+    interruption: Interruption | None = None,
 ) -> Study:
     """Runs what is left to run of a study, and returns it with what was found on the way.
 
@@ -36,10 +38,10 @@ def run_study(
       lr_scales: factors of the learning rate to search over before anything else; none: no
         search.
       with_passes: whether to measure forward and backward passes at the end.
-      should_stop: asked after every update.
+      interruption: stops the study as it stops a run.
 
     Raises:
-      Stopped: `should_stop` said so.
+      Stopped: it was interrupted.
       UsageError: a run can't work as configured; nothing has been run if its data or its plan
         are to blame.
       StorageError: the disk is full, or a file is damaged.
@@ -54,28 +56,29 @@ def run_study(
     try:
         for search in searches:
             for job in search:
-                _run(job, display, should_stop)
+                _run(job, display, interruption)
             study = tuned(study, search, lr_scales)
             save_study(out, study)
         if (note := edge_note(study)) is not None:
             display.say(note)
         for job in study_jobs(study, out):
-            _run(job, display, should_stop)
+            _run(job, display, interruption)
         if with_passes:
-            study = _with_passes(study, out, display, should_stop)
+            study = _with_passes(study, out, display, interruption)
     finally:
         display.stop()
     return study
 
 
-def _run(job: Job, display: StudyDisplay, should_stop: Callable[[], bool]) -> None:
+def _run(job: Job, display: StudyDisplay, interruption: Interruption | None) -> None:
     if job.is_over:
         return
-    if should_stop():
+    if interruption is not None and interruption.requested:
         raise Stopped
     display.begin(job)
+    operation = Operation(interruption=interruption, progress=display)
     try:
-        result = train(job.config, job.folder, lambda *_: should_stop(), display)
+        result = train(job.config, job.folder, operation)
     except DivergedError as error:
         job.fail(str(error))
     else:
@@ -86,14 +89,14 @@ def _run(job: Job, display: StudyDisplay, should_stop: Callable[[], bool]) -> No
 
 
 def _with_passes(
-    study: Study, out: Path, display: StudyDisplay, should_stop: Callable[[], bool]
+    study: Study, out: Path, display: StudyDisplay, interruption: Interruption | None
 ) -> Study:
     cache: Cache = {}
     plans = {(job.experiment, job.arm): job.plan for job in study_jobs(study, out)}
     for experiment, arm, config in study.items():
         if arm in study.passes.get(experiment, {}):
             continue
-        if should_stop():
+        if interruption is not None and interruption.requested:
             raise Stopped
         display.say(f"timing the forward and backward passes of {experiment}/{arm}")
         rows = measure_passes(config, plans[experiment, arm], cache)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.config.train_config import DataSettings, TrainConfig
+from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean
 from adabatch_jax.system.files import read_file, storage_errors, write_atomically
 from experiments import sections

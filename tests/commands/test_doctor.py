@@ -417,12 +417,12 @@ def test_an_environment_that_cannot_train(command, monkeypatch):
     import importlib.util
 
     original = importlib.util.find_spec
-    missing = {"flax", "tyro"}
+    missing = {"flax", "rich"}
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in missing else original(name)
     )
     outcome = command(main, "")
-    assert outcome.code == 2 and "problem: training needs flax, tyro" in outcome.out
+    assert outcome.code == 2 and "problem: training needs flax, rich" in outcome.out
 
 
 def test_help_is_quick_to_import():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.config.files import load_config
-from adabatch_jax.config.train_config import DataSettings, TrainConfig
 from adabatch_jax.runs.folder.workdir import default_workdir
 from adabatch_jax.schedules.batch_size_schedules import exponential_growth
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
@@ -41,33 +41,69 @@ def test_fractions_of_an_epoch_are_exact():
     assert str(TrainConfig(epochs=2.5).duration) == "2.5ep"
 
 
+def test_the_default_settings_have_the_digest_that_runs_were_named_by():
+    assert TrainConfig().digest == (
+        "61e04c9e78f986373aee19c42ae9a6ae22d5f564b906dfd842b73ac21d4aed51"
+    )
+
+
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "name", "value"),
     [
-        ({"epochs": "ten"}, "epochs: must be float, got 'ten'"),
-        ({"seed": 1.5}, "seed: must be int, got 1.5"),
-        ({"seed": True}, "seed: must be int, got True"),
-        ({"momentum": -0.1}, "momentum: must be at least 0, got -0.1"),
-        ({"epochs": float("inf")}, "epochs: must be above 0 and finite"),
-        ({"momentum": 10**400}, "momentum: must be float, got 1000"),
-        ({"lr": "1e400"}, "lr: can't read the learning rate '1e400'"),
-        ({"batch_schedule": "9" * 5000}, "batch_schedule: can't read the batch schedule '999"),
-        ({"batch_schedule": "1__6"}, "batch_schedule: can't read the batch schedule '1__6'"),
-        ({"eval_every": "1__0ep"}, "eval_every: the duration '1__0ep' begins with no number"),
-        ({"on_nan": "skip:" + "9" * 5000}, "on_nan: 'skip:999"),
-        ({"device_memory": "9" * 400 + "GB"}, "device_memory: '999"),
-        ({"microbatch_size": 0}, "microbatch_size: must be at least 1"),
-        ({"data": {"flip": True}}, "data: must be DataSettings"),
-        ({"data": DataSettings(crop_padding="4")}, "data.crop_padding: must be int, got '4'"),
-        ({"data": DataSettings(image_size=0)}, "data.image_size: can't be 0"),
-        ({"lr": "fast"}, "lr: can't read the learning rate 'fast'"),
-        ({"coupling": "linar"}, "coupling: unknown coupling 'linar'.*did you mean 'linear'"),
-        ({"name": "a/b"}, "name: 'a/b' can't be a folder's name"),
+        ({"epochs": "ten"}, "epochs", "'ten'"),
+        ({"seed": 1.5}, "seed", "1.5"),
+        ({"seed": True}, "seed", "True"),
+        ({"seed": 2**32}, "seed", "4294967296"),
+        ({"momentum": -0.1}, "momentum", "-0.1"),
+        ({"weight_decay": float("nan")}, "weight_decay", "nan"),
+        ({"epochs": float("inf")}, "epochs", "inf"),
+        ({"epochs": 0}, "epochs", "0.0"),
+        ({"momentum": 10**400}, "momentum", "1000"),
+        ({"lr": "1e400"}, "lr", "'1e400'"),
+        ({"batch_schedule": "9" * 5000}, "batch_schedule", "'999"),
+        ({"batch_schedule": "1__6"}, "batch_schedule", "'1__6'"),
+        ({"eval_every": "1__0ep"}, "eval_every", "'1__0ep'"),
+        ({"keep_every": "0ep"}, "keep_every", "'0ep'"),
+        ({"on_nan": "skip:" + "9" * 5000}, "on_nan", "'skip:999"),
+        ({"device_memory": "9" * 400 + "GB"}, "device_memory", "'999"),
+        ({"microbatch_size": 0}, "microbatch_size", "0"),
+        ({"microbatch_size": "atuo"}, "microbatch_size", "'atuo'"),
+        ({"data": {"flip": True}}, "data", "True"),
+        ({"lr": "fast"}, "lr", "'fast'"),
+        ({"coupling": "linar"}, "coupling", "'linar'"),
+        ({"name": "a/b"}, "name", "'a/b'"),
+        ({"accumulation": "split"}, "accumulation", "microbatch_size a number"),
     ],
 )
-def test_mistakes_name_the_field(fields, message):
-    with pytest.raises(UsageError, match=message):
+def test_mistakes_name_the_field_and_the_value(fields, name, value):
+    with pytest.raises(UsageError) as caught:
         TrainConfig(**fields)
+    assert str(caught.value).startswith(f"{name}: ") and value in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [({"crop_padding": "4"}, "crop_padding"), ({"image_size": 0}, "image_size"),
+     ({"dir": "a\0"}, "dir")],
+)  # fmt: skip
+def test_mistakes_about_the_data_too(fields, name):
+    with pytest.raises(UsageError, match=f"^data.{name}: "):
+        DataSettings(**fields)
+
+
+def test_one_sentence_of_each_kind():
+    sentences = {
+        "optimizer": ("sdg", "'sdg' is not one of sgd, adamw; did you mean 'sgd'?"),
+        "steps_per_dispatch": ("atuo", "'atuo' is not one of a whole number, auto; did you mean "
+                               "'auto'?"),
+        "seed": (-1, "must be at least 0, got -1."),
+        "epochs": ("ten", "must be a number, got 'ten'."),
+        "log_every": ("0st", "must be longer than nothing, got '0st'."),
+    }  # fmt: skip
+    for name, (value, sentence) in sentences.items():
+        with pytest.raises(UsageError) as caught:
+            TrainConfig(**{name: value})
+        assert str(caught.value) == f"{name}: {sentence}"
 
 
 @pytest.mark.parametrize("coupling", ["none", "linear", "sqrt", "0.75", "1/3"])

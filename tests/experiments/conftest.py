@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from adabatch_jax.config.train_config import DataSettings, TrainConfig
+from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.schedules.plan import first_step_from
 from experiments.arms import single_device_arms
 

@@ -6,17 +6,12 @@ import pytest
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.config.flags import parse_arguments
+from adabatch_jax.train import Options
 from experiments.reproduction import provenance
 from experiments.reproduction.adjustments import with_epochs, with_holdout, with_lr_scale
 from experiments.reproduction.results import load_study
 from experiments.sections import load_arms
 from tests.experiments.conftest import ENVIRONMENT, study_arms
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    config: str | None = None
-    """As in the command."""
 
 
 def changed(config, **fields):

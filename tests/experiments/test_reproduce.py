@@ -153,15 +153,20 @@ def test_damaged_figures_are_computed_again(study, tmp_path, capfd):
 def test_a_signal_stops_and_the_same_command_goes_on(study, tmp_path, capfd, monkeypatch):
     began = []
 
-    def train(config, folder, on_step, progress):
+    def train(config, folder, operation):
         began.append((folder.parent.name, config.seed))
+        if len(began) == 1:
+            interrupt_after_a_few(operation.progress)
+        return real_train(config, folder, operation)
 
-        def interrupted(*step):
-            if len(began) == 1 and step[0] == 2:
+    def interrupt_after_a_few(progress):
+        def tick(step):
+            if step >= 2:
+                monkeypatch.setattr(progress, "tick", real_tick)
                 os.kill(os.getpid(), signal.SIGTERM)
-            return on_step(*step)
 
-        return real_train(config, folder, interrupted, progress)
+        real_tick = progress.tick
+        monkeypatch.setattr(progress, "tick", tick)
 
     real_train = running.train
     monkeypatch.setattr(running, "train", train)

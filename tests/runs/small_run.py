@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adabatch_jax.config import Layout
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.runs.fit import fit
 from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
@@ -16,6 +17,8 @@ RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(N, 5)).astype(np.float32)
 Y = (X.sum(1) > 0).astype(np.int32)
 TRAIN = array_source({"x": X, "y": Y})
+# Whole batches, one at a time: what is stopped by `on_step` and what isn't are laid out alike.
+PLAIN = Layout(None, steps_per_dispatch=1)
 TEST = array_source({"x": X[:17], "y": Y[:17]})
 
 
@@ -48,6 +51,7 @@ def train(plan, workdir=None, **kwargs):
     tx = optax.sgd(lr, momentum=0.9)
     state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
     defaults = dict(eval_fn=eval_fn, eval_source=TEST, eval_batch_size=8, log_every="4st", seed=5)
+    defaults["layout"] = PLAIN
     kwargs = {**defaults, **kwargs}
     return fit(loss_fn, tx, state, TRAIN, plan, learning_rate=lr, workdir=workdir, **kwargs)
 

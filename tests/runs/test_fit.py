@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from adabatch_jax.config import Layout
 from adabatch_jax.data.batches import batches
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.reporting.runs import load_run
@@ -21,6 +22,7 @@ from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.time_prediction import Prediction
 from adabatch_jax.training.train_state import TrainState
 from tests.runs.small_run import (
+    PLAIN,
     TEST,
     TRAIN,
     N,
@@ -69,7 +71,7 @@ def test_a_constant_schedule_equals_a_hand_written_loop_bit_for_bit():
         params, opt_state, loss = update(params, opt_state, batch)
         losses.append(float(loss))
     state = TrainState.create(params=make_params(), tx=tx)
-    result = fit(quiet_loss, tx, state, TRAIN, plan, seed=3, log_every="1st")
+    result = fit(quiet_loss, tx, state, TRAIN, plan, seed=3, log_every="1st", layout=PLAIN)
     assert [row["train_loss"] for row in result.history] == losses
     jax.tree.map(np.testing.assert_array_equal, result.state.params, params)
 
@@ -118,7 +120,7 @@ def test_a_state_in_the_middle_goes_on_from_there():
     whole = train(plan)
     half = train(plan, on_step=lambda finished, *_: finished == 13)
     lr = coupled_learning_rate(plan, 0.05)
-    rest = fit(loss_fn, optax.sgd(lr, momentum=0.9), half.state, TRAIN, plan, seed=5)
+    rest = fit(loss_fn, optax.sgd(lr, momentum=0.9), half.state, TRAIN, plan, seed=5, layout=PLAIN)
     assert rest.summary["weights_digest"] == whole.summary["weights_digest"]
     # What was trained on before isn't known, and isn't looked up: both parts make the whole.
     parts = [half.summary["examples_digest"], rest.summary["examples_digest"]]
@@ -132,7 +134,7 @@ def test_a_state_in_the_middle_goes_on_from_there():
 
 def test_resuming_with_micro_batches_on_a_mesh(tmp_path):
     plan = PLANS["carry"]
-    layout = dict(mesh=data_mesh(jax.devices()[:3]), microbatch_size=5)
+    layout = dict(mesh=data_mesh(jax.devices()[:3]), layout=Layout(5, steps_per_dispatch=1))
     whole = train(plan, tmp_path / "whole", checkpoint_every="5st", **layout)
     with pytest.raises(Killed):
         train(plan, tmp_path / "cut", checkpoint_every="5st", on_step=kill_after(22), **layout)
@@ -153,9 +155,8 @@ def test_every_layout_trains_to_the_same_weights():
         mesh = devices and data_mesh(jax.devices()[:devices])
         tx = optax.sgd(0.1, momentum=0.9)
         state = TrainState.create(params=make_params(), tx=tx)
-        return fit(
-            quiet_loss, tx, state, TRAIN, plan, mesh=mesh, microbatch_size=microbatch_size
-        ).state.params
+        layout = Layout(microbatch_size)
+        return fit(quiet_loss, tx, state, TRAIN, plan, mesh=mesh, layout=layout).state.params
 
     plain = weights()
     for layout in [(4, None), (None, 5), (3, 5), (8, 6)]:
@@ -198,7 +199,7 @@ def test_each_batch_size_is_compiled_once():
     tx = optax.sgd(0.1)
     state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
     assert plan.has_partial_batches
-    fit(counted, tx, state, TRAIN, plan)
+    fit(counted, tx, state, TRAIN, plan, layout=PLAIN)
     # The first and the largest at once, then the others.
     assert traces == [(4, 5), (16, 5), (7, 5)]
 

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from adabatch_jax.config import Operation
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.runs.fit import fit
 from adabatch_jax.schedules.plan import make_plan
@@ -12,6 +13,7 @@ from adabatch_jax.system import fault_points
 from adabatch_jax.system.interruption import Interruption
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.train_state import TrainState
+from tests.runs.small_run import PLAIN
 
 N = 60
 X = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
@@ -40,12 +42,13 @@ def faults(monkeypatch):
     return arrange
 
 
-def train(workdir, **kwargs):
+def train(workdir, on_nan="stop", **kwargs):
     state = TrainState.create(params={"w": jnp.zeros(3)}, tx=TX)
     defaults = {"eval_fn": eval_fn, "eval_source": SOURCE, "eval_batch_size": 16}
     defaults |= {"eval_every": "6st", "checkpoint_every": "4st", "log_every": "3st"}
     with Interruption() as interruption:
-        arguments = defaults | {"interruption": interruption} | kwargs
+        operation = Operation(on_nan, interruption=interruption)
+        arguments = defaults | {"operation": operation, "layout": PLAIN} | kwargs
         return fit(loss_fn, TX, state, SOURCE, PLAN, workdir=workdir, **arguments)
 
 

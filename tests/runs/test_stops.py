@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from adabatch_jax.config import Keep, Operation
 from adabatch_jax.runs.loop import evaluation_program
 from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.training.compiled_programs import Programs
@@ -32,7 +33,7 @@ class StopIn:
 def test_the_best_checkpoint_stays_although_its_evaluation_was_cut_off(tmp_path):
     plan = make_plan("4", N, "4ep")
     epoch = plan.num_steps // 4
-    options = {"keep_checkpoints": 1, "keep_best": "min test_accuracy"}  # it rises: the first one
+    options = {"keep": Keep(1, "min test_accuracy")}  # it rises: the first one
     asked = SimpleNamespace(requested=False, defer=lambda: None, expect=lambda seconds: None)
 
     def on_step(finished, state, metrics):
@@ -41,7 +42,7 @@ def test_the_best_checkpoint_stays_although_its_evaluation_was_cut_off(tmp_path)
     def saved():
         return sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
 
-    cut = train(plan, tmp_path, **options, on_step=on_step, interruption=asked)
+    cut = train(plan, tmp_path, **options, on_step=on_step, operation=Operation(interruption=asked))
     assert cut.stopped and saved() == [epoch] and cut.history[-1]["step"] < epoch
     train(plan, tmp_path, **options)
     assert saved() == [epoch, plan.num_steps]
@@ -64,7 +65,7 @@ def test_a_stop_does_not_wait_for_a_compiler(slow, step, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Programs, "_compile", compile_slowly)
     monkeypatch.setattr(Programs, "wait", stop_meanwhile)
-    cut = train(plan, tmp_path, interruption=asked, eval_every=f"{step}st")
+    cut = train(plan, tmp_path, operation=Operation(interruption=asked), eval_every=f"{step}st")
     released.set()
     assert cut.stopped and cut.state.step == step
     assert (tmp_path / "checkpoints" / str(step)).is_dir()
@@ -76,7 +77,8 @@ def test_stopped_wherever_it_is_asked_about(tmp_path):
     whole = train(plan, tmp_path / "whole", **options)
     stops = 0
     while True:
-        cut = train(plan, tmp_path / "cut", **options, interruption=StopIn(2 + stops))
+        operation = Operation(interruption=StopIn(2 + stops))
+        cut = train(plan, tmp_path / "cut", **options, operation=operation)
         if not cut.stopped:
             break
         stops += 1

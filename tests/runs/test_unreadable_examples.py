@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from adabatch_jax.config import Layout
 from adabatch_jax.data.sources import array_source, in_memory
 from adabatch_jax.runs.fit import fit
 from adabatch_jax.schedules.plan import make_plan
@@ -44,7 +45,12 @@ def train(source, workdir):
     tx = optax.sgd(0.01, momentum=0.9)
     state = TrainState.create(params={"w": np.ones(3, np.float32)}, tx=tx)
     plan = make_plan("6, 2ep: 12", N, "4ep")
-    options = dict(input="streaming", checkpoint_every="2st", log_every="1st", workdir=workdir)
+    options = dict(
+        layout=Layout(None, steps_per_dispatch=1, input="streaming"),
+        checkpoint_every="2st",
+        log_every="1st",
+        workdir=workdir,
+    )
     return fit(loss_fn, tx, state, source, plan, seed=1, **options)
 
 

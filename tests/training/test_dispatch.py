@@ -1,5 +1,6 @@
 """Whatever the layout of a run, it is the same run; and its programs are there in time."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 from adabatch_jax import TrainState, array_source, coupled_learning_rate, data_mesh, fit, make_plan
-from adabatch_jax.config.layout import LayoutOptions
+from adabatch_jax.config import Layout
 from adabatch_jax.models.convolution import canonical_conv2d
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.loss_functions import weighted_mean
@@ -43,10 +44,20 @@ def new_state():
     return TrainState.create(params=params, tx=TX, model_state={"seen": jnp.zeros(())})
 
 
+def laid_out(options):
+    """The arguments of `fit`, with those of its layout by name; by default the plainest."""
+    names = [field.name for field in dataclasses.fields(Layout)]
+    fields = {name: options[name] for name in names if name in options}
+    layout = Layout(**{"microbatch_size": None, "steps_per_dispatch": 1} | fields)
+    return {k: v for k, v in options.items() if k not in names} | {"layout": layout}
+
+
 def train(loss=loss_fn, plan=PLAN, **options):
     options = {"eval_every": "1ep", "log_every": "5st"} | options
     evaluation = {"eval_fn": eval_fn, "eval_source": SOURCE}
-    return fit(loss, TX, new_state(), SOURCE, plan, **evaluation, learning_rate=RATE, **options)
+    return fit(
+        loss, TX, new_state(), SOURCE, plan, **evaluation, learning_rate=RATE, **laid_out(options)
+    )
 
 
 def reproducible(result):
@@ -185,7 +196,7 @@ def test_an_automatic_micro_batch_fits(tmp_path):
     def run(**options):
         return fit(
             loss_fn, TX, new_state(), source, plan, workdir=tmp_path / "run",
-            input="streaming", log_every="1ep", checkpoint_every="2ep", **options,
+            log_every="1ep", checkpoint_every="2ep", **laid_out({"input": "streaming"} | options),
         )  # fmt: skip
 
     with pytest.raises(UsageError, match=r"needs [\d,]+ bytes"):
@@ -205,7 +216,7 @@ def test_short_memory_costs_residence_before_micro_batches(tmp_path):
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         fit(
             loss_fn, TX, new_state(), source, plan, eval_fn=eval_fn, eval_source=source,
-            workdir=folder, log_every="1ep", **{"device_memory": 100_000, **options},
+            workdir=folder, log_every="1ep", **laid_out({"device_memory": 100_000} | options),
         )  # fmt: skip
         return json.loads((folder / "environment.json").read_text())["layout"]
 
@@ -223,8 +234,8 @@ def test_a_micro_batch_that_does_not_fit_any_more_is_chosen_anew(tmp_path):
 
     def run(**options):
         return fit(
-            loss_fn, TX, new_state(), source, plan, workdir=tmp_path, input="streaming",
-            microbatch_size="auto", log_every="1ep", **options,
+            loss_fn, TX, new_state(), source, plan, workdir=tmp_path, log_every="1ep",
+            **laid_out({"input": "streaming", "microbatch_size": "auto"} | options),
         )  # fmt: skip
 
     run(on_step=lambda finished, *_: finished == 10)
@@ -263,7 +274,11 @@ def test_convolutions_that_a_loop_would_slow_down_are_dispatched_one_by_one():
 
     def steps_per_dispatch(loss_fn, wanted):
         state = TrainState.create(params={"w": jnp.ones((3, 3, 2, 2))}, tx=tx)
-        update, rng, options = Update(loss_fn, tx), jax.random.key(0), LayoutOptions(None, wanted)
+        update, rng, options = (
+            Update(loss_fn, tx),
+            jax.random.key(0),
+            Layout(None, steps_per_dispatch=wanted),
+        )
         plan = make_plan("4, 1ep: 8", 32, "2ep")
         setup = set_up(update, state, rng, source, plan, 0, 0, options, {}, lambda text: None)
         setup.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.config.policies import Score
+from adabatch_jax.config.value_texts import Score
 from adabatch_jax.runs.checkpoints.checkpoint_files import (
     Contents,
     quieten_orbax,

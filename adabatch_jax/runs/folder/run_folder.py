@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from adabatch_jax.config.policies import Keeping
-from adabatch_jax.config.settings import settings_digest
+from adabatch_jax.config.settings import Keep, settings_digest
 from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, set_aside
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.contents import (
@@ -27,6 +26,7 @@ from adabatch_jax.runs.folder.contents import (
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.lock import LOCK_SECONDS, locked
 from adabatch_jax.runs.folder.metrics import MetricsWriter, read_metrics
+from adabatch_jax.schedules.periods import Period
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import describe_environment
 from adabatch_jax.system.errors import AdabatchError, RestoreError, explain_missing
@@ -152,8 +152,15 @@ class RunFolder:
         last = dataclasses.replace(read_last_checkpoint(self.path), run_id=self._run_id, **changes)
         write_json(self.path / LAST_CHECKPOINT, dataclasses.asdict(last))
 
-    def open(self, keeping: Keeping, watchdog: Watchdog, progress: Progress) -> None:
-        """Opens the checkpoints for a run; what `close` ends."""
+    def open(
+        self,
+        keep: Keep,
+        period: Period | None,
+        on_save_error: str,
+        watchdog: Watchdog,
+        progress: Progress,
+    ) -> None:
+        """Opens the checkpoints for a run, `period` being `keep.every`; what `close` ends."""
         try:
             # Not needed in memory.
             from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
@@ -165,10 +172,10 @@ class RunFolder:
             self._find()
         self._checkpoints = Checkpoints(
             self.path / CHECKPOINTS,
-            newest=keeping.newest,
-            best=keeping.best,
-            every=keeping.every,
-            on_error=keeping.on_error,
+            newest=keep.newest,
+            best=keep.score,
+            every=period,
+            on_error=on_save_error,
             watchdog=watchdog,
             progress=progress,
             on_saved=self._note_saved,

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from adabatch_jax import make_plan
-from adabatch_jax.config.policies import parse_score
+from adabatch_jax.config.value_texts import parse_score
 from adabatch_jax.runs.checkpoints import checkpoint_files, deleting_old
 from adabatch_jax.runs.checkpoints import checkpoints as checkpoints_module
 from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints

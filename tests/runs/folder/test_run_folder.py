@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.config.policies import Keeping
+from adabatch_jax.config.settings import Keep
 from adabatch_jax.runs.display.progress import NullProgress
 from adabatch_jax.runs.folder.contents import (
     LastCheckpoint,
@@ -118,11 +118,11 @@ def test_lost_rows_may_be_left_behind_once_and_stay_known_as_lost(run):
     assert (run / "bad-metrics-30.jsonl").read_bytes() == damaged
 
 
-def saved(path, step=5, before=lambda: None, progress=None, keeping=Keeping()):
+def saved(path, step=5, before=lambda: None, progress=None, on_save_error="stop"):
     """Saves a checkpoint as a run does; returns the folder."""
     state = TrainState(jnp.int32(step), {"w": jnp.ones(2)}, {}, ())
     with RunFolder(path) as folder, Watchdog(None, None) as watchdog:
-        folder.open(keeping, watchdog, progress or NullProgress())
+        folder.open(Keep(), None, on_save_error, watchdog, progress or NullProgress())
         folder.begin(PLAN, {}, False)
         before()
         folder.save(step, state, {})
@@ -147,7 +147,7 @@ def test_what_is_noted_of_a_checkpoint_is_as_needed_as_the_checkpoint(tmp_path, 
         (tmp_path / "last_checkpoint.json").mkdir()
 
     said = Said()
-    arguments = {"before": block, "progress": said, "keeping": Keeping(on_error=on_error)}
+    arguments = {"before": block, "progress": said, "on_save_error": on_error}
     if on_error == "stop":
         with pytest.raises(StorageError, match="cannot write .*last_checkpoint.json"):
             saved(tmp_path, **arguments)

@@ -1,4 +1,4 @@
-"""What to do about a loss or gradient that isn't finite; no third-party import."""
+"""What the texts of single settings mean; no third-party import."""
 
 import dataclasses
 import math
@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from adabatch_jax.config.choices import ON_SAVE_ERROR
-from adabatch_jax.schedules.periods import Period
+from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.system.errors import UsageError
 
 
@@ -85,26 +84,37 @@ def parse_score(text: str) -> Score:
     return Score(match[2], match[1] == "min")
 
 
-@dataclasses.dataclass(frozen=True)
-class Keeping:
-    """Which checkpoints stay, and what is done where one can't be saved.
+def parse_period(text: str | int) -> Duration:
+    """Reads how often something happens, such as "1ep", longer than nothing.
 
-    Attributes:
-      newest: how many of the newest.
-      best: the best one by this score too, or None.
-      every: one for each such period too, or None.
-      on_error: "stop", or "warn" to train on until the next one is due.
+    Raises:
+      UsageError: it is no duration, or nothing.
     """
+    period = parse_duration(text)
+    if period.value <= 0:
+        raise UsageError(f"must be longer than nothing, got {text!r}.")
+    return period
 
-    newest: int = 3
-    best: Score | None = None
-    every: Period | None = None
-    on_error: str = "stop"
 
-    def __post_init__(self):
-        if self.newest < 1:
-            raise UsageError(f"keep_checkpoints: must be at least 1, got {self.newest}.")
-        if self.on_error not in ON_SAVE_ERROR:
-            raise UsageError(
-                f"on_save_error: must be one of {', '.join(ON_SAVE_ERROR)}, got {self.on_error!r}."
-            )
+def parse_profiled(text: str) -> tuple[int, int]:
+    """Reads a range of updates such as "10:20", the second one excluded.
+
+    Raises:
+      UsageError: it is none.
+
+    >>> parse_profiled("10:20")
+    (10, 20)
+    """
+    start, _, stop = text.partition(":")
+    if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        raise UsageError(
+            f"{text!r} is no range of updates, the first and the one behind the last; write it "
+            "as '10:20'."
+        )
+    return int(start), int(stop)
+
+
+def check_name(name: str) -> None:
+    """Raises a UsageError unless a folder may be called so on any system."""
+    if not re.fullmatch(r"[\w][\w.+=-]*", name):
+        raise UsageError(f"{name!r} can't be a folder's name; use letters, digits, '_' and '-'.")

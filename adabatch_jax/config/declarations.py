@@ -1,0 +1,222 @@
+"""How a field that users set is declared, once: default, limits, what it decides, its help."""
+
+import dataclasses
+import enum
+import inspect
+import math
+import numbers
+import operator
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from adabatch_jax.schedules.batch_size_schedules import Schedule
+from adabatch_jax.schedules.durations import Duration
+from adabatch_jax.schedules.learning_rate_text import LearningRate
+from adabatch_jax.system.errors import UsageError, did_you_mean
+
+T = TypeVar("T")
+
+
+class Role(enum.Enum):
+    """What a setting decides, and so what happens where a run goes on with another value."""
+
+    NUMBERS = "what decides the numbers: a run goes on with the same"
+    FUTURE = "what is still to come: a run may go on with another"
+    LAYOUT = "how it is computed: the same numbers, up to rounding"
+    OPERATION = "how it is operated: what it computes stays the same"
+
+
+@dataclasses.dataclass(frozen=True)
+class Declaration:
+    """What is said about a field beside its type and its default.
+
+    Attributes:
+      role: what it decides; None for a flag of one command, which is no setting of a run.
+      help: its text for `--help`.
+      choices: the texts that it may be, where not any.
+      read: reads a text; raises a UsageError if it can't work.
+      at_least: the smallest number.
+      above: what a number must exceed.
+      below: what a number mustn't reach.
+      is_changeable: whether `--allow-change` lets a run that has begun go on with another.
+      has_spaces: whether its text may be given as several words on a command line.
+      kinds: the classes that its type allows; none where it allows anything.
+      is_list: whether it is a tuple of those.
+    """
+
+    role: Role | None
+    help: str
+    choices: tuple[str, ...] = ()
+    read: Callable[[str], Any] | None = None
+    at_least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    is_changeable: bool = False
+    has_spaces: bool = False
+    kinds: tuple[type, ...] = ()
+    is_list: bool = False
+
+    def of(self, annotation: Any) -> "Declaration":
+        """This declaration with the classes that an annotation allows."""
+        is_list = typing.get_origin(annotation) is tuple
+        is_union = is_list or isinstance(annotation, types.UnionType)
+        kinds = typing.get_args(annotation) if is_union else (annotation,)
+        kinds = tuple(kind for kind in kinds if kind not in (Any, ...))
+        return dataclasses.replace(self, kinds=kinds, is_list=is_list)
+
+
+def setting(default: Any, role: Role | None, help: str, **further: Any) -> Any:
+    """Declares a field; `further` are the other attributes of `Declaration`."""
+    return dataclasses.field(default=default, metadata={"is": Declaration(role, help, **further)})
+
+
+def flag(default: Any, help: str, **further: Any) -> Any:
+    """Declares a flag of one command, which is no setting of a run."""
+    return setting(default, None, help, **further)
+
+
+def as_in(owner: type, name: str) -> Any:
+    """Declares a field with the default and the declaration of another class's."""
+    field = next(field for field in dataclasses.fields(owner) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(setting, as_in))
+def settings(cls: type[T]) -> type[T]:
+    """Makes a frozen dataclass of settings, whose docstring tells each of its own.
+
+    Raises:
+      TypeError: a field isn't declared with its role.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    told = []
+    for field in dataclasses.fields(cls):
+        declared = field.metadata.get("is")
+        if dataclasses.is_dataclass(field.type):
+            continue
+        if declared is None or declared.role is None:
+            raise TypeError(
+                f"{cls.__name__}.{field.name} has no role; declare it as `{field.name}: type = "
+                "setting(default, role, help=...)`."
+            )
+        told.append(f"  {field.name}: {declared.help} Default: {field.default!r}.")
+    cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__), "", "Attributes:", *told])
+    return cls
+
+
+def declarations(cls: type) -> dict[str, Declaration]:
+    """The declaration of each field by its name, those of nested settings as "data.flip"."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            inner = declarations(field.type)
+            found |= {f"{field.name}.{name}": declared for name, declared in inner.items()}
+        else:
+            found[field.name] = field.metadata["is"].of(field.type)
+    return found
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values with dotted names.
+
+    >>> flattened({"seed": 0, "crop": {"padding": 4}})
+    {'seed': 0, 'crop.padding': 4}
+    """
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def replaced(instance: T, values: Mapping[str, Any]) -> T:
+    """The settings with other values for some of their fields, by the names of `declarations`."""
+    own = {name: value for name, value in values.items() if "." not in name}
+    for group in {name.partition(".")[0] for name in values if "." in name}:
+        start = f"{group}."
+        inner = {n.removeprefix(start): v for n, v in values.items() if n.startswith(start)}
+        own[group] = replaced(getattr(instance, group), inner)
+    return dataclasses.replace(instance, **own)
+
+
+def check(instance: Any, named: Callable[[str], str] = str) -> None:
+    """Checks each field against its declaration; the `__post_init__` of all settings.
+
+    What means the same is kept as one value: "none" as None where that is allowed, whole numbers
+    as floats where those are asked for, schedules and durations as their texts.
+
+    Args:
+      instance: the settings.
+      named: makes a field's name what errors call it.
+
+    Raises:
+      UsageError: a value that can't work; the sentence names the field.
+    """
+    for field in dataclasses.fields(instance):
+        name, value = named(field.name), getattr(instance, field.name)
+        if dataclasses.is_dataclass(field.type):
+            if not isinstance(value, field.type):
+                raise UsageError(f"{name}: must be {field.type.__name__}, got {value!r}.")
+            continue
+        declared = field.metadata["is"].of(field.type)
+        if declared.is_list:
+            value = tuple(_checked(name, item, declared) for item in value)
+        else:
+            value = _checked(name, value, declared)
+        object.__setattr__(instance, field.name, value)
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text", types.NoneType: "none"}
+
+
+def _checked(name: str, value: Any, declared: Declaration) -> Any:
+    """What is meant by a value; raises a UsageError where it can't work."""
+    value = _meant(value, declared.kinds)
+    kinds = [_KINDS.get(kind, kind.__name__) for kind in declared.kinds]
+    if kinds and type(value) not in declared.kinds:
+        raise UsageError(f"{name}: must be {' or '.join(kinds)}, got {value!r}.")
+    if isinstance(value, str):
+        if declared.choices and value not in declared.choices:
+            others = [*(kind for kind in kinds if kind != "a text"), *declared.choices]
+            hint = did_you_mean(value, declared.choices) or "."
+            raise UsageError(f"{name}: {value!r} is not one of {', '.join(others)}{hint}")
+        return _read(name, value, declared)
+    if isinstance(value, int | float):
+        for limit, text, is_met in (
+            (declared.at_least, "at least", operator.ge),
+            (declared.above, "above", operator.gt),
+            (declared.below, "below", operator.lt),
+        ):
+            if limit is not None and not is_met(value, limit):
+                raise UsageError(f"{name}: must be {text} {limit}, got {value}.")
+        if not math.isfinite(value):
+            raise UsageError(f"{name}: must be finite, got {value}.")
+    return value
+
+
+def _meant(value: Any, kinds: tuple[type, ...]) -> Any:
+    if isinstance(value, Schedule | LearningRate | Duration) and str in kinds:
+        return str(value)
+    if isinstance(value, str) and types.NoneType in kinds and value.lower() == "none":
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, numbers.Integral) and int in kinds:
+        return int(value)  # also one of numpy's
+    return float(value) if float in kinds and abs(value) <= sys.float_info.max else value
+
+
+def _read(name: str, text: str, declared: Declaration) -> Any:
+    """The text; or the number that it means, such as a size in bytes, where one is allowed."""
+    if "\0" in text:
+        raise UsageError(f"{name}: {text!r} has a character that no text may have.")
+    try:
+        read = text if declared.read is None else declared.read(text)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    return read if isinstance(read, int | float) and type(read) in declared.kinds else text
