@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from adabatch_jax.config.choices import AUTO
 from adabatch_jax.config.layout import LayoutOptions
 from adabatch_jax.data.abstract_arrays import abstract_batch, example_types, tree_bytes
 from adabatch_jax.data.feeds import Feed
@@ -90,55 +91,54 @@ def set_up(
     devices = list(
         jax.tree.leaves(state)[0].devices() if update.mesh is None else update.mesh.devices.flat
     )
-    limit = options.device_memory
+    platform, limit = devices[0].platform, options.device_memory
     if limit is None:
         here = jax.process_index()
         limit = device_memory_bytes([d for d in devices if d.process_index == here])
-    sizes = sizes_from(plan, start_step)
-    rows = Layouts(num_devices=len(devices)).of(sizes[0]).rows_per_device
-    alone = _Alone(update, state, rng, source)
-    number = choose_steps_per_dispatch(
-        options.steps_per_dispatch,
-        options.accumulation,
-        saved_layout,
+    sizes, is_split = sizes_from(plan, start_step), options.accumulation == "split"
+    alone = dataclasses.replace(update, mesh=None, microbatch_size=None, shard_params=False)
+
+    def arguments(rows: int) -> Any:
+        """What an update of so many rows on one device gets."""
+        batch = abstract_batch(example_types(source), (rows,))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch, rng))
+
+    def probe() -> tuple[float, bool]:
+        costs = TrainStep(alone).lower(*arguments(rows)).cost_analysis() or {}
+        jaxpr = jax.make_jaxpr(alone)(*arguments(rows), alone.constants)
+        return float(costs.get("flops", 0.0)), has_slow_convolutions(jaxpr)
+
+    number = options.steps_per_dispatch
+    if number == AUTO:
+        number = 1 if is_split else saved_layout.get("steps_per_dispatch")
+    if number is None:
+        rows = Layouts(num_devices=len(devices)).of(sizes[0]).rows_per_device
         # Each weight is used at least once per example, forward and twice backward; that settles
         # most networks without tracing them.
-        6.0 * sum(leaf.size for leaf in jax.tree.leaves(state.params)) * rows,
-        devices[0].platform,
-        lambda: (alone.flops(rows), alone.is_slow_in_loops(rows)),
-    )
-    circumstances = Circumstances(
-        batch_size=max(sizes),
-        group_rows=update.independent_groups,
-        num_devices=len(devices),
-        platform=devices[0].platform,
-        limit_bytes=limit,
-        weight_bytes=tree_bytes(state.params),
-    )
+        least_flops = 6.0 * sum(leaf.size for leaf in jax.tree.leaves(state.params)) * rows
+        number = choose_steps_per_dispatch(least_flops, platform, probe)
 
     def build(choice: Choice) -> Setup:
-        size, is_split = choice.microbatch_size, options.accumulation == "split"
-        laid_out = dataclasses.replace(update, microbatch_size=size)
+        laid_out = dataclasses.replace(update, microbatch_size=choice.microbatch_size)
         feed = Feed(
             source,
             plan,
             seed,
             mesh=update.mesh,
-            microbatch_size=size,
+            microbatch_size=choice.microbatch_size,
             steps_per_dispatch=number,
             kind=choice.input,
             available_bytes=limit,
             split=is_split,
         )
-        arguments = (laid_out, feed, plan, start_step, state, rng)
-        dispatch = (
-            SplitDispatch(*arguments)
-            if is_split
-            else FusedDispatch(*arguments, steps_per_dispatch=number)
-        )
+        of_run = (laid_out, feed, plan, start_step, state, rng)
+        if is_split:
+            dispatch = SplitDispatch(*of_run)
+        else:
+            dispatch = FusedDispatch(*of_run, steps_per_dispatch=number)
         layout = {
             "devices": len(devices),
-            "microbatch_size": size,
+            "microbatch_size": choice.microbatch_size,
             "steps_per_dispatch": number,
             "accumulation": options.accumulation,
             "shard_params": update.shard_params,
@@ -148,6 +148,14 @@ def set_up(
         largest = max(programs, key=lambda program: program.num_bytes)
         return Setup(laid_out, feed, dispatch, layout, limit, largest)
 
+    circumstances = Circumstances(
+        batch_size=max(sizes),
+        group_rows=update.independent_groups,
+        num_devices=len(devices),
+        platform=platform,
+        limit_bytes=limit,
+        weight_bytes=tree_bytes(state.params),
+    )
     tried = _Tried(build)
     try:
         choice, notes = choose_layout(
@@ -155,7 +163,7 @@ def set_up(
             options.input,
             saved_layout,
             circumstances,
-            alone.temporary_bytes,
+            lambda rows: program_of(TrainStep(alone).lower(*arguments(rows))).temporary_bytes,
             tried.needs,
         )
         setup = tried.setup(choice)
@@ -193,41 +201,6 @@ class _Tried:
         if self._last is not None:
             self._last[1].close()
             self._last = None
-
-
-class _Alone:
-    """The update of so many rows on one device: what it computes, and what it takes.
-
-    The arguments are those of `set_up`.
-    """
-
-    def __init__(self, update: Update, state: TrainState, rng: jax.Array, source: Source):
-        self._update = dataclasses.replace(
-            update, mesh=None, microbatch_size=None, shard_params=False
-        )
-        self._state, self._rng, self._examples = state, rng, example_types(source)
-
-    def flops(self, rows: int) -> float:
-        """Its floating-point operations."""
-        return float((self._lowered(rows).cost_analysis() or {}).get("flops", 0.0))
-
-    def temporary_bytes(self, rows: int) -> int:
-        """Memory beside its arguments and results."""
-        return program_of(self._lowered(rows)).temporary_bytes
-
-    def is_slow_in_loops(self, rows: int) -> bool:
-        """Whether it has convolutions that are slow in loops on CPU."""
-        arguments = self._arguments(rows)
-        return has_slow_convolutions(
-            jax.make_jaxpr(self._update)(*arguments, self._update.constants)
-        )
-
-    def _lowered(self, rows: int) -> jax.stages.Lowered:
-        return TrainStep(self._update).lower(*self._arguments(rows))
-
-    def _arguments(self, rows: int) -> tuple[Any, ...]:
-        arguments = self._state, abstract_batch(self._examples, (rows,)), self._rng
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
 
 
 def keep_what_fits(evaluators: Iterable[Evaluator], free_bytes: float) -> float:
