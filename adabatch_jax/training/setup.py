@@ -8,7 +8,7 @@ import jax
 
 from adabatch_jax.config.choices import AUTO
 from adabatch_jax.config.layout import LayoutOptions
-from adabatch_jax.data.abstract_arrays import abstract_batch, example_types, tree_bytes
+from adabatch_jax.data.abstract_arrays import Types, abstract_batch, example_types, tree_bytes
 from adabatch_jax.data.feeds import Feed
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.data.sources import Source
@@ -91,81 +91,38 @@ def set_up(
     devices = list(
         jax.tree.leaves(state)[0].devices() if update.mesh is None else update.mesh.devices.flat
     )
-    platform, limit = devices[0].platform, options.device_memory
+    limit = options.device_memory
     if limit is None:
         here = jax.process_index()
         limit = device_memory_bytes([d for d in devices if d.process_index == here])
-    sizes, is_split = sizes_from(plan, start_step), options.accumulation == "split"
-    alone = dataclasses.replace(update, mesh=None, microbatch_size=None, shard_params=False)
-
-    def arguments(rows: int) -> Any:
-        """What an update of so many rows on one device gets."""
-        batch = abstract_batch(example_types(source), (rows,))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch, rng))
-
-    def probe() -> tuple[float, bool]:
-        costs = TrainStep(alone).lower(*arguments(rows)).cost_analysis() or {}
-        jaxpr = jax.make_jaxpr(alone)(*arguments(rows), alone.constants)
-        return float(costs.get("flops", 0.0)), has_slow_convolutions(jaxpr)
-
+    sizes = sizes_from(plan, start_step)
+    alone = _Alone(update, state, rng, example_types(source))
     number = options.steps_per_dispatch
     if number == AUTO:
-        number = 1 if is_split else saved_layout.get("steps_per_dispatch")
+        number = 1 if options.accumulation == "split" else saved_layout.get("steps_per_dispatch")
     if number is None:
         rows = Layouts(num_devices=len(devices)).of(sizes[0]).rows_per_device
         # Each weight is used at least once per example, forward and twice backward; that settles
         # most networks without tracing them.
         least_flops = 6.0 * sum(leaf.size for leaf in jax.tree.leaves(state.params)) * rows
-        number = choose_steps_per_dispatch(least_flops, platform, probe)
-
-    def build(choice: Choice) -> Setup:
-        laid_out = dataclasses.replace(update, microbatch_size=choice.microbatch_size)
-        feed = Feed(
-            source,
-            plan,
-            seed,
-            mesh=update.mesh,
-            microbatch_size=choice.microbatch_size,
-            steps_per_dispatch=number,
-            kind=choice.input,
-            available_bytes=limit,
-            split=is_split,
+        number = choose_steps_per_dispatch(
+            least_flops, devices[0].platform, lambda: alone.flops_and_slowness(rows)
         )
-        of_run = (laid_out, feed, plan, start_step, state, rng)
-        if is_split:
-            dispatch = SplitDispatch(*of_run)
-        else:
-            dispatch = FusedDispatch(*of_run, steps_per_dispatch=number)
-        layout = {
-            "devices": len(devices),
-            "microbatch_size": choice.microbatch_size,
-            "steps_per_dispatch": number,
-            "accumulation": options.accumulation,
-            "shard_params": update.shard_params,
-        }
-        names = (*dispatch.names(sizes[0]), *dispatch.names(max(sizes)))
-        programs = [dispatch.programs.get(name) for name in dict.fromkeys(names)]
-        largest = max(programs, key=lambda program: program.num_bytes)
-        return Setup(laid_out, feed, dispatch, layout, limit, largest)
-
     circumstances = Circumstances(
         batch_size=max(sizes),
         group_rows=update.independent_groups,
         num_devices=len(devices),
-        platform=platform,
+        platform=devices[0].platform,
         limit_bytes=limit,
         weight_bytes=tree_bytes(state.params),
     )
-    tried = _Tried(build)
+    run = update, state, rng, source, plan, start_step, seed
+    tried = _Tried(lambda choice: _build(*run, choice, number, options.accumulation, limit))
     try:
         choice, notes = choose_layout(
-            options.microbatch_size,
-            options.input,
-            saved_layout,
-            circumstances,
-            lambda rows: program_of(TrainStep(alone).lower(*arguments(rows))).temporary_bytes,
-            tried.needs,
-        )
+            options.microbatch_size, options.input, saved_layout, circumstances,
+            alone.temporary_bytes, tried.needs,
+        )  # fmt: skip
         setup = tried.setup(choice)
     except BaseException:
         tried.close()
@@ -174,6 +131,45 @@ def set_up(
         say(note)
     _introduce(setup, say)
     return setup
+
+
+def _build(
+    update: Update,
+    state: TrainState,
+    rng: jax.Array,
+    source: Source,
+    plan: BatchPlan,
+    start_step: int,
+    seed: int,
+    choice: Choice,
+    steps_per_dispatch: int,
+    accumulation: str,
+    limit_bytes: float,
+) -> Setup:
+    """Builds what was chosen, and compiles the first and the largest program."""
+    is_split = accumulation == "split"
+    layout = {
+        "devices": 1 if update.mesh is None else update.mesh.size,
+        "microbatch_size": choice.microbatch_size,
+        "steps_per_dispatch": steps_per_dispatch,
+        "accumulation": accumulation,
+        "shard_params": update.shard_params,
+    }
+    update = dataclasses.replace(update, microbatch_size=choice.microbatch_size)
+    feed = Feed(
+        source, plan, seed, mesh=update.mesh, microbatch_size=choice.microbatch_size,
+        steps_per_dispatch=steps_per_dispatch, kind=choice.input, available_bytes=limit_bytes,
+        split=is_split,
+    )  # fmt: skip
+    arguments = (update, feed, plan, start_step, state, rng)
+    if is_split:
+        dispatch = SplitDispatch(*arguments)
+    else:
+        dispatch = FusedDispatch(*arguments, steps_per_dispatch=steps_per_dispatch)
+    sizes = sizes_from(plan, start_step)
+    names = dict.fromkeys((*dispatch.names(sizes[0]), *dispatch.names(max(sizes))))
+    largest = max(map(dispatch.programs.get, names), key=lambda program: program.num_bytes)
+    return Setup(update, feed, dispatch, layout, limit_bytes, largest)
 
 
 class _Tried:
@@ -201,6 +197,31 @@ class _Tried:
         if self._last is not None:
             self._last[1].close()
             self._last = None
+
+
+class _Alone:
+    """The update of so many rows on one device, in one piece."""
+
+    def __init__(self, update: Update, state: TrainState, rng: jax.Array, examples: Types):
+        self._update = dataclasses.replace(
+            update, mesh=None, microbatch_size=None, shard_params=False
+        )
+        self._state, self._rng, self._examples = state, rng, examples
+
+    def flops_and_slowness(self, rows: int) -> tuple[float, bool]:
+        """Its floating-point operations, and whether a loop would slow them down on a CPU."""
+        costs = TrainStep(self._update).lower(*self._arguments(rows)).cost_analysis() or {}
+        jaxpr = jax.make_jaxpr(self._update)(*self._arguments(rows), self._update.constants)
+        return float(costs.get("flops", 0.0)), has_slow_convolutions(jaxpr)
+
+    def temporary_bytes(self, rows: int) -> int:
+        """Memory beside its arguments and results."""
+        lowered = TrainStep(self._update).lower(*self._arguments(rows))
+        return program_of(lowered).temporary_bytes
+
+    def _arguments(self, rows: int) -> tuple[Any, ...]:
+        arguments = self._state, abstract_batch(self._examples, (rows,)), self._rng
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
 
 
 def keep_what_fits(evaluators: Iterable[Evaluator], free_bytes: float) -> float:
