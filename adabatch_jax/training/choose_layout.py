@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from adabatch_jax.config.settings import AUTO
+from adabatch_jax.data.row_layout import BatchLayout, Layouts
 from adabatch_jax.system.errors import UsageError
 
 # A CPU is fast while a micro-batch's activations stay in its caches: ResNet-20 at 8 rows, and not
@@ -15,33 +16,6 @@ _MIN_CPU_ROWS, _MAX_CPU_ROWS = 8, 32
 # An update below this is over before the next one is dispatched: about a millisecond.
 _SHORT_UPDATE_FLOPS = {"cpu": 1e8, "gpu": 1e10, "tpu": 1e10}
 _MAX_STEPS_PER_DISPATCH = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What is chosen, or tried.
-
-    Attributes:
-      microbatch_size: examples over all devices; None for the whole batch.
-      input: "streaming", "resident", or "auto": resident where half of the memory will do.
-    """
-
-    microbatch_size: int | None
-    input: str = AUTO
-
-
-class Need(NamedTuple):
-    """What an update of the largest batch needs on each device.
-
-    Attributes:
-      num_bytes: memory in all.
-      temporary_bytes: the part of it that grows with the rows computed at a time.
-      is_resident: whether it includes the examples.
-    """
-
-    num_bytes: int
-    temporary_bytes: int
-    is_resident: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +37,27 @@ class Circumstances:
     platform: str
     limit_bytes: float
     weight_bytes: int
+
+
+class Choice(NamedTuple):
+    """What is chosen, or tried: examples over all devices (None: the whole batch), and an input."""
+
+    microbatch_size: int | None
+    input: str = AUTO
+
+
+class Need(NamedTuple):
+    """What an update of the largest batch needs on each device.
+
+    Attributes:
+      num_bytes: memory in all.
+      temporary_bytes: the part of it that grows with the rows computed at a time.
+      is_resident: whether it includes the examples.
+    """
+
+    num_bytes: int
+    temporary_bytes: int
+    is_resident: bool = False
 
 
 Needs = Callable[[Choice], Need]
@@ -93,22 +88,17 @@ def choose_layout(
     Raises:
       UsageError: the micro-batch that the user wants doesn't fit, or not even the smallest.
     """
-    notes = []
     if microbatch_size != AUTO:
         choice, need = _with_room(Choice(microbatch_size, input), of, needs)
-        if need.num_bytes > of.limit_bytes:
-            rows = min(microbatch_size or of.batch_size, of.batch_size)
-            raise UsageError(
-                f"batch {of.batch_size} (micro-batch {rows}) needs "
-                f"{need.num_bytes:,} bytes on each device, resident input included, and there are "
-                f"{of.limit_bytes:,} (device_memory); let microbatch_size be 'auto', or smaller."
-            )
-        return choice, notes
+        layout = Layouts(microbatch_size, of.num_devices).of(of.batch_size)
+        check_memory(layout, need.num_bytes, of.limit_bytes)
+        return choice, []
+    notes = []
     if "microbatch_size" in saved:
         size = saved["microbatch_size"]
         choice, need = _with_room(Choice(size, input), of, needs)
         if need.num_bytes <= of.limit_bytes:
-            return choice, notes
+            return choice, []
         before = "whole batches" if size is None else f"micro-batches of {size}"
         notes.append(
             f"the run was begun with {before}, which don't fit into this memory: chosen anew"
@@ -122,6 +112,16 @@ def choose_layout(
             "then normalizes over, if there is any"
         )
     return choice, notes
+
+
+def check_memory(layout: BatchLayout, num_bytes: int, limit_bytes: float) -> None:
+    """Raises a UsageError if an update of this layout needs more memory than there is."""
+    if num_bytes > limit_bytes:
+        raise UsageError(
+            f"batch {layout.batch_size} (micro-batch {layout.microbatch_size}) needs "
+            f"{num_bytes:,} bytes on each device, resident input included, and there are "
+            f"{limit_bytes:,} (device_memory); let microbatch_size be 'auto', or smaller."
+        )
 
 
 def automatic_choice(
@@ -153,21 +153,16 @@ def _with_room(choice: Choice, of: Circumstances, needs: Needs) -> tuple[Choice,
     """The choice and its needs; examples that leave too little room are streamed instead."""
     need = needs(choice)
     if need.num_bytes > of.limit_bytes and choice.input == AUTO and need.is_resident:
-        choice = dataclasses.replace(choice, input="streaming")
+        choice = choice._replace(input="streaming")
         need = needs(choice)
     return choice, need
 
 
 def cpu_rows(bytes_per_row: float, weight_bytes: int, group_rows: int) -> int:
-    """The rows that a CPU device computes fastest at a time.
+    """The rows that a CPU device computes fastest at a time, in groups of `group_rows`.
 
     As many as stay in its caches, or as many as outweigh the weights, which every micro-batch
     reads anew.
-
-    Args:
-      bytes_per_row: activations of a row.
-      weight_bytes: of all parameters.
-      group_rows: rows that must stay together.
 
     >>> cpu_rows(1.6e6, weight_bytes=10**6, group_rows=1)  # ResNet-20
     8
@@ -184,11 +179,7 @@ def cpu_rows(bytes_per_row: float, weight_bytes: int, group_rows: int) -> int:
 
 
 def smaller_microbatch_size(size: int, of: Circumstances, need: Need) -> int:
-    """The micro-batch to try where one of `size` needs too much memory.
-
-    Raises:
-      UsageError: there is no smaller one.
-    """
+    """The micro-batch to try where one of `size` needs too much; a UsageError if that is all."""
     unit = (of.group_rows or 1) * of.num_devices
     if size <= unit:
         raise UsageError(
@@ -205,50 +196,29 @@ def smaller_microbatch_size(size: int, of: Circumstances, need: Need) -> int:
 
 
 def choose_steps_per_dispatch(
-    wanted: int | str,
-    accumulation: str,
-    saved: Mapping[str, Any],
-    least_flops: float,
-    platform: str,
-    probe: Callable[[], tuple[float, bool]],
+    least_flops: float, platform: str, probe: Callable[[], tuple[float, bool]]
 ) -> int:
-    """Chooses how many updates to dispatch at a time.
+    """Chooses how many updates to dispatch at a time, a power of two: several if they are short.
 
     It follows from the program alone, not from a measurement, so that a run that is repeated is
     repeated to the bit.
 
     Args:
-      wanted: what the user wants, or "auto".
-      accumulation: "split" dispatches one micro-batch at a time.
-      saved: the layout that the run was begun with, whose number stays; or {}.
       least_flops: a lower bound of an update's floating-point operations, per device.
       platform: the devices'.
       probe: tells these operations, and whether a loop would slow them down on a CPU; not asked
         where the bound settles it.
+
+    >>> [choose_steps_per_dispatch(1e6, "cpu", lambda: (f, False)) for f in (2e7, 3e9)]
+    [4, 1]
     """
-    if wanted != AUTO:
-        return wanted
-    if accumulation == "split":
-        return 1
-    if saved.get("steps_per_dispatch"):
-        return saved["steps_per_dispatch"]
-    number = steps_per_dispatch(least_flops, platform)
-    if number == 1:
+    short = _SHORT_UPDATE_FLOPS.get(platform, _SHORT_UPDATE_FLOPS["gpu"])
+    if 2 * least_flops > short:
         return 1
     flops, is_slow_in_loops = probe()
     if is_slow_in_loops and platform == "cpu":
         return 1  # it would lose more than dispatches cost
-    return steps_per_dispatch(max(least_flops, flops), platform)
-
-
-def steps_per_dispatch(flops: float, platform: str) -> int:
-    """How many updates of so many operations to dispatch: a power of two, 1 if they aren't short.
-
-    >>> steps_per_dispatch(2e7, "cpu"), steps_per_dispatch(3e9, "cpu")
-    (4, 1)
-    """
-    short = _SHORT_UPDATE_FLOPS.get(platform, _SHORT_UPDATE_FLOPS["gpu"])
     number = 1
-    while number < _MAX_STEPS_PER_DISPATCH and 2 * number * flops <= short:
+    while number < _MAX_STEPS_PER_DISPATCH and 2 * number * max(least_flops, flops) <= short:
         number *= 2
     return number

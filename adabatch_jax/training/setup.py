@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from adabatch_jax.config.settings import Layout
-from adabatch_jax.data.abstract_arrays import abstract_batch, example_types, tree_bytes
+from adabatch_jax.config.settings import AUTO, Layout
+from adabatch_jax.data.abstract_arrays import Types, abstract_batch, example_types, tree_bytes
 from adabatch_jax.data.feeds import Feed
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.data.sources import Source
@@ -95,18 +95,18 @@ def set_up(
         here = jax.process_index()
         limit = device_memory_bytes([d for d in devices if d.process_index == here])
     sizes = sizes_from(plan, start_step)
-    rows = Layouts(num_devices=len(devices)).of(sizes[0]).rows_per_device
-    alone = _Alone(update, state, rng, source)
-    number = choose_steps_per_dispatch(
-        options.steps_per_dispatch,
-        options.accumulation,
-        saved_layout,
+    alone = _Alone(update, state, rng, example_types(source))
+    number = options.steps_per_dispatch
+    if number == AUTO:
+        number = 1 if options.accumulation == "split" else saved_layout.get("steps_per_dispatch")
+    if number is None:
+        rows = Layouts(num_devices=len(devices)).of(sizes[0]).rows_per_device
         # Each weight is used at least once per example, forward and twice backward; that settles
         # most networks without tracing them.
-        6.0 * sum(leaf.size for leaf in jax.tree.leaves(state.params)) * rows,
-        devices[0].platform,
-        lambda: (alone.flops(rows), alone.is_slow_in_loops(rows)),
-    )
+        least_flops = 6.0 * sum(leaf.size for leaf in jax.tree.leaves(state.params)) * rows
+        number = choose_steps_per_dispatch(
+            least_flops, devices[0].platform, lambda: alone.flops_and_slowness(rows)
+        )
     circumstances = Circumstances(
         batch_size=max(sizes),
         group_rows=update.independent_groups,
@@ -115,49 +115,13 @@ def set_up(
         limit_bytes=limit,
         weight_bytes=tree_bytes(state.params),
     )
-
-    def build(choice: Choice) -> Setup:
-        size, is_split = choice.microbatch_size, options.accumulation == "split"
-        laid_out = dataclasses.replace(update, microbatch_size=size)
-        feed = Feed(
-            source,
-            plan,
-            seed,
-            mesh=update.mesh,
-            microbatch_size=size,
-            steps_per_dispatch=number,
-            kind=choice.input,
-            available_bytes=limit,
-            split=is_split,
-        )
-        arguments = (laid_out, feed, plan, start_step, state, rng)
-        dispatch = (
-            SplitDispatch(*arguments)
-            if is_split
-            else FusedDispatch(*arguments, steps_per_dispatch=number)
-        )
-        layout = {
-            "devices": len(devices),
-            "microbatch_size": size,
-            "steps_per_dispatch": number,
-            "accumulation": options.accumulation,
-            "shard_params": update.shard_params,
-        }
-        names = (*dispatch.names(sizes[0]), *dispatch.names(max(sizes)))
-        programs = [dispatch.programs.get(name) for name in dict.fromkeys(names)]
-        largest = max(programs, key=lambda program: program.num_bytes)
-        return Setup(laid_out, feed, dispatch, layout, limit, largest)
-
-    tried = _Tried(build)
+    run = update, state, rng, source, plan, start_step, seed
+    tried = _Tried(lambda choice: _build(*run, choice, number, options.accumulation, limit))
     try:
         choice, notes = choose_layout(
-            options.microbatch_size,
-            options.input,
-            saved_layout,
-            circumstances,
-            alone.temporary_bytes,
-            tried.needs,
-        )
+            options.microbatch_size, options.input, saved_layout, circumstances,
+            alone.temporary_bytes, tried.needs,
+        )  # fmt: skip
         setup = tried.setup(choice)
     except BaseException:
         tried.close()
@@ -166,6 +130,45 @@ def set_up(
         say(note)
     _introduce(setup, say)
     return setup
+
+
+def _build(
+    update: Update,
+    state: TrainState,
+    rng: jax.Array,
+    source: Source,
+    plan: BatchPlan,
+    start_step: int,
+    seed: int,
+    choice: Choice,
+    steps_per_dispatch: int,
+    accumulation: str,
+    limit_bytes: float,
+) -> Setup:
+    """Builds what was chosen, and compiles the first and the largest program."""
+    is_split = accumulation == "split"
+    layout = {
+        "devices": 1 if update.mesh is None else update.mesh.size,
+        "microbatch_size": choice.microbatch_size,
+        "steps_per_dispatch": steps_per_dispatch,
+        "accumulation": accumulation,
+        "shard_params": update.shard_params,
+    }
+    update = dataclasses.replace(update, microbatch_size=choice.microbatch_size)
+    feed = Feed(
+        source, plan, seed, mesh=update.mesh, microbatch_size=choice.microbatch_size,
+        steps_per_dispatch=steps_per_dispatch, kind=choice.input, available_bytes=limit_bytes,
+        split=is_split,
+    )  # fmt: skip
+    arguments = (update, feed, plan, start_step, state, rng)
+    if is_split:
+        dispatch = SplitDispatch(*arguments)
+    else:
+        dispatch = FusedDispatch(*arguments, steps_per_dispatch=steps_per_dispatch)
+    sizes = sizes_from(plan, start_step)
+    names = dict.fromkeys((*dispatch.names(sizes[0]), *dispatch.names(max(sizes))))
+    largest = max(map(dispatch.programs.get, names), key=lambda program: program.num_bytes)
+    return Setup(update, feed, dispatch, layout, limit_bytes, largest)
 
 
 class _Tried:
@@ -196,34 +199,24 @@ class _Tried:
 
 
 class _Alone:
-    """The update of so many rows on one device: what it computes, and what it takes.
+    """The update of so many rows on one device, in one piece."""
 
-    The arguments are those of `set_up`.
-    """
-
-    def __init__(self, update: Update, state: TrainState, rng: jax.Array, source: Source):
+    def __init__(self, update: Update, state: TrainState, rng: jax.Array, examples: Types):
         self._update = dataclasses.replace(
             update, mesh=None, microbatch_size=None, shard_params=False
         )
-        self._state, self._rng, self._examples = state, rng, example_types(source)
+        self._state, self._rng, self._examples = state, rng, examples
 
-    def flops(self, rows: int) -> float:
-        """Its floating-point operations."""
-        return float((self._lowered(rows).cost_analysis() or {}).get("flops", 0.0))
+    def flops_and_slowness(self, rows: int) -> tuple[float, bool]:
+        """Its floating-point operations, and whether a loop would slow them down on a CPU."""
+        costs = TrainStep(self._update).lower(*self._arguments(rows)).cost_analysis() or {}
+        jaxpr = jax.make_jaxpr(self._update)(*self._arguments(rows), self._update.constants)
+        return float(costs.get("flops", 0.0)), has_slow_convolutions(jaxpr)
 
     def temporary_bytes(self, rows: int) -> int:
         """Memory beside its arguments and results."""
-        return program_of(self._lowered(rows)).temporary_bytes
-
-    def is_slow_in_loops(self, rows: int) -> bool:
-        """Whether it has convolutions that are slow in loops on CPU."""
-        arguments = self._arguments(rows)
-        return has_slow_convolutions(
-            jax.make_jaxpr(self._update)(*arguments, self._update.constants)
-        )
-
-    def _lowered(self, rows: int) -> jax.stages.Lowered:
-        return TrainStep(self._update).lower(*self._arguments(rows))
+        lowered = TrainStep(self._update).lower(*self._arguments(rows))
+        return program_of(lowered).temporary_bytes
 
     def _arguments(self, rows: int) -> tuple[Any, ...]:
         arguments = self._state, abstract_batch(self._examples, (rows,)), self._rng

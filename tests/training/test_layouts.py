@@ -75,7 +75,7 @@ def test_gradients_are_reduced_once_where_no_group_spans_devices(
     """And nothing else is moved, in any case."""
     text = compiled(num_devices, net, 96, num_microbatches, num_rows).as_text()
     assert {name for name, _ in collectives(text)} == {"all-reduce"}
-    gradients = {mlp: r"f32\[(64,32|32,64)\]", cnn: r"f32\[3,3,8,16\]"}[net]
+    gradients = {mlp: r"f32\[(64,128|128,64)\]", cnn: r"f32\[3,3,8,16\]"}[net]
     *_, entry = text.split("\nENTRY ")
     in_all, outside_loops = (
         [kind for _, kind in collectives(part) if re.search(gradients, kind)]

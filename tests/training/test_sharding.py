@@ -15,27 +15,21 @@ from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.train_step import TrainStep, make_train_step
 from adabatch_jax.training.update import Update
 from tests.runs.checkpoints.conftest import written
-from tests.training.small_problem import make_batch
+from tests.training.small_problem import make_batch, make_loss, make_params, mlp
 
 TX = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2))
 
 
 def loss_fn(params, model_state, batch, rng):
+    loss, (_, metrics) = make_loss(mlp)(params, model_state, batch, rng)
     x = batch["image"].reshape(batch["image"].shape[0], -1)
-    hidden = jax.nn.relu(x @ params["w1"] + params["b1"][None])
-    logits = hidden @ params["w2"] + params["b2"][None]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     mean = weighted_mean(x, batch["weight"])
-    state = {"mean": 0.9 * model_state["mean"] + 0.1 * mean}
-    return weighted_mean(losses, batch["weight"]), (state, {"x": mean})
+    return loss, ({"mean": 0.9 * model_state["mean"] + 0.1 * mean}, metrics | {"x": mean})
 
 
 def new_state():
-    rng = np.random.default_rng(0)
-    shapes = {"w1": (64, 128), "b1": (128,), "w2": (128, 10), "b2": (10,)}
-    params = {name: rng.normal(0, 0.1, s).astype(np.float32) for name, s in shapes.items()}
     state = {"mean": np.zeros(64, np.float32)}
-    return TrainState.create(params=params, tx=TX, model_state=state)
+    return TrainState.create(params=make_params(mlp), tx=TX, model_state=state)
 
 
 def split(batch, microbatch_size):

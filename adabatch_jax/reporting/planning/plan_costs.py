@@ -20,9 +20,14 @@ from adabatch_jax.schedules.batch_size_schedules import ExponentialGrowth
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import bytes_text, parse_bytes
-from adabatch_jax.training.choose_layout import Choice, Circumstances, Need, automatic_choice
+from adabatch_jax.training.choose_layout import (
+    Choice,
+    Circumstances,
+    Need,
+    automatic_choice,
+    check_memory,
+)
 from adabatch_jax.training.compiled_programs import Program
-from adabatch_jax.training.device_memory import device_memory_bytes
 from adabatch_jax.training.step_timing import measure_sizes, seconds_per_update
 from adabatch_jax.training.time_prediction import Prediction, predict
 
@@ -76,7 +81,7 @@ def plan_costs(
         smallest micro-batch into the memory there is.
     """
     updates = configured_updates(config, num_devices)
-    limit = limit_bytes(config, updates)
+    limit = _limit_bytes(config, updates)
     size = resolved_microbatch_size(config, updates, max(plan.batch_sizes), limit)
     layouts = {b: Layouts(size, num_devices).of(b) for b in plan.batch_sizes}
     prediction = microbatches = None
@@ -90,7 +95,8 @@ def plan_costs(
         )
         memory = {b: by_layout[layout] for b, layout in layouts.items()}
     if config.device_memory is not None:
-        check_memory(updates, memory, limit)
+        for b, layout in layouts.items():
+            check_memory(layout, memory[b].num_bytes, limit)
     if has_seconds:
         seconds = measured_seconds(updates, list(layouts.values()), limit)
         prediction = predict(plan, seconds)
@@ -126,7 +132,7 @@ def timed_doublings(
       UsageError: not even the first size fits.
     """
     updates = configured_updates(config, num_devices)
-    limit = limit_bytes(config, updates)
+    limit = _limit_bytes(config, updates)
     sizes = sizes_to_try(rule, plan, max_batch)
     size = resolved_microbatch_size(config, updates, max(sizes), limit)
     layouts = [Layouts(size, num_devices).of(b) for b in sizes]
@@ -168,30 +174,11 @@ def resolved_microbatch_size(
     return choice.microbatch_size
 
 
-def limit_bytes(config: TrainConfig, updates: Updates) -> float:
+def _limit_bytes(config: TrainConfig, updates: Updates) -> float:
     """Memory of each device: what the settings say, else what this machine's devices have."""
     if config.device_memory is not None:
         return parse_bytes(config.device_memory)
-    return device_memory_bytes(jax.local_devices()[: updates.num_used_devices])
-
-
-def check_memory(updates: Updates, memory: dict[int, UpdateMemory], limit: float) -> None:
-    """Raises a UsageError unless each batch's update fits into so many bytes per device."""
-    size = next((size for size, needed in memory.items() if needed.num_bytes > limit), None)
-    if size is None:
-        return
-    smallest = (updates.update.independent_groups or 1) * updates.num_devices
-    layout = Layouts(smallest, updates.num_devices).of(size)
-    least = updates.compiled([layout])[layout].num_bytes
-    raise UsageError(
-        f"batch {size} needs {_bytes(memory[size].num_bytes)} on each device, "
-        f"and device_memory is {_bytes(limit)}; "
-        + (
-            f"even micro-batches of {smallest} need {_bytes(least)}: take a smaller network."
-            if least > limit
-            else "a smaller microbatch_size, or auto, fits."
-        )
-    )
+    return updates.device_memory_bytes
 
 
 def _bytes(number: int) -> str:
@@ -215,7 +202,7 @@ def measured_seconds(
     Raises:
       UsageError: not even the smallest fits.
     """
-    limit = min(limit, device_memory_bytes(jax.local_devices()[: updates.num_used_devices]))
+    limit = min(limit, updates.device_memory_bytes)
     compiled = updates.compiled(layouts)
     fitting = {
         layout.batch_size: functools.partial(updates.prepared, layout)
@@ -252,7 +239,6 @@ def compare_microbatches(
     rows = updates.update.independent_groups
     if rows is None:
         return None
-    limit = device_memory_bytes(jax.local_devices()[: updates.num_used_devices])
     measured = {
         size: Layouts(microbatch_size, updates.num_devices).of(size).microbatch_size
         for size in sorted(seconds_by_size)
@@ -270,7 +256,7 @@ def compare_microbatches(
     layouts = [Layouts(m, updates.num_devices).of(size) for m in others(size)]
     seconds = {measured[size]: seconds_by_size[size]}
     for layout, program in updates.compiled(layouts).items():
-        if program.num_bytes <= limit:
+        if program.num_bytes <= updates.device_memory_bytes:
             run = updates.prepared(layout)
             seconds[layout.microbatch_size] = seconds_per_update(run, budget_seconds / len(layouts))
     return MicrobatchComparison(size, seconds)

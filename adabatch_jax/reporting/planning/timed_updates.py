@@ -20,6 +20,7 @@ from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes
 from adabatch_jax.runs.configured_run import make_optimizer, network, network_functions
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.compiled_programs import Program, program_of
+from adabatch_jax.training.device_memory import device_memory_bytes
 from adabatch_jax.training.program_names import program_names
 from adabatch_jax.training.step_timing import wait_for_all
 from adabatch_jax.training.train_state import TrainState
@@ -58,6 +59,11 @@ class Updates:
     def num_used_devices(self) -> int:
         """The devices that compute here: all, or one that stands for each of them."""
         return 1 if self.update.mesh is None else self.update.mesh.size
+
+    @property
+    def device_memory_bytes(self) -> float:
+        """Memory of each of them; infinite where that isn't known."""
+        return device_memory_bytes(jax.local_devices()[: self.num_used_devices])
 
     @property
     def checkpoint_bytes(self) -> int:
