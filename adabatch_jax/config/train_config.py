@@ -20,8 +20,7 @@ from adabatch_jax.schedules.learning_rate_text import (
     coupling_power,
     parse_learning_rate,
 )
-from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, make_plan
 from adabatch_jax.schedules.schedule_text import parse_schedule
 from adabatch_jax.schedules.strides import REMAINDERS
 from adabatch_jax.schedules.text_reader import decimal_text, exact

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adabatch_jax.data.epoch_order import epoch_order, example_indices
-from adabatch_jax.data.row_layout import BatchLayout, batch_layout, host_columns, row_table
+from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_columns, row_table
 from adabatch_jax.data.sources import Source, read_examples
-from adabatch_jax.schedules.plan import BatchPlan, Step
+from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
 from adabatch_jax.system.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,46 +61,28 @@ def batches(
     >>> [batch["weight"].sum().item() for batch in batches(source, plan)]
     [2.0, 2.0, 4.0, 2.0]
     """
-    return (batch for _, batch in numbered_batches(
-        source, plan, seed, start_sample, mesh, microbatch_size
-    ))  # fmt: skip
-
-
-def numbered_batches(
-    source: Source,
-    plan: BatchPlan,
-    seed: int,
-    start_sample: int,
-    mesh: "Mesh | None",
-    microbatch_size: int | None,
-) -> Iterator[tuple[Step, dict[str, Any]]]:
-    """As `batches`, each with its step."""
+    sharding = None
     if mesh is not None:
         from adabatch_jax.data.mesh import as_data_mesh, batch_sharding
 
         mesh = as_data_mesh(mesh)
         sharding = batch_sharding(mesh, microbatch_size is not None)
-    check(source, plan, seed, microbatch_size, 1 if mesh is None else mesh.size)
-    start_step = plan.step_beginning_at(start_sample, "start_sample")
+    layouts = Layouts(microbatch_size, 1 if mesh is None else mesh.size)
+    check(source, plan, seed)
+    start_step = step_beginning_at(plan, start_sample, "start_sample")
 
     def generate():
         for step in plan.steps(start_step):
-            rows = batch_rows(plan.num_examples, seed, step, microbatch_size, mesh)
+            rows = batch_rows(plan.num_examples, seed, step, layouts.of(step.batch_size), mesh)
             batch = read_rows(source, rows) | rows.arrays()
             if microbatch_size is None:
                 batch = {name: array[0] for name, array in batch.items()}
-            yield step, batch if mesh is None else put_share(batch, sharding)
+            yield batch if mesh is None else put_share(batch, sharding)
 
     return generate()
 
 
-def check(
-    source: Source,
-    plan: BatchPlan,
-    seed: int,
-    microbatch_size: int | None = None,
-    num_devices: int = 1,
-) -> None:
+def check(source: Source, plan: BatchPlan, seed: int) -> None:
     """Raises a UsageError unless the source can be read along the plan."""
     num_examples = plan.num_examples
     if num_examples is not None:
@@ -112,8 +94,6 @@ def check(
         if num_examples >= _INT32_RANGE:
             raise UsageError(f"a source can have at most 2**31 - 1 examples, got {num_examples}.")
     epoch_order(1, seed, 0)  # checks the seed
-    for size in plan.batch_sizes:
-        batch_layout(size, microbatch_size, num_devices)
 
 
 class Rows(NamedTuple):
@@ -142,7 +122,7 @@ def batch_rows(
     num_examples: int | None,
     seed: int,
     step: Step,
-    microbatch_size: int | None,
+    layout: BatchLayout,
     mesh: "Mesh | None",
     microbatch: int | None = None,
 ) -> Rows:
@@ -150,7 +130,6 @@ def batch_rows(
 
     Its arrays have the shape (micro-batches, rows); without micro-batches there is one of them.
     """
-    layout = batch_layout(step.batch_size, microbatch_size, 1 if mesh is None else mesh.size)
     places, is_row = _places(layout, *((0, 1) if mesh is None else _process(mesh)))
     if microbatch is not None:
         places, is_row = places[microbatch : microbatch + 1], is_row[microbatch : microbatch + 1]

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from flax import nnx
 
 from adabatch_jax.config.train_config import TrainConfig
 from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
@@ -16,7 +17,7 @@ from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.sources import Source, in_memory
 from adabatch_jax.data.tfds_source import tfds_source
-from adabatch_jax.models import create, functions
+from adabatch_jax.models import create, functions, loss_properties
 from adabatch_jax.runs.display.progress import Progress, make_progress
 from adabatch_jax.runs.fit import FitResult, fit
 from adabatch_jax.runs.folder.run_folder import RunFolder
@@ -98,7 +99,8 @@ def _train(
         plan, config.learning_rate, config.coupling, config.reference_batch_size
     )
     tx = make_optimizer(config, learning_rate)
-    params, model_state, loss_fn, eval_fn = network(config, spec, _image_shape(train_source))
+    module = network(config, spec, _image_shape(train_source))
+    params, model_state, loss_fn, eval_fn = network_functions(config, spec, module)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     progress = make_progress(plan) if progress is None else progress
     _introduce(config, plan, folder.path, mesh, progress)
@@ -132,6 +134,7 @@ def _train(
         accumulation=config.accumulation,
         shard_params=config.shard_params and mesh is not None,  # one device has it all
         device_memory=config.device_memory,
+        **loss_properties(module),
         profile=operation.profile,
         progress=progress,
         identity=config.to_dict(),
@@ -181,9 +184,9 @@ def _image_shape(source: Source) -> tuple[int, int, int]:
 
 def network(
     config: TrainConfig, spec: DatasetSpec, image_shape: tuple[int, int, int]
-) -> tuple[Any, Any, LossFn, EvalFn]:
-    """The configured network: `(params, model_state, loss_fn, eval_fn)`."""
-    module = create(
+) -> nnx.Module:
+    """The configured network."""
+    return create(
         config.model,
         spec.num_classes,
         image_shape,
@@ -192,6 +195,12 @@ def network(
         config.compute_dtype,
         config.batchnorm_reference_size,
     )
+
+
+def network_functions(
+    config: TrainConfig, spec: DatasetSpec, module: nnx.Module
+) -> tuple[Any, Any, LossFn, EvalFn]:
+    """What trains the configured network: `(params, model_state, loss_fn, eval_fn)`."""
     return functions(
         module,
         seed=config.seed,

@@ -67,7 +67,7 @@ def first_difference(saved: BatchPlan, plan: BatchPlan) -> str:
         for name in ("start_sample", "batch_size", "start_step"):
             if getattr(ours, name) != getattr(theirs, name):
                 return (
-                    f"phase {ours.index} had {name} {getattr(theirs, name):,} there and has "
+                    f"phase {ours.index + 1} had {name} {getattr(theirs, name):,} there and has "
                     f"{getattr(ours, name):,} here"
                 )
     return (

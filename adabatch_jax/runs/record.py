@@ -51,7 +51,7 @@ class RunRecord:
         watchdog: Watchdog,
         progress: Progress,
     ):
-        self._plan, self._seed, self._folder = plan, seed, folder
+        self.plan, self._seed, self._folder = plan, seed, folder
         self._keeping, self._identity = keeping, dict(identity)
         self._watchdog, self._progress = watchdog, progress
         self._files = None if folder is None else RunFiles(folder.path, plan, identity)
@@ -65,6 +65,10 @@ class RunRecord:
         self.start_step = 0
         self.pending_row: dict[str, Any] | None = None
         self.checkpoints: RunCheckpoints | None = None
+
+    @property
+    def store(self):
+        return self.checkpoints or _Nowhere()
 
     def open(self) -> dict[str, Any]:
         """Opens the checkpoints; returns the layout that the run was begun with, or nothing."""
@@ -98,7 +102,7 @@ class RunRecord:
                 rows = self._folder.path / "metrics.jsonl"
                 self.history = read_metrics(rows) if rows.exists() else []
                 return state
-        if self.start_step < self._plan.num_steps:  # perhaps of a run that is prolonged
+        if self.start_step < self.plan.num_steps:  # perhaps of a run that is prolonged
             self._files.remove_results()
         self._files.write_identity()
         self._files.write_plan()
@@ -141,18 +145,18 @@ class RunRecord:
     def _start_from(self, state: TrainState) -> None:
         """Begins where the given state stands."""
         step = int(state.step)
-        if step > self._plan.num_steps:
+        if step > self.plan.num_steps:
             raise UsageError(
                 f"the state has {step} updates behind it, more than the plan's "
-                f"{self._plan.num_steps}; give `TrainState.create(...)` to begin anew."
+                f"{self.plan.num_steps}; give `TrainState.create(...)` to begin anew."
             )
         self.start_step = step
-        for past in itertools.islice(self._plan.steps(), step):
+        for past in itertools.islice(self.plan.steps(), step):
             self.audit(past)
 
     def _is_finished(self) -> bool:
         return (
-            self.start_step == self._plan.num_steps
+            self.start_step == self.plan.num_steps
             and self._files.read_summary() is not None
             and has_its_rows(self._folder.path, self._folder.checkpoint)
         )
@@ -160,13 +164,13 @@ class RunRecord:
     def audit(self, step: Step) -> None:
         """Adds an update's examples to the digest."""
         index, epoch = examples_at(
-            self._plan.num_examples, self._seed, step.start_sample, step.num_real
+            self.plan.num_examples, self._seed, step.start_sample, step.num_real
         )
         self.examples.update(step.start_sample, index, epoch)
 
     def _resume(self, state: TrainState) -> TrainState:
         def check(found: Found) -> None:
-            check_past(found.run, self._plan, self._seed, self._folder.path)
+            check_past(found.run, self.plan, self._seed, self._folder.path)
 
         state = self.checkpoints.restored(state, check)
         found = self._folder.checkpoint
@@ -177,9 +181,9 @@ class RunRecord:
         self.pending_row = run["pending_row"]
         self.clocks.restore(run)
         self._restarts = run["restarts"] + 1
-        if found.step < self._plan.num_steps:
+        if found.step < self.plan.num_steps:
             self._progress.message(
-                f"resuming after update {found.step:,} of {self._plan.num_steps:,} "
+                f"resuming after update {found.step:,} of {self.plan.num_steps:,} "
                 f"(sample {run['samples']:,})"
             )
         for package, version in package_versions().items():
@@ -200,16 +204,16 @@ class RunRecord:
 
     def position(self, step: int) -> dict[str, Any]:
         """What a checkpoint says about where the run stands, to be taken before it goes on."""
-        samples = self._plan.samples_at(step)
+        samples = self.plan.samples_at(step)
         return {
             "format": FORMAT,
             "step": step,
             "samples": samples,
             "seed": self._seed,
-            "plan": self._plan.to_dict(),
-            "fingerprint": self._plan.fingerprint(samples),
+            "plan": self.plan.to_dict(),
+            "fingerprint": self.plan.fingerprint(samples),
             "examples_digest": str(self.examples),
-            "order_digest": digest_of_order(self._plan, self._seed, samples),
+            "order_digest": digest_of_order(self.plan, self._seed, samples),
         }
 
     def save(self, state: TrainState, position: Mapping[str, Any]) -> None:
@@ -263,7 +267,7 @@ class RunRecord:
         step = int(state.step)
         return {
             "step": step,
-            "samples": self._plan.samples_at(step),
+            "samples": self.plan.samples_at(step),
             **{key: _finite_or_none(last[key]) for key in measured},
             "weights_digest": weights_digest(state),
             "examples_digest": str(self.examples),
@@ -287,3 +291,13 @@ class RunRecord:
 def _finite_or_none(value: Any) -> Any:
     """The value; None for what JSON has no number for, as in the rows on disk."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Nowhere:
+    save_seconds = 0.0
+
+    def check_saves(self):
+        pass
+
+    def newest_planned_checkpoint(self):
+        return None

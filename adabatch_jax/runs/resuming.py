@@ -12,8 +12,7 @@ from adabatch_jax.runs.checkpoints.found import Found
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.past import check_past, is_past
 from adabatch_jax.schedules.learning_rate_at_step import resolve
-from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, cut_ends, make_plan
 from adabatch_jax.system.errors import RestoreError, UsageError, did_you_mean
 
 # What decides the numbers of a run beside its schedule and learning rate.
@@ -122,7 +121,7 @@ def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples:
     plan = config.plan(num_examples)
     if plan.num_samples < samples:
         return plan
-    ends = [end for end in done.irregular_ends() if end <= samples]
+    ends = cut_ends(done, samples)
     for i, end in enumerate(ends):
         until = f"{ends[i + 1]}sp" if i + 1 < len(ends) else config.duration
         if i == 0:

@@ -132,6 +132,15 @@ class RunCheckpoints:
         if self._checkpoints.is_saving:
             self._watch = self._watchdog.begin("a checkpoint")
 
+    def check_saves(self):
+        self.check()
+
+    def newest_planned_checkpoint(self):
+        return self.newest_planned()
+
+    def restore_saved(self, found, like):
+        return self.restore(found, like)
+
     def check(self) -> None:
         """Looks whether a save in the background has ended; raises what it failed with."""
         self._minding_errors(self._checkpoints.check)

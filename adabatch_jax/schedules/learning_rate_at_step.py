@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from adabatch_jax.schedules.learning_rate_text import LearningRate, coupling_power
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan import BatchPlan, first_step_from, stride_of
+from adabatch_jax.schedules.text_reader import excerpt
 from adabatch_jax.system.errors import UsageError
 
 Coupling = str | float | Callable[[float], float]
@@ -71,7 +72,7 @@ class StepClock:
                 f"the plan has {plan.num_steps:,} steps, and optax counts updates in int32; "
                 "make it fewer than 2**31 with larger batches."
             )
-        strides = [plan.stride(phase) for phase in plan.phases]
+        strides = [stride_of(plan, phase) for phase in plan.phases]
         carries = plan.remainder == "carry"
         zeros = [0] * len(strides)
         first = zeros if carries else [s.steps_in_first_epoch for s in strides]
@@ -175,17 +176,17 @@ def _base_pieces(plan: BatchPlan, base: LearningRate) -> list[tuple[int, Fractio
         sample = plan.sample_of(duration)
         if sample <= before:
             raise UsageError(
-                f"the thresholds of the learning rate {str(base)!r} must increase, but {duration} "
+                f"the thresholds of the learning rate {excerpt(str(base))!r} must increase, but {duration} "
                 f"is at sample {sample:,} and the one before it at sample {before:,}."
             )
         before = sample
-        pieces.append((plan.first_step_from(sample), rate))
+        pieces.append((first_step_from(plan, sample), rate))
     if base.decay_rate is None:
         return pieces
     rate, k = base.init_value, 0
     while True:
         k += 1
-        step = plan.first_step_from(plan.sample_of(base.decay_every.times(k)))
+        step = first_step_from(plan, plan.sample_of(base.decay_every.times(k)))
         if step >= plan.num_steps:
             return pieces
         if k > _MAX_PIECES:

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from adabatch_jax.data.abstract_arrays import abstract, laid_out
 from adabatch_jax.data.feeds import Feed, Piece
 from adabatch_jax.data.mesh import replicated
-from adabatch_jax.data.row_layout import BatchLayout, batch_layout
+from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.compiled_programs import Programs
-from adabatch_jax.training.dispatch_pieces import microbatch_pieces, pieces
-from adabatch_jax.training.dispatch_programs import (
+from adabatch_jax.training.program_names import program_names
+from adabatch_jax.training.traced_dispatches import (
     Inputs,
-    Metrics,
     abstract_batch,
     add_microbatch,
     one_update,
@@ -23,7 +23,8 @@ from adabatch_jax.training.dispatch_programs import (
     several_updates,
 )
 from adabatch_jax.training.train_state import TrainState
-from adabatch_jax.training.train_step import TrainStep
+from adabatch_jax.training.update import Metrics, Update
+from adabatch_jax.training.updates_of_a_dispatch import microbatch_pieces, pieces
 
 
 class Dispatched(NamedTuple):
@@ -56,7 +57,7 @@ class Dispatch(Protocol):
     def names(self, batch_size: int) -> tuple[Hashable, ...]:
         """The programs that updates of this batch size need."""
 
-    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
+    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
         """What is dispatched at a time, from an update on; see `pieces`."""
 
     def __call__(
@@ -66,10 +67,10 @@ class Dispatch(Protocol):
 
 
 class FusedDispatch:
-    """One or several whole updates per dispatch; one program per batch size.
+    """One or several whole updates per dispatch; one program for batches of one layout.
 
     Args:
-      train_step: performs an update.
+      update: what is performed.
       feed: gives the inputs.
       plan: what to train.
       start_step: the first update.
@@ -80,7 +81,7 @@ class FusedDispatch:
 
     def __init__(
         self,
-        train_step: TrainStep,
+        update: Update,
         feed: Feed,
         plan: BatchPlan,
         start_step: int,
@@ -88,33 +89,35 @@ class FusedDispatch:
         rng: jax.Array,
         steps_per_dispatch: int = 1,
     ):
-        self._feed, self._plan, self._constants = feed, plan, train_step.constants
+        self._feed, self._plan, self._constants = feed, plan, update.constants
         self._steps_per_dispatch = steps_per_dispatch
-        mesh, shardings = train_step.mesh, {}
-        if mesh is not None:
-            whole = replicated(mesh)
-            shardings["out_shardings"] = (train_step.state_shardings(state), whole, whole)
+        shardings = {}
+        if update.mesh is not None:
+            whole = replicated(update.mesh)
+            shardings["out_shardings"] = (update.state_shardings(state), whole, whole)
         updates = one_update if steps_per_dispatch == 1 else several_updates
-        jitted = jax.jit(functools.partial(updates, train_step), donate_argnums=0, **shardings)
-        state, *others = abstract((state, rng, feed.tables, train_step.constants))
+        jitted = jax.jit(functools.partial(updates, update), donate_argnums=0, **shardings)
+        state, *others = abstract((state, rng, feed.tables, update.constants))
 
-        def lower(batch_size: int) -> jax.stages.Lowered:
-            return jitted.lower(state, feed.abstract_inputs(batch_size), *others)
+        def lower(layout: BatchLayout) -> jax.stages.Lowered:
+            return jitted.lower(state, feed.abstract_inputs(layout), *others)
 
-        self.programs = Programs(
-            {size: functools.partial(lower, size) for size in sizes_from(plan, start_step)}
-        )
+        lowerings = {}
+        for layout in map(feed.layouts.of, sizes_from(plan, start_step)):
+            (name,) = program_names(layout, split=False)
+            lowerings.setdefault(name, functools.partial(lower, layout))
+        self.programs = Programs(lowerings)
 
     def names(self, batch_size: int) -> tuple[Hashable, ...]:
-        return (batch_size,)
+        return program_names(self._feed.layouts.of(batch_size), split=False)
 
-    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
-        return pieces(self._plan, start_step, self._steps_per_dispatch, is_boundary)
+    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
+        return pieces(self._plan, start_step, self._steps_per_dispatch, next_boundary)
 
     def __call__(
         self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
     ) -> Dispatched:
-        program = self.programs.get(piece.steps[0].batch_size)
+        (program,) = map(self.programs.get, self.names(piece.steps[0].batch_size))
         others = (rng, self._feed.tables, self._constants)
         state, metrics, is_finite = program.compiled(state, inputs, *others)
         return Dispatched(state, metrics, is_finite, metrics)
@@ -129,81 +132,73 @@ class SplitDispatch:
 
     def __init__(
         self,
-        train_step: TrainStep,
+        update: Update,
         feed: Feed,
         plan: BatchPlan,
         start_step: int,
         state: TrainState,
         rng: jax.Array,
     ):
-        self._feed, self._plan, self._constants = feed, plan, train_step.constants
-        self._microbatch_size = train_step.microbatch_size
-        self._num_devices = 1 if train_step.mesh is None else train_step.mesh.size
-        self._place, self._sums = train_step.place, None
+        self._feed, self._plan, self._constants = feed, plan, update.constants
+        self._place, self._sums = update.place, None
         self._numbers: dict[int, jax.Array] = {}
-        first, *_ = sizes = sizes_from(plan, start_step)
-        microbatch = abstract_batch(feed.abstract_inputs(first), feed.tables)
-        arguments = (state, rng, feed.tables, train_step.constants)
-        state, rng, *others = abstract(arguments)
+        layouts = [feed.layouts.of(size) for size in sizes_from(plan, start_step)]
+        microbatch = abstract_batch(feed.abstract_inputs(layouts[0]), feed.tables)
+        state, rng, *others = abstract((state, rng, feed.tables, update.constants))
 
         def begin(state: TrainState) -> Any:
-            return train_step.begin(state, microbatch, rng, train_step.constants)
-
-        sums, mesh = jax.eval_shape(begin, state), train_step.mesh
-        of_begin, of_add, of_finish = {}, {}, {}
-        if mesh is not None:
-            of_sums, whole = train_step.sums_shardings(sums), replicated(mesh)
-            sums = jax.tree.map(_with_sharding, sums, of_sums)
-            of_begin["out_shardings"] = of_sums
-            of_add["out_shardings"] = (of_sums, whole)
-            of_finish["out_shardings"] = (train_step.state_shardings(state), whole, whole)
-        begin = jax.jit(begin, **of_begin)
-        add = jax.jit(functools.partial(add_microbatch, train_step), donate_argnums=0, **of_add)
+            return update.begin(state, microbatch, rng, update.constants)
 
         def finish(state: TrainState, sums: Any) -> tuple[TrainState, Metrics, jax.Array]:
-            state, metrics, is_finite = train_step.finish_checked(state, sums)
+            state, metrics, is_finite = update.finish(state, sums)
             return state, scalars(metrics), is_finite
 
+        sums = jax.eval_shape(begin, state)
+        of_begin, of_add, of_finish = {}, {}, {}
+        if update.mesh is not None:
+            of_sums, whole = update.sums_shardings(sums), replicated(update.mesh)
+            sums = laid_out(sums, of_sums)
+            of_begin["out_shardings"] = of_sums
+            of_add["out_shardings"] = (of_sums, whole)
+            of_finish["out_shardings"] = (update.state_shardings(state), whole, whole)
+        begin = jax.jit(begin, **of_begin)
+        add = jax.jit(functools.partial(add_microbatch, update), donate_argnums=0, **of_add)
         finish = jax.jit(finish, donate_argnums=0, **of_finish)
 
-        def lower_add(batch_size: int) -> jax.stages.Lowered:
-            inputs, number = feed.abstract_inputs(batch_size), abstract(self._number(0))
+        def lower_add(layout: BatchLayout) -> jax.stages.Lowered:
+            inputs, number = feed.abstract_inputs(layout), abstract(self._number(0))
             return add.lower(sums, state, inputs, number, rng, *others)
 
-        lowerings = {"begin": lambda: begin.lower(state)}
-        for size in sizes:
-            lowerings.setdefault(self._add_name(size), functools.partial(lower_add, size))
-        lowerings["finish"] = lambda: finish.lower(state, sums)
+        lowerings = {}
+        for layout in layouts:
+            first, middle, last = program_names(layout, split=True)
+            lowerings.setdefault(first, lambda: begin.lower(state))
+            lowerings.setdefault(middle, functools.partial(lower_add, layout))
+        lowerings[last] = lambda: finish.lower(state, sums)
         self.programs = Programs(lowerings)
 
     def names(self, batch_size: int) -> tuple[Hashable, ...]:
-        return ("begin", self._add_name(batch_size), "finish")
+        return program_names(self._feed.layouts.of(batch_size), split=True)
 
-    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
-        del is_boundary  # Whatever is due is due between updates.
-        return microbatch_pieces(self._plan, start_step, self._microbatch_size, self._num_devices)
+    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
+        del next_boundary  # Whatever is due is due between updates.
+        return microbatch_pieces(self._plan, start_step, self._feed.layouts)
 
     def __call__(
         self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
     ) -> Dispatched:
         batch_size = piece.steps[0].batch_size
-        begin, add, finish = (self.programs.get(name) for name in self.names(batch_size))
+        begin, add, finish = map(self.programs.get, self.names(batch_size))
         if piece.microbatch == 0:
             self._sums = begin.compiled(state)
         number = self._number(piece.microbatch)
         others = (rng, self._feed.tables, self._constants)
         self._sums, added = add.compiled(self._sums, state, inputs, number, *others)
-        if piece.microbatch + 1 < self._layout(batch_size).num_microbatches:
+        if piece.microbatch + 1 < self._feed.layouts.of(batch_size).num_microbatches:
             return Dispatched(state, None, None, added)
         sums, self._sums = self._sums, None
         state, metrics, is_finite = finish.compiled(state, sums)
         return Dispatched(state, metrics, is_finite, metrics)
-
-    def _layout(self, batch_size: int) -> BatchLayout:
-        return batch_layout(batch_size, self._microbatch_size, self._num_devices)
-
-    def _add_name(self, batch_size: int) -> Hashable:
-        return ("add", self._layout(batch_size).padded_size)
 
     def _number(self, microbatch: int) -> jax.Array:
         if microbatch not in self._numbers:
@@ -215,20 +210,3 @@ def sizes_from(plan: BatchPlan, start_step: int) -> tuple[int, ...]:
     """The distinct batch sizes from an update on, in the order of their first use."""
     rest = (phase for phase in plan.phases if phase.stop_step > start_step)
     return tuple(dict.fromkeys(phase.batch_size for phase in rest))
-
-
-def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of arrays: what programs are compiled for."""
-
-    def describe(leaf):
-        if not isinstance(leaf, jax.Array):
-            return leaf
-        # Where an uncommitted array lies is nothing to insist on.
-        sharding = leaf.sharding if leaf.committed else None
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(describe, tree)
-
-
-def _with_sharding(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -10,6 +10,7 @@ import jax
 
 from adabatch_jax.data.feeds import Feed, Piece
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.training.device_memory import device_bytes
 from adabatch_jax.training.dispatch import Dispatch, Dispatched, sizes_from
 from adabatch_jax.training.time_prediction import fit_update_cost
 from adabatch_jax.training.train_state import TrainState
@@ -28,7 +29,7 @@ def seconds_by_size(
     start_step: int,
     state: TrainState,
     rng: jax.Array,
-    limit_bytes: int | None,
+    limit_bytes: float,
 ) -> dict[int, float]:
     """Times updates of the batch sizes whose programs are compiled, on a copy of the state.
 
@@ -36,20 +37,19 @@ def seconds_by_size(
     that the whole run should take. One is left out where memory has no room for the copy.
 
     Args:
-      limit_bytes: memory of each device, where it is known; the others as in `FusedDispatch`.
+      limit_bytes: memory of each device; the others as in `FusedDispatch`.
 
     Returns:
       Seconds per update, input left out, by batch size.
     """
-    copy_bytes = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state))
-    limit = math.inf if limit_bytes is None else limit_bytes
+    copy_bytes = device_bytes(state)
     sizes = sizes_from(plan, start_step)
     programs = dispatch.programs
     ready = [
         size
         for size in sizes
         if all(
-            programs.is_ready(name) and programs.get(name).num_bytes + copy_bytes <= limit
+            programs.is_ready(name) and programs.get(name).num_bytes + copy_bytes <= limit_bytes
             for name in dispatch.names(size)
         )
     ]
@@ -86,7 +86,7 @@ class _Updates:
         self._dispatch, self._rng = dispatch, rng
         self._state = jax.tree.map(lambda leaf: leaf.copy(), state)
         phase = next(phase for phase in plan.phases if phase.batch_size == size)
-        made = feed.run(dispatch.pieces(phase.start_step, lambda finished: False))
+        made = feed.run(dispatch.pieces(phase.start_step, lambda finished: plan.num_steps))
         self._pieces, metrics = [], None
         while metrics is None:  # all micro-batches, where they are dispatched one by one
             self._pieces.append(next(made))

@@ -262,7 +262,7 @@ def test_an_edited_past(run, doctor):
     edited = CONFIG.to_dict() | {"batch_schedule": "32, 1ep: 128"}
     (run / "config.json").write_text(json.dumps(edited))
     code, findings = doctor(run)
-    assert code == 4 and "phase 0 had batch_size 64 there" in findings["settings"]["text"]
+    assert code == 4 and "phase 1 had batch_size 64 there" in findings["settings"]["text"]
 
 
 def test_an_edited_future(run, doctor):

@@ -334,7 +334,7 @@ def test_foreign_and_impossible_folders(refused, tmp_path):
         ("--model resnet20_cifar", "has model='cnn_digits', not 'resnet20_cifar'"),
         ("--seed 1", "has seed=0, not 1"),
         ("--data.flip", "has data.flip=False, not True"),
-        ("--batch-schedule 32 x2 every 1ep", "phase 0 had batch_size 64 there and has 32 here"),
+        ("--batch-schedule 32 x2 every 1ep", "phase 1 had batch_size 64 there and has 32 here"),
         ("--lr 0.2", "in the past: 0.05 and 0.2 at update 0"),
         ("--epochs 1", "its plan had 4,326 samples in 3 phases and this one has 1,442 in 1"),
     ],

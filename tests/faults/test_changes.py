@@ -61,7 +61,7 @@ def test_another_number_of_devices(oracle, begin, layouts):
         ("--data.flip", "data.flip"),
         ("--data.train-split train[:1000]", "data.train_split"),
         ("--momentum 0.5", "momentum"),
-        ("--batch-schedule 16, 0.6ep: 24", "phase 1"),
+        ("--batch-schedule 16, 0.6ep: 24", "phase 2"),
         ("--lr 0.1", "learning rate"),
     ],
 )

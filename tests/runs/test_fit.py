@@ -13,7 +13,7 @@ from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.reporting.runs import load_run
 from adabatch_jax.runs.fit import fit
 from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.errors import DivergedError, RestoreError, StorageError, UsageError
 from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.evaluation import evaluate
@@ -279,8 +279,8 @@ def test_a_longer_run_and_an_edited_future_go_on(tmp_path):
 def test_another_past_is_refused_by_name(tmp_path):
     train(make_plan("4, 1ep: 8", N, "2ep"), tmp_path)
     for plan, kwargs, message in [
-        (make_plan("6, 1ep: 8", N, "2ep"), {}, "phase 0 had batch_size 4 there and has 6 here"),
-        (make_plan("4, 1.5ep: 8", N, "2ep"), {}, "phase 1 had start_sample 60 there and has 92"),
+        (make_plan("6, 1ep: 8", N, "2ep"), {}, "phase 1 had batch_size 4 there and has 6 here"),
+        (make_plan("4, 1.5ep: 8", N, "2ep"), {}, "phase 2 had start_sample 60 there and has 92"),
         (
             make_plan("4, 1ep: 8", N, "1ep"),
             {},

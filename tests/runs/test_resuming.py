@@ -84,7 +84,7 @@ def test_another_future_is_followed_and_told(change, note):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"batch_schedule": "10, 1ep: 25"}, "phase 1 had batch_size 20 there and has 25 here"),
+        ({"batch_schedule": "10, 1ep: 25"}, "phase 2 had batch_size 20 there and has 25 here"),
         ({"lr": "0.2 x0.5 every 1ep"}, "in the past: 0.1 and 0.2 at update 0"),
         ({"momentum": 0.8}, "momentum=0.9, not 0.8"),
         ({"weight_decay": 0.1}, "weight_decay=0.0005, not 0.1"),

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from adabatch_jax.runs.display.progress import LineProgress, NullProgress, make_progress
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 
 PLAN = make_plan("128 x2 every 5ep max 1024", num_examples=50_000, duration="20ep")
 
@@ -47,7 +47,7 @@ def script_text(body):
     return (
         "import sys, time\n"
         "from adabatch_jax.runs.display.progress import make_progress\n"
-        "from adabatch_jax.schedules.plan_builder import make_plan\n"
+        "from adabatch_jax.schedules.plan import make_plan\n"
         "plan = make_plan('128 x2 every 5ep', num_examples=50_000, duration='20ep')\n"
         "row = {'step': 50, 'learning_rate': 0.1, 'train_loss': 0.5, 'test_accuracy': 0.9}\n"
     ) + body
