@@ -15,7 +15,7 @@ from adabatch_jax.config.layout import LayoutOptions
 from adabatch_jax.config.policies import Keeping, parse_nan_policy, parse_score
 from adabatch_jax.data.abstract_arrays import abstract
 from adabatch_jax.data.sources import Source
-from adabatch_jax.runs.display.progress import NullProgress, Progress
+from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.loop import Loop, StepCallback, evaluation_program
@@ -197,7 +197,7 @@ def fit(
         None if keep_every is None else every(plan, keep_every),
         on_save_error,
     )
-    progress = NullProgress() if progress is None else progress
+    progress = Progress() if progress is None else progress
     with contextlib.ExitStack() as stack:
         folder = workdir
         if workdir is not None and not isinstance(workdir, RunFolder):

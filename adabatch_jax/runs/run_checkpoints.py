@@ -9,6 +9,7 @@ from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 from adabatch_jax.runs.checkpoints.disk_space import check_free_space, checkpoint_bytes
 from adabatch_jax.runs.checkpoints.found import Damaged, Found
 from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.runs.display.status import is_evaluation
 from adabatch_jax.runs.folder.run_folder import CHECKPOINTS, RunFolder
 from adabatch_jax.system.errors import RestoreError, StorageError
 from adabatch_jax.system.watchdog import Watchdog
@@ -99,7 +100,7 @@ class RunCheckpoints:
         best = self._keeping.best
         if best is None:
             return
-        is_evaluated = any(key.startswith("test_") for key in row)
+        is_evaluated = is_evaluation(row)
         if is_evaluated and best.metric not in row:
             self._warn_once(f"no {best.metric} is measured, so no checkpoint is kept as the best")
         score = best.of(row)

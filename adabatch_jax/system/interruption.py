@@ -1,6 +1,7 @@
 """Signals and a time limit: stop at the next update, save, and say how to go on."""
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -50,7 +51,7 @@ class Interruption:
         if max_seconds is not None and not max_seconds > 0:
             raise UsageError(f"`max_seconds` must be above 0, got {max_seconds}.")
         started = time.monotonic() if started is None else started
-        self._deadline = None if max_seconds is None else started + max_seconds
+        self._deadline = started + (math.inf if max_seconds is None else max_seconds)
         self._expected_seconds = 0.0
         self._deferred = False
         self._name: str | None = None
@@ -81,9 +82,8 @@ class Interruption:
     @property
     def requested(self) -> bool:
         """Whether to stop; once true it stays so."""
-        if self._name is None and self._deadline is not None:
-            if time.monotonic() >= self._deadline - self._expected_seconds:
-                self._name = _TIME_LIMIT
+        if self._name is None and time.monotonic() >= self._deadline - self._expected_seconds:
+            self._name = _TIME_LIMIT
         return self._name is not None
 
     @property

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from adabatch_jax.config.policies import Keeping
-from adabatch_jax.runs.display.progress import NullProgress
+from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.run_checkpoints import RunCheckpoints
 from adabatch_jax.system.errors import StorageError
@@ -12,7 +12,7 @@ from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.train_state import TrainState
 
 
-class Said(NullProgress):
+class Said(Progress):
     def __init__(self):
         self.messages = []
 
@@ -42,7 +42,7 @@ def test_a_note_that_cannot_be_written_is_as_bad_as_a_checkpoint(tmp_path, on_er
 def test_the_note_is_watched_like_the_checkpoint(tmp_path, monkeypatch):
     state, done = TrainState(jnp.int32(3), {"w": jnp.ones(2)}, {}, ()), []
     with RunFolder(tmp_path) as folder, Watchdog(None, None) as watchdog:
-        checkpoints = RunCheckpoints(folder, Keeping(), watchdog, NullProgress())
+        checkpoints = RunCheckpoints(folder, Keeping(), watchdog, Progress())
         monkeypatch.setattr(folder, "note_saved", lambda step: done.append("noted"))
         monkeypatch.setattr(watchdog, "end", lambda token: done.append("watched no more"))
         checkpoints.save(3, state, {})

@@ -18,7 +18,7 @@ from adabatch_jax.runs.checkpoints.found import (
 )
 from adabatch_jax.runs.checkpoints.retention import Stored, removable, remove, remove_leftovers
 from adabatch_jax.runs.checkpoints.saving import checkpointer, contents
-from adabatch_jax.system.errors import StorageError
+from adabatch_jax.system.errors import StorageError, one_line
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import storage_errors, sync_folder
 from adabatch_jax.training.train_state import TrainState
@@ -204,4 +204,4 @@ def _reason(error: Exception) -> str:
         return os.strerror(int(code.group(1)))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    return one_line(error)
