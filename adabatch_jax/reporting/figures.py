@@ -1,5 +1,6 @@
 """The figures of runs that reports and comparisons quote, each computed in one place."""
 
+import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,14 +28,15 @@ COMPARED = (
 )
 
 
-def first_learning_rate(run: Run, phase: Mapping[str, Any]) -> float | None:
-    """The learning rate of a phase's first logged update; None where none was logged yet."""
-    rates = (
-        row["learning_rate"]
-        for row in run.rows
-        if phase["start_step"] < row["step"] <= phase["stop_step"] and "learning_rate" in row
-    )
-    return next(rates, None)
+def first_learning_rates(run: Run) -> list[float | None]:
+    """The learning rate of each phase's first logged update; None where none was logged yet."""
+    rows = [row for row in run.rows if "learning_rate" in row]
+    rates: list[float | None] = []
+    for phase in run.plan["phases"]:
+        place = bisect.bisect_right(rows, phase["start_step"], key=lambda row: row["step"])
+        logged = [row for row in rows[place : place + 1] if row["step"] <= phase["stop_step"]]
+        rates.append(logged[0]["learning_rate"] if logged else None)
+    return rates
 
 
 def constant_num_steps(run: Run) -> int:

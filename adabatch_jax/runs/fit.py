@@ -237,14 +237,14 @@ def fit(
         stack.callback(setup.close)
         free_bytes = keep_what_fits(evaluators.values(), setup.free_bytes)
         record.keep_layout(setup.layout)
-        _predict(record, setup, plan, next_step, state, rng)
+        _predict(record, setup, plan, next_step, state)
         has_room = device_bytes(state) <= free_bytes
         compile_in_background(setup, evaluators, state, has_room)
         stack.callback(trace.close)
         rows = Rows(record, due, learning_rate, progress)
         recovery = Recovery(policy, record, rows, progress)
         loop = Loop(
-            setup, state, rng, due, record, rows, recovery, evaluators, on_step,
+            setup, state, due, record, rows, recovery, evaluators, on_step,
             interruption, progress, trace, watchdog,
         )  # fmt: skip
         with progress:
@@ -296,7 +296,6 @@ def _predict(
     plan: BatchPlan,
     next_step: int,
     state: TrainState,
-    rng: jax.Array,
 ) -> None:
     """Times the programs that are there, and writes what the run should take into plan.json.
 
@@ -306,7 +305,7 @@ def _predict(
         return
     with record.clocks.timed("compile"):
         seconds = seconds_by_size(
-            setup.dispatch, setup.feed, plan, next_step, state, rng, setup.limit_bytes
+            setup.dispatch, setup.feed, plan, next_step, state, setup.limit_bytes
         )
     if seconds:
         record.predicted(predict(plan, seconds).to_dict())

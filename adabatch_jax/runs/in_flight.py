@@ -106,9 +106,11 @@ class InFlight:
 
 
 def _bad_updates(piece: Piece, dispatched: Dispatched) -> Sequence[BadUpdate]:
-    if dispatched.is_finite is None or np.all(dispatched.is_finite):
+    if dispatched.is_finite is None:
         return ()
-    flags = np.atleast_1d(dispatched.is_finite)
+    flags = np.asarray(dispatched.is_finite).reshape(-1)
+    if flags.all():
+        return ()
     losses = np.atleast_1d(jax.device_get(dispatched.metrics["loss"]))
     return [
         BadUpdate(

@@ -38,7 +38,6 @@ class Loop:
     Args:
       setup: the feed and the compiled programs.
       state: after as many updates as the record says.
-      rng: the run's key.
       due: when to evaluate, to save, and to write rows.
       record: the run's own values, and where they are kept.
       rows: makes its rows of metrics.
@@ -55,7 +54,6 @@ class Loop:
         self,
         setup: Setup,
         state: TrainState,
-        rng: jax.Array,
         due: Due,
         record: RunRecord,
         rows: Rows,
@@ -67,7 +65,7 @@ class Loop:
         profile: Profile,
         watchdog: Watchdog,
     ):
-        self._dispatch, self._feed, self._rng = setup.dispatch, setup.feed, rng
+        self._dispatch, self._feed = setup.dispatch, setup.feed
         self._state, self._finished = state, record.start_step
         self._due, self._record, self._rows, self._recovery = due, record, rows, recovery
         self._evaluators, self._on_step = evaluators, on_step
@@ -94,14 +92,17 @@ class Loop:
         for piece, inputs in () if is_cut_off else self._feed.run(pieces, self._may_stop):
             reach("step.begin")
             if reach("batch.ready") == "nan":
-                inputs = poisoned(inputs)
+                weight = poisoned(inputs.arrays["weight"], int(inputs.first))
+                inputs = inputs._replace(arrays=inputs.arrays | {"weight": weight})
             if not all(map(self._is_compiled, self._dispatch.names(piece.steps[0].batch_size))):
                 break  # a stop came first
             self._announce(piece)
             clocks.enter("step")
-            dispatched = self._dispatch(piece, self._state, inputs, self._rng)
+            dispatched = self._dispatch(piece, self._state, inputs)
             self._state = dispatched.state
-            rows = [] if dispatched.metrics is None else self._rows.due_in(piece)
+            rows = (
+                [] if dispatched.metrics is None else self._rows.due_in(piece, inputs.digest_shares)
+            )
             self._in_flight.add(piece, dispatched, rows)
             self._settle(self._num_to_leave(piece, dispatched))
             clocks.enter(None)

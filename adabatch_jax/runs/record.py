@@ -1,7 +1,6 @@
 """What a run leaves on disk, and how it is taken up again."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from adabatch_jax.config.policies import Keeping
-from adabatch_jax.data.batches import examples_at
+from adabatch_jax.data.example_digest import ExamplesDigest
 from adabatch_jax.runs.checkpoints.found import Found
 from adabatch_jax.runs.clocks import ACTIVITIES, Clocks
 from adabatch_jax.runs.display.progress import Progress
@@ -17,11 +16,11 @@ from adabatch_jax.runs.folder.metrics import MetricsWriter, read_metrics
 from adabatch_jax.runs.folder.run_files import RunFiles
 from adabatch_jax.runs.folder.run_folder import FORMAT, RunFolder, has_its_rows
 from adabatch_jax.runs.past import check_past, digest_of_order
-from adabatch_jax.schedules.plan import BatchPlan, Step
+from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import package_versions
 from adabatch_jax.system.errors import UsageError, explain_missing
 from adabatch_jax.system.watchdog import Watchdog
-from adabatch_jax.training.digests import ExamplesDigest, weights_digest
+from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.train_state import TrainState
 
 if TYPE_CHECKING:
@@ -151,8 +150,6 @@ class RunRecord:
                 f"{self.plan.num_steps}; give `TrainState.create(...)` to begin anew."
             )
         self.start_step = step
-        for past in itertools.islice(self.plan.steps(), step):
-            self.audit(past)
 
     def _is_finished(self) -> bool:
         return (
@@ -160,13 +157,6 @@ class RunRecord:
             and self._files.read_summary() is not None
             and has_its_rows(self._folder.path, self._folder.checkpoint)
         )
-
-    def audit(self, step: Step) -> None:
-        """Adds an update's examples to the digest."""
-        index, epoch = examples_at(
-            self.plan.num_examples, self._seed, step.start_sample, step.num_real
-        )
-        self.examples.update(step.start_sample, index, epoch)
 
     def _resume(self, state: TrainState) -> TrainState:
         def check(found: Found) -> None:

@@ -3,12 +3,13 @@
 import collections
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 
+from adabatch_jax.data.example_digest import Share
 from adabatch_jax.data.feeds import Piece
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
@@ -39,14 +40,18 @@ class Rows:
         self._next = due.next_row(record.start_step)
         self._pace = _Pace(record.plan.samples_at(record.start_step))
 
-    def due_in(self, piece: Piece) -> list[dict[str, Any]]:
+    def due_in(self, piece: Piece, digest_shares: Sequence[Share]) -> list[dict[str, Any]]:
         """Takes note of a piece's examples; returns what is known of the rows that are due in it.
 
         Those of evaluations aren't among them.
+
+        Args:
+          piece: one that was dispatched, whose last update ends with it.
+          digest_shares: what each of its updates adds to the digest of examples.
         """
         rows = []
-        for step in piece.steps:
-            self._record.audit(step)
+        for step, share in zip(piece.steps, digest_shares, strict=True):
+            self._record.examples.add(share)
             if step.index + 1 == self._next:
                 if not self._due.is_evaluation(self._next):
                     rows.append(self.begin(self._next))

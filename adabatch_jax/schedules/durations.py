@@ -10,7 +10,7 @@ from adabatch_jax.schedules.text_reader import decimal_text
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
 _FORM = re.compile(r"(\d[\d_]*(?:\.\d+|/\d+)?|\.\d+)\s*([KMB]?)(.*)", re.DOTALL)
-_MULTIPLES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+_MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9}
 _UNITS = ("ep", "st", "sp", "%")
 _LONG_NAMES = {
     "e": "ep", "epoch": "ep", "epochs": "ep",
@@ -78,7 +78,7 @@ def parse_duration(text: str | int | Duration) -> Duration:
             "st (steps), sp (samples) and % (of the run)."
         )
     try:
-        value = Fraction(number) * _MULTIPLES[multiple]
+        value = Fraction(number) if not multiple else Fraction(number) * _MULTIPLES[multiple]
     except ZeroDivisionError:
         raise UsageError(f"the duration {text!r} divides by zero.") from None
     except ValueError:  # two underscores, or more digits than Python reads

@@ -49,6 +49,9 @@ class Period:
 def every(plan: BatchPlan, duration: str | int | Duration) -> Period:
     """Makes a period from a duration, exact also where it is no whole number of samples.
 
+    Raises:
+      UsageError: it can't be read, isn't longer than nothing, or is in epochs of an endless stream.
+
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("30", num_examples=100, duration="3ep")
     >>> [step for step in range(1, plan.num_steps + 1) if every(plan, "1ep").is_due(step)]

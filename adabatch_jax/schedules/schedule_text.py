@@ -104,6 +104,9 @@ def as_schedule(
 ) -> Schedule:
     """Makes a schedule of an int, a text, or an iterable of (duration, size) that begins at 0.
 
+    Raises:
+      UsageError: it is none of them, a size < 1, or a text that can't be read.
+
     >>> str(as_schedule([(0, 64), ("10ep", 128)]))
     '64, 10ep: 128'
     """

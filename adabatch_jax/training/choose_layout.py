@@ -50,7 +50,6 @@ class Circumstances:
 
     Attributes:
       batch_size: the plan's largest batch.
-      phase: that batch's phase, from 0.
       group_rows: rows that the loss computes apart from others; None where it doesn't say so.
       num_devices: devices that share a micro-batch.
       platform: theirs.
@@ -59,7 +58,6 @@ class Circumstances:
     """
 
     batch_size: int
-    phase: int
     group_rows: int | None
     num_devices: int
     platform: str
@@ -101,7 +99,7 @@ def choose_layout(
         if need.num_bytes > of.limit_bytes:
             rows = min(microbatch_size or of.batch_size, of.batch_size)
             raise UsageError(
-                f"phase {of.phase + 1} (batch {of.batch_size}, micro-batch {rows}) needs "
+                f"batch {of.batch_size} (micro-batch {rows}) needs "
                 f"{need.num_bytes:,} bytes on each device, resident input included, and there are "
                 f"{of.limit_bytes:,} (device_memory); let microbatch_size be 'auto', or smaller."
             )

@@ -1,21 +1,21 @@
 """Running pieces of the plan with programs that were compiled ahead of time."""
 
+import abc
 import functools
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from adabatch_jax.data.abstract_arrays import abstract, laid_out
-from adabatch_jax.data.feeds import Feed, Piece
+from adabatch_jax.data.feeds import Feed, Inputs, Piece
 from adabatch_jax.data.mesh import replicated
 from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.compiled_programs import Programs
 from adabatch_jax.training.program_names import program_names
 from adabatch_jax.training.traced_dispatches import (
-    Inputs,
     abstract_batch,
     add_microbatch,
     one_update,
@@ -45,29 +45,8 @@ class Dispatched(NamedTuple):
     wait_for: Any
 
 
-class Dispatch(Protocol):
-    """What the loop asks to perform the plan's updates.
-
-    Attributes:
-      programs: the compiled programs, in the order in which they are needed.
-    """
-
-    programs: Programs
-
-    def names(self, batch_size: int) -> tuple[Hashable, ...]:
-        """The programs that updates of this batch size need."""
-
-    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
-        """What is dispatched at a time, from an update on; see `pieces`."""
-
-    def __call__(
-        self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
-    ) -> Dispatched:
-        """Dispatches a piece; the state is donated."""
-
-
-class FusedDispatch:
-    """One or several whole updates per dispatch; one program for batches of one layout.
+class Dispatch(abc.ABC):
+    """Performs the plan's updates with programs that were compiled ahead of time.
 
     Args:
       update: what is performed.
@@ -75,9 +54,13 @@ class FusedDispatch:
       plan: what to train.
       start_step: the first update.
       state: arrays or abstract arrays like those that updates get.
-      rng: the run's key, where updates get it.
-      steps_per_dispatch: the most updates in a dispatch.
+      rng: the run's key, a typed key array.
+
+    Attributes:
+      programs: the compiled programs, in the order in which they are needed.
     """
+
+    is_split: bool
 
     def __init__(
         self,
@@ -87,67 +70,133 @@ class FusedDispatch:
         start_step: int,
         state: TrainState,
         rng: jax.Array,
-        steps_per_dispatch: int = 1,
     ):
-        self._feed, self._plan, self._constants = feed, plan, update.constants
-        self._steps_per_dispatch = steps_per_dispatch
-        shardings = {}
-        if update.mesh is not None:
-            whole = replicated(update.mesh)
-            shardings["out_shardings"] = (update.state_shardings(state), whole, whole)
-        updates = one_update if steps_per_dispatch == 1 else several_updates
-        jitted = jax.jit(functools.partial(updates, update), donate_argnums=0, **shardings)
-        state, *others = abstract((state, rng, feed.tables, update.constants))
-
-        def lower(layout: BatchLayout) -> jax.stages.Lowered:
-            return jitted.lower(state, feed.abstract_inputs(layout), *others)
-
-        lowerings = {}
-        for layout in map(feed.layouts.of, sizes_from(plan, start_step)):
-            (name,) = program_names(layout, split=False)
-            lowerings.setdefault(name, functools.partial(lower, layout))
-        self.programs = Programs(lowerings)
+        self._update, self._feed, self._plan = update, feed, plan
+        # A call with a typed key takes another, slower way through JAX.
+        self._key_data = update.place(jax.random.key_data(rng))
+        self._key_impl = jax.random.key_impl(rng)
+        self._of_sizes: dict[int, list[jax.stages.Compiled]] = {}
+        layouts = [feed.layouts.of(size) for size in sizes_from(plan, start_step)]
+        self.programs = Programs(self._lowerings(layouts, abstract(state)))
 
     def names(self, batch_size: int) -> tuple[Hashable, ...]:
-        return program_names(self._feed.layouts.of(batch_size), split=False)
+        """The programs that updates of this batch size need."""
+        return program_names(self._feed.layouts.of(batch_size), self.is_split)
+
+    @abc.abstractmethod
+    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
+        """What is dispatched at a time, from an update on; see `updates_of_a_dispatch.pieces`."""
+
+    @abc.abstractmethod
+    def __call__(self, piece: Piece, state: TrainState, inputs: Inputs) -> Dispatched:
+        """Dispatches a piece; the state is donated."""
+
+    @abc.abstractmethod
+    def _lowerings(
+        self, layouts: list[BatchLayout], state: TrainState
+    ) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
+        """What lowers the programs, by name, for an abstract state."""
+
+    def _compiled(self, batch_size: int) -> list[jax.stages.Compiled]:
+        """The programs of `names`; waits for those that aren't there yet."""
+        if batch_size not in self._of_sizes:
+            names = self.names(batch_size)
+            self._of_sizes[batch_size] = [self.programs.get(name).compiled for name in names]
+        return self._of_sizes[batch_size]
+
+    @property
+    def _others(self) -> tuple[Any, Any, Any]:
+        """What every call is given: the key's bits, resident examples, the loss's constants."""
+        return self._key_data, self._feed.tables, self._update.constants
+
+    def _key(self, key_data: jax.Array) -> jax.Array:
+        return jax.random.wrap_key_data(key_data, impl=self._key_impl)
+
+
+class FusedDispatch(Dispatch):
+    """One or several whole updates per dispatch; one program for batches that look alike."""
+
+    is_split = False
+
+    def __init__(self, *arguments: Any, steps_per_dispatch: int = 1):
+        self._steps_per_dispatch = steps_per_dispatch
+        super().__init__(*arguments)
 
     def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
         return pieces(self._plan, start_step, self._steps_per_dispatch, next_boundary)
 
-    def __call__(
-        self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
-    ) -> Dispatched:
-        (program,) = map(self.programs.get, self.names(piece.steps[0].batch_size))
-        others = (rng, self._feed.tables, self._constants)
-        state, metrics, is_finite = program.compiled(state, inputs, *others)
-        return Dispatched(state, metrics, is_finite, metrics)
+    def __call__(self, piece: Piece, state: TrainState, inputs: Inputs) -> Dispatched:
+        (program,) = self._compiled(piece.steps[0].batch_size)
+        numbers = inputs.first, inputs.count
+        state, metrics, is_finite = program(state, inputs.arrays, numbers, *self._others)
+        return Dispatched(state, metrics, is_finite, is_finite)
+
+    def _lowerings(self, layouts, state):
+        update, feed, shardings = self._update, self._feed, {}
+        if update.mesh is not None:
+            whole = replicated(update.mesh)
+            shardings["out_shardings"] = (update.state_shardings(state), whole, whole)
+        perform = functools.partial(one_update, update)
+        if self._steps_per_dispatch > 1:
+            perform = functools.partial(several_updates, update, self._steps_per_dispatch)
+
+        def updates(state, arrays, numbers, key_data, tables, constants):
+            return perform(state, arrays, numbers, self._key(key_data), tables, constants)
+
+        jitted = jax.jit(updates, donate_argnums=0, **shardings)
+
+        def lower(layout: BatchLayout) -> jax.stages.Lowered:
+            arrays, *numbers, _ = feed.abstract_inputs(layout)
+            return jitted.lower(state, arrays, tuple(numbers), *abstract(self._others))
+
+        lowerings = {}
+        for layout in layouts:
+            (name,) = program_names(layout, split=False)
+            lowerings.setdefault(name, functools.partial(lower, layout))
+        return lowerings
 
 
-class SplitDispatch:
+class SplitDispatch(Dispatch):
     """One micro-batch per dispatch: no new program where only the batch size is new.
 
-    Memory holds the micro-batches in flight instead of the whole batch. For the arguments see
-    `FusedDispatch`.
+    Memory holds the micro-batches in flight instead of the whole batch.
     """
 
-    def __init__(
-        self,
-        update: Update,
-        feed: Feed,
-        plan: BatchPlan,
-        start_step: int,
-        state: TrainState,
-        rng: jax.Array,
-    ):
-        self._feed, self._plan, self._constants = feed, plan, update.constants
-        self._place, self._sums = update.place, None
+    is_split = True
+
+    def __init__(self, *arguments: Any):
+        self._sums: Any = None
         self._numbers: dict[int, jax.Array] = {}
-        layouts = [feed.layouts.of(size) for size in sizes_from(plan, start_step)]
-        microbatch = abstract_batch(feed.abstract_inputs(layouts[0]), feed.tables)
-        state, rng, *others = abstract((state, rng, feed.tables, update.constants))
+        super().__init__(*arguments)
+
+    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
+        del next_boundary  # Whatever is due is due between updates.
+        return microbatch_pieces(self._plan, start_step, self._feed.layouts)
+
+    def __call__(self, piece: Piece, state: TrainState, inputs: Inputs) -> Dispatched:
+        batch_size = piece.steps[0].batch_size
+        begin, add, finish = self._compiled(batch_size)
+        if piece.microbatch == 0:
+            self._sums = begin(state)
+        number = self._number(piece.microbatch)
+        self._sums, added = add(self._sums, state, inputs.arrays, number, *self._others)
+        if piece.microbatch + 1 < self._feed.layouts.of(batch_size).num_microbatches:
+            return Dispatched(state, None, None, added)
+        sums, self._sums = self._sums, None
+        state, metrics, is_finite = finish(state, sums)
+        return Dispatched(state, metrics, is_finite, is_finite)
+
+    def _lowerings(self, layouts, state):
+        update, feed = self._update, self._feed
+        stacked = feed.abstract_inputs(layouts[0]).arrays
+        microbatch = abstract_batch(jax.tree.map(_of_one_update, stacked), feed.tables)
 
         def begin(state: TrainState) -> Any:
-            return update.begin(state, microbatch, rng, update.constants)
+            return update.begin(state, microbatch, self._key(self._key_data), update.constants)
+
+        def add(sums, state, arrays, number, key_data, tables, constants):
+            key = self._key(key_data)
+            return add_microbatch(update, sums, state, arrays, number, key, tables, constants)
 
         def finish(state: TrainState, sums: Any) -> tuple[TrainState, Metrics, jax.Array]:
             state, metrics, is_finite = update.finish(state, sums)
@@ -162,12 +211,12 @@ class SplitDispatch:
             of_add["out_shardings"] = (of_sums, whole)
             of_finish["out_shardings"] = (update.state_shardings(state), whole, whole)
         begin = jax.jit(begin, **of_begin)
-        add = jax.jit(functools.partial(add_microbatch, update), donate_argnums=0, **of_add)
+        add = jax.jit(add, donate_argnums=0, **of_add)
         finish = jax.jit(finish, donate_argnums=0, **of_finish)
 
         def lower_add(layout: BatchLayout) -> jax.stages.Lowered:
-            inputs, number = feed.abstract_inputs(layout), abstract(self._number(0))
-            return add.lower(sums, state, inputs, number, rng, *others)
+            arrays, number = feed.abstract_inputs(layout).arrays, abstract(self._number(0))
+            return add.lower(sums, state, arrays, number, *abstract(self._others))
 
         lowerings = {}
         for layout in layouts:
@@ -175,34 +224,12 @@ class SplitDispatch:
             lowerings.setdefault(first, lambda: begin.lower(state))
             lowerings.setdefault(middle, functools.partial(lower_add, layout))
         lowerings[last] = lambda: finish.lower(state, sums)
-        self.programs = Programs(lowerings)
-
-    def names(self, batch_size: int) -> tuple[Hashable, ...]:
-        return program_names(self._feed.layouts.of(batch_size), split=True)
-
-    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
-        del next_boundary  # Whatever is due is due between updates.
-        return microbatch_pieces(self._plan, start_step, self._feed.layouts)
-
-    def __call__(
-        self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
-    ) -> Dispatched:
-        batch_size = piece.steps[0].batch_size
-        begin, add, finish = map(self.programs.get, self.names(batch_size))
-        if piece.microbatch == 0:
-            self._sums = begin.compiled(state)
-        number = self._number(piece.microbatch)
-        others = (rng, self._feed.tables, self._constants)
-        self._sums, added = add.compiled(self._sums, state, inputs, number, *others)
-        if piece.microbatch + 1 < self._feed.layouts.of(batch_size).num_microbatches:
-            return Dispatched(state, None, None, added)
-        sums, self._sums = self._sums, None
-        state, metrics, is_finite = finish.compiled(state, sums)
-        return Dispatched(state, metrics, is_finite, metrics)
+        return lowerings
 
     def _number(self, microbatch: int) -> jax.Array:
         if microbatch not in self._numbers:
-            self._numbers[microbatch] = self._place(jax.device_put(np.int32(microbatch)))
+            number = jax.device_put(np.int32(microbatch))
+            self._numbers[microbatch] = self._update.place(number)
         return self._numbers[microbatch]
 
 
@@ -210,3 +237,7 @@ def sizes_from(plan: BatchPlan, start_step: int) -> tuple[int, ...]:
     """The distinct batch sizes from an update on, in the order of their first use."""
     rest = (phase for phase in plan.phases if phase.stop_step > start_step)
     return tuple(dict.fromkeys(phase.batch_size for phase in rest))
+
+
+def _of_one_update(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from adabatch_jax.data.abstract_arrays import abstract_batch, example_types, tree_bytes
-from adabatch_jax.data.batches import batch_rows, put_share, read_rows
+from adabatch_jax.data.batches import batch_rows, examples_of, put_share, read_rows
 from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.row_layout import Layouts
@@ -165,11 +165,10 @@ class Evaluator:
         return prefetched(self._read, steps, self._thread, should_stop=should_stop)
 
     def _read(self, step: Step) -> Batch:
-        rows = batch_rows(
-            None, 0, step, self._layout, self._mesh
-        )  # None: in the source's own order
+        examples = examples_of(None, 0, [step])  # None: in the source's own order
+        rows = batch_rows(examples, [step], self._layout, self._mesh)
         arrays = read_rows(self._source, rows) | rows.arrays()
-        return put_share({name: array[0] for name, array in arrays.items()}, self._spread)
+        return put_share({name: array[0, 0] for name, array in arrays.items()}, self._spread)
 
 
 def _total(mean: Any, count: int) -> float:

@@ -109,7 +109,6 @@ def set_up(
     )
     circumstances = Circumstances(
         batch_size=max(sizes),
-        phase=next(phase.index for phase in plan.phases if phase.batch_size == max(sizes)),
         group_rows=update.independent_groups,
         num_devices=len(devices),
         platform=devices[0].platform,
@@ -132,7 +131,11 @@ def set_up(
             split=is_split,
         )
         arguments = (laid_out, feed, plan, start_step, state, rng)
-        dispatch = SplitDispatch(*arguments) if is_split else FusedDispatch(*arguments, number)
+        dispatch = (
+            SplitDispatch(*arguments)
+            if is_split
+            else FusedDispatch(*arguments, steps_per_dispatch=number)
+        )
         layout = {
             "devices": len(devices),
             "microbatch_size": size,

@@ -260,13 +260,3 @@ def predict(plan: BatchPlan, seconds_by_size: Mapping[int, float]) -> Prediction
     )
     fixed_seconds = fixed_batch_plan(plan).num_steps * phases[0].update_seconds
     return Prediction(phases, cost, fixed_seconds)
-
-
-__all__ = [
-    "PhaseCost",
-    "Prediction",
-    "UpdateCost",
-    "fit_update_cost",
-    "largest_paying_size",
-    "predict",
-]

@@ -13,44 +13,49 @@ from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.update import Constants, Metrics, Update
 
-Inputs = Mapping[str, jax.Array]
+Arrays = Mapping[str, jax.Array]
 Tables = Mapping[str, jax.Array]
+Numbers = tuple[jax.Array, jax.Array]
+"""Which of the stacked updates is the first, and how many there are."""
 
 
 def one_update(
     update: Update,
     state: TrainState,
-    inputs: Inputs,
+    arrays: Arrays,
+    numbers: Numbers,
     rng: jax.Array,
     tables: Tables,
     constants: Constants,
 ) -> tuple[TrainState, Metrics, jax.Array]:
-    """An update with a batch that is gathered from `tables`."""
-    state, metrics, is_finite = update(state, gathered(update, inputs, tables), rng, constants)
+    """One of the updates whose inputs are stacked, with a batch that is gathered from `tables`."""
+    batch = gathered(update, update_at(arrays, numbers[0]), tables)
+    state, metrics, is_finite = update(state, batch, rng, constants)
     return state, scalars(metrics), is_finite
 
 
 def several_updates(
     update: Update,
+    most: int,
     state: TrainState,
-    inputs: Inputs,
+    arrays: Arrays,
+    numbers: Numbers,
     rng: jax.Array,
     tables: Tables,
     constants: Constants,
 ) -> tuple[TrainState, Metrics, jax.Array]:
-    """Performs the first `inputs["num_steps"]` of the updates whose inputs are stacked.
+    """Performs some consecutive ones, `most` at most, of the updates whose inputs are stacked.
 
     Their number is an argument, so that pieces that are cut short need no program of their own.
 
     Returns:
-      The state, and metrics and flags with the leading axis of the inputs, 0 and True behind the
-      last update.
+      The state, and metrics and flags of shape (most,), 0 and True behind the last update.
     """
-    stacked = {name: array for name, array in inputs.items() if name != "num_steps"}
+    first, count = numbers
 
     def one(number, state):
-        batch = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, number, keepdims=False), stacked)
-        return one_update(update, state, batch, rng, tables, constants)
+        at = (first + number, count)
+        return one_update(update, state, arrays, at, rng, tables, constants)
 
     def body(number, carried):
         state, *results = one(number, carried[0])
@@ -60,18 +65,28 @@ def several_updates(
 
         return state, *jax.tree.map(put, carried[1:], tuple(results))
 
-    (most,) = {array.shape[0] for array in stacked.values()}
     _, like, _ = jax.eval_shape(one, 0, state)
     metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), like)
     are_finite = jnp.ones(most, bool)
-    return lax.fori_loop(0, inputs["num_steps"], body, (state, metrics, are_finite))
+    return lax.fori_loop(0, count, body, (state, metrics, are_finite))
+
+
+def update_at(arrays: Arrays, number: jax.Array) -> Arrays:
+    """The inputs of one update out of stacked ones; of the only one without copying them."""
+
+    def at(array):
+        if array.shape[0] == 1:
+            return array[0]
+        return lax.dynamic_index_in_dim(array, number, keepdims=False)
+
+    return jax.tree.map(at, dict(arrays))
 
 
 def add_microbatch(
     update: Update,
     sums: Any,
     state: TrainState,
-    inputs: Inputs,
+    arrays: Arrays,
     number: jax.Array,
     rng: jax.Array,
     tables: Tables,
@@ -83,13 +98,13 @@ def add_microbatch(
       The sums, and a number of theirs that can be waited for when they were donated to the next
       call.
     """
-    microbatch = gathered(update, inputs, tables, split=True)
+    microbatch = gathered(update, update_at(arrays, jnp.int32(0)), tables, split=True)
     sums = update.add(sums, state, microbatch, rng, number, constants)
     return sums, sums.weight + 0
 
 
 def gathered(
-    update: Update, inputs: Inputs, tables: Tables, split: bool = False
+    update: Update, inputs: Arrays, tables: Tables, split: bool = False
 ) -> dict[str, jax.Array]:
     """Adds the examples' arrays, which lie on the devices, to their indices and weights."""
     if not tables:

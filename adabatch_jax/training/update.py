@@ -162,8 +162,35 @@ class Update:
         return self.mesh and parameter_sharding.sums_shardings(sums, self.mesh, self.shard_params)
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
-        """Raises a UsageError unless the batch has the layout that this step was made for."""
-        check_batch(batch, self.microbatch_size, 1 if self.mesh is None else self.mesh.size)
+        """Raises a UsageError unless the batch has the layout that this update was made for."""
+        size, num_devices = self.microbatch_size, 1 if self.mesh is None else self.mesh.size
+        if "weight" not in batch:
+            raise UsageError(
+                "a batch needs a 'weight' (float32, 1 for a real example and 0 for padding), "
+                f"got {sorted(batch)}."
+            )
+        shape, layout = batch["weight"].shape, "(B,)" if size is None else "(K, m)"
+        if len(shape) != (1 if size is None else 2):
+            raise UsageError(
+                f"with microbatch_size={size} a batch's 'weight' has the shape {layout}, got "
+                f"{shape}."
+            )
+        for path, leaf in jax.tree.leaves_with_path(dict(batch)):
+            if leaf.shape[: len(shape)] != shape:
+                raise UsageError(
+                    f"every array of a batch begins with the axes of 'weight', {shape}, but "
+                    f"batch{jax.tree_util.keystr(path)} has the shape {leaf.shape}."
+                )
+        if shape[-1] % num_devices:
+            raise UsageError(
+                f"each (micro-)batch must be padded to a multiple of the {num_devices} devices, "
+                f"got {shape[-1]} rows."
+            )
+        if size is not None and shape[-1] >= size + num_devices:
+            raise UsageError(
+                f"a micro-batch has at most microbatch_size={size} examples (and padding to a "
+                f"multiple of the {num_devices} devices), got {shape[-1]} rows."
+            )
 
     def _loss_fn(self, constants: Constants) -> LossFn:
         """The loss with these constants, as a pytree."""
@@ -230,45 +257,3 @@ def _as_pytree(loss_fn: LossFn) -> jax.tree_util.Partial:
     """The loss as a pytree, whose leaves are the arrays that it binds."""
     is_partial = isinstance(loss_fn, jax.tree_util.Partial)
     return loss_fn if is_partial else jax.tree_util.Partial(loss_fn)
-
-
-def check_batch(batch: Mapping[str, Any], microbatch_size: int | None, num_devices: int) -> None:
-    """Raises a UsageError unless the arrays of a batch have the layout that a step expects.
-
-    Args:
-      batch: arrays, tracers or `jax.ShapeDtypeStruct`s: (B, ...), or (K, m, ...) where
-        `microbatch_size` isn't None.
-      microbatch_size: real examples in a micro-batch over all devices.
-      num_devices: how many devices the rows are spread over.
-
-    >>> import numpy as np
-    >>> check_batch({"weight": np.ones((3, 4))}, microbatch_size=4, num_devices=2)
-    """
-    if "weight" not in batch:
-        raise UsageError(
-            "a batch needs a 'weight' (float32, 1 for a real example and 0 for padding), "
-            f"got {sorted(batch)}."
-        )
-    shape = batch["weight"].shape
-    layout = "(B,)" if microbatch_size is None else "(K, m)"
-    if len(shape) != (1 if microbatch_size is None else 2):
-        raise UsageError(
-            f"with microbatch_size={microbatch_size} a batch's 'weight' has the shape {layout}, "
-            f"got {shape}."
-        )
-    for path, leaf in jax.tree.leaves_with_path(dict(batch)):
-        if leaf.shape[: len(shape)] != shape:
-            raise UsageError(
-                f"every array of a batch begins with the axes of 'weight', {shape}, but "
-                f"batch{jax.tree_util.keystr(path)} has the shape {leaf.shape}."
-            )
-    if shape[-1] % num_devices:
-        raise UsageError(
-            f"each (micro-)batch must be padded to a multiple of the {num_devices} devices, "
-            f"got {shape[-1]} rows."
-        )
-    if microbatch_size is not None and shape[-1] >= microbatch_size + num_devices:
-        raise UsageError(
-            f"a micro-batch has at most microbatch_size={microbatch_size} examples (and padding "
-            f"to a multiple of the {num_devices} devices), got {shape[-1]} rows."
-        )

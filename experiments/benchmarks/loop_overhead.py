@@ -84,7 +84,7 @@ def _bare_updates(training: Run, plan):
     def updates(count: int) -> None:
         nonlocal state
         for _ in range(count):
-            dispatched = setup.dispatch(piece, state, inputs, rng)
+            dispatched = setup.dispatch(piece, state, inputs)
             state = dispatched.state
         jax.block_until_ready(state)
 

@@ -202,7 +202,7 @@ def test_nothing_is_written(command, tmp_path):
         ("--suggest --max-batch 8", "--max-batch: must be at least the first batch, 32, got 8"),
         (
             "--device-memory 1.5MB --batch-schedule 8, 1ep: 64 --epochs 2 --microbatch-size None",
-            "phase 2 (batch 64) needs 2.",
+            "batch 64 needs 2.",
         ),
         (
             "--device-memory 100kB --batch-schedule 8 --microbatch-size None",

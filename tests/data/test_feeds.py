@@ -57,6 +57,16 @@ def pieces_of(plan, length, start_step=0):
             yield Piece(chunk)
 
 
+def type_of(array, wanted_sharding=None):
+    return array.shape, array.dtype, wanted_sharding and array.sharding
+
+
+def whole_batch(feed, inputs, place=0):
+    """The batch of one of a piece's updates."""
+    at = int(inputs.first) + place
+    return GATHER(feed.tables, {name: array[at] for name, array in inputs.arrays.items()})
+
+
 def feed_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
 
@@ -79,25 +89,21 @@ def test_both_kinds_give_the_batches(num_devices, microbatch_size, length, avail
             assert feed.kind == kind and feed.reason.startswith(kind)
             for piece, inputs in feed.run(pieces_of(plan, length)):
                 abstract = feed.abstract_inputs(feed.layouts.of(piece.steps[0].batch_size))
-                assert abstract.keys() == inputs.keys()
-                for name, array in inputs.items():
-                    assert (array.shape, array.dtype) == (
-                        abstract[name].shape,
-                        abstract[name].dtype,
-                    )
-                    assert mesh is None or array.sharding == abstract[name].sharding
-                if length > 1:
-                    assert int(inputs.pop("num_steps")) == len(piece.steps)
-                assert set(inputs) == {"index", "epoch", "weight"} | (
+                assert jax.tree.map(
+                    lambda like: type_of(like, like.sharding), abstract[:3]
+                ) == jax.tree.map(
+                    lambda like, array: type_of(array, like.sharding), abstract[:3], inputs[:3]
+                )
+                assert int(inputs.count) == len(piece.steps) == len(inputs.digest_shares)
+                assert set(inputs.arrays) == {"index", "epoch", "weight"} | (
                     set(ARRAYS) if kind == "streaming" else set()
                 )
-                whole = GATHER(feed.tables, inputs)
                 for place in range(len(piece.steps)):
                     wanted = next(expected)
-                    assert wanted.keys() == whole.keys()
-                    for name, array in whole.items():
-                        got = np.asarray(array)[place] if length > 1 else array
-                        np.testing.assert_array_equal(got, wanted[name])
+                    got = whole_batch(feed, inputs, place)
+                    assert wanted.keys() == got.keys()
+                    for name, array in got.items():
+                        np.testing.assert_array_equal(array, wanted[name])
         assert next(expected, None) is None
 
 
@@ -112,10 +118,10 @@ def test_a_piece_may_be_one_micro_batch(kind, num_devices):
         for microbatch in range(Layouts(5).of(step.batch_size).num_microbatches)
     ]
     with Feed(SOURCE, plan, 2, kind=kind, split=True, **settings) as feed:
-        got = [(piece, GATHER(feed.tables, inputs)) for piece, inputs in feed.run(pieces)]
-        abstract = feed.abstract_inputs(feed.layouts.of(20))
-    assert {name: a.shape[0] for name, a in abstract.items()} == {
-        name: 5 if mesh is None else 8 for name in abstract
+        got = [(piece, whole_batch(feed, inputs)) for piece, inputs in feed.run(pieces)]
+        abstract = feed.abstract_inputs(feed.layouts.of(20)).arrays
+    assert {name: a.shape[:2] for name, a in abstract.items()} == {
+        name: (1, 5 if mesh is None else 8) for name in abstract
     }
     assert [piece for piece, _ in got] == pieces
     start_sample = plan.samples_at(3)
@@ -210,11 +216,11 @@ def test_nothing_is_transferred_implicitly():
     for kind in ("resident", "streaming"):
         with Feed(SOURCE, plan, 0, kind=kind, mesh=mesh_of(8), steps_per_dispatch=2) as feed:
             running = feed.run(pieces_of(plan, 2))
-            jax.block_until_ready(GATHER(feed.tables, next(running)[1]))
+            jax.block_until_ready(GATHER(feed.tables, next(running)[1].arrays))
             jax.config.update("jax_transfer_guard", "disallow")  # of all threads
             try:
                 for _, inputs in itertools.islice(running, 3):
-                    jax.block_until_ready(GATHER(feed.tables, inputs))
+                    jax.block_until_ready(GATHER(feed.tables, inputs.arrays))
             finally:
                 jax.config.update("jax_transfer_guard", "allow")
 
@@ -265,7 +271,7 @@ def test_the_default_device_is_that_of_whoever_opened_the_feed():
     device = jax.devices()[3]
     with jax.default_device(device), Feed(SOURCE, PLANS[0], 0, kind="streaming") as feed:
         _, inputs = next(feed.run(pieces_of(PLANS[0], 1)))
-    assert inputs["image"].devices() == {device}
+    assert inputs.arrays["image"].devices() == {device}
 
 
 def test_sources_that_are_not_in_memory_are_streamed_unless_asked():
@@ -283,7 +289,7 @@ def test_endless_streams():
     plan = make_plan("4, 8sp: 6", None, "20sp")
     with Feed(Squares(), plan, 0) as feed:
         assert feed.reason == "streaming: the examples never end"
-        got = [inputs["x"].tolist() for _, inputs in feed.run(pieces_of(plan, 1))]
+        got = [inputs.arrays["x"][0].tolist() for _, inputs in feed.run(pieces_of(plan, 1))]
     assert sum(got, []) == [i**2 for i in range(20)]
     with pytest.raises(UsageError, match="its examples never end"):
         Feed(Squares(), plan, 0, kind="resident")

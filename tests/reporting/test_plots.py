@@ -1,9 +1,11 @@
 import math
+import time
 import xml.etree.ElementTree
 
 import numpy as np
 import pytest
 
+from adabatch_jax.reporting.figures import first_learning_rates
 from adabatch_jax.reporting.plots import AXES, PANELS, curves, inline_svg, png
 from adabatch_jax.reporting.runs import load_run
 
@@ -49,6 +51,21 @@ def test_phases_are_bands_at_the_right_place(make_run, axis):
     for band, phase in zip(bands, phases, strict=True):
         edges = band.get_x(), band.get_x() + band.get_width()
         assert edges == pytest.approx((rows[phase["start_step"]], rows[phase["stop_step"]]))
+
+
+def test_very_many_phases_take_no_longer_than_their_rows(make_run):
+    sizes = [100 + index % 2 for index in range(4_000)]
+    rows = [
+        {"step": 10**4 * k, "samples": k, "epoch": 20.0 * k, "learning_rate": 1 / k}
+        for k in range(1, len(sizes) + 1)
+    ]
+    run = load_run(make_run(batch_sizes=sizes, rows=rows, finished=False))
+    begin = time.thread_time()
+    figure, rates = curves([run], EPOCHS), first_learning_rates(run)
+    assert time.thread_time() - begin < 4  # some 0.3 s; phase by phase through the rows: 15 s
+    assert len(rates) == len(sizes) and rates[:3] == [1, None, 1 / 2]
+    # A band that is narrower than a dot would only tint the panel.
+    assert not panel(figure, "learning_rate").patches
 
 
 def test_runs_are_overlaid_with_a_legend(make_run):

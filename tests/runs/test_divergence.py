@@ -149,7 +149,8 @@ def test_checked_updates_have_the_bits_of_a_handwritten_loop(tx):
 @pytest.mark.parametrize("name", ["plain", "micro-batches", "one reduction"])
 def test_poisoned_inputs_spoil_the_loss_and_the_gradients(name):
     step, place, state, rng = layout(name, skip_nonfinite=False)
-    batch = poisoned(place(make_batch()))
+    batch = place(make_batch())
+    batch |= {"weight": poisoned(batch["weight"])}
     after, metrics, is_finite = jax.jit(step)(state, batch, rng, step.constants)
     assert not is_finite and not jnp.isfinite(metrics["loss"])
     assert not jnp.isfinite(after.params["w"]).any()
@@ -162,7 +163,7 @@ BAD_STEPS = (0, 3, 4)
 def train_with_bad_steps(tx):
     """The states before and after each of 8 updates."""
     step, _, state, rng = layout("plain", tx=tx)
-    update, states = jax.jit(step.update), [state]
+    update, states = jax.jit(step), [state]
     for i in range(8):
         batch = make_batch(16, bump=np.inf, at=[5] if i in BAD_STEPS else [])
         batch["x"] = X[i : i + 16]
@@ -273,13 +274,17 @@ def test_each_dispatch_tells_which_update_was_poisoned(
     ) as feed:  # fmt: skip
         arguments = (step, feed, PLAN, 0, state, rng)
         dispatch = (
-            SplitDispatch(*arguments) if is_split else FusedDispatch(*arguments, steps_per_dispatch)
+            SplitDispatch(*arguments)
+            if is_split
+            else FusedDispatch(*arguments, steps_per_dispatch=steps_per_dispatch)
         )
         pieces = dispatch.pieces(0, lambda finished: PLAN.num_steps)
         for number, (piece, inputs) in enumerate(feed.run(pieces)):
             before = jax.device_get(state.params)
-            inputs = poisoned(inputs) if number == bad_piece else inputs
-            state, metrics, is_finite, _ = dispatch(piece, state, inputs, rng)
+            if number == bad_piece:
+                weight = poisoned(inputs.arrays["weight"], int(inputs.first))
+                inputs = inputs._replace(arrays=inputs.arrays | {"weight": weight})
+            state, metrics, is_finite, _ = dispatch(piece, state, inputs)
             assert (metrics is None) == (is_finite is None)
             if is_finite is None:
                 continue

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from adabatch_jax.schedules.batch_size_schedules import constant, exponential_growth, linear_ramp
-from adabatch_jax.schedules.plan import BatchPlan, first_step_from, make_plan
+from adabatch_jax.schedules.plan import BatchPlan, cut_ends, first_step_from, make_plan
 from adabatch_jax.system.errors import UsageError
 
 DOUBLING = "128 x2 every 20ep max 2048"
@@ -169,6 +169,30 @@ def test_continued():
         plan.continued(128, 5_000_001, "200ep")
     with pytest.raises(UsageError, match="ends before sample"):
         plan.continued(128, change, "1ep")
+
+
+def test_ends_that_cut_a_batch_short_are_kept():
+    plan = make_plan("30", 100, "130sp", remainder="drop")
+    assert plan.ends == () and "ends" not in plan.to_dict()
+    longer = plan.continued("30", 130, "170sp").continued("30", 170, "4ep")
+    assert longer.ends == (170,)  # at 130 a batch ended
+    assert longer.samples_at(4) == 130 and longer.step_at(170) == 4 + 1
+    assert longer.to_dict()["ends"] == [170]
+    assert BatchPlan.from_dict(longer.to_dict()) == longer
+    # They belong to the past: a plan that is edited before one, or isn't longer, has none there.
+    assert longer.continued("20", 100, "4ep").ends == ()
+    assert plan.continued("30", 130, "170sp").continued("30", 170, "170sp").ends == ()
+    assert cut_ends(plan.continued("30", 130, "170sp"), 169) == ()
+
+
+@pytest.mark.parametrize("remainder", ["carry", "partial", "drop"])
+def test_thresholds_that_a_plan_may_not_have_it_may_not_get_by_going_on(remainder):
+    schedule = "4, 8sp: 3, 2st: 2"
+    with pytest.raises(UsageError, match="must increase"):
+        make_plan(schedule, 10, "30sp", remainder)
+    with pytest.raises(UsageError, match="must increase"):
+        plan = make_plan("4", 10, "30sp", remainder)
+        plan.continued(schedule, plan.samples_at(2), "30sp")
 
 
 def test_steps_of_a_continued_plan_are_its_own():

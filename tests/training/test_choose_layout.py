@@ -18,7 +18,6 @@ def circumstances(**given):
     return Circumstances(
         **{
             "batch_size": 64,
-            "phase": 2,
             "group_rows": None,
             "num_devices": 1,
             "platform": "gpu",
@@ -88,14 +87,14 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UsageError) as refused:
         chosen(16, limit_bytes=250)
     assert str(refused.value) == (
-        "phase 3 (batch 64, micro-batch 16) needs 260 bytes on each device, resident input "
+        "batch 64 (micro-batch 16) needs 260 bytes on each device, resident input "
         "included, and there are 250 (device_memory); let microbatch_size be 'auto', or smaller."
     )
     with pytest.raises(UsageError, match="micro-batch 64.* 740 .* 700"):
         chosen(100, limit_bytes=700)
     with pytest.raises(UsageError, match="even with micro-batch 4: .* 140 bytes .* 130"):
         chosen("auto", limit_bytes=130, group_rows=4)
-    with pytest.raises(UsageError, match="phase 3"):  # the user wants the examples there
+    with pytest.raises(UsageError, match="batch 64"):  # the user wants the examples there
         chosen(None, input="resident", limit_bytes=1000)
 
 

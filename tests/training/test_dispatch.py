@@ -164,7 +164,7 @@ def test_the_loop_uploads_nothing_implicitly():
 
 def test_what_does_not_fit_is_refused_before_training():
     steps = []
-    with pytest.raises(UsageError, match=r"phase 2 \(batch 12, micro-batch 12\) needs .*'auto'"):
+    with pytest.raises(UsageError, match=r"batch 12 \(micro-batch 12\) needs .*'auto'"):
         train(device_memory=100, on_step=lambda *_: steps.append(1))
     with pytest.raises(UsageError, match="doesn't fit even with micro-batch 1: .* bytes"):
         train(device_memory=100, microbatch_size="auto")
@@ -212,7 +212,7 @@ def test_short_memory_costs_residence_before_micro_batches(tmp_path):
     # Both sets take 56,000 bytes: together they don't fit, one does.
     assert layout(microbatch_size="auto")["microbatch_size"] is None
     assert layout(microbatch_size="auto", device_memory=57_000)["microbatch_size"] is None
-    with pytest.raises(UsageError, match="phase 2 .* resident input included"):
+    with pytest.raises(UsageError, match="batch 16 .* resident input included"):
         layout(input="resident", device_memory=57_000)
 
 

@@ -47,7 +47,11 @@ def opened(plan, num_devices, microbatch_size, kind):
     )  # fmt: skip
     state, rng = update.place(linear_state()), update.place(jax.random.key(0))
     arguments = update, feed, plan, 0, state, rng
-    dispatch = SplitDispatch(*arguments) if kind == "split" else FusedDispatch(*arguments, number)
+    dispatch = (
+        SplitDispatch(*arguments)
+        if kind == "split"
+        else FusedDispatch(*arguments, steps_per_dispatch=number)
+    )
     return dispatch, feed, state, rng
 
 
@@ -77,8 +81,8 @@ def test_batches_that_look_alike_share_what_was_compiled_once(kind, compilations
     programs = [dispatch.programs.get(name).compiled for name in dispatch.programs.names]
     with feed:
         before = len(compilations)
-        for piece, inputs in feed.run(dispatch.pieces(0, lambda finished: False)):
-            state, *_ = dispatch(piece, state, inputs, rng)
+        for piece, inputs in feed.run(dispatch.pieces(0, lambda finished: plan.num_steps)):
+            state, *_ = dispatch(piece, state, inputs)
         assert len(compilations) == before and programs
     assert isinstance(state, TrainState) and int(state.step) == plan.num_steps
     steps = [step for step in plan.steps()]

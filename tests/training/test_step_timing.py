@@ -31,7 +31,7 @@ class Devices:
     def run(self, made):
         return ((piece, {}) for piece in made)
 
-    def __call__(self, piece, state, inputs, rng):
+    def __call__(self, piece, state, inputs):
         self.num_dispatched += 1
         self.most = max(self.most, self.num_dispatched - self.num_done)
         number = self.num_dispatched
@@ -47,7 +47,7 @@ def test_updates_are_not_dispatched_far_ahead():
     plan = make_plan(4, 60, "15st")
     devices = Devices(plan)
     state = TrainState.create(params={"w": jnp.zeros(3)}, tx=optax.sgd(0.1))
-    (size,) = seconds_by_size(devices, devices, plan, 0, state, None, math.inf)
+    (size,) = seconds_by_size(devices, devices, plan, 0, state, math.inf)
     assert size == 4
     assert devices.num_dispatched > 100 and devices.num_done == devices.num_dispatched
     assert devices.most <= 4

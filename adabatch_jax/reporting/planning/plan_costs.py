@@ -90,7 +90,7 @@ def plan_costs(
         )
         memory = {b: by_layout[layout] for b, layout in layouts.items()}
     if config.device_memory is not None:
-        check_memory(updates, plan, memory, limit)
+        check_memory(updates, memory, limit)
     if has_seconds:
         seconds = measured_seconds(updates, list(layouts.values()), limit)
         prediction = predict(plan, seconds)
@@ -156,7 +156,6 @@ def resolved_microbatch_size(
 
     circumstances = Circumstances(
         batch_size=batch_size,
-        phase=0,
         group_rows=updates.update.independent_groups,
         num_devices=num_devices,
         platform=jax.default_backend(),
@@ -176,19 +175,16 @@ def limit_bytes(config: TrainConfig, updates: Updates) -> float:
     return device_memory_bytes(jax.local_devices()[: updates.num_used_devices])
 
 
-def check_memory(
-    updates: Updates, plan: BatchPlan, memory: dict[int, UpdateMemory], limit: float
-) -> None:
-    """Raises a UsageError unless each phase's update fits into so many bytes per device."""
-    phase = next((p for p in plan.phases if memory[p.batch_size].num_bytes > limit), None)
-    if phase is None:
+def check_memory(updates: Updates, memory: dict[int, UpdateMemory], limit: float) -> None:
+    """Raises a UsageError unless each batch's update fits into so many bytes per device."""
+    size = next((size for size, needed in memory.items() if needed.num_bytes > limit), None)
+    if size is None:
         return
     smallest = (updates.update.independent_groups or 1) * updates.num_devices
-    layout = Layouts(smallest, updates.num_devices).of(phase.batch_size)
+    layout = Layouts(smallest, updates.num_devices).of(size)
     least = updates.compiled([layout])[layout].num_bytes
-    needed = memory[phase.batch_size].num_bytes
     raise UsageError(
-        f"phase {phase.index + 1} (batch {phase.batch_size}) needs {_bytes(needed)} on each device, "
+        f"batch {size} needs {_bytes(memory[size].num_bytes)} on each device, "
         f"and device_memory is {_bytes(limit)}; "
         + (
             f"even micro-batches of {smallest} need {_bytes(least)}: take a smaller network."

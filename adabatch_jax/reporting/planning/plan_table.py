@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from adabatch_jax.config.choices import AUTO
 from adabatch_jax.config.train_config import TrainConfig
 from adabatch_jax.data.row_layout import Layouts
@@ -76,10 +78,11 @@ def plan_rows(
     if costs is not None:
         microbatch_size = costs.microbatch_size
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
+    starts = np.array([phase.start_step for phase in plan.phases])
+    learning_rates = rate(np, starts).astype(np.float32)
     layouts, rows = Layouts(microbatch_size, num_devices), []
-    for phase in plan.phases:
+    for phase, learning_rate in zip(plan.phases, learning_rates.tolist(), strict=True):
         layout = layouts.of(phase.batch_size)
-        learning_rate = rate.at(phase.start_step)
         rows.append(
             PlanRow(
                 phase=phase.index,

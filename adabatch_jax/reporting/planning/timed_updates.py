@@ -21,6 +21,7 @@ from adabatch_jax.runs.configured_run import make_optimizer, network, network_fu
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.compiled_programs import Program, program_of
 from adabatch_jax.training.program_names import program_names
+from adabatch_jax.training.step_timing import wait_for_all
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.train_step import TrainStep
 from adabatch_jax.training.update import Update
@@ -96,15 +97,14 @@ class Updates:
         program = self.compiled([layout])[layout].compiled
         state, *others = self.arguments(layout)
 
-        def run(number: int) -> None:
+        def metrics_of_next() -> Any:
             nonlocal state
-            before = None
-            for _ in range(number):
-                state, metrics = program(state, *others)
-                # XLA deadlocks on several CPU devices where dozens of updates are in flight.
-                jax.block_until_ready(before)
-                before = metrics
-            jax.block_until_ready((state, metrics))
+            state, metrics = program(state, *others)
+            return metrics
+
+        def run(number: int) -> None:
+            wait_for_all(metrics_of_next() for _ in range(number))
+            jax.block_until_ready(state)  # metrics can be ready before
 
         return run
 
