@@ -1,4 +1,7 @@
-"""The paper's networks, in flax nnx, by name, and their weights from PyTorch and back."""
+"""The paper's networks, in flax nnx, by name, and their weights from PyTorch and back.
+
+What `__all__` names may be imported from here. It must not know of runs or of anything on disk.
+"""
 
 import importlib
 

@@ -5,7 +5,6 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -17,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from adabatch_jax.reporting.runs import Run, run_labels
-from adabatch_jax.system.files import storage_errors
 
 # Okabe and Ito's colours, which the colour-blind can tell apart too, the pale yellow left out.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -123,15 +121,13 @@ def curves(runs: Sequence[Run], axis: Axis) -> Figure:
     return figure
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG.
-
-    Raises:
-      StorageError: the file can't be written.
-    """
-    with storage_errors(path), matplotlib.rc_context(STYLE):
+def png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG file."""
+    content = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
         FigureCanvasAgg(figure)
-        figure.savefig(path, format="png", dpi=150)
+        figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
 
 
 def inline_svg(figure: Figure, name: str) -> str:

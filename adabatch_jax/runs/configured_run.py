@@ -19,7 +19,8 @@ from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.sources import Source, in_memory
 from adabatch_jax.data.tfds_source import tfds_source
 from adabatch_jax.models import create, functions, loss_properties
-from adabatch_jax.runs.display.progress import Progress, make_progress
+from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.runs.display.stream_choice import make_progress
 from adabatch_jax.runs.fit import FitResult, fit
 from adabatch_jax.runs.folder.lock import LOCK_SECONDS
 from adabatch_jax.runs.folder.run_folder import RunFolder

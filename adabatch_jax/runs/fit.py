@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.abstract_arrays import abstract
 from adabatch_jax.data.sources import Source
-from adabatch_jax.runs.display.progress import NullProgress
+from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.folder.run_folder import RunFolder, run_store
 from adabatch_jax.runs.loop import Loop, StepCallback, evaluation_program
@@ -151,7 +151,7 @@ def fit(
         rows=every(plan, log_every),
     )
     policy = operation.nan_policy
-    progress = NullProgress() if operation.progress is None else operation.progress
+    progress = Progress() if operation.progress is None else operation.progress
     update = Update(
         loss_fn, tx, mesh, None, sequential_model_state, independent_groups, layout.shard_params,
         skip_nonfinite=policy.kind == "skip",

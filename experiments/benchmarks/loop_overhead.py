@@ -5,7 +5,7 @@ import time
 import jax
 
 from adabatch_jax.config.settings import Layout
-from adabatch_jax.runs.display.progress import NullProgress
+from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.training.setup import set_up
 from adabatch_jax.training.update import Update
 from experiments.benchmarks.options import Options
@@ -79,7 +79,7 @@ def _bare_updates(training: Run, plan):
     options = Layout(input="resident")
     setup = set_up(
         Update(training.loss_fn, training.tx, **training.properties), state, rng,
-        training.source, plan, 0, 0, options, {}, NullProgress().message,
+        training.source, plan, 0, 0, options, {}, Progress().message,
     )  # fmt: skip
     piece, inputs = next(setup.feed.run(setup.dispatch.pieces(0, lambda finished: plan.num_steps)))
 

@@ -214,8 +214,11 @@ FAULTS = (
     ),
     Fault(
         "an update, a batch, an evaluation or a save that hangs (`--stall-timeout`)",
-        "all stacks in a file, exit code 42; a rerun is exact",
-        ("faults/test_watchdog.py::test_a_stall",),
+        "all stacks in a file, or on stderr where Python's lock is held, exit code 42; a rerun is exact",
+        (
+            "faults/test_watchdog.py::test_a_stall",
+            "system/test_watchdog.py::test_what_hangs_with_the_lock_is_ended_too",
+        ),
     ),
     Fault(
         "an error that nobody expected",

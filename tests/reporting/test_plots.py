@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from adabatch_jax.reporting.figures import first_learning_rates
-from adabatch_jax.reporting.plots import AXES, PANELS, curves, inline_svg, save_png
+from adabatch_jax.reporting.plots import AXES, PANELS, curves, inline_svg, png
 from adabatch_jax.reporting.runs import load_run
-from adabatch_jax.system.errors import StorageError
 
 EPOCHS, UPDATES, SECONDS = AXES
 
@@ -93,11 +92,11 @@ def test_runs_are_overlaid_with_a_legend(make_run):
     ids=["empty", "one row", "nan only", "no evaluation", "nan between", "perfect"],
 )
 @pytest.mark.filterwarnings("error")
-def test_unusual_runs_can_be_drawn(make_run, tmp_path, rows):
+def test_unusual_runs_can_be_drawn(make_run, rows):
     run = load_run(make_run(rows=rows, finished=False))
     for axis in AXES:
         figure = curves([run, run], axis)
-        save_png(figure, tmp_path / "curves.png")
+        assert png(figure).startswith(b"\x89PNG")
     xml.etree.ElementTree.fromstring(inline_svg(curves([run], EPOCHS), "epochs"))
     written = [text.get_text() for text in panel(figure, "learning_rate").texts]
     assert written == ["not measured"]
@@ -145,10 +144,3 @@ def test_drawing_leaves_matplotlibs_settings_alone(make_run):
     before = dict(matplotlib.rcParams)
     inline_svg(curves([load_run(make_run())], EPOCHS), "epochs")
     assert dict(matplotlib.rcParams) == before
-
-
-def test_png_errors_are_one_sentence(make_run, tmp_path):
-    (tmp_path / "file").write_text("")
-    figure = curves([load_run(make_run())], EPOCHS)
-    with pytest.raises(StorageError, match=r"cannot write .*curves\.png: "):
-        save_png(figure, tmp_path / "file" / "curves.png")

@@ -22,7 +22,7 @@ from adabatch_jax.runs.checkpoints.disk_space import check_free_space, checkpoin
 from adabatch_jax.runs.checkpoints.verifying import Found, set_aside
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.schedules.periods import Period
-from adabatch_jax.system.errors import StorageError
+from adabatch_jax.system.errors import StorageError, one_line
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import storage_errors
 from adabatch_jax.system.watchdog import Watchdog
@@ -258,4 +258,4 @@ def _reason(error: Exception) -> str:
         return os.strerror(int(code.group(1)))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    return one_line(error)

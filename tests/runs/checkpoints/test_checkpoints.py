@@ -19,14 +19,14 @@ from adabatch_jax.runs.checkpoints.verifying import (
     newest_good,
     read_run,
 )
-from adabatch_jax.runs.display.progress import NullProgress
+from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.system.errors import StorageError
 from adabatch_jax.system.watchdog import Watchdog
 from tests.runs.checkpoints.conftest import bits, plain_state
 
 
-class Said(NullProgress):
+class Said(Progress):
     def __init__(self):
         self.messages = []
 
@@ -36,7 +36,7 @@ class Said(NullProgress):
 
 def opened(directory, newest=2, **further):
     options = {"best": None, "every": None, "on_error": "stop", "on_saved": lambda step: None}
-    options |= {"watchdog": Watchdog(None, None), "progress": NullProgress(), **further}
+    options |= {"watchdog": Watchdog(None, None), "progress": Progress(), **further}
     return Checkpoints(directory, newest=newest, **options)
 
 

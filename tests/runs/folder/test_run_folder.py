@@ -8,7 +8,7 @@ import pytest
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.config.settings import Keep
-from adabatch_jax.runs.display.progress import NullProgress
+from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.contents import (
     LastCheckpoint,
     finished_summary,
@@ -24,7 +24,7 @@ from tests.run_folders import CONFIG, PLAN, metrics_content, write_checkpoint
 RUN_ID = "0" * 16
 
 
-class Said(NullProgress):
+class Said(Progress):
     def __init__(self):
         self.messages = []
 
@@ -122,7 +122,7 @@ def saved(path, step=5, before=lambda: None, progress=None, on_save_error="stop"
     """Saves a checkpoint as a run does; returns the folder."""
     state = TrainState(jnp.int32(step), {"w": jnp.ones(2)}, {}, ())
     with RunFolder(path) as folder, Watchdog(None, None) as watchdog:
-        folder.open(Keep(), None, on_save_error, watchdog, progress or NullProgress())
+        folder.open(Keep(), None, on_save_error, watchdog, progress or Progress())
         folder.begin(PLAN, {}, False)
         before()
         folder.save(step, state, {})

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adabatch_jax.data.datasets.preparation import Progress, prepare
+from adabatch_jax.data.datasets.preparation import StageProgress, prepare
 from adabatch_jax.data.datasets.preparation.original_archives import with_gzip_header
 from adabatch_jax.data.datasets.preparation.own_datasets import DEBIAN_FASHION_MNIST
 from adabatch_jax.data.datasets.prepared_folders import is_prepared
@@ -34,7 +34,7 @@ def test_a_folder_with_original_files_becomes_the_stock_dataset(
             [example["image"] for example in examples], [example["label"] for example in examples]
         )
         assert opened == expected
-        assert Progress(f"Writing {split}", num_examples, num_examples, "examples") in reports
+        assert StageProgress(f"Writing {split}", num_examples, num_examples, "examples") in reports
 
 
 def test_cifar100_keeps_ids_names_and_coarse_labels(miniature, tmp_path):

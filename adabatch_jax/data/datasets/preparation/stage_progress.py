@@ -1,4 +1,4 @@
-"""How preparing tells its progress, and how tfds is kept from telling its own."""
+"""How far a stage of the preparation is, and how tfds is kept from showing the same."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
-class Progress:
+class StageProgress:
     """One report of progress.
 
     Attributes:
@@ -27,10 +27,10 @@ class Progress:
     unit: str
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[StageProgress], None]
 
 
-def report_nothing(progress: Progress) -> None:
+def report_nothing(progress: StageProgress) -> None:
     """A `Report` for callers that don't want to know."""
 
 
@@ -44,26 +44,26 @@ def counted(
     2
     ['a', 'b']
     """
-    report(Progress(stage, 0, total, "examples"))
+    report(StageProgress(stage, 0, total, "examples"))
     for done, item in enumerate(items, start=1):
         yield item
         if done % every == 0 or done == total:
-            report(Progress(stage, done, total, "examples"))
+            report(StageProgress(stage, done, total, "examples"))
 
 
-def aloud(report: Report) -> Report:
-    """Returns a `Report` that prints to where stdout and stderr lead now, inside `quiet` too."""
+def with_current_output(report: Report) -> Report:
+    """Returns a `Report` that prints to where stdout and stderr lead now, inside `discarded_output` too."""
     stdout, stderr = sys.stdout, sys.stderr
 
-    def report_aloud(progress: Progress) -> None:
+    def report_there(progress: StageProgress) -> None:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             report(progress)
 
-    return report_aloud
+    return report_there
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Swallows what is printed inside: tfds has no switch for its banners and progress bars."""
+def discarded_output() -> Iterator[None]:
+    """Discards what is printed inside: tfds has no switch for its banners and progress bars."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
