@@ -36,11 +36,7 @@ _MODULES = {
     "adabatch_jax.data.augmentation": ("example_keys",),
     "adabatch_jax.data.mesh": ("data_mesh",),
     "adabatch_jax.training.train_state": ("TrainState",),
-    "adabatch_jax.training.loss_functions": (
-        "independent_groups",
-        "sequential_model_state",
-        "weighted_mean",
-    ),
+    "adabatch_jax.training.loss_functions": ("weighted_mean",),
     "adabatch_jax.training.train_step": ("make_train_step",),
     "adabatch_jax.training.evaluation": ("evaluate",),
     "adabatch_jax.runs.fit": ("FitResult", "fit"),

@@ -27,7 +27,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     from pathlib import Path
 
     from adabatch_jax.config.flags import parse_arguments
-    from adabatch_jax.runs.folder.run_folder import finished_summary
+    from adabatch_jax.runs.folder.contents import finished_summary
     from adabatch_jax.runs.folder.workdir import default_workdir
 
     try:
@@ -42,7 +42,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             from adabatch_jax.report import write_report
             from adabatch_jax.runs.folder.lock import locked
 
-            with locked(workdir):
+            with locked(workdir, "--workdir", options.lock_seconds, options.take_over):
                 write_report(workdir)
         print(f"finished already: {_result(summary)}; run folder {workdir}")
         return 0
@@ -62,6 +62,8 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             on_save_error=options.on_save_error,
             stall_timeout=options.stall_seconds,
             allow_change=options.allow_change,
+            lock_seconds=options.lock_seconds,
+            take_over=options.take_over,
             profile=options.profile,
         )
         result = train(config, workdir, operation=operation, on_done=write_report)

@@ -28,7 +28,15 @@ class TrainOptions:
     """Where a checkpoint can't be written: stop; or warn, and train on until the next one."""
 
     allow_change: tuple[str, ...] = ()
-    """Settings that a run may go on with changed, such as lr batch_schedule."""
+    """Settings that a run may go on with changed, such as lr batch_schedule; rows: without rows of
+    metrics that were lost."""
+
+    lock_wait: str = "2s"
+    """How long to wait for another process that is training in the folder."""
+
+    take_over: bool = False
+    """Train in a folder whose lock can't be had: of a machine that is gone, or on a disk that knows
+    no locks. No other process may be at work there."""
 
     profile: str | None = None
     """Updates to trace with JAX's profiler, such as 10:20; the trace goes into the run's folder."""
@@ -37,7 +45,7 @@ class TrainOptions:
     """Without an accelerator: how many devices to make of the CPU, best one per core."""
 
     def __post_init__(self):
-        for name in ("max_time", "stall_timeout"):
+        for name in ("max_time", "stall_timeout", "lock_wait"):
             text = getattr(self, name)
             if text is not None:
                 _named(f"--{name.replace('_', '-')}", parse_seconds, text)
@@ -52,6 +60,11 @@ class TrainOptions:
     def max_seconds(self) -> float | None:
         """The time limit, if any."""
         return None if self.max_time is None else parse_seconds(self.max_time)
+
+    @property
+    def lock_seconds(self) -> float:
+        """The longest wait for the folder's lock."""
+        return parse_seconds(self.lock_wait)
 
     @property
     def stall_seconds(self) -> float | None:

@@ -86,8 +86,8 @@ def batch_sharding(mesh: Mesh, microbatched: bool = False) -> NamedSharding:
 def rows_of_all_devices(rows: jax.Array) -> jax.Array:
     """Returns the rows of all devices, in order, also where a device computes its share apart.
 
-    A loss function needs it that is marked by `independent_groups` and updates sequential model
-    state: it then runs on each device for that device's rows only.
+    A loss function with `independent_groups` and `sequential_model_state` (see `make_train_step`)
+    needs it: it then runs on each device for that device's rows only.
 
     Args:
       rows: shape (n, ...), what was computed from the n groups of rows at hand.

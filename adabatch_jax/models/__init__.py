@@ -4,12 +4,15 @@ import importlib
 
 from adabatch_jax.models.registry import create, names
 
-__all__ = ["create", "functions", "load_torch_weights", "names", "to_torch_arrays"]
+__all__ = [
+    "create", "functions", "load_torch_weights", "loss_properties", "names", "to_torch_arrays",
+]  # fmt: skip
 
 # Command lines look names up before they know whether they need jax and flax at all.
 _LAZY = {
     "functions": "functional",
     "load_torch_weights": "torch_weights",
+    "loss_properties": "functional",
     "to_torch_arrays": "torch_weights",
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adabatch_jax.reporting.runs import Run, run_labels
-from adabatch_jax.schedules.plan import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, fixed_batch_plan
 from adabatch_jax.system.number_texts import count_text, percent_text, seconds_text
 from adabatch_jax.training.time_prediction import Prediction
 
@@ -41,14 +41,7 @@ def first_learning_rates(run: Run) -> list[float | None]:
 
 def constant_num_steps(run: Run) -> int:
     """How many updates the first batch size would have needed for the same samples."""
-    plan = run.plan
-    constant = make_plan(
-        plan["phases"][0]["batch_size"],
-        num_examples=plan["num_examples"],
-        duration=f"{plan['num_samples']}sp",
-        remainder=plan["remainder"],
-    )
-    return constant.num_steps
+    return fixed_batch_plan(BatchPlan.from_dict(run.plan)).num_steps
 
 
 def batch_sizes_text(run: Run) -> str:

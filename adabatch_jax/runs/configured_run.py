@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from flax import nnx
 
 from adabatch_jax.config.train_config import TrainConfig
 from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
@@ -16,9 +17,10 @@ from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.sources import Source, in_memory
 from adabatch_jax.data.tfds_source import tfds_source
-from adabatch_jax.models import create, functions
+from adabatch_jax.models import create, functions, loss_properties
 from adabatch_jax.runs.display.progress import Progress, make_progress
 from adabatch_jax.runs.fit import FitResult, fit
+from adabatch_jax.runs.folder.lock import LOCK_SECONDS
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.folder.workdir import check_workdir
 from adabatch_jax.runs.loop import StepCallback
@@ -39,13 +41,16 @@ class Operation:
     """How a run is operated: what changes nothing about its result. `fit` describes the fields.
 
     Attributes:
-      allow_change: settings whose change a run may go on with; see `plan_of_run`.
+      allow_change: settings whose change a run may go on with, see `plan_of_run`; and "rows".
+      lock_seconds, take_over: as in `locked`.
     """
 
     interruption: Interruption | None = None
     on_save_error: str = "stop"
     stall_timeout: float | None = None
     allow_change: Sequence[str] = ()
+    lock_seconds: float = LOCK_SECONDS
+    take_over: bool = False
     profile: str | None = None
 
 
@@ -74,7 +79,12 @@ def train(
     spec = dataset_spec(config.dataset, config.data.dir)
     train_source, eval_sources = open_sources(config, spec)
     check_workdir(workdir)
-    with RunFolder(workdir) as folder:
+    with RunFolder(
+        workdir,
+        allow_change=operation.allow_change,
+        lock_seconds=operation.lock_seconds,
+        take_over=operation.take_over,
+    ) as folder:
         result = _train(
             config, folder, on_step, progress, operation, spec, train_source, eval_sources
         )
@@ -93,12 +103,17 @@ def _train(
     train_source: Source,
     eval_sources: Mapping[str, Source],
 ) -> FitResult:
-    plan = plan_of_run(config, len(train_source), folder, operation.allow_change)
+    plan, changes = plan_of_run(
+        config, len(train_source), folder.checkpoint, folder.path, operation.allow_change
+    )
+    folder.changes += [change.to_dict() for change in changes]
+    folder.notes += [f"note: {change}" for change in changes]
     learning_rate = coupled_learning_rate(
         plan, config.learning_rate, config.coupling, config.reference_batch_size
     )
     tx = make_optimizer(config, learning_rate)
-    params, model_state, loss_fn, eval_fn = network(config, spec, _image_shape(train_source))
+    module = network(config, spec, _image_shape(train_source))
+    params, model_state, loss_fn, eval_fn = network_functions(config, spec, module)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     progress = make_progress(plan) if progress is None else progress
     _introduce(config, plan, folder.path, mesh, progress)
@@ -132,6 +147,7 @@ def _train(
         accumulation=config.accumulation,
         shard_params=config.shard_params and mesh is not None,  # one device has it all
         device_memory=config.device_memory,
+        **loss_properties(module),
         profile=operation.profile,
         progress=progress,
         identity=config.to_dict(),
@@ -181,9 +197,9 @@ def _image_shape(source: Source) -> tuple[int, int, int]:
 
 def network(
     config: TrainConfig, spec: DatasetSpec, image_shape: tuple[int, int, int]
-) -> tuple[Any, Any, LossFn, EvalFn]:
-    """The configured network: `(params, model_state, loss_fn, eval_fn)`."""
-    module = create(
+) -> nnx.Module:
+    """The configured network."""
+    return create(
         config.model,
         spec.num_classes,
         image_shape,
@@ -192,6 +208,12 @@ def network(
         config.compute_dtype,
         config.batchnorm_reference_size,
     )
+
+
+def network_functions(
+    config: TrainConfig, spec: DatasetSpec, module: nnx.Module
+) -> tuple[Any, Any, LossFn, EvalFn]:
+    """What trains the configured network: `(params, model_state, loss_fn, eval_fn)`."""
     return functions(
         module,
         seed=config.seed,

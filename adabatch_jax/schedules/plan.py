@@ -370,3 +370,13 @@ def cut_ends(plan: BatchPlan, until_sample: int) -> tuple[int, ...]:
     whole = stride.begin(last.num_steps), stride.end(last.num_steps - 1)
     ends = plan.ends if plan.num_samples in whole else (*plan.ends, plan.num_samples)
     return tuple(end for end in ends if end <= until_sample)
+
+
+def fixed_batch_plan(plan: BatchPlan) -> BatchPlan:
+    """The plan of the same samples with the first phase's batch throughout.
+
+    >>> fixed_batch_plan(make_plan("100, 10ep: 400", num_examples=1000, duration="20ep")).num_steps
+    200
+    """
+    first = plan.phases[0].batch_size
+    return make_plan(first, plan.num_examples, f"{plan.num_samples}sp", plan.remainder)

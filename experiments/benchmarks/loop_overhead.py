@@ -4,8 +4,10 @@ import time
 
 import jax
 
+from adabatch_jax.config.layout import LayoutOptions
 from adabatch_jax.runs.display.progress import NullProgress
-from adabatch_jax.training.layout_search import LayoutOptions, set_up
+from adabatch_jax.training.setup import set_up
+from adabatch_jax.training.update import Update
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import ratio
@@ -74,15 +76,15 @@ def _bare_updates(training: Run, plan):
     state, rng = training.state(), jax.random.key(0)
     options = LayoutOptions(microbatch_size="auto", input="resident")
     setup = set_up(
-        training.loss_fn, training.tx, state, rng, training.source, plan, 0, 0,
-        None, options, {}, NullProgress(),
+        Update(training.loss_fn, training.tx, **training.properties), state, rng,
+        training.source, plan, 0, 0, options, {}, NullProgress().message,
     )  # fmt: skip
-    piece, inputs = next(setup.feed.run(setup.dispatch.pieces(0, lambda finished: False)))
+    piece, inputs = next(setup.feed.run(setup.dispatch.pieces(0, lambda finished: plan.num_steps)))
 
     def updates(count: int) -> None:
         nonlocal state
         for _ in range(count):
-            dispatched = setup.dispatch(piece, state, inputs, rng)
+            dispatched = setup.dispatch(piece, state, inputs)
             state = dispatched.state
         jax.block_until_ready(state)
 

@@ -10,7 +10,7 @@ import pytest
 
 from adabatch_jax.config.flags import command_arguments, parse_arguments
 from adabatch_jax.config.train_config import DataSettings, TrainConfig
-from adabatch_jax.data.row_layout import batch_layout
+from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.plan import Options, main
 from adabatch_jax.reporting.planning import plan_costs
 from adabatch_jax.reporting.planning.microbatch_comparison import MicrobatchComparison
@@ -79,7 +79,7 @@ def test_memory_grows_with_the_rows_and_not_with_the_micro_batches(command):
     assert [row["memory_is_interpolated"] for row in rows] == [False, True, False]
     assert 3 * middle == pytest.approx(2 * small + large, rel=1e-6)
     # The line is not far from the truth.
-    updates, layout = configured_updates(TrainConfig()), batch_layout(64)
+    updates, layout = configured_updates(TrainConfig()), Layouts().of(64)
     assert middle == pytest.approx(updates.compiled([layout])[layout].num_bytes, rel=0.1)
     # Parameters and momentum in float32, at the least.
     assert small > 2 * 4 * 9930
@@ -202,7 +202,7 @@ def test_nothing_is_written(command, tmp_path):
         ("--suggest --max-batch 8", "--max-batch: must be at least the first batch, 32, got 8"),
         (
             "--device-memory 1.5MB --batch-schedule 8, 1ep: 64 --epochs 2 --microbatch-size None",
-            "phase 2 (batch 64) needs 2.",
+            "batch 64 needs 2.",
         ),
         (
             "--device-memory 100kB --batch-schedule 8 --microbatch-size None",

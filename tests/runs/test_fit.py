@@ -323,10 +323,12 @@ def test_checkpoints_that_vanish_while_the_run_goes_on_are_made_again(tmp_path):
     result = train(plan, tmp_path, on_step=take_them_away)
     assert str(plan.num_steps) in [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert train(plan, tmp_path).summary == result.summary
-    for name in ("metrics.jsonl", "metrics.csv"):  # what is gone for good makes it no other run
-        (tmp_path / name).unlink()
-    again = train(plan, tmp_path)
-    assert again.summary == result.summary and again.history == []
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(RestoreError, match="metrics.jsonl"):
+        train(plan, tmp_path)
+    for allowed in (("rows",), ()):  # it need be said once
+        again = train(plan, tmp_path, allow_change=allowed)
+        assert again.summary == result.summary and again.history == []
 
 
 def test_sources_to_evaluate_on_have_names(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 from adabatch_jax.runs.checkpoints.manifest import (
     LISTED,
     MANIFEST,
+    RUN,
     Damaged,
     Manifest,
     check_files,
@@ -23,22 +24,10 @@ from adabatch_jax.runs.checkpoints.manifest import (
 )
 from adabatch_jax.system.files import storage_errors
 
-__all__ = [
-    "Damaged",
-    "Found",
-    "check_checkpoint",
-    "committed_steps",
-    "is_leftover",
-    "newest_good",
-    "other_checkpoints",
-    "read_run",
-    "set_aside",
-]
-
 _STEP = re.compile(r"0|[1-9][0-9]*")
-_RUN = "run/metadata"
-# What Orbax hasn't finished writing, and what `retention.remove` hasn't finished removing.
-_LEFTOVER = re.compile(r"[0-9]+\.orbax-checkpoint-tmp.*|\.removing-.*")
+# Follows the name of a checkpoint that isn't finished; Orbax's own, so that its tools know it too.
+UNFINISHED = ".orbax-checkpoint-tmp"
+_LEFTOVER = re.compile(rf"[0-9]+{re.escape(UNFINISHED)}.*|\.removing-.*")
 
 
 @dataclass(frozen=True)
@@ -67,13 +56,13 @@ def committed_steps(directory: Path) -> list[int]:
     return sorted(int(entry.name) for entry in _entries(directory) if _STEP.fullmatch(entry.name))
 
 
-def is_leftover(name: str) -> bool:
-    """Whether a name is that of what a kill leaves behind of a save or of a removal.
+def leftovers(directory: Path) -> list[str]:
+    """The names of what a kill left behind of a save or a deletion, or a live run is at.
 
-    >>> is_leftover("30.orbax-checkpoint-tmp"), is_leftover(".removing-30"), is_leftover("30")
-    (True, True, False)
+    Raises:
+      StorageError: the folder can't be read; one that doesn't exist holds none.
     """
-    return _LEFTOVER.fullmatch(name) is not None
+    return sorted(entry.name for entry in _entries(directory) if _LEFTOVER.fullmatch(entry.name))
 
 
 def check_checkpoint(path: Path) -> Found:
@@ -138,7 +127,7 @@ def other_checkpoints(directory: Path) -> list[str]:
         entry.name
         for entry in _entries(directory)
         if not _STEP.fullmatch(entry.name)
-        and not is_leftover(entry.name)
+        and not _LEFTOVER.fullmatch(entry.name)
         and entry.is_dir(follow_symlinks=False)
         and any(os.path.lexists(directory / entry.name / part) for part in (*LISTED, MANIFEST))
     )
@@ -179,10 +168,10 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _run(path: Path, manifest: Manifest) -> dict[str, Any]:
-    run = parse_json(read_listed(path, manifest, _RUN), _RUN)
+    run = parse_json(read_listed(path, manifest, RUN), RUN)
     step = run.get("step")
     if type(step) is not int:
-        raise Damaged(f"{_RUN} names no step")
+        raise Damaged(f"{RUN} names no step")
     if str(step) != path.name:
         raise Damaged(f"it was saved as step {step}, not {path.name}")
     return run

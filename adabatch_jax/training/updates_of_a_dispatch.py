@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from adabatch_jax.data.feeds import Piece
-from adabatch_jax.data.row_layout import batch_layout
+from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.schedules.plan import BatchPlan, Step
 
 
@@ -11,7 +11,7 @@ def pieces(
     plan: BatchPlan,
     start_step: int,
     steps_per_dispatch: int,
-    is_boundary: Callable[[int], bool],
+    next_boundary: Callable[[int], int],
 ) -> Iterator[Piece]:
     """Yields the plan's updates from one on, several to a piece.
 
@@ -23,38 +23,39 @@ def pieces(
       plan: the plan.
       start_step: the first update.
       steps_per_dispatch: the most updates in a piece.
-      is_boundary: whether something is due when so many updates are finished.
+      next_boundary: the first number of finished updates, above a given one, where something is
+        due; anything behind the plan's end where nothing is.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("2, 14sp: 4", num_examples=30, duration="1ep")
-    >>> made = pieces(plan, 1, 4, is_boundary=lambda finished: finished == 9)
+    >>> made = pieces(plan, 1, 4, next_boundary=lambda finished: 9 if finished < 9 else 99)
     >>> [[step.index for step in piece.steps] for piece in made]
     [[1, 2, 3], [4, 5, 6], [7, 8], [9, 10]]
     """
     steps: list[Step] = []
+    boundary = next_boundary(start_step)
     for step in plan.steps(start_step):
         steps.append(step)
         finished, phase = step.index + 1, plan.phases[step.phase]
         if (
             finished == phase.stop_step
             or (finished - phase.start_step) % steps_per_dispatch == 0
-            or is_boundary(finished)
+            or finished == boundary
         ):
             yield Piece(tuple(steps))
             steps = []
+            if finished == boundary:
+                boundary = next_boundary(finished)
 
 
-def microbatch_pieces(
-    plan: BatchPlan, start_step: int, microbatch_size: int, num_devices: int
-) -> Iterator[Piece]:
+def microbatch_pieces(plan: BatchPlan, start_step: int, layouts: Layouts) -> Iterator[Piece]:
     """Yields the plan's updates from one on, one micro-batch to a piece.
 
     >>> from adabatch_jax import make_plan
-    >>> made = microbatch_pieces(make_plan("4, 4sp: 6", 10, "1ep"), 0, 4, num_devices=1)
+    >>> made = microbatch_pieces(make_plan("4, 4sp: 6", 10, "1ep"), 0, Layouts(4))
     >>> [(piece.steps[0].index, piece.microbatch) for piece in made]
     [(0, 0), (1, 0), (1, 1)]
     """
     for step in plan.steps(start_step):
-        layout = batch_layout(step.batch_size, microbatch_size, num_devices)
-        for microbatch in range(layout.num_microbatches):
+        for microbatch in range(layouts.of(step.batch_size).num_microbatches):
             yield Piece((step,), microbatch)

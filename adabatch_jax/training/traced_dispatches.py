@@ -11,95 +11,108 @@ from adabatch_jax.data.mesh import batch_sharding
 from adabatch_jax.data.resident_examples import gather
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.train_state import TrainState
-from adabatch_jax.training.train_step import TrainStep
+from adabatch_jax.training.update import Constants, Metrics, Update
 
-Inputs = Mapping[str, jax.Array]
-Metrics = Mapping[str, jax.Array]
+Arrays = Mapping[str, jax.Array]
 Tables = Mapping[str, jax.Array]
+Numbers = tuple[jax.Array, jax.Array]
+"""Which of the stacked updates is the first, and how many there are."""
 
 
 def one_update(
-    train_step: TrainStep,
+    update: Update,
     state: TrainState,
-    inputs: Inputs,
+    arrays: Arrays,
+    numbers: Numbers,
     rng: jax.Array,
     tables: Tables,
-    constants: tuple[jax.Array, ...],
+    constants: Constants,
 ) -> tuple[TrainState, Metrics, jax.Array]:
-    """`train_step.update_checked` with a batch that is gathered from `tables`."""
-    batch = gathered(train_step, inputs, tables)
-    state, metrics, is_finite = train_step.update_checked(state, batch, rng, constants)
+    """One of the updates whose inputs are stacked, with a batch that is gathered from `tables`."""
+    batch = gathered(update, update_at(arrays, numbers[0]), tables)
+    state, metrics, is_finite = update(state, batch, rng, constants)
     return state, scalars(metrics), is_finite
 
 
 def several_updates(
-    train_step: TrainStep,
+    update: Update,
+    most: int,
     state: TrainState,
-    inputs: Inputs,
+    arrays: Arrays,
+    numbers: Numbers,
     rng: jax.Array,
     tables: Tables,
-    constants: tuple[jax.Array, ...],
+    constants: Constants,
 ) -> tuple[TrainState, Metrics, jax.Array]:
-    """Performs the first `inputs["num_steps"]` of the updates whose inputs are stacked.
+    """Performs some consecutive ones, `most` at most, of the updates whose inputs are stacked.
 
     Their number is an argument, so that pieces that are cut short need no program of their own.
 
     Returns:
-      The state, and metrics and flags with the leading axis of the inputs, 0 and True behind the
-      last update.
+      The state, and metrics and flags of shape (most,), 0 and True behind the last update.
     """
-    stacked = {name: array for name, array in inputs.items() if name != "num_steps"}
+    first, count = numbers
 
-    def update(number, state):
-        batch = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, number, keepdims=False), stacked)
-        return one_update(train_step, state, batch, rng, tables, constants)
+    def one(number, state):
+        at = (first + number, count)
+        return one_update(update, state, arrays, at, rng, tables, constants)
 
     def body(number, carried):
-        state, *results = update(number, carried[0])
+        state, *results = one(number, carried[0])
 
         def put(places, value):
             return lax.dynamic_update_index_in_dim(places, value, number, 0)
 
         return state, *jax.tree.map(put, carried[1:], tuple(results))
 
-    (most,) = {array.shape[0] for array in stacked.values()}
-    _, like, _ = jax.eval_shape(update, 0, state)
+    _, like, _ = jax.eval_shape(one, 0, state)
     metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), like)
     are_finite = jnp.ones(most, bool)
-    return lax.fori_loop(0, inputs["num_steps"], body, (state, metrics, are_finite))
+    return lax.fori_loop(0, count, body, (state, metrics, are_finite))
+
+
+def update_at(arrays: Arrays, number: jax.Array) -> Arrays:
+    """The inputs of one update out of stacked ones; of the only one without copying them."""
+
+    def at(array):
+        if array.shape[0] == 1:
+            return array[0]
+        return lax.dynamic_index_in_dim(array, number, keepdims=False)
+
+    return jax.tree.map(at, dict(arrays))
 
 
 def add_microbatch(
-    train_step: TrainStep,
+    update: Update,
     sums: Any,
     state: TrainState,
-    inputs: Inputs,
+    arrays: Arrays,
     number: jax.Array,
     rng: jax.Array,
     tables: Tables,
-    constants: tuple[jax.Array, ...],
+    constants: Constants,
 ) -> tuple[Any, jax.Array]:
-    """`train_step.add` with a micro-batch that is gathered from `tables`.
+    """`update.add` with a micro-batch that is gathered from `tables`.
 
     Returns:
       The sums, and a number of theirs that can be waited for when they were donated to the next
       call.
     """
-    microbatch = gathered(train_step, inputs, tables, split=True)
-    sums = train_step.add(sums, state, microbatch, rng, number, constants)
+    microbatch = gathered(update, update_at(arrays, jnp.int32(0)), tables, split=True)
+    sums = update.add(sums, state, microbatch, rng, number, constants)
     return sums, sums.weight + 0
 
 
 def gathered(
-    train_step: TrainStep, inputs: Inputs, tables: Tables, split: bool = False
+    update: Update, inputs: Arrays, tables: Tables, split: bool = False
 ) -> dict[str, jax.Array]:
     """Adds the examples' arrays, which lie on the devices, to their indices and weights."""
     if not tables:
         return dict(inputs)
     batch = gather(tables, inputs)
-    if train_step.mesh is not None:
-        is_stacked = train_step.microbatch_size is not None and not split
-        batch = lax.with_sharding_constraint(batch, batch_sharding(train_step.mesh, is_stacked))
+    if update.mesh is not None:
+        is_stacked = update.microbatch_size is not None and not split
+        batch = lax.with_sharding_constraint(batch, batch_sharding(update.mesh, is_stacked))
     # The update is then computed as if its batch had come from the host, to the bit.
     return lax.optimization_barrier(batch)
 

@@ -46,18 +46,18 @@ def test_free_bytes_of_a_real_disk(tmp_path):
 
 
 def test_room_for_all_for_some_and_for_none(tmp_path, disk):
-    disk(5000)  # keep_newest, the best, and the one being written
-    assert check_free_space(tmp_path, 1000, keep_newest=3) is None
+    disk(5000)  # the newest, the best, and the one being written
+    assert check_free_space(tmp_path, 1000, newest=3) is None
     disk(4999)
-    warning = check_free_space(tmp_path, 1000, keep_newest=3)
+    warning = check_free_space(tmp_path, 1000, newest=3)
     assert "has 4.9 KiB free" in warning and "5 more checkpoints of 1000 bytes each" in warning
     for step in (10, 20):
-        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        (tmp_path / str(step)).mkdir()
     disk(3000)
-    assert check_free_space(tmp_path, 1000, keep_newest=3) is None
+    assert check_free_space(tmp_path, 1000, newest=3) is None
     disk(1000)
-    assert "2 more checkpoints" in check_free_space(tmp_path, 1000, keep_newest=2)
-    assert check_free_space(tmp_path, 1000, keep_newest=0) is None
+    assert "2 more checkpoints" in check_free_space(tmp_path, 1000, newest=2)
+    assert check_free_space(tmp_path, 1000, newest=0) is None
     disk(999)
     with pytest.raises(StorageError, match="takes 1000 bytes and the disk of .* has 999 bytes"):
-        check_free_space(tmp_path, 1000, keep_newest=1)
+        check_free_space(tmp_path, 1000, newest=1)

@@ -9,16 +9,17 @@ import sys
 
 import pytest
 
-from adabatch_jax.runs.checkpoints.found import (
+from adabatch_jax.runs.checkpoints.manifest import MANIFEST, write_manifest
+from adabatch_jax.runs.checkpoints.verifying import (
     Damaged,
     check_checkpoint,
     committed_steps,
+    leftovers,
     newest_good,
     other_checkpoints,
     read_run,
     set_aside,
 )
-from adabatch_jax.runs.checkpoints.manifest import MANIFEST, write_manifest
 from adabatch_jax.system.errors import StorageError
 
 ARRAYS = {"params.w": "ab" * 32, "step": "cd" * 32}
@@ -34,13 +35,11 @@ def write_checkpoint(directory, step, named=None, **run):
         "state/empty": b"",
         "state/commit_success.txt": b"it was",
         "run/metadata": json.dumps({"step": step, **run}).encode(),
-        "_CHECKPOINT_METADATA": b"{}",
-        "commit_success.txt": b"it was",
+        "beside": b"is never read",
     }.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
-    (path / "digests").mkdir()
-    write_manifest(path, path / MANIFEST, ARRAYS)
+    write_manifest(path, ARRAYS)
     return path
 
 
@@ -50,7 +49,7 @@ def files(path):
 
 def matters(path):
     """Whether a file of a checkpoint is ever read."""
-    return path.name not in ("commit_success.txt", "_CHECKPOINT_METADATA")
+    return path.name not in ("commit_success.txt", "beside")
 
 
 def reason(path):
@@ -247,12 +246,13 @@ def test_bad_ones_are_set_aside_and_remembered(tmp_path):
         shutil.copytree(tmp_path / "30", tmp_path / name)
     (tmp_path / "30").rename(tmp_path / "30 (copy)")
     assert other_checkpoints(tmp_path) == ["30 (copy)", "bad-30", "bad-30-2"]
+    assert leftovers(tmp_path) == [".removing-20", "40.orbax-checkpoint-tmp-0"]
     assert committed_steps(tmp_path) == []
     with pytest.raises(StorageError, match="cannot rename"):
         set_aside(tmp_path, 30)
 
 
 def test_neither_jax_nor_orbax_is_needed():
-    code = "import adabatch_jax.runs.checkpoints.found, sys; print('jax' in sys.modules)"
+    code = "import adabatch_jax.runs.checkpoints.verifying, sys; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
