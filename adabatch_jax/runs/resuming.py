@@ -119,14 +119,12 @@ def _plan_from_here(
 
 def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples: int) -> BatchPlan:
     """Plans the schedule as it was planned before: up to each end that cut a batch short."""
-    plan = config.plan(num_examples)
-    if plan.num_samples < samples:
+    plan, ends = config.plan(num_examples), cut_ends(done, samples)
+    if plan.num_samples < samples or not ends:
         return plan
-    ends = cut_ends(done, samples)
-    for i, end in enumerate(ends):
-        until = f"{ends[i + 1]}sp" if i + 1 < len(ends) else config.duration
-        if i == 0:
-            plan = make_plan(config.schedule, num_examples, f"{end}sp", config.remainder)
+    first, *later = [*(f"{end}sp" for end in ends), config.duration]
+    plan = make_plan(config.schedule, num_examples, first, config.remainder)
+    for end, until in zip(ends, later, strict=True):
         plan = plan.continued(config.schedule, end, until)
     return plan
 

@@ -45,7 +45,7 @@ def test_the_table_for_readers(command):
     header, *lines = outcome.out.splitlines()
     for word in ("phase", "steps", "samples", "epoch", "batch", "per device", "lr/batch"):
         assert word in header
-    assert lines[1].split()[:7] == ["1", "7,800", "3,900", "1,000,000", "1,000,000", "20.00", "256"]
+    assert lines[1].split()[:7] == ["2", "7,800", "3,900", "1,000,000", "1,000,000", "20.00", "256"]
     assert "15,080 updates" in outcome.out and "would be 39,000" in outcome.out
     assert "43,840 positions are dropped" in outcome.out
 
