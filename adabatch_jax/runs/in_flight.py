@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -71,6 +70,7 @@ class InFlight:
         self._entries: collections.deque[tuple[Piece, Dispatched, Sequence[Mapping]]] = (
             collections.deque()
         )
+        self._num_rows = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -78,8 +78,7 @@ class InFlight:
     @property
     def holds_rows(self) -> bool:
         """Whether rows of metrics wait for another piece than the newest one."""
-        entries = itertools.islice(self._entries, max(len(self._entries) - 1, 0))
-        return any(rows for _, _, rows in entries)
+        return self._num_rows > (len(self._entries[-1][2]) if self._entries else 0)
 
     def add(self, piece: Piece, dispatched: Dispatched, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds a piece that has just been dispatched.
@@ -90,11 +89,13 @@ class InFlight:
           rows: what is known of the rows of metrics that are due in it.
         """
         self._entries.append((piece, dispatched, rows))
+        self._num_rows += len(rows)
 
     def settle(self, num_to_leave: int) -> Iterator[Settled]:
         """Waits for the oldest pieces, until so many are left, and yields each."""
         while len(self._entries) > num_to_leave:
             piece, dispatched, rows = self._entries.popleft()
+            self._num_rows -= len(rows)
             # A signal is heard while blocking here, and not inside a copy.
             jax.block_until_ready(dispatched.wait_for)
             yield Settled(piece, dispatched, rows, _bad_updates(piece, dispatched))

@@ -20,7 +20,6 @@ from adabatch_jax.runs.state_copies import COPY, StateCopies
 from adabatch_jax.system.fault_points import poisoned, reach
 from adabatch_jax.system.interruption import Interruption
 from adabatch_jax.system.watchdog import Watchdog
-from adabatch_jax.training.dispatch import Dispatched
 from adabatch_jax.training.evaluation import Evaluator
 from adabatch_jax.training.setup import Setup
 from adabatch_jax.training.train_state import TrainState
@@ -72,6 +71,7 @@ class Loop:
         self._interruption, self._progress = interruption, progress
         self._profile, self._watchdog = profile, watchdog
         self._in_flight, self._settled = InFlight(), record.start_step
+        self._ready_for: int | None = None  # the batch size whose programs are there
         self._last: Settled | None = None  # the newest piece that was looked at
         self._copies = StateCopies(record, recovery)
         self._stop_time = _StopTime(interruption, record)
@@ -88,25 +88,25 @@ class Loop:
         pending_row = self._record.pending_row
         is_cut_off = pending_row is not None and not self._evaluate_into(pending_row)
         pieces = self._dispatch.pieces(self._finished, self._due.next_stop)
+        next_stop = self._due.next_stop(self._finished)
         clocks.enter("input")
         for piece, inputs in () if is_cut_off else self._feed.run(pieces, self._may_stop):
             reach("step.begin")
             if reach("batch.ready") == "nan":
                 weight = poisoned(inputs.arrays["weight"], int(inputs.first))
                 inputs = inputs._replace(arrays=inputs.arrays | {"weight": weight})
-            if not all(map(self._is_compiled, self._dispatch.names(piece.steps[0].batch_size))):
+            if not self._is_ready_for(piece.steps[0].batch_size):
                 break  # a stop came first
             self._announce(piece)
             clocks.enter("step")
             dispatched = self._dispatch(piece, self._state, inputs)
             self._state = dispatched.state
-            rows = (
-                [] if dispatched.metrics is None else self._rows.due_in(piece, inputs.digest_shares)
-            )
+            is_whole = dispatched.metrics is not None  # else in the middle of an update
+            rows = self._rows.due_in(piece, inputs.digest_shares) if is_whole else ()
             self._in_flight.add(piece, dispatched, rows)
-            self._settle(self._num_to_leave(piece, dispatched))
+            self._settle(self._num_to_leave(piece, is_whole))
             clocks.enter(None)
-            if dispatched.metrics is not None:  # else in the middle of an update
+            if is_whole:
                 self._finished = piece.steps[-1].index + 1
                 self._progress.tick(self._finished)
                 reach("step.end")
@@ -114,7 +114,9 @@ class Loop:
                 wants_stop = self._on_step and self._on_step(
                     self._finished, self._state, dispatched.metrics
                 )
-                is_cut_off = not self._do_what_is_due()
+                if self._finished == next_stop:
+                    is_cut_off = not self._do_what_is_due()
+                    next_stop = self._due.next_stop(self._finished)
                 if wants_stop or is_cut_off:
                     break
             if self._may_stop():
@@ -155,6 +157,14 @@ class Loop:
             self._settle(0)
             self._profile.switch(step.index, self._progress)
 
+    def _is_ready_for(self, batch_size: int) -> bool:
+        """Waits for the programs of a batch size; returns False where a stop comes first."""
+        if batch_size != self._ready_for:
+            if not all(map(self._is_compiled, self._dispatch.names(batch_size))):
+                return False
+            self._ready_for = batch_size
+        return True
+
     def _is_compiled(self, name: Hashable) -> bool:
         """Waits until a program is compiled; returns False where a stop comes first.
 
@@ -194,9 +204,9 @@ class Loop:
         if not self._copies.take(program, self._finished, self._state, is_planned, pending_row):
             self._settle(0)
 
-    def _num_to_leave(self, piece: Piece, dispatched: Dispatched) -> int:
+    def _num_to_leave(self, piece: Piece, is_whole: bool) -> int:
         """How many pieces stay in flight: the newest alone, where a row waits to be written."""
-        if self._recovery.rolls_back and piece.microbatch is not None and dispatched.metrics:
+        if self._recovery.rolls_back and piece.microbatch is not None and is_whole:
             return 0  # the next update's sums would begin with weights that may be lost
         return 1 if self._in_flight.holds_rows else _PIECES_IN_FLIGHT
 

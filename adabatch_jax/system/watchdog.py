@@ -113,11 +113,14 @@ class Watchdog:
 
     def end(self, token: int) -> None:
         """Ends what `begin` began; again is fine."""
-        with self._lock:
-            self._watches.pop(token, None)
+        if self._timeout is not None:
+            with self._lock:
+                self._watches.pop(token, None)
 
     def beat(self) -> None:
         """Tells that this thread gets on with what it has under `watch`."""
+        if self._timeout is None:
+            return
         thread = threading.get_ident()
         with self._lock:
             for watch in self._watches.values():
@@ -125,6 +128,8 @@ class Watchdog:
                     watch.since = self._now()
 
     def _add(self, what: str, thread: int | None) -> int:
+        if self._timeout is None:  # costs nothing at every update
+            return -1
         with self._lock:
             token = next(self._tokens)
             self._watches[token] = _Watch(what, thread, self._now())
