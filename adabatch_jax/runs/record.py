@@ -15,6 +15,7 @@ from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.contents import FORMAT
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.runs.kept_layout import change_text, layout_changes
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import package_versions
@@ -106,13 +107,10 @@ class RunRecord:
         self._layout = dict(layout)
         self.store.write_environment(self._layout, self._restarts)
         found = self.store.checkpoint
-        before = self._layout if found is None else found.run["layout"]
-        for name in ("devices", "shard_params", "microbatch_size"):
-            if before[name] != self._layout[name]:
-                self._progress.message(
-                    f"note: the run goes on with {name} {self._layout[name]} instead of "
-                    f"{before[name]}: the same examples in the same batches, rounded differently"
-                )
+        before = {} if found is None else found.run["layout"]
+        for change in layout_changes(before, self._layout, self.start_step):
+            self.decisions.append(change)
+            self._progress.message(change_text(change))
 
     @property
     def wants_prediction(self) -> bool:
@@ -210,7 +208,8 @@ class RunRecord:
         if self._finished is not None:
             return self._finished
         with self.clocks.timed("checkpoint"):
-            self.store.wait_for_saves(int(state.step) if state.step > self.start_step else None)
+            step = int(state.step)
+            self.store.wait_for_saves(step if step > self.start_step else None)
         summary = self._summary(state)
         return summary if stopped else self.store.write_summary(summary, self._identity)
 

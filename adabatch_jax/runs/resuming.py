@@ -22,12 +22,8 @@ CHANGEABLE = [name for name, declared in _DECLARED.items() if declared.is_change
 # Their changes are told, but need no leave: they are checked by what they did to the past.
 _OF_THE_FUTURE = [name for name, declared in _DECLARED.items() if declared.role is Role.FUTURE]
 
-# What a run goes on with as it was begun. Of the layout, only what may change the numbers.
-_IDENTITY = [
-    name
-    for name, declared in _DECLARED.items()
-    if declared.role is Role.NUMBERS or (declared.role is Role.LAYOUT and declared.is_changeable)
-]
+# What a run goes on with as it was begun. What its layout may change to is for `fit` to say.
+_IDENTITY = [name for name, declared in _DECLARED.items() if declared.role is Role.NUMBERS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +84,7 @@ def plan_of_run(
         done = BatchPlan.from_dict(run["plan"])
         _check_rates(before, done, config, plan, found.step, workdir, allow_change)
     old, new = flattened(before.to_dict()), flattened(config.to_dict())
-    names = dict.fromkeys((*_OF_THE_FUTURE, *CHANGEABLE))
+    names = [*_IDENTITY, *_OF_THE_FUTURE]
     changed = (name for name in names if old[name] != new[name])
     return plan, [Change(found.step, name, old[name], new[name]) for name in changed]
 
