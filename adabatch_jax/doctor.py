@@ -56,10 +56,11 @@ def _examine(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from adabatch_jax.reporting.diagnosis.environment import environment_findings
     from adabatch_jax.reporting.diagnosis.findings import first_exit_code
-    from adabatch_jax.reporting.diagnosis.run import run_findings, saved_settings
+    from adabatch_jax.reporting.diagnosis.run import run_findings
+    from adabatch_jax.runs.folder.workdir import saved_config
 
     workdir = None if arguments.workdir is None else Path(arguments.workdir)
-    settings = None if workdir is None else saved_settings(workdir)
+    settings = None if workdir is None else saved_config(workdir)
     data_dir = arguments.data_dir or (settings.data.dir if settings else None)
     sections = {"environment": list(environment_findings(workdir, data_dir))}
     if workdir is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from adabatch_jax.system.command_lines import run
 
 if TYPE_CHECKING:
-    from adabatch_jax.data.datasets.preparation import Progress
+    from adabatch_jax.data.datasets.preparation import StageProgress
 
 _PLAIN_LINE_SECONDS = 5.0
 _EPILOG = """\
@@ -78,7 +78,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _progress_display() -> Iterator[Callable[["Progress"], None]]:
+def _progress_display() -> Iterator[Callable[["StageProgress"], None]]:
     """A bar on a terminal, a line now and then elsewhere; both on stderr."""
     if not sys.stderr.isatty():
         yield _plain_lines()
@@ -96,7 +96,7 @@ def _progress_display() -> Iterator[Callable[["Progress"], None]]:
     with Progress(*columns, console=Console(file=sys.stderr)) as bars:
         tasks = {}
 
-        def report(progress: "Progress") -> None:
+        def report(progress: "StageProgress") -> None:
             if progress.stage not in tasks:
                 tasks[progress.stage] = bars.add_task(progress.stage, amount="")
             bars.update(
@@ -109,10 +109,10 @@ def _progress_display() -> Iterator[Callable[["Progress"], None]]:
         yield report
 
 
-def _plain_lines() -> Callable[["Progress"], None]:
+def _plain_lines() -> Callable[["StageProgress"], None]:
     last: dict[str, float] = {}
 
-    def report(progress: "Progress") -> None:
+    def report(progress: "StageProgress") -> None:
         now = time.monotonic()
         is_due = now - last.get(progress.stage, -_PLAIN_LINE_SECONDS) >= _PLAIN_LINE_SECONDS
         if is_due or progress.done == progress.total:
@@ -122,7 +122,7 @@ def _plain_lines() -> Callable[["Progress"], None]:
     return report
 
 
-def _amount(progress: "Progress") -> str:
+def _amount(progress: "StageProgress") -> str:
     scale, unit = (1e6, "MB") if progress.unit == "bytes" else (1, progress.unit)
     digits = 1 if progress.unit == "bytes" else 0
     done = f"{progress.done / scale:,.{digits}f}"

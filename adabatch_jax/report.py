@@ -97,10 +97,11 @@ def _write_page(path: Path, text: str) -> None:
 
 
 def _write_plots(runs: Sequence["Run"], directory: Path, prefix: str) -> None:
-    from adabatch_jax.reporting.plots import AXES, curves, save_png
+    from adabatch_jax.reporting.plots import AXES, curves, png
+    from adabatch_jax.system.files import write_atomically
 
     for axis in AXES:
-        save_png(curves(runs, axis), directory / f"{prefix}_{axis.name}.png")
+        write_atomically(directory / f"{prefix}_{axis.name}.png", png(curves(runs, axis)))
 
 
 def _print_comparison(runs: Sequence["Run"]) -> None:

@@ -40,7 +40,19 @@ class Options:
     stall_timeout: str | None = as_in(Operation, "stall_timeout")
     on_save_error: str = as_in(Operation, "on_save_error")
     allow_change: tuple[str, ...] = flag(
-        (), "Settings that a run may go on with changed, such as lr batch_schedule."
+        (),
+        "Settings that a run may go on with changed, such as lr batch_schedule; rows: without rows "
+        "of metrics that were lost.",
+    )
+    lock_wait: str = flag(
+        "2s",
+        "How long to wait for another process that is training in the folder.",
+        read=parse_seconds,
+    )
+    take_over: bool = flag(
+        False,
+        "Train in a folder whose lock can't be had: of a machine that is gone, or on a disk that "
+        "knows no locks. No other process may be at work there.",
     )
     profile: str | None = as_in(Operation, "profile")
     cpu_devices: int | None = flag(
@@ -60,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str] | None, started: float) -> int:
     from pathlib import Path
 
-    from adabatch_jax.runs.folder.run_folder import finished_summary
+    from adabatch_jax.runs.folder.contents import finished_summary
     from adabatch_jax.runs.folder.workdir import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
@@ -72,7 +84,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             from adabatch_jax.report import write_report
             from adabatch_jax.runs.folder.lock import locked
 
-            with locked(workdir):
+            with locked(workdir, "--workdir", parse_seconds(options.lock_wait), options.take_over):
                 write_report(workdir)
         print(f"finished already: {_result(summary)}; run folder {workdir}")
         return 0
@@ -94,7 +106,10 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             stall_timeout=options.stall_timeout,
             profile=options.profile,
         )
-        result = train(config, workdir, operation, options.allow_change, write_report)
+        result = train(
+            config, workdir, operation, options.allow_change, write_report,
+            parse_seconds(options.lock_wait), options.take_over,
+        )  # fmt: skip
         if result.stopped:
             command = shlex.join([*PROG.split(), *(sys.argv[1:] if argv is None else argv)])
             step = result.summary["step"]

@@ -106,9 +106,7 @@ def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
     study = _study(section, options, command)
     study_jobs(study, out)  # refuses data and plans that can't work before anything is written
     check_out(out)
-    with locked(out, flag="--out") as notes:
-        for note in notes:
-            print(note)
+    with locked(out, flag="--out"):
         if not _run(study, out, options, interruption):
             print(
                 f"stopped by {interruption.name}; everything is saved in {out}, and the same "

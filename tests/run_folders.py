@@ -4,10 +4,10 @@ import dataclasses
 import json
 
 from adabatch_jax.config import TrainConfig
+from adabatch_jax.runs.checkpoint_past import digest_of_order
 from adabatch_jax.runs.checkpoints.manifest import write_manifest
+from adabatch_jax.runs.folder.contents import FORMAT
 from adabatch_jax.runs.folder.metrics import MetricsPosition
-from adabatch_jax.runs.folder.run_folder import FORMAT
-from adabatch_jax.runs.past import digest_of_order
 
 CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", seed=3)
 PLAN = CONFIG.plan(1442)
@@ -49,11 +49,11 @@ def write_checkpoint(folder, step, **changes):
         **changes,
     }
     checkpoint = folder / "checkpoints" / str(step)
-    for part in ("state", "run", "digests"):
+    for part in ("state", "run"):
         (checkpoint / part).mkdir(parents=True)
     (checkpoint / "state" / "data").write_bytes(bytes(range(256)) * step)
     (checkpoint / "run" / "metadata").write_text(json.dumps(run))
-    write_manifest(checkpoint, checkpoint / "digests" / "manifest", {"params/w": "0" * 64})
+    write_manifest(checkpoint, {"params/w": "0" * 64})
     return checkpoint
 
 

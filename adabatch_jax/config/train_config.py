@@ -8,8 +8,7 @@ from adabatch_jax.config.settings import Settings, settings_digest
 from adabatch_jax.schedules.batch_size_schedules import Schedule
 from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.schedules.learning_rate_text import LearningRate, parse_learning_rate
-from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, make_plan
 from adabatch_jax.schedules.schedule_text import parse_schedule
 from adabatch_jax.schedules.text_reader import decimal_text, exact
 from adabatch_jax.system.errors import UsageError, did_you_mean

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adabatch_jax.data.epoch_order import epoch_order, example_indices
-from adabatch_jax.data.row_layout import BatchLayout, batch_layout, host_columns, row_table
+from adabatch_jax.data.epoch_order import epoch_order, example_indices, prepare_next_order
+from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_columns, row_table
 from adabatch_jax.data.sources import Source, read_examples
-from adabatch_jax.schedules.plan import BatchPlan, Step
+from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
 from adabatch_jax.system.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,46 +61,30 @@ def batches(
     >>> [batch["weight"].sum().item() for batch in batches(source, plan)]
     [2.0, 2.0, 4.0, 2.0]
     """
-    return (batch for _, batch in numbered_batches(
-        source, plan, seed, start_sample, mesh, microbatch_size
-    ))  # fmt: skip
-
-
-def numbered_batches(
-    source: Source,
-    plan: BatchPlan,
-    seed: int,
-    start_sample: int,
-    mesh: "Mesh | None",
-    microbatch_size: int | None,
-) -> Iterator[tuple[Step, dict[str, Any]]]:
-    """As `batches`, each with its step."""
+    sharding = None
     if mesh is not None:
         from adabatch_jax.data.mesh import as_data_mesh, batch_sharding
 
         mesh = as_data_mesh(mesh)
         sharding = batch_sharding(mesh, microbatch_size is not None)
-    check(source, plan, seed, microbatch_size, 1 if mesh is None else mesh.size)
-    start_step = plan.step_beginning_at(start_sample, "start_sample")
+    layouts = Layouts(microbatch_size, 1 if mesh is None else mesh.size)
+    check(source, plan, seed)
+    start_step = step_beginning_at(plan, start_sample, "start_sample")
 
     def generate():
         for step in plan.steps(start_step):
-            rows = batch_rows(plan.num_examples, seed, step, microbatch_size, mesh)
+            examples = examples_of(plan.num_examples, seed, [step])
+            prepare_next_order(plan.num_examples, seed, step.start_sample, plan.num_samples)
+            rows = batch_rows(examples, [step], layouts.of(step.batch_size), mesh)
             batch = read_rows(source, rows) | rows.arrays()
-            if microbatch_size is None:
-                batch = {name: array[0] for name, array in batch.items()}
-            yield step, batch if mesh is None else put_share(batch, sharding)
+            at = (0, 0) if microbatch_size is None else 0
+            batch = {name: array[at] for name, array in batch.items()}
+            yield batch if mesh is None else put_share(batch, sharding)
 
     return generate()
 
 
-def check(
-    source: Source,
-    plan: BatchPlan,
-    seed: int,
-    microbatch_size: int | None = None,
-    num_devices: int = 1,
-) -> None:
+def check(source: Source, plan: BatchPlan, seed: int) -> None:
     """Raises a UsageError unless the source can be read along the plan."""
     num_examples = plan.num_examples
     if num_examples is not None:
@@ -112,8 +96,6 @@ def check(
         if num_examples >= _INT32_RANGE:
             raise UsageError(f"a source can have at most 2**31 - 1 examples, got {num_examples}.")
     epoch_order(1, seed, 0)  # checks the seed
-    for size in plan.batch_sizes:
-        batch_layout(size, microbatch_size, num_devices)
 
 
 class Rows(NamedTuple):
@@ -138,32 +120,64 @@ class Rows(NamedTuple):
         }
 
 
+class Examples(NamedTuple):
+    """The examples at consecutive positions of a run.
+
+    Attributes:
+      start_sample: the first position.
+      index: int64, shape (n,), the examples in the source.
+      epoch: int64, shape (n,), the epochs in which they are visited.
+    """
+
+    start_sample: int
+    index: np.ndarray
+    epoch: np.ndarray
+
+
+def examples_of(num_examples: int | None, seed: int, steps: Sequence[Step]) -> Examples:
+    """The examples of consecutive steps, and what a "drop" skips between them.
+
+    An endless stream is read in its own order; its "epochs" are blocks of 2**31 examples, so
+    that (epoch, index) fits into two int32 and never comes twice.
+    """
+    start, stop = steps[0].start_sample, steps[-1].start_sample + steps[-1].num_real
+    positions = np.arange(start, stop, dtype=np.int64)
+    if num_examples is None:
+        return Examples(start, positions, positions // _INT32_RANGE)
+    index = example_indices(num_examples, seed, start, stop - start)
+    return Examples(start, index, positions // num_examples)
+
+
 def batch_rows(
-    num_examples: int | None,
-    seed: int,
-    step: Step,
-    microbatch_size: int | None,
+    examples: Examples,
+    steps: Sequence[Step],
+    layout: BatchLayout,
     mesh: "Mesh | None",
     microbatch: int | None = None,
 ) -> Rows:
-    """Returns this host's share of a step's rows, or of one of its micro-batches.
+    """Returns this host's share of the rows of some steps, or of one of their micro-batches.
 
-    Its arrays have the shape (micro-batches, rows); without micro-batches there is one of them.
+    Args:
+      examples: those of the steps.
+      steps: of one layout.
+      layout: of their batches.
+      mesh: the devices that share a (micro-)batch; None for one.
+      microbatch: the only micro-batch that is meant; None for all.
+
+    Returns:
+      Arrays of shape (steps, micro-batches, rows); without micro-batches there is one of them.
     """
-    layout = batch_layout(step.batch_size, microbatch_size, 1 if mesh is None else mesh.size)
     places, is_row = _places(layout, *((0, 1) if mesh is None else _process(mesh)))
     if microbatch is not None:
         places, is_row = places[microbatch : microbatch + 1], is_row[microbatch : microbatch + 1]
-    if step.num_real < step.batch_size:
-        is_row = is_row & (places < step.num_real)
-        places = np.where(is_row, places, 0)
-    index, epoch = examples_at(num_examples, seed, step.start_sample, step.num_real)
-    return Rows(index[places], epoch[places], is_row)
-
-
-def stacked(steps: Sequence[Rows]) -> Rows:
-    """Puts the rows of several steps of one layout behind each other, on a new first axis."""
-    return Rows(*map(np.stack, zip(*steps, strict=True)))
+    starts = np.array([step.start_sample - examples.start_sample for step in steps])
+    is_real = np.broadcast_to(is_row, (len(steps), *is_row.shape))
+    if any(step.num_real < step.batch_size for step in steps):
+        num_real = np.array([step.num_real for step in steps])
+        is_real = is_row & (places < num_real[:, None, None])
+        places = np.where(is_real, places, 0)
+    at = starts[:, None, None] + places
+    return Rows(examples.index[at], examples.epoch[at], is_real)
 
 
 def read_rows(source: Source, rows: Rows) -> dict[str, np.ndarray]:
@@ -194,20 +208,6 @@ def refuse_added_names(names: Iterable[str]) -> None:
         raise UsageError(
             f"the source has an array named {clash[0]!r}, which batches add themselves; rename it."
         )
-
-
-def examples_at(
-    num_examples: int | None, seed: int, start_sample: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The examples at positions of the run and the epochs they are visited in; both int64.
-
-    An endless stream is read in its own order; its "epochs" are blocks of 2**31 examples, so
-    that (epoch, index) fits into two int32 and never comes twice.
-    """
-    positions = np.arange(start_sample, start_sample + count, dtype=np.int64)
-    if num_examples is None:
-        return positions, positions // _INT32_RANGE
-    return example_indices(num_examples, seed, start_sample, count), positions // num_examples
 
 
 def put_share(arrays: dict[str, np.ndarray], sharding: "Sharding | None") -> dict[str, Any]:

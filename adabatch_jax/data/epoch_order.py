@@ -1,8 +1,10 @@
 """The order of examples: a permutation per epoch, a pure function of (seed, epoch)."""
 
-import functools
+import collections
 import hashlib
 import operator
+import threading
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +12,9 @@ import numpy as np
 from adabatch_jax.system.errors import UsageError
 
 LARGEST_SHUFFLE = 2**24
+_SMALLEST_PREPARED = 2**16  # fewer are in order within milliseconds
+_KEPT_ORDERS = 3  # of an epoch, of the next, and of the one before, for who follows behind
+_PARTS_BITS = 4
 _FEISTEL_ROUNDS = 8
 _DIGESTED_PLACES = 4096
 
@@ -37,6 +42,9 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> Order:
     Returns:
       Something to slice, `order[start:stop]` (int64), with `len(order) == num_examples`.
 
+    Raises:
+      UsageError: if `num_examples` < 1, `seed` < 0 or `epoch` < 0.
+
     >>> epoch_order(5, seed=1, epoch=0)[0:5]
     array([0, 1, 3, 2, 4])
     """
@@ -44,8 +52,24 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> Order:
         raise UsageError(f"`num_examples` must be at least 1, got {num_examples}.")
     seed, epoch = _not_negative(seed, "seed"), _not_negative(epoch, "epoch")
     if num_examples <= LARGEST_SHUFFLE:
-        return _shuffled(num_examples, seed, epoch)
+        return _ORDERS.get(num_examples, seed, epoch)
     return FeistelOrder(num_examples, seed, epoch)
+
+
+def prepare_order(num_examples: int | None, seed: int, epoch: int) -> None:
+    """Begins to work out an epoch's order in the background, so that nobody waits for it later.
+
+    Does nothing where that has begun already, or isn't worth a thread: for less than 2**16 or more
+    than 2**24 examples, and for an endless stream (None).
+    """
+    if num_examples is not None and _SMALLEST_PREPARED <= num_examples <= LARGEST_SHUFFLE:
+        _ORDERS.prepare(num_examples, seed, epoch)
+
+
+def prepare_next_order(num_examples: int | None, seed: int, sample: int, num_samples: int) -> None:
+    """As `prepare_order`, for the epoch behind the one at a position, if the run gets there."""
+    if num_examples is not None and (sample // num_examples + 1) * num_examples < num_samples:
+        prepare_order(num_examples, seed, sample // num_examples + 1)
 
 
 def example_indices(num_examples: int, seed: int, start_sample: int, count: int) -> np.ndarray:
@@ -55,6 +79,9 @@ def example_indices(num_examples: int, seed: int, start_sample: int, count: int)
 
     Returns:
       int64, shape `(count,)`.
+
+    Raises:
+      UsageError: as `epoch_order`.
 
     >>> example_indices(5, seed=0, start_sample=3, count=4).shape
     (4,)
@@ -89,12 +116,80 @@ def _not_negative(value: int, name: str) -> int:
     return number
 
 
-@functools.lru_cache(maxsize=2)  # a batch may straddle two epochs
-def _shuffled(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    stream = np.random.Philox(np.random.SeedSequence([seed, epoch, num_examples]))
-    order = np.argsort(stream.random_raw(num_examples), kind="stable").astype(np.int64)
-    order.flags.writeable = False
+class _ShuffledOrder:
+    """A permutation in memory, in half the room of what slices of it take."""
+
+    def __init__(self, num_examples: int, seed: int, epoch: int):
+        stream = np.random.Philox(np.random.SeedSequence([seed, epoch, num_examples]))
+        self._order = _stable_argsort(stream.random_raw(num_examples))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, positions: slice) -> np.ndarray:
+        return self._order[positions].astype(np.int64)
+
+
+def _stable_argsort(keys: np.ndarray) -> np.ndarray:
+    """The int32 stable argsort of uint64; large ones in parts by their uppermost bits.
+
+    That takes no second array of 64 bits, and the parts fit into caches.
+    """
+    if len(keys) < _SMALLEST_PREPARED:
+        return np.argsort(keys, kind="stable").astype(np.int32)
+    order, begin = np.empty(len(keys), np.int32), 0
+    part = keys.astype("<u8", copy=False).view(np.uint8)[7::8] >> np.uint8(8 - _PARTS_BITS)
+    for number in range(2**_PARTS_BITS):
+        places = np.flatnonzero(part == number)
+        end = begin + len(places)
+        order[begin:end] = places[np.argsort(keys[places], kind="stable")]
+        begin = end
     return order
+
+
+class _Orders:
+    """The orders that were asked for last, each worked out once, whoever asks meanwhile."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._futures: collections.OrderedDict[tuple[int, int, int], Future] = (
+            collections.OrderedDict()
+        )
+
+    def get(self, *which: int) -> Order:
+        """The order of (number of examples, seed, epoch); waits for one that was begun."""
+        future, is_begun = self._future(which)
+        if not is_begun:
+            self._work_out(future, which)
+        return future.result()
+
+    def prepare(self, *which: int) -> None:
+        """Begins an order in a thread that doesn't keep the process from ending."""
+        future, is_begun = self._future(which)
+        if not is_begun:
+            threading.Thread(
+                target=self._work_out, args=(future, which), name="epoch order", daemon=True
+            ).start()
+
+    def _future(self, which: tuple[int, ...]) -> tuple[Future, bool]:
+        with self._lock:
+            is_begun = which in self._futures
+            future = self._futures.setdefault(which, Future())
+            self._futures.move_to_end(which)
+            while len(self._futures) > _KEPT_ORDERS:
+                self._futures.popitem(last=False)
+            return future, is_begun
+
+    def _work_out(self, future: Future, which: tuple[int, ...]) -> None:
+        try:
+            future.set_result(_ShuffledOrder(*which))
+        except BaseException as error:  # raised where the order is wanted
+            with self._lock:
+                self._futures.pop(which, None)
+            future.set_exception(error)
+
+
+_ORDERS = _Orders()
 
 
 class FeistelOrder:

@@ -1,29 +1,23 @@
 """Feeds: the arrays that each dispatch trains on, on the devices before they are wanted."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from adabatch_jax.data.batches import (
-    ADDED_TYPES,
-    batch_rows,
-    check,
-    put_share,
-    read_rows,
-    stacked,
-)
+from adabatch_jax.data.abstract_arrays import abstract_batch, example_types
+from adabatch_jax.data.batches import batch_rows, check, examples_of, put_share, read_rows
+from adabatch_jax.data.epoch_order import prepare_next_order
+from adabatch_jax.data.example_digest import Share, shares_of_digest
 from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
-from adabatch_jax.data.resident_examples import (
-    Placement,
-    choose_placement,
-    example_types,
-    put_tables,
-)
-from adabatch_jax.data.row_layout import batch_layout
+from adabatch_jax.data.resident_examples import choose_placement, put_tables
+from adabatch_jax.data.row_layout import BatchLayout, Layouts
 from adabatch_jax.data.sources import ArraySource, Source, in_memory
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.system.errors import UsageError
@@ -42,13 +36,68 @@ class Piece:
     microbatch: int | None = None
 
 
-class Feed:
-    """Gives each piece of a run its arrays; made by `open_feed`. A context manager.
+class Inputs(NamedTuple):
+    """What a piece is computed from.
 
     Attributes:
+      arrays: those of a few pieces that were sent together, (updates, ...): each update's are
+        (K, m, ...) with micro-batches, else (B, ...), or (m, ...) of a piece that is one
+        micro-batch. They are those that `batches` gives, or "index", "epoch" and "weight" alone
+        where the examples are resident.
+      first: which of these updates is the piece's first, an int32 on the devices.
+      count: how many are the piece's, an int32 on the devices.
+      digest_shares: what each of its updates adds to the digest of examples.
+    """
+
+    arrays: dict[str, jax.Array]
+    first: jax.Array
+    count: jax.Array
+    digest_shares: list[Share]
+
+
+# Pieces of a resident feed that are indexed, hashed and sent together: what that costs once for
+# each would take as long as a short update.
+_PIECES_TOGETHER = 64
+_ROWS_TOGETHER = 2**16
+
+
+class Feed:
+    """The input of a run; both kinds give the same batches, bit for bit. A context manager.
+
+    Args:
+      source: where the examples are read from.
+      plan: which batch sizes, in which order.
+      seed: of the order of the examples.
+      mesh: the devices to spread a batch over; None for the default device.
+      microbatch_size: examples per micro-batch over all devices; None for no micro-batches.
+      steps_per_dispatch: the most updates in a piece.
+      kind: "resident": the examples are put on the devices now, on each of them where they fit
+        so, else spread over them. "streaming": they are read and sent as they are needed. "auto":
+        resident if the source is in memory and takes no more than half of `available_bytes`.
+      available_bytes: memory that is free on each device; infinite where that isn't known.
+      split: whether each piece is one micro-batch.
+
+    Attributes:
+      layouts: how batches are laid out.
       kind: "resident" or "streaming".
       reason: why it is that kind, for people.
       tables: the source's arrays on the devices, examples first; {} where they are streamed.
+
+    Raises:
+      UsageError: the source's size is not the plan's, `microbatch_size` or `steps_per_dispatch`
+        is below 1, `split` comes without a `microbatch_size` or with several steps per dispatch,
+        or resident examples don't fit.
+
+    >>> from adabatch_jax import array_source, make_plan
+    >>> plan = make_plan("2, 4sp: 4", num_examples=10, duration="1ep")
+    >>> with Feed(array_source({"x": np.arange(10) * 10}), plan, seed=0) as feed:
+    ...     print(feed.reason)
+    ...     for piece, inputs in feed.run(Piece((step,)) for step in plan.steps(2)):
+    ...         place = int(inputs.first)
+    ...         print(inputs.arrays["index"][place], inputs.arrays["weight"][place])
+    resident: 40 bytes of examples fit on the device
+    [0 5 7 6] [1. 1. 1. 1.]
+    [8 1 8 8] [1. 1. 0. 0.]
     """
 
     def __init__(
@@ -56,21 +105,40 @@ class Feed:
         source: Source,
         plan: BatchPlan,
         seed: int,
-        mesh: Mesh | None,
-        microbatch_size: int | None,
-        steps_per_dispatch: int,
-        split: bool,
-        placement: Placement,
+        *,
+        mesh: Mesh | None = None,
+        microbatch_size: int | None = None,
+        steps_per_dispatch: int = 1,
+        kind: str = "auto",
+        available_bytes: float = math.inf,
+        split: bool = False,
     ):
-        self._num_examples, self._seed = plan.num_examples, seed
-        self._mesh, self._microbatch_size = mesh, microbatch_size
-        self._steps_per_dispatch, self._split = steps_per_dispatch, split
-        self._source, self._example = source, example_types(source)
+        check(source, plan, seed)
+        if steps_per_dispatch < 1:
+            raise UsageError(f"`steps_per_dispatch` must be at least 1, got {steps_per_dispatch}.")
+        if split and (microbatch_size is None or steps_per_dispatch > 1):
+            raise UsageError("`split` needs a `microbatch_size`, and one step per dispatch.")
+        self._mesh = None if mesh is None else as_data_mesh(mesh)
+        self.layouts = Layouts(microbatch_size, 1 if mesh is None else mesh.size)
+        self._num_examples, self._num_samples = plan.num_examples, plan.num_samples
+        self._seed, self._source = seed, source
+        self._steps_per_dispatch = steps_per_dispatch
+        self._split, self._has_microbatches = split, microbatch_size is not None and not split
+        self._sharding = self._whole = None
+        if self._mesh is not None:
+            self._whole = replicated(self._mesh)
+            spec = batch_sharding(self._mesh, self._has_microbatches).spec
+            self._sharding = NamedSharding(self._mesh, PartitionSpec(None, *spec))
+        placement = choose_placement(
+            source, plan.num_examples, kind, self.layouts.num_devices, available_bytes
+        )
         self.kind, self.reason = placement.kind, placement.reason
         self.tables: dict[str, jax.Array] = {}
         if self.kind == "resident":
             arrays = (source if isinstance(source, ArraySource) else in_memory(source)).arrays
-            self.tables = put_tables(arrays, mesh, placement.spread)
+            self.tables = put_tables(arrays, self._mesh, placement.spread)
+        self._examples = {} if self.tables else example_types(source)
+        self._numbers: dict[int, jax.Array] = {}
         self._thread = BackgroundThread("feed")
 
     def __enter__(self) -> "Feed":
@@ -88,13 +156,10 @@ class Feed:
 
     def run(
         self, pieces: Iterable[Piece], should_stop: Callable[[], bool] = never
-    ) -> Iterator[tuple[Piece, dict[str, jax.Array]]]:
-        """Yields each piece with its arrays, which a thread prepares at most 2 pieces ahead.
+    ) -> Iterator[tuple[Piece, Inputs]]:
+        """Yields each piece with its inputs, which a thread prepares ahead.
 
-        With micro-batches arrays are (K, m, ...), else (B, ...), or (m, ...) where a piece is one
-        micro-batch: those that `batches` gives, or "index", "epoch" and "weight" alone when the
-        examples are resident. With more than one step per dispatch there is another axis in front,
-        whose places behind the piece's steps repeat the last one, and "num_steps" (int32).
+        Streamed examples are at most 2 pieces ahead.
 
         Args:
           pieces: what to prepare, in order.
@@ -104,115 +169,75 @@ class Feed:
         Raises:
           Exception: whatever the source raises.
         """
-        return prefetched(self._prepare, pieces, self._thread, should_stop=should_stop)
+        blocks = self._blocks(pieces)
+        prepared = prefetched(self._prepare, blocks, self._thread, should_stop=should_stop)
+        for block, inputs in prepared:
+            yield from zip(block, inputs, strict=True)
 
-    def abstract_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays of a piece with this batch size, as shapes: what to compile for."""
-        num_devices = 1 if self._mesh is None else self._mesh.size
-        layout = batch_layout(batch_size, self._microbatch_size, num_devices)
+    def abstract_inputs(self, layout: BatchLayout) -> Inputs:
+        """The inputs of a piece with batches of this layout, as shapes: what to compile for."""
         shape = (layout.padded_size,)
-        if self._is_microbatched:
+        if self._has_microbatches:
             shape = (layout.num_microbatches, *shape)
-        if self._steps_per_dispatch > 1:
-            shape = (self._steps_per_dispatch, *shape)
-        row = ADDED_TYPES if self.tables else self._example | ADDED_TYPES
-        inputs = {
-            name: jax.ShapeDtypeStruct((*shape, *rest), dtype, sharding=self._sharding)
-            for name, (rest, dtype) in row.items()
-        }
-        if self._steps_per_dispatch > 1:
-            inputs["num_steps"] = jax.ShapeDtypeStruct((), np.int32, sharding=self._whole)
-        return inputs
+        shape = (self._updates_together(layout), *shape)
+        number = jax.ShapeDtypeStruct((), np.int32, sharding=self._whole)
+        return Inputs(abstract_batch(self._examples, shape, self._sharding), number, number, [])
 
-    def _prepare(self, piece: Piece) -> dict[str, jax.Array]:
-        rows = stacked([self._rows(step, piece.microbatch) for step in piece.steps])
+    def _updates_together(self, layout: BatchLayout) -> int:
+        """How many updates' arrays are sent together."""
+        most, number = self._steps_per_dispatch, 1
+        if self.tables and not self._split:
+            rows = most * layout.num_microbatches * layout.padded_size
+            number = max(1, min(_PIECES_TOGETHER // most, _ROWS_TOGETHER // rows))
+        return number * most
+
+    def _blocks(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, ...]]:
+        """Puts consecutive pieces of a phase together, as many as their arrays have room for."""
+        for _, alike in itertools.groupby(pieces, lambda piece: piece.steps[0].phase):
+            block, room = [], 0
+            for piece in alike:
+                if len(piece.steps) > room or not self.tables:
+                    if block:
+                        yield tuple(block)
+                    layout = self.layouts.of(piece.steps[0].batch_size)
+                    block, room = [], self._updates_together(layout)
+                block.append(piece)
+                room -= len(piece.steps)
+            yield tuple(block)
+
+    def _prepare(self, block: tuple[Piece, ...]) -> list[Inputs]:
+        steps = [step for piece in block for step in piece.steps]
+        examples = examples_of(self._num_examples, self._seed, steps)
+        begin = steps[0].start_sample
+        prepare_next_order(self._num_examples, self._seed, begin, self._num_samples)
+        layout = self.layouts.of(steps[0].batch_size)
+        rows = batch_rows(examples, steps, layout, self._mesh, block[0].microbatch)
         arrays = rows.arrays()
         if not self.tables:
             arrays |= read_rows(self._source, rows)
-        arrays = {name: self._shaped(array) for name, array in arrays.items()}
-        inputs = put_share(arrays, self._sharding)
-        if self._steps_per_dispatch > 1:
-            inputs |= put_share({"num_steps": np.int32(len(piece.steps))}, self._whole)
+        number = self._updates_together(layout)
+        arrays = {name: self._shaped(array, number) for name, array in arrays.items()}
+        arrays = put_share(arrays, self._sharding)
+        starts = [step.start_sample - examples.start_sample for step in steps]
+        ranges = [(at, at + step.num_real) for at, step in zip(starts, steps, strict=True)]
+        shares = shares_of_digest(*examples, ranges)
+        inputs, first = [], 0
+        for piece in block:
+            stop = first + len(piece.steps)
+            numbers = self._number(first), self._number(len(piece.steps))
+            inputs.append(Inputs(arrays, *numbers, shares[first:stop]))
+            first = stop
         return inputs
 
-    def _rows(self, step: Step, microbatch: int | None):
-        return batch_rows(
-            self._num_examples, self._seed, step, self._microbatch_size, self._mesh, microbatch
-        )
-
-    def _shaped(self, array: np.ndarray) -> np.ndarray:
-        """Takes the axes off (steps, K, m, ...) that aren't wanted, and fills up the first."""
-        if not self._is_microbatched:
+    def _shaped(self, array: np.ndarray, number: int) -> np.ndarray:
+        """Takes the axis off (updates, K, m, ...) that isn't wanted, and fills up the first."""
+        if not self._has_microbatches:
             array = array[:, 0]
-        if self._steps_per_dispatch == 1:
-            return array[0]
-        if len(array) == self._steps_per_dispatch:
+        if len(array) == number:
             return array
-        return array[np.minimum(np.arange(self._steps_per_dispatch), len(array) - 1)]
+        return array[np.minimum(np.arange(number), len(array) - 1)]
 
-    @property
-    def _is_microbatched(self) -> bool:
-        return self._microbatch_size is not None and not self._split
-
-    @property
-    def _sharding(self) -> NamedSharding | None:
-        if self._mesh is None:
-            return None
-        spec = batch_sharding(self._mesh, self._is_microbatched).spec
-        steps = (None,) if self._steps_per_dispatch > 1 else ()
-        return NamedSharding(self._mesh, PartitionSpec(*steps, *spec))
-
-    @property
-    def _whole(self) -> NamedSharding | None:
-        return None if self._mesh is None else replicated(self._mesh)
-
-
-def open_feed(
-    source: Source,
-    plan: BatchPlan,
-    seed: int,
-    *,
-    mesh: Mesh | None = None,
-    microbatch_size: int | None = None,
-    steps_per_dispatch: int = 1,
-    kind: str = "auto",
-    available_bytes: int | None = None,
-    split: bool = False,
-) -> Feed:
-    """Opens the input of a run; both kinds give the same batches, bit for bit.
-
-    Args:
-      source: where the examples are read from.
-      plan: which batch sizes, in which order.
-      seed: of the order of the examples.
-      mesh: the devices to spread a batch over; None for the default device.
-      microbatch_size: examples per micro-batch over all devices; None for no micro-batches.
-      steps_per_dispatch: the most updates in a piece.
-      kind: "resident": the examples are put on the devices now, on each of them where they fit
-        so, else spread over them. "streaming": they are read and sent as they are needed. "auto":
-        resident if the source is in memory and takes no more than half of `available_bytes`.
-      available_bytes: memory that is free on each device; None where that isn't known.
-      split: whether each piece is one micro-batch.
-
-    Raises:
-      UsageError: arguments that don't fit each other, or resident examples that don't fit.
-
-    >>> from adabatch_jax import array_source, make_plan
-    >>> plan = make_plan("2, 4sp: 4", num_examples=10, duration="1ep")
-    >>> with open_feed(array_source({"x": np.arange(10) * 10}), plan, seed=0) as feed:
-    ...     print(feed.reason)
-    ...     for piece, inputs in feed.run(Piece((step,)) for step in plan.steps(2)):
-    ...         print(inputs["index"], inputs["weight"])
-    resident: 40 bytes of examples fit on the device
-    [0 5 7 6] [1. 1. 1. 1.]
-    [8 1 8 8] [1. 1. 0. 0.]
-    """
-    mesh = None if mesh is None else as_data_mesh(mesh)
-    num_devices = 1 if mesh is None else mesh.size
-    check(source, plan, seed, microbatch_size, num_devices)
-    if steps_per_dispatch < 1:
-        raise UsageError(f"`steps_per_dispatch` must be at least 1, got {steps_per_dispatch}.")
-    if split and (microbatch_size is None or steps_per_dispatch > 1):
-        raise UsageError("`split` needs a `microbatch_size`, and one step per dispatch.")
-    placement = choose_placement(source, plan.num_examples, kind, num_devices, available_bytes)
-    return Feed(source, plan, seed, mesh, microbatch_size, steps_per_dispatch, split, placement)
+    def _number(self, value: int) -> jax.Array:
+        if value not in self._numbers:
+            self._numbers |= put_share({value: np.int32(value)}, self._whole)
+        return self._numbers[value]

@@ -7,7 +7,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.errors import UsageError, one_line
 
 
 def check_backend(cpu_devices: int | None = None) -> None:
@@ -24,7 +24,7 @@ def check_backend(cpu_devices: int | None = None) -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         chosen = jax.config.jax_platforms
-        reason = str(error).partition("\n")[0].rstrip(".") or "no such devices"
+        reason = one_line(error) if str(error) else "no such devices"
         raise UsageError(
             f"JAX can't use the devices it is told to, JAX_PLATFORMS={chosen!r} ({reason}); unset "
             "it to take what there is."
@@ -86,8 +86,8 @@ def batch_sharding(mesh: Mesh, microbatched: bool = False) -> NamedSharding:
 def rows_of_all_devices(rows: jax.Array) -> jax.Array:
     """Returns the rows of all devices, in order, also where a device computes its share apart.
 
-    A loss function needs it that is marked by `independent_groups` and updates sequential model
-    state: it then runs on each device for that device's rows only.
+    A loss function with `independent_groups` and `sequential_model_state` (see `make_train_step`)
+    needs it: it then runs on each device for that device's rows only.
 
     Args:
       rows: shape (n, ...), what was computed from the n groups of rows at hand.

@@ -1,12 +1,13 @@
 """Work that is done ahead of time, by a thread in the background."""
 
 import collections
+import contextlib
 import itertools
 import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 import jax
@@ -25,7 +26,7 @@ def never() -> bool:
     return False
 
 
-class BackgroundThread(Executor):
+class BackgroundThread:
     """One thread that computes what is submitted, in order.
 
     Its default device is that of whoever makes it; jax keeps that by thread. A source that hangs
@@ -38,7 +39,7 @@ class BackgroundThread(Executor):
     """
 
     def __init__(self, name: str):
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._tasks: _Tasks = queue.SimpleQueue()
         device = jax.config.jax_default_device
         # It holds the queue alone, so that it ends with the last reference to this object.
         self._thread = threading.Thread(
@@ -47,63 +48,45 @@ class BackgroundThread(Executor):
         self._end = weakref.finalize(self, self._tasks.put, None)
         self._thread.start()
 
-    def submit(self, function: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future:
-        """Returns the future result of `function(*args, **kwargs)`.
-
-        Raises:
-          RuntimeError: the thread was shut down.
-        """
+    def submit(self, function: Callable[..., Result], *args: Any) -> "Future[Result]":
+        """Returns the future result of `function(*args)`; a RuntimeError if it was closed."""
         if not self._end.alive:
-            raise RuntimeError(f"the thread {self._thread.name!r} was shut down.")
+            raise RuntimeError(f"the thread {self._thread.name!r} was closed.")
         future: Future = Future()
-        self._tasks.put((future, lambda: function(*args, **kwargs)))
+        self._tasks.put((future, function, args))
         return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the thread behind what was submitted, or behind what it is at."""
-        if cancel_futures:
-            self._cancel()
-        self._end()
-        if wait:
-            self._thread.join()
 
     def close(self) -> None:
         """Ends the thread when it has done what it is at; leaves it behind if that takes long."""
-        self.shutdown(wait=False, cancel_futures=True)
+        while not self._tasks.empty():
+            with contextlib.suppress(queue.Empty):  # the thread was faster
+                if (task := self._tasks.get_nowait()) is not None:
+                    task[0].cancel()
+        self._end()
+        self._tasks.put(None)  # once more: a call before this one may have put it there
         self._thread.join(_CLOSE_SECONDS)
 
-    def _cancel(self) -> None:
-        while True:
-            try:
-                task = self._tasks.get_nowait()
-            except queue.Empty:
-                return
-            if task is None:  # shut down already
-                self._tasks.put(None)
-                return
-            task[0].cancel()
+
+_Tasks = queue.SimpleQueue[tuple[Future, Callable[..., Any], tuple] | None]
 
 
-_Task = tuple[Future, Callable[[], Any]]
-
-
-def _work(tasks: "queue.SimpleQueue[_Task | None]", device: Any) -> None:
+def _work(tasks: _Tasks, device: Any) -> None:
     with jax.default_device(device):
         while (task := tasks.get()) is not None:
-            future, function = task
+            future, function, args = task
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(function())
+                    future.set_result(function(*args))
                 except BaseException as error:  # raised where the result is wanted
                     future.set_exception(error)
             # Or the last result would stay alive while the next task is waited for.
-            del task, future, function
+            del task, future, function, args
 
 
 def prefetched(
     function: Callable[[Item], Result],
     items: Iterable[Item],
-    thread: Executor,
+    thread: BackgroundThread,
     num_ahead: int = 2,
     should_stop: Callable[[], bool] = never,
 ) -> Iterator[tuple[Item, Result]]:
@@ -112,15 +95,15 @@ def prefetched(
     Args:
       function: what the thread does. An error that it raises is raised here, in its turn.
       items: what to do it with; iterated here, not in the thread.
-      thread: where to compute; whoever made it shuts it down.
+      thread: where to compute; whoever made it closes it.
       num_ahead: the most results that exist, or are being made, besides the one yielded last.
       should_stop: asked while a result is waited for: True ends the iteration. Results that are
         there are yielded all the same.
 
-    >>> from concurrent.futures import ThreadPoolExecutor
-    >>> with ThreadPoolExecutor(1) as thread:
-    ...     list(prefetched(lambda x: x * x, range(4), thread))
+    >>> thread = BackgroundThread("squares")
+    >>> list(prefetched(lambda x: x * x, range(4), thread))
     [(0, 0), (1, 1), (2, 4), (3, 9)]
+    >>> thread.close()
     """
     items = iter(items)
     ahead = collections.deque(

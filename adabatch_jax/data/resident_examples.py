@@ -1,6 +1,5 @@
 """Datasets that live on the devices: which fit, how they lie there, and batches from them."""
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from adabatch_jax.data.batches import refuse_added_names
+from adabatch_jax.data.abstract_arrays import abstract_rows, example_types, tree_bytes
 from adabatch_jax.data.mesh import batch_sharding, replicated
 from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.system.errors import UsageError
@@ -34,9 +33,9 @@ def choose_placement(
     num_examples: int | None,
     kind: str,
     num_devices: int,
-    available_bytes: int | None,
+    available_bytes: float,
 ) -> Placement:
-    """Decides where the examples live; see `open_feed`.
+    """Decides where the examples live; see `Feed`.
 
     Raises:
       UsageError: they can't be resident though that was asked for.
@@ -54,17 +53,14 @@ def choose_placement(
         return Placement("streaming", "streaming: the examples never end")
     if kind == "auto" and not isinstance(source, ArraySource):
         return Placement("streaming", "streaming: the examples aren't in memory")
-    row_bytes = sum(
-        math.prod(shape) * dtype.itemsize for shape, dtype in example_types(source).values()
-    )
+    row_bytes = tree_bytes(abstract_rows(example_types(source)))
     num_bytes, share_bytes = (
         rows * row_bytes for rows in (num_examples, -(-num_examples // num_devices))
     )
     what = f"{bytes_text(num_bytes)} of examples"
     where = "the device" if num_devices == 1 else f"each of {num_devices} devices"
-    room = math.inf if available_bytes is None else available_bytes
     # Unless it was asked for, half of the memory is left to the training.
-    room = room / 2 if kind == "auto" else room
+    room = available_bytes / 2 if kind == "auto" else available_bytes
     if num_bytes <= room:
         return Placement("resident", f"resident: {what} fit on {where}")
     if share_bytes <= room:
@@ -76,21 +72,6 @@ def choose_placement(
         f"the input can't be resident: its examples take {share_bytes:,} bytes on {where}, where "
         f"{available_bytes:,} are free; stream it."
     )
-
-
-def example_types(source: Source) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """The shape and the dtype that each array of an example has on the devices.
-
-    >>> from adabatch_jax.data.sources import array_source
-    >>> example_types(array_source({"label": np.zeros((5, 2), np.int64)}))
-    {'label': ((2,), dtype('int32'))}
-    """
-    arrays = {name: np.asarray(a) for name, a in source.read(np.zeros(1, np.int64)).items()}
-    refuse_added_names(arrays)
-    return {
-        name: (array.shape[1:], jax.dtypes.canonicalize_dtype(array.dtype))
-        for name, array in arrays.items()
-    }
 
 
 def put_tables(

@@ -10,25 +10,35 @@ import numpy as np
 
 from adabatch_jax.system.errors import UsageError
 
-# More layouts in a plan than this are worth a warning: each takes seconds to compile.
-MANY_PROGRAMS = 16
-
 
 @dataclasses.dataclass(frozen=True)
 class BatchLayout:
-    """The shape that a batch has on its devices.
+    """The shape that a batch has on its devices; `Layouts.of` makes it.
 
     Attributes:
       batch_size: examples per update.
       microbatch_size: examples per micro-batch over all devices, at most `batch_size`.
-      num_microbatches: micro-batches per update; the last one may be short.
-      padded_size: rows per micro-batch, padding included; a multiple of the devices.
+      num_devices: devices that share a micro-batch.
     """
 
     batch_size: int
     microbatch_size: int
-    num_microbatches: int
-    padded_size: int
+    num_devices: int
+
+    @property
+    def num_microbatches(self) -> int:
+        """Micro-batches per update; the last one may be short."""
+        return -(-self.batch_size // self.microbatch_size)
+
+    @property
+    def rows_per_device(self) -> int:
+        """Rows of a micro-batch on each device, padding included."""
+        return -(-self.microbatch_size // self.num_devices)
+
+    @property
+    def padded_size(self) -> int:
+        """Rows of a micro-batch on all devices, padding included."""
+        return self.rows_per_device * self.num_devices
 
     @property
     def padding_share(self) -> float:
@@ -36,27 +46,42 @@ class BatchLayout:
         return 1 - self.batch_size / (self.num_microbatches * self.padded_size)
 
 
-def batch_layout(
-    batch_size: int, microbatch_size: int | None = None, num_devices: int = 1
-) -> BatchLayout:
-    """Splits a batch into micro-batches and pads them to a multiple of the devices.
+@dataclasses.dataclass(frozen=True)
+class Layouts:
+    """How a run lays its batches out: one rule, which gives each batch size its `BatchLayout`.
 
-    >>> batch_layout(96, 36, num_devices=8)
-    BatchLayout(batch_size=96, microbatch_size=36, num_microbatches=3, padded_size=40)
+    Attributes:
+      microbatch_size: examples per micro-batch over all devices; None for whole batches, whose
+        arrays then have no axis of micro-batches.
+      num_devices: devices that share a (micro-)batch.
+
+    Raises:
+      UsageError: `microbatch_size` is below 1.
+
+    >>> layout = Layouts(36, num_devices=8).of(96)
+    >>> layout.num_microbatches, layout.padded_size, layout.rows_per_device
+    (3, 40, 5)
     """
-    if batch_size < 1:
-        raise UsageError(f"`batch_size` must be at least 1, got {batch_size}.")
-    if microbatch_size is not None and microbatch_size < 1:
-        raise UsageError(f"`microbatch_size` must be at least 1, got {microbatch_size}.")
-    size = min(microbatch_size or batch_size, batch_size)
-    padded = -(-size // num_devices) * num_devices
-    return BatchLayout(batch_size, size, -(-batch_size // size), padded)
+
+    microbatch_size: int | None = None
+    num_devices: int = 1
+
+    def __post_init__(self):
+        if self.microbatch_size is not None and self.microbatch_size < 1:
+            raise UsageError(f"`microbatch_size` must be at least 1, got {self.microbatch_size}.")
+
+    def of(self, batch_size: int) -> BatchLayout:
+        """The layout of a batch; raises a UsageError if `batch_size` < 1."""
+        if batch_size < 1:
+            raise UsageError(f"`batch_size` must be at least 1, got {batch_size}.")
+        microbatch_size = min(self.microbatch_size or batch_size, batch_size)
+        return BatchLayout(batch_size, microbatch_size, self.num_devices)
 
 
 def row_table(layout: BatchLayout) -> np.ndarray:
     """The batch's row at each place, -1 for padding; int64, shape (micro-batches, padded size).
 
-    >>> row_table(batch_layout(5, 3, num_devices=2))
+    >>> row_table(Layouts(3, num_devices=2).of(5))
     array([[ 0,  1,  2, -1],
            [ 3,  4, -1, -1]])
     """
@@ -93,6 +118,10 @@ def host_rows(
     Returns:
       int64, at most `batch_size` numbers below it.
 
+    Raises:
+      UsageError: there is no such host, the hosts can't share the devices evenly, or
+        `batch_size` or `microbatch_size` is below 1.
+
     >>> host_rows(8, 4, process_index=1, process_count=2)
     array([2, 3, 6, 7])
     """
@@ -105,6 +134,6 @@ def host_rows(
         raise UsageError(
             f"`num_devices`={num_devices} can't be shared evenly by {process_count} hosts."
         )
-    layout = batch_layout(batch_size, microbatch_size, num_devices)
+    layout = Layouts(microbatch_size, num_devices).of(batch_size)
     rows = row_table(layout)[:, host_columns(layout, process_index, process_count)].ravel()
     return rows[rows >= 0]

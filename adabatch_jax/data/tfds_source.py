@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from adabatch_jax.data.datasets.dataset_specs import require_known
+from adabatch_jax.data.datasets.dataset_specs import require_prepared
 from adabatch_jax.data.datasets.image_decoding import decode_image, resize_and_crop
 from adabatch_jax.data.datasets.labelled_images import (
     LabelledImages,
     labelled_images,
     open_builder,
 )
-from adabatch_jax.data.datasets.prepared_folders import prepare_command, prepared_path
+from adabatch_jax.data.datasets.prepared_folders import prepare_command
 from adabatch_jax.data.datasets.tfds_import import import_tfds
 from adabatch_jax.system.errors import (
     ExampleError,
@@ -69,8 +69,11 @@ def tfds_source(
     """
     if image_size is not None and image_size < 1:
         raise UsageError(f"`image_size` must be at least 1 pixel, got {image_size}.")
-    path = _require_prepared(name, data_dir)
-    builder = open_builder(path, name, data_dir)
+    if name == "digits":
+        from adabatch_jax.data.datasets.preparation import prepare
+
+        prepare(name, data_dir)
+    builder = open_builder(require_prepared(name, data_dir), name, data_dir)
     images = labelled_images(name, builder.info)
     if images.fixed_shape is None and image_size is None:
         raise UsageError(
@@ -98,10 +101,7 @@ def check_dataset(name: str, data_dir: str | os.PathLike | None = None) -> dict[
     >>> check_dataset("digits")
     {'test': 355, 'train': 1442}
     """
-    path = prepared_path(name, data_dir)
-    if path is None:
-        raise _not_prepared(name, data_dir)
-    builder = open_builder(path, name, data_dir)
+    builder = open_builder(require_prepared(name, data_dir), name, data_dir)
     labelled_images(name, builder.info)
     again = prepare_command(name, data_dir, overwrite=True)
     splits = builder.info.splits
@@ -211,23 +211,6 @@ class TfdsSource:
             f"example {index} of dataset {self._name!r} in {file.filename} can't be read "
             f"({reason}); {self._prepare_again} prepares it anew."
         )
-
-
-def _require_prepared(name: str, data_dir: str | os.PathLike | None) -> Path:
-    if path := prepared_path(name, data_dir):
-        return path
-    if name == "digits":
-        from adabatch_jax.data.datasets.preparation import prepare
-
-        return prepare(name, data_dir)
-    require_known(name)
-    raise _not_prepared(name, data_dir)
-
-
-def _not_prepared(name: str, data_dir: str | os.PathLike | None) -> UsageError:
-    return UsageError(
-        f"dataset {name!r} is not prepared yet; run {prepare_command(name, data_dir)} first."
-    )
 
 
 def _split_files(name: str, split: str, builder: Any) -> list[Any]:

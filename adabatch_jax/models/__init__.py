@@ -1,15 +1,21 @@
-"""The paper's networks, in flax nnx, by name, and their weights from PyTorch and back."""
+"""The paper's networks, in flax nnx, by name, and their weights from PyTorch and back.
+
+What `__all__` names may be imported from here. It must not know of runs or of anything on disk.
+"""
 
 import importlib
 
 from adabatch_jax.models.registry import create, names
 
-__all__ = ["create", "functions", "load_torch_weights", "names", "to_torch_arrays"]
+__all__ = [
+    "create", "functions", "load_torch_weights", "loss_properties", "names", "to_torch_arrays",
+]  # fmt: skip
 
 # Command lines look names up before they know whether they need jax and flax at all.
 _LAZY = {
     "functions": "functional",
     "load_torch_weights": "torch_weights",
+    "loss_properties": "functional",
     "to_torch_arrays": "torch_weights",
 }
 

@@ -5,7 +5,6 @@ of torchvision's.
 """
 
 import jax
-from flax import nnx
 
 from adabatch_jax.models.image_sizes import (
     check_cifar_images,
@@ -14,12 +13,13 @@ from adabatch_jax.models.image_sizes import (
 )
 from adabatch_jax.models.initialization import initialize, torch_default
 from adabatch_jax.models.layers import Conv, Dropout, Layers, Linear
+from adabatch_jax.models.network import ImageShape, Network, PerExample
 from adabatch_jax.models.pooling import flatten, max_pool
 
 _RULES = {Conv: torch_default, Linear: torch_default}
 
 
-class _Features(nnx.Module):
+class _Features(Network):
     """Five convolutions with ReLU; the first, the second and the last are pooled."""
 
     def __init__(self, channels: int, layers: Layers, padding: int, pool_size: int):
@@ -43,35 +43,17 @@ class _Features(nnx.Module):
 
 
 class CifarAlexNet(_Features):
-    """The official code's AlexNet for 32x32 images; one linear layer, no dropout.
+    """The official code's AlexNet for 32x32 images; one linear layer, no dropout."""
 
-    Args:
-      num_classes: number of logits.
-      image_shape: (height, width, channels), 32x32 or 28x28, which is padded with zeros.
-      seed: of the initial weights.
-      layers: makes the layers, with the compute type.
-
-    Raises:
-      UsageError: images of another size.
-    """
-
-    def __init__(
-        self, num_classes: int, image_shape: tuple[int, int, int], seed: int, layers: Layers
-    ):
+    def __init__(self, num_classes: int, image_shape: ImageShape, seed: int, layers: Layers):
         check_cifar_images("alexnet_cifar", image_shape)
         super().__init__(image_shape[2], layers, padding=5, pool_size=2)
         self.classifier = Linear(256, num_classes)
         initialize(self, seed, _RULES)
 
-    def __call__(
-        self,
-        images: jax.Array,
-        mask: jax.Array | None = None,
-        keys: jax.Array | None = None,
-        train: bool = True,
+    def logits(
+        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
     ) -> jax.Array:
-        """Returns logits, see `adabatch_jax.models.create`; mask, keys, train mean nothing here."""
-        del mask, keys, train
         return self.classifier(self.features(pad_to_32x32(images)))
 
 
@@ -79,20 +61,9 @@ class AlexNet(_Features):
     """torchvision's AlexNet for 224x224 images.
 
     Its adaptive average pooling to 6x6 is left out: at 224x224 there is nothing to average.
-
-    Args:
-      num_classes: number of logits.
-      image_shape: (height, width, channels), 224x224.
-      seed: of the initial weights.
-      layers: makes the layers, with the compute type.
-
-    Raises:
-      UsageError: images of another size.
     """
 
-    def __init__(
-        self, num_classes: int, image_shape: tuple[int, int, int], seed: int, layers: Layers
-    ):
+    def __init__(self, num_classes: int, image_shape: ImageShape, seed: int, layers: Layers):
         check_imagenet_images("alexnet", image_shape)
         super().__init__(image_shape[2], layers, padding=2, pool_size=3)
         self.classifier_0 = Dropout(0.5, number=1)
@@ -102,15 +73,9 @@ class AlexNet(_Features):
         self.classifier_6 = Linear(4096, num_classes)
         initialize(self, seed, _RULES)
 
-    def __call__(
-        self,
-        images: jax.Array,
-        mask: jax.Array | None = None,
-        keys: jax.Array | None = None,
-        train: bool = True,
+    def logits(
+        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
     ) -> jax.Array:
-        """Returns logits, see `adabatch_jax.models.create`; mask means nothing here."""
-        del mask
         features = self.classifier_0(self.features(images), keys, train)
         features = self.classifier_3(jax.nn.relu(self.classifier_1(features)), keys, train)
         return self.classifier_6(jax.nn.relu(self.classifier_4(features)))

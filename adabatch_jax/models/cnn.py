@@ -1,22 +1,19 @@
 """Small convolutional networks for small images, fast on a CPU."""
 
 import jax
-from flax import nnx
 
 from adabatch_jax.models.initialization import he_normal, initialize, torch_default
 from adabatch_jax.models.layers import Conv, Dropout, Layers, Linear
+from adabatch_jax.models.network import ImageShape, Network, PerExample
 from adabatch_jax.models.pooling import flatten, max_pool
 from adabatch_jax.system.errors import UsageError
 
 
-class DigitsCNN(nnx.Module):
+class DigitsCNN(Network):
     """Two convolutions, a pooling, dropout and a linear layer; no BatchNorm.
 
     Args:
-      num_classes: number of logits.
       image_shape: (height, width, channels) of the images; height and width are even.
-      seed: of the initial weights.
-      layers: makes the layers, with the compute type.
       dropout_rate: share of the pooled features that training drops, per example.
 
     Raises:
@@ -26,7 +23,7 @@ class DigitsCNN(nnx.Module):
     def __init__(
         self,
         num_classes: int,
-        image_shape: tuple[int, int, int],
+        image_shape: ImageShape,
         seed: int,
         layers: Layers,
         dropout_rate: float = 0.25,
@@ -40,44 +37,29 @@ class DigitsCNN(nnx.Module):
         self.head = Linear(height * width // 4 * 32, num_classes)
         initialize(self, seed, {Conv: he_normal, Linear: torch_default})
 
-    def __call__(
-        self,
-        images: jax.Array,
-        mask: jax.Array | None = None,
-        keys: jax.Array | None = None,
-        train: bool = True,
+    def logits(
+        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
     ) -> jax.Array:
-        """Returns logits, see `adabatch_jax.models.create`; mask means nothing here."""
-        del mask
         features = jax.nn.relu(self.conv1(images))
         features = max_pool(jax.nn.relu(self.conv2(features)), 2)
         features = self.dropout(features.reshape(len(features), -1), keys, train)
         return self.head(features)
 
 
-class FashionCNN(nnx.Module):
+class FashionCNN(Network):
     """Two convolutions with BatchNorm and a linear layer, for 28x28 images on a CPU.
 
     The first convolution has a stride of 2, so that an epoch of Fashion-MNIST takes seconds on
     two cores; BatchNorm makes it a fair stand-in for the paper's networks.
 
     Args:
-      num_classes: number of logits.
       image_shape: (height, width, channels) of the images; height and width are multiples of 4.
-      seed: of the initial weights.
-      layers: makes the layers, with the compute type and BatchNorm's options.
 
     Raises:
       UsageError: a height or width that isn't a multiple of 4.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        image_shape: tuple[int, int, int],
-        seed: int,
-        layers: Layers,
-    ):
+    def __init__(self, num_classes: int, image_shape: ImageShape, seed: int, layers: Layers):
         height, width, channels = image_shape
         if height % 4 or width % 4:
             raise UsageError(
@@ -91,15 +73,9 @@ class FashionCNN(nnx.Module):
         self.fc = Linear(height // 4 * (width // 4) * 32, num_classes)
         initialize(self, seed, {Conv: he_normal, Linear: torch_default})
 
-    def __call__(
-        self,
-        images: jax.Array,
-        mask: jax.Array | None = None,
-        keys: jax.Array | None = None,
-        train: bool = True,
+    def logits(
+        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
     ) -> jax.Array:
-        """Returns logits, see `adabatch_jax.models.create`; keys mean nothing here."""
-        del keys
         features = max_pool(jax.nn.relu(self.bn1(self.conv1(images), mask, train)), 2)
         features = jax.nn.relu(self.bn2(self.conv2(features), mask, train))
         return self.fc(flatten(features))

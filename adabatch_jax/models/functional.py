@@ -13,12 +13,7 @@ from flax import nnx
 from adabatch_jax.data.augmentation import example_keys
 from adabatch_jax.models.layers import BatchNorm
 from adabatch_jax.training.evaluation import EvalFn
-from adabatch_jax.training.loss_functions import (
-    LossFn,
-    independent_groups,
-    sequential_model_state,
-    weighted_mean,
-)
+from adabatch_jax.training.loss_functions import LossFn, weighted_mean
 
 Images = jax.Array
 
@@ -42,9 +37,7 @@ def functions(
       `(params, model_state, loss_fn, eval_fn)`: two nested dicts of arrays, the function that
       `make_train_step` takes, whose metrics are `{"accuracy"}`, and the one that `evaluate`
       takes, whose metrics are `{"loss", "accuracy"}`. Batches have "image" (batch, height,
-      width, channels) and "label" (integers). The loss of a network that is made of this
-      package's modules only is marked by `independent_groups`, unless BatchNorm's group is the
-      whole batch; what a module of yours does with other rows only you know: mark it yourself.
+      width, channels) and "label" (integers). What `loss_properties` says belongs to `loss_fn`.
 
     >>> from adabatch_jax.models.registry import create
     >>> module = create("cnn_digits", image_shape=(8, 8, 1))
@@ -68,10 +61,7 @@ def functions(
         return metrics.pop("loss"), (new_state, metrics)
 
     # The seed is an argument of the compiled step, so that runs with other seeds share it.
-    # BatchNorm's running statistics move group by group, in the order of the rows.
-    loss_fn = sequential_model_state(jax.tree_util.Partial(loss_of_seed, np.uint32(seed)))
-    if (num_rows := _independent_rows(module)) is not None:
-        independent_groups(loss_fn, num_rows)
+    loss_fn = jax.tree_util.Partial(loss_of_seed, np.uint32(seed))
 
     def eval_fn(params, model_state, batch):
         network = nnx.merge(graphdef, params, model_state, copy=True)
@@ -81,13 +71,25 @@ def functions(
     return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), loss_fn, eval_fn
 
 
-def _independent_rows(module: nnx.Module) -> int | None:
-    """The rows that the network computes apart from others; None if that can't be known."""
+def loss_properties(module: nnx.Module) -> dict[str, Any]:
+    """What `make_train_step` and `fit` may know of the loss of `functions(module)`.
+
+    Returns:
+      The arguments "sequential_model_state", True because BatchNorm's running statistics move
+      group by group in the order of the rows, and "independent_groups": None for a BatchNorm
+      whose group is the whole batch, and for a network that isn't made of this package's modules
+      only; what a module of yours does with other rows only you know.
+
+    >>> from adabatch_jax.models.registry import create
+    >>> loss_properties(create("cnn_fashion", image_shape=(8, 8, 1), group_size=12))
+    {'sequential_model_state': True, 'independent_groups': 12}
+    """
     modules = [part for _, part in nnx.iter_graph(module) if isinstance(part, nnx.Module)]
     here = __name__.rpartition(".")[0] + "."
     known = (type(part).__module__.startswith(here) or type(part) is nnx.List for part in modules)
     sizes = [part.group_size for part in modules if isinstance(part, BatchNorm)]
-    return None if None in sizes or not all(known) else math.lcm(*sizes)
+    rows = None if None in sizes or not all(known) else math.lcm(*sizes)
+    return {"sequential_model_state": True, "independent_groups": rows}
 
 
 def _metrics(logits: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -51,7 +51,8 @@ def create(
       whether there is dropout and BatchNorm uses, and collects, the batch's own statistics.
 
     Raises:
-      UsageError: an unknown name or type, or images that the network can't take.
+      UsageError: if `name` or `dtype` is unknown, `num_classes` < 1, or the network can't take
+        images of `image_shape`.
 
     >>> create("cnn_digits", image_shape=(8, 8, 1)).head.kernel[...].shape
     (512, 10)

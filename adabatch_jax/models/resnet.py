@@ -14,6 +14,7 @@ from adabatch_jax.models.image_sizes import (
 )
 from adabatch_jax.models.initialization import he_normal, initialize, torch_default
 from adabatch_jax.models.layers import Conv, Layers, Linear
+from adabatch_jax.models.network import ImageShape, Network, PerExample
 from adabatch_jax.models.pooling import global_average, max_pool
 from adabatch_jax.system.errors import UsageError
 
@@ -77,7 +78,7 @@ class Bottleneck(_Block):
         return self.bn3(self.conv3(features), mask, train)
 
 
-class _Stages(nnx.Module):
+class _Stages(Network):
     """Stages of blocks, each with twice the features on half the height and width."""
 
     def __init__(
@@ -110,22 +111,13 @@ class CifarResNet(_Stages):
 
     Args:
       depth: 20, 32, 44, 56, 110, ...
-      num_classes: number of logits.
-      image_shape: (height, width, channels), 32x32 or 28x28, which is padded with zeros.
-      seed: of the initial weights.
-      layers: makes the layers, with the compute type and BatchNorm's options.
 
     Raises:
-      UsageError: images of another size, or a depth that isn't 6n + 2.
+      UsageError: if `depth` isn't 6n + 2, or as every network.
     """
 
     def __init__(
-        self,
-        depth: int,
-        num_classes: int,
-        image_shape: tuple[int, int, int],
-        seed: int,
-        layers: Layers,
+        self, depth: int, num_classes: int, image_shape: ImageShape, seed: int, layers: Layers
     ):
         check_cifar_images(f"resnet{depth}_cifar", image_shape)
         if depth < 8 or (depth - 2) % 6:
@@ -137,15 +129,9 @@ class CifarResNet(_Stages):
         self.fc = Linear(self.out_features, num_classes)
         initialize(self, seed, _RULES)
 
-    def __call__(
-        self,
-        images: jax.Array,
-        mask: jax.Array | None = None,
-        keys: jax.Array | None = None,
-        train: bool = True,
+    def logits(
+        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
     ) -> jax.Array:
-        """Returns logits, see `adabatch_jax.models.create`; keys mean nothing here."""
-        del keys
         features = jax.nn.relu(self.bn1(self.conv1(pad_to_32x32(images)), mask, train))
         return self.fc(global_average(self.stages(features, mask, train)))
 
@@ -164,22 +150,10 @@ class ResNet(_Stages):
 
     Args:
       depth: 18, 34, 50, 101 or 152.
-      num_classes: number of logits.
-      image_shape: (height, width, channels), 224x224.
-      seed: of the initial weights.
-      layers: makes the layers, with the compute type and BatchNorm's options.
-
-    Raises:
-      UsageError: images of another size.
     """
 
     def __init__(
-        self,
-        depth: int,
-        num_classes: int,
-        image_shape: tuple[int, int, int],
-        seed: int,
-        layers: Layers,
+        self, depth: int, num_classes: int, image_shape: ImageShape, seed: int, layers: Layers
     ):
         check_imagenet_images(f"resnet{depth}", image_shape)
         super().__init__(*_IMAGENET_BLOCKS[depth], 64, layers)
@@ -188,15 +162,9 @@ class ResNet(_Stages):
         self.fc = Linear(self.out_features, num_classes)
         initialize(self, seed, _RULES)
 
-    def __call__(
-        self,
-        images: jax.Array,
-        mask: jax.Array | None = None,
-        keys: jax.Array | None = None,
-        train: bool = True,
+    def logits(
+        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
     ) -> jax.Array:
-        """Returns logits, see `adabatch_jax.models.create`; keys mean nothing here."""
-        del keys
         features = jax.nn.relu(self.bn1(self.conv1(images), mask, train))
         features = max_pool(features, 3, stride=2, padding=1)
         return self.fc(global_average(self.stages(features, mask, train)))

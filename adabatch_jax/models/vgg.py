@@ -5,7 +5,6 @@ torchvision's.
 """
 
 import jax
-from flax import nnx
 
 from adabatch_jax.models.image_sizes import (
     check_cifar_images,
@@ -14,6 +13,7 @@ from adabatch_jax.models.image_sizes import (
 )
 from adabatch_jax.models.initialization import he_normal, initialize, narrow_normal
 from adabatch_jax.models.layers import Conv, Dropout, Layers, Linear
+from adabatch_jax.models.network import ImageShape, Network, PerExample
 from adabatch_jax.models.pooling import flatten, max_pool
 
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -26,7 +26,7 @@ _CONVOLUTIONS = {  # Per depth, how many there are of each width before a poolin
 _RULES = {Conv: he_normal, Linear: narrow_normal}
 
 
-class _Features(nnx.Module):
+class _Features(Network):
     """3x3 convolutions, each with BatchNorm or without and ReLU, in five pooled stages."""
 
     def __init__(self, depth: int, batchnorm: bool, channels: int, layers: Layers):
@@ -63,13 +63,6 @@ class CifarVGG(_Features):
     Args:
       depth: 11, 13, 16 or 19.
       batchnorm: whether a BatchNorm follows each convolution (which has a bias nevertheless).
-      num_classes: number of logits.
-      image_shape: (height, width, channels), 32x32 or 28x28, which is padded with zeros.
-      seed: of the initial weights.
-      layers: makes the layers, with the compute type and BatchNorm's options.
-
-    Raises:
-      UsageError: images of another size.
     """
 
     def __init__(
@@ -77,7 +70,7 @@ class CifarVGG(_Features):
         depth: int,
         batchnorm: bool,
         num_classes: int,
-        image_shape: tuple[int, int, int],
+        image_shape: ImageShape,
         seed: int,
         layers: Layers,
     ):
@@ -86,15 +79,9 @@ class CifarVGG(_Features):
         self.classifier = Linear(512, num_classes)
         initialize(self, seed, _RULES)
 
-    def __call__(
-        self,
-        images: jax.Array,
-        mask: jax.Array | None = None,
-        keys: jax.Array | None = None,
-        train: bool = True,
+    def logits(
+        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
     ) -> jax.Array:
-        """Returns logits, see `adabatch_jax.models.create`; keys mean nothing here."""
-        del keys
         return self.classifier(self.features(pad_to_32x32(images), mask, train))
 
 
@@ -106,13 +93,6 @@ class VGG(_Features):
     Args:
       depth: 11, 13, 16 or 19.
       batchnorm: whether a BatchNorm follows each convolution (which has a bias nevertheless).
-      num_classes: number of logits.
-      image_shape: (height, width, channels), 224x224.
-      seed: of the initial weights.
-      layers: makes the layers, with the compute type and BatchNorm's options.
-
-    Raises:
-      UsageError: images of another size.
     """
 
     def __init__(
@@ -120,7 +100,7 @@ class VGG(_Features):
         depth: int,
         batchnorm: bool,
         num_classes: int,
-        image_shape: tuple[int, int, int],
+        image_shape: ImageShape,
         seed: int,
         layers: Layers,
     ):
@@ -133,14 +113,9 @@ class VGG(_Features):
         self.classifier_6 = Linear(4096, num_classes)
         initialize(self, seed, _RULES)
 
-    def __call__(
-        self,
-        images: jax.Array,
-        mask: jax.Array | None = None,
-        keys: jax.Array | None = None,
-        train: bool = True,
+    def logits(
+        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
     ) -> jax.Array:
-        """Returns logits, see `adabatch_jax.models.create`."""
         features = self.features(images, mask, train)
         features = self.classifier_2(jax.nn.relu(self.classifier_0(features)), keys, train)
         features = self.classifier_5(jax.nn.relu(self.classifier_3(features)), keys, train)

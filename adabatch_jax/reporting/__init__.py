@@ -1,1 +1,4 @@
-"""What a run leaves behind: metrics, progress on the terminal, plots and reports."""
+"""Answers about a plan, or a run that is finished or still runs: tables, pages, plots.
+
+Commands and experiments import it. It gives pages back, and must not write into a run's folder.
+"""

@@ -1,11 +1,12 @@
 """The figures of runs that reports and comparisons quote, each computed in one place."""
 
+import bisect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from adabatch_jax.reporting.runs import Run, run_labels
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, fixed_batch_plan
 from adabatch_jax.system.number_texts import count_text, percent_text, seconds_text
 from adabatch_jax.training.time_prediction import Prediction
 
@@ -27,26 +28,20 @@ COMPARED = (
 )
 
 
-def first_learning_rate(run: Run, phase: Mapping[str, Any]) -> float | None:
-    """The learning rate of a phase's first logged update; None where none was logged yet."""
-    rates = (
-        row["learning_rate"]
-        for row in run.rows
-        if phase["start_step"] < row["step"] <= phase["stop_step"] and "learning_rate" in row
-    )
-    return next(rates, None)
+def first_learning_rates(run: Run) -> list[float | None]:
+    """The learning rate of each phase's first logged update; None where none was logged yet."""
+    rows = [row for row in run.rows if "learning_rate" in row]
+    rates: list[float | None] = []
+    for phase in run.plan["phases"]:
+        place = bisect.bisect_right(rows, phase["start_step"], key=lambda row: row["step"])
+        logged = [row for row in rows[place : place + 1] if row["step"] <= phase["stop_step"]]
+        rates.append(logged[0]["learning_rate"] if logged else None)
+    return rates
 
 
 def constant_num_steps(run: Run) -> int:
     """How many updates the first batch size would have needed for the same samples."""
-    plan = run.plan
-    constant = make_plan(
-        plan["phases"][0]["batch_size"],
-        num_examples=plan["num_examples"],
-        duration=f"{plan['num_samples']}sp",
-        remainder=plan["remainder"],
-    )
-    return constant.num_steps
+    return fixed_batch_plan(BatchPlan.from_dict(run.plan)).num_steps
 
 
 def batch_sizes_text(run: Run) -> str:

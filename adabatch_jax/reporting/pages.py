@@ -71,8 +71,8 @@ def _curves(runs: Sequence[Run], caption: str) -> str:
 def _phase_table(run: Run) -> str:
     num_examples = run.plan["num_examples"]
     rows = []
-    for phase in run.plan["phases"]:
-        rate = figures.first_learning_rate(run, phase)
+    rates = figures.first_learning_rates(run)
+    for phase, rate in zip(run.plan["phases"], rates, strict=True):
         start, stop = phase["start_sample"], phase["stop_sample"]
         epochs = f"{start / num_examples:.2f} to {stop / num_examples:.2f}" if num_examples else ""
         rows.append(

@@ -5,8 +5,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -17,13 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from adabatch_jax.reporting.runs import Run, run_labels
-from adabatch_jax.system.files import storage_errors
 
 # Okabe and Ito's colours, which the colour-blind can tell apart too, the pale yellow left out.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")
 # Each colour occurs for one purpose only: on a page it follows the page's theme by its name.
 INK, FAINT, BAND = "#24292e", "#d8dbe0", "#f2f4f6"
+MOST_BANDS = 400  # of more, none would be wider than a dot or two
 
 STYLE = {
     "font.family": "sans-serif",
@@ -76,6 +75,15 @@ class Panel:
         return np.array([self.offset + self.scale * row[self.key] for row in rows], float)
 
 
+class _Band(NamedTuple):
+    """A phase on an axis."""
+
+    index: int
+    batch_size: int
+    start: float
+    stop: float
+
+
 AXES = (
     Axis("epochs", "epoch", "epochs"),
     Axis("updates", "step", "updates"),
@@ -92,19 +100,20 @@ PANELS = (
 def curves(runs: Sequence[Run], axis: Axis) -> Figure:
     """Draws the four panels of one or several runs against one axis.
 
-    Phases are shaded where all runs have the same ones; several runs are overlaid, one colour
-    each. What was not measured, or not finite, is left out.
+    Phases are shaded where all runs have the same ones, and not too many to see; several runs are
+    overlaid, one colour each. What was not measured, or not finite, is left out.
     """
     axis = _axis_of(runs, axis)
+    phases = _common_phases(runs, axis)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 5.9), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
         grid = figure.subplots(2, 2, sharex=True)
         for axes, panel in zip(grid.flat, PANELS, strict=True):
             _draw_panel(axes, runs, panel, axis)
-            _shade_phases(axes, runs, axis)
+            _shade_phases(axes, phases)
         for axes in grid[0]:
-            _name_phases(axes, runs, axis)
+            _name_phases(axes, phases)
         for axes in grid[-1]:
             axes.set_xlabel(axis.label)
         if len(runs) > 1:
@@ -112,15 +121,13 @@ def curves(runs: Sequence[Run], axis: Axis) -> Figure:
     return figure
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG.
-
-    Raises:
-      StorageError: the file can't be written.
-    """
-    with storage_errors(path), matplotlib.rc_context(STYLE):
+def png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG file."""
+    content = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
         FigureCanvasAgg(figure)
-        figure.savefig(path, format="png", dpi=150)
+        figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
 
 
 def inline_svg(figure: Figure, name: str) -> str:
@@ -238,46 +245,43 @@ def _write(axes: Axes, x: float, y: float, text: str, **options: Any) -> None:
     axes.text(x, y, text, ha="center", **options).set_in_layout(False)
 
 
-def _shade_phases(axes: Axes, runs: Sequence[Run], axis: Axis) -> None:
+def _shade_phases(axes: Axes, phases: Sequence[_Band]) -> None:
     """A band for every second phase."""
-    for phase, start, stop in _common_phases(runs, axis):
-        if phase["index"] % 2:
-            axes.axvspan(start, stop, color=BAND, linewidth=0, zorder=0)
+    for band in phases if len(phases) <= MOST_BANDS else ():
+        if band.index % 2:
+            axes.axvspan(band.start, band.stop, color=BAND, linewidth=0, zorder=0)
 
 
-def _name_phases(axes: Axes, runs: Sequence[Run], axis: Axis) -> None:
+def _name_phases(axes: Axes, phases: Sequence[_Band]) -> None:
     """The batch sizes above the bands, where there is room."""
-    phases = _common_phases(runs, axis)
     if phases:
         axes.set_title(axes.get_title(loc="left"), pad=20)
-    for phase, start, stop in phases:
-        text = f"{phase['batch_size']:,}"
-        if (stop - start) / phases[-1][2] > 0.022 * (len(text) + 1):
-            top = axes.get_xaxis_transform()
-            _write(axes, (start + stop) / 2, 1.02, text, transform=top, fontsize=8, alpha=0.75)
+    for band in phases:
+        text = f"{band.batch_size:,}"
+        if (band.stop - band.start) / phases[-1].stop > 0.022 * (len(text) + 1):
+            center, top = (band.start + band.stop) / 2, axes.get_xaxis_transform()
+            _write(axes, center, 1.02, text, transform=top, fontsize=8, alpha=0.75)
 
 
-def _common_phases(runs: Sequence[Run], axis: Axis) -> list[tuple[Mapping[str, Any], float, float]]:
-    """The phases with their edges on an axis, where all runs have the same, and several."""
+def _common_phases(runs: Sequence[Run], axis: Axis) -> list[_Band]:
+    """The phases on an axis as far as the longest run has come, where all have the same, several."""
     phases = runs[0].plan["phases"]
     if any(run.plan["phases"] != phases for run in runs):
         return []
     longest = max(runs, key=lambda run: run.last_row.get("step", 0))
-    edges = [(phase, *_phase_edges(longest, phase, axis)) for phase in phases]
-    edges = [(phase, start, stop) for phase, start, stop in edges if stop > start]
-    return edges if len(edges) > 1 else []
-
-
-def _phase_edges(run: Run, phase: Mapping[str, Any], axis: Axis) -> tuple[float, float]:
-    """Where a phase starts and stops on an axis, as far as the run has come."""
-    last_step = run.last_row.get("step", 0)
-    start, stop = min(phase["start_step"], last_step), min(phase["stop_step"], last_step)
-    if axis.key == "step":
-        return start, stop
-    rows = [row for row in run.rows if math.isfinite(row.get(axis.key, math.nan))]
-    steps = [0, *(row["step"] for row in rows)]
-    values = [0.0, *(row[axis.key] for row in rows)]
-    return float(np.interp(start, steps, values)), float(np.interp(stop, steps, values))
+    last_step = longest.last_row.get("step", 0)
+    steps = [[phase["start_step"], phase["stop_step"]] for phase in phases]
+    edges = np.minimum(np.array(steps, float), last_step)
+    if axis.key != "step":
+        rows = [row for row in longest.rows if math.isfinite(row.get(axis.key, math.nan))]
+        known = [0, *(row["step"] for row in rows)]
+        edges = np.interp(edges, known, [0.0, *(row[axis.key] for row in rows)])
+    bands = [
+        _Band(phase["index"], phase["batch_size"], *edge)
+        for phase, edge in zip(phases, edges.tolist(), strict=True)
+    ]
+    bands = [band for band in bands if band.stop > band.start]
+    return bands if len(bands) > 1 else []
 
 
 def _add_legend(figure: Figure, runs: Sequence[Run]) -> None:

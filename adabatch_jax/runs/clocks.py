@@ -36,23 +36,33 @@ class Clocks:
         self._seconds: Counter[str] = Counter()
         self._watchdog = watchdog
         self._since = time.monotonic()
+        self._activity: str | None = None
+        self._began, self._watch = self._since, None
         self.phase = 0
         self.phase_seconds = [0.0] * num_phases
 
+    def enter(self, activity: str | None) -> str | None:
+        """From now on seconds belong to one of `ACTIVITIES`, or to none; returns the one before."""
+        now, before = time.monotonic(), self._activity
+        if before is not None:
+            self._seconds[before] += now - self._began
+            if before in TRAINING:
+                self.phase_seconds[self.phase] += now - self._began
+        if self._watch is not None:
+            self._watchdog.end(self._watch)
+        watched = _WATCHED.get(activity)
+        self._watch = None if watched is None else self._watchdog.begin(watched)
+        self._activity, self._began = activity, now
+        return before
+
     @contextlib.contextmanager
     def timed(self, activity: str) -> Iterator[None]:
-        """Accounts the seconds inside to one of `ACTIVITIES`."""
-        begin = time.monotonic()
-        watched = _WATCHED.get(activity)
-        watch = contextlib.nullcontext() if watched is None else self._watchdog.watch(watched)
+        """Accounts the seconds inside to one of `ACTIVITIES`, and not to the one around."""
+        before = self.enter(activity)
         try:
-            with watch:
-                yield
+            yield
         finally:
-            seconds = time.monotonic() - begin
-            self._seconds[activity] += seconds
-            if activity in TRAINING:
-                self.phase_seconds[self.phase] += seconds
+            self.enter(before)
 
     def add(self, activity: str, seconds: float) -> None:
         """Accounts seconds that passed elsewhere, while training went on."""

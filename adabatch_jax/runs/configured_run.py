@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from flax import nnx
 
 from adabatch_jax.config.settings import Operation
 from adabatch_jax.config.train_config import TrainConfig
@@ -17,9 +18,11 @@ from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.sources import Source, in_memory
 from adabatch_jax.data.tfds_source import tfds_source
-from adabatch_jax.models import create, functions
-from adabatch_jax.runs.display.progress import Progress, make_progress
+from adabatch_jax.models import create, functions, loss_properties
+from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.runs.display.stream_choice import make_progress
 from adabatch_jax.runs.fit import FitResult, fit
+from adabatch_jax.runs.folder.lock import LOCK_SECONDS
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.folder.workdir import check_workdir
 from adabatch_jax.runs.resuming import plan_of_run
@@ -39,6 +42,8 @@ def train(
     operation: Operation = Operation(),
     allow_change: Sequence[str] = (),
     on_done: Callable[[Path], Any] = lambda workdir: None,
+    lock_seconds: float = LOCK_SECONDS,
+    take_over: bool = False,
 ) -> FitResult:
     """Trains as configured, or goes on with what the workdir holds.
 
@@ -47,8 +52,9 @@ def train(
       workdir: the run's folder; made if need be.
       operation: how to operate it; `on_nan` is that of the settings, and what has no `progress` is
         shown on the terminal.
-      allow_change: settings whose change a run may go on with; see `plan_of_run`.
+      allow_change: settings whose change a run may go on with, see `plan_of_run`; and "rows".
       on_done: called with the workdir at the plan's end, while no other process may use it.
+      lock_seconds, take_over: as in `locked`.
 
     Raises:
       UsageError: the settings or the workdir can't work, or another process is training there.
@@ -57,11 +63,19 @@ def train(
     spec = dataset_spec(config.dataset, config.data.dir)
     train_source, eval_sources = open_sources(config, spec)
     check_workdir(workdir)
-    with RunFolder(workdir) as folder:
-        plan = plan_of_run(config, len(train_source), folder, allow_change)
+    with RunFolder(
+        workdir, allow_change=allow_change, lock_seconds=lock_seconds, take_over=take_over
+    ) as folder:
+        plan, changes = plan_of_run(
+            config, len(train_source), folder.checkpoint, workdir, allow_change
+        )
+        folder.changes += [change.to_dict() for change in changes]
+        folder.notes += [f"note: {change}" for change in changes]
         progress = operation.progress or make_progress(plan)
         operation = dataclasses.replace(operation, on_nan=config.on_nan, progress=progress)
-        result = _fit(config, folder, plan, operation, spec, train_source, eval_sources)
+        result = _fit(
+            config, folder, plan, operation, allow_change, spec, train_source, eval_sources
+        )
         if not result.stopped:
             on_done(workdir)
         return result
@@ -72,6 +86,7 @@ def _fit(
     folder: RunFolder,
     plan: BatchPlan,
     operation: Operation,
+    allow_change: Sequence[str],
     spec: DatasetSpec,
     train_source: Source,
     eval_sources: Mapping[str, Source],
@@ -80,7 +95,8 @@ def _fit(
         plan, config.learning_rate, config.coupling, config.reference_batch_size
     )
     tx = make_optimizer(config, learning_rate)
-    params, model_state, loss_fn, eval_fn = network(config, spec, _image_shape(train_source))
+    module = network(config, spec, _image_shape(train_source))
+    params, model_state, loss_fn, eval_fn = network_functions(config, spec, module)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     layout = config.layout
     if mesh is None:  # one device has it all
@@ -105,6 +121,8 @@ def _fit(
         layout=layout,
         keep=config.keep,
         operation=operation,
+        allow_change=allow_change,
+        **loss_properties(module),
         identity=config.to_dict(),
     )
 
@@ -152,9 +170,9 @@ def _image_shape(source: Source) -> tuple[int, int, int]:
 
 def network(
     config: TrainConfig, spec: DatasetSpec, image_shape: tuple[int, int, int]
-) -> tuple[Any, Any, LossFn, EvalFn]:
-    """The configured network: `(params, model_state, loss_fn, eval_fn)`."""
-    module = create(
+) -> nnx.Module:
+    """The configured network."""
+    return create(
         config.model,
         spec.num_classes,
         image_shape,
@@ -163,6 +181,12 @@ def network(
         config.compute_dtype,
         config.batchnorm_reference_size,
     )
+
+
+def network_functions(
+    config: TrainConfig, spec: DatasetSpec, module: nnx.Module
+) -> tuple[Any, Any, LossFn, EvalFn]:
+    """What trains the configured network: `(params, model_state, loss_fn, eval_fn)`."""
     return functions(
         module,
         seed=config.seed,

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +12,30 @@ import optax
 from jax.sharding import Mesh
 
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
+from adabatch_jax.data.abstract_arrays import abstract
 from adabatch_jax.data.sources import Source
-from adabatch_jax.runs.display.progress import NullProgress
-from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.runs.due import Due
+from adabatch_jax.runs.folder.run_folder import RunFolder, run_store
 from adabatch_jax.runs.loop import Loop, StepCallback, evaluation_program
+from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import make_profile
 from adabatch_jax.runs.record import RunRecord
+from adabatch_jax.runs.rows import Rows
 from adabatch_jax.runs.state_copies import COPY, lower_copy
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.watchdog import Watchdog
-from adabatch_jax.training.device_memory import state_bytes
-from adabatch_jax.training.dispatch import abstract
+from adabatch_jax.training.device_memory import device_bytes
 from adabatch_jax.training.evaluation import EvalFn, Evaluator
-from adabatch_jax.training.layout_search import Setup, set_up
 from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.setup import Setup, keep_what_fits, set_up
 from adabatch_jax.training.step_timing import seconds_by_size
 from adabatch_jax.training.time_prediction import predict
 from adabatch_jax.training.train_state import TrainState
-from adabatch_jax.training.train_step import make_train_step
+from adabatch_jax.training.update import Update
 
 # Apart from the keys of examples, which are folded from the same seed.
 _RUN_KEY = 0x5EED
@@ -75,6 +78,9 @@ def fit(
     log_every: str | int = "10st",
     on_step: StepCallback | None = None,
     eval_batch_size: int = 512,
+    sequential_model_state: bool = False,
+    independent_groups: int | None = None,
+    allow_change: Collection[str] = (),
     layout: Layout = Layout(),
     keep: Keep = Keep(),
     operation: Operation = Operation(),
@@ -105,6 +111,10 @@ def fit(
         `layout.steps_per_dispatch` is a number above 1, after so many, whose metrics have a leading
         axis; with it "auto" is 1.
       eval_batch_size: examples per batch of the evaluation.
+      sequential_model_state, independent_groups: as in `make_train_step`.
+      allow_change: what a run in the workdir may go on with changed, from here on:
+        "microbatch_size", where that changes more than rounding; "rows", without rows of metrics
+        that are damaged or missing.
       layout: how the run is laid out on its devices.
       keep: which checkpoints stay.
       operation: what is done where something goes wrong, and where to show how it goes.
@@ -113,7 +123,8 @@ def fit(
     Raises:
       UsageError: arguments that don't fit each other.
       DivergedError: the loss or a gradient is not finite, and `operation.on_nan` knows no way on.
-      RestoreError: the workdir holds another run, or none of its checkpoints is sound.
+      RestoreError: the workdir holds another run, none of its checkpoints is sound, or rows of
+        metrics before the newest one are damaged or missing.
       StorageError: the workdir can't be written.
 
     >>> import jax.numpy as jnp, numpy as np
@@ -133,33 +144,35 @@ def fit(
         layout = dataclasses.replace(layout, steps_per_dispatch=1)
     eval_sources = dict(eval_source) if isinstance(eval_source, Mapping) else {"test": eval_source}
     # What isn't done needs no period: an endless stream has no epochs to count in.
-    eval_period = None if eval_fn is None else every(plan, eval_every)
-    checkpoint_period = None if workdir is None else every(plan, checkpoint_every)
-    log_period = every(plan, log_every)
+    due = Due(
+        plan.num_steps,
+        evaluations=None if eval_fn is None else every(plan, eval_every),
+        checkpoints=None if workdir is None else every(plan, checkpoint_every),
+        rows=every(plan, log_every),
+    )
     policy = operation.nan_policy
-    progress = NullProgress() if operation.progress is None else operation.progress
+    progress = Progress() if operation.progress is None else operation.progress
+    update = Update(
+        loss_fn, tx, mesh, None, sequential_model_state, independent_groups, layout.shard_params,
+        skip_nonfinite=policy.kind == "skip",
+    )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        folder = workdir
-        if workdir is not None and not isinstance(workdir, RunFolder):
-            folder = stack.enter_context(RunFolder(workdir, flag="workdir"))
-        path = None if folder is None else folder.path
-        trace = make_profile(operation.profile, path, plan.num_steps)
-        log_path = None if path is None else path / "stalls.log"
+        store = stack.enter_context(run_store(workdir, allow_change))
+        trace = make_profile(operation.profile, store.path, plan.num_steps)
+        log_path = None if store.path is None else store.path / "stalls.log"
         watchdog = stack.enter_context(Watchdog(operation.stall_timeout, log_path))
         record = RunRecord(
-            plan, seed, folder, keep, operation.on_save_error, identity or {}, watchdog, progress
+            plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress
         )
         stack.callback(record.close)
         saved_layout = record.open()
-        placed = make_train_step(loss_fn, tx, mesh, shard_params=layout.shard_params)
-        state = record.begin(placed.place(state))
+        state = record.begin(update.place(state))
         if record.start_step == plan.num_steps and record.pending_row is None:
             record.save_given(state)
             summary = record.finish(state, False)
             return FitResult(state, record.history, summary, False, record.start_step)
-        if record.checkpoints is not None:
-            record.checkpoints.check_space(state)
-        rng = placed.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
+        store.check_space(state)
+        rng = update.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {
             name: stack.enter_context(Evaluator(eval_fn, eval_source, eval_batch_size, mesh))
             for name, eval_source in eval_sources.items()
@@ -170,35 +183,24 @@ def fit(
         next_step = min(record.start_step, plan.num_steps - 1)
         with record.clocks.timed("compile"):
             setup = set_up(
-                loss_fn, tx, state, rng, source, plan, next_step, seed, mesh,
-                layout, saved_layout, progress.message, tuple(evaluators.values()),
-                skip_nonfinite=policy.kind == "skip",
+                update, state, rng, source, plan, next_step, seed, layout, saved_layout,
+                progress.message,
             )  # fmt: skip
         stack.callback(setup.close)
+        free_bytes = keep_what_fits(evaluators.values(), setup.free_bytes)
         record.keep_layout(setup.layout)
-        _predict(record, setup, plan, next_step, state, rng)
-        compile_in_background(setup, evaluators, state)
+        _predict(record, setup, plan, next_step, state)
+        has_room = device_bytes(state) <= free_bytes
+        compile_in_background(setup, evaluators, state, has_room)
         stack.callback(trace.close)
+        rows = Rows(record, due, learning_rate, progress)
+        recovery = Recovery(policy, record, rows, progress)
         loop = Loop(
-            dispatch=setup.dispatch,
-            feed=setup.feed,
-            plan=plan,
-            rng=rng,
-            learning_rate=learning_rate,
-            evaluators=evaluators,
-            eval_period=eval_period,
-            checkpoint_period=checkpoint_period,
-            log_period=log_period,
-            on_step=on_step,
-            on_nan=policy,
-            interruption=operation.interruption,
-            record=record,
-            progress=progress,
-            profile=trace,
-            watchdog=watchdog,
-        )
+            setup, state, due, record, rows, recovery, evaluators, on_step,
+            operation.interruption, progress, trace, watchdog,
+        )  # fmt: skip
         with progress:
-            state, stopped = loop.run(state)
+            state, stopped = loop.run()
         record.clocks.add("background_compile", setup.dispatch.programs.background_seconds)
         summary = record.finish(state, stopped)
     return FitResult(state, record.history, summary, stopped, record.start_step)
@@ -228,15 +230,14 @@ def check_arguments(
 
 
 def compile_in_background(
-    setup: Setup, evaluators: Mapping[str, Evaluator], state: TrainState
+    setup: Setup, evaluators: Mapping[str, Evaluator], state: TrainState, has_room: bool
 ) -> None:
     """Begins to compile what isn't needed at once; evaluations come before most phases."""
     like, programs = abstract(state), setup.dispatch.programs
     for name, evaluator in evaluators.items():
         lower = functools.partial(evaluator.lower, like.params, like.model_state)
         programs.add(evaluation_program(name), lower)
-    shardings = setup.train_step.state_shardings(state)
-    has_room = setup.has_room_for(state_bytes(state))
+    shardings = setup.update.state_shardings(state)
     programs.add(COPY, functools.partial(lower_copy, like, shardings, has_room))
     programs.compile_rest()
 
@@ -247,7 +248,6 @@ def _predict(
     plan: BatchPlan,
     next_step: int,
     state: TrainState,
-    rng: jax.Array,
 ) -> None:
     """Times the programs that are there, and writes what the run should take into plan.json.
 
@@ -257,7 +257,7 @@ def _predict(
         return
     with record.clocks.timed("compile"):
         seconds = seconds_by_size(
-            setup.dispatch, setup.feed, plan, next_step, state, rng, setup.limit_bytes
+            setup.dispatch, setup.feed, plan, next_step, state, setup.limit_bytes
         )
     if seconds:
         record.predicted(predict(plan, seconds).to_dict())

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from adabatch_jax.config.value_texts import parse_profiled
-from adabatch_jax.runs.display.progress import NullProgress, Progress
+from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.system.errors import UsageError
 
 
@@ -44,7 +44,7 @@ class Profile:
 
     def close(self) -> None:
         """Ends a trace that the run's end, or an error, left open."""
-        self.switch(self.stop_step, NullProgress())
+        self.switch(self.stop_step, Progress())
 
 
 def make_profile(steps: str | None, workdir: str | Path | None, num_steps: int) -> Profile:

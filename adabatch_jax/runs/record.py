@@ -1,44 +1,50 @@
 """What a run leaves on disk, and how it is taken up again."""
 
-import dataclasses
-import itertools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
 from adabatch_jax.config.settings import Keep
-from adabatch_jax.data.batches import examples_at
-from adabatch_jax.runs.checkpoints.found import Found
+from adabatch_jax.data.example_digest import ExamplesDigest
+from adabatch_jax.runs.checkpoint_past import check_past, digest_of_order
+from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.clocks import ACTIVITIES, Clocks
 from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.runs.folder.metrics import MetricsWriter, read_metrics
-from adabatch_jax.runs.folder.run_files import RunFiles
-from adabatch_jax.runs.folder.run_folder import FORMAT, RunFolder, has_its_rows
-from adabatch_jax.runs.past import check_past, digest_of_order
+from adabatch_jax.runs.folder.contents import FORMAT
+from adabatch_jax.runs.folder.in_memory import InMemory
+from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.schedules.periods import every
-from adabatch_jax.schedules.plan import BatchPlan, Step
+from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import package_versions
-from adabatch_jax.system.errors import UsageError, explain_missing
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.watchdog import Watchdog
-from adabatch_jax.training.digests import ExamplesDigest, weights_digest
+from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.train_state import TrainState
-
-if TYPE_CHECKING:
-    from adabatch_jax.runs.run_checkpoints import RunCheckpoints
 
 
 class RunRecord:
-    """The rows, the checkpoints and the account of seconds of a run; without folder in memory.
+    """A run's own values: what a checkpoint keeps beside the weights, and how it is taken up again.
+
+    Args:
+      plan: the run's.
+      seed: of the order of the examples.
+      store: where the run leaves what it leaves.
+      keep: which checkpoints stay.
+      on_save_error: "stop" or "warn".
+      identity: the settings, as JSON values.
+      watchdog: looks after what takes time.
+      progress: told what was found.
 
     Attributes:
+      plan, store: as given.
       clocks: the account of seconds.
       history: the rows of metrics.
-      examples: the digest of the examples consumed.
+      examples: the digest of the examples consumed; of a state that was given in mid-plan, of
+        those since.
       decisions: what was decided while training, as JSON values, oldest first.
       start_step: the update to go on from.
-      checkpoints: those of the folder, once it is open; None in memory.
       pending_row: a row whose evaluation was cut off by a stop, without its figures; or None.
     """
 
@@ -46,84 +52,60 @@ class RunRecord:
         self,
         plan: BatchPlan,
         seed: int,
-        folder: RunFolder | None,
+        store: RunFolder | InMemory,
         keep: Keep,
         on_save_error: str,
         identity: Mapping[str, Any],
         watchdog: Watchdog,
         progress: Progress,
     ):
-        self._plan, self._seed, self._folder = plan, seed, folder
+        self.plan, self._seed, self.store = plan, seed, store
         self._keep, self._on_save_error, self._identity = keep, on_save_error, dict(identity)
         self._watchdog, self._progress = watchdog, progress
-        self._files = None if folder is None else RunFiles(folder.path, plan, identity)
-        self._metrics: MetricsWriter | None = None
         self._layout: dict[str, Any] = {}
         self._restarts = 0
+        self._finished: dict[str, Any] | None = None
         self.clocks = Clocks(len(plan.phases), watchdog)
         self.history: list[dict[str, Any]] = []
         self.examples = ExamplesDigest()
         self.decisions: list[dict[str, Any]] = []
         self.start_step = 0
         self.pending_row: dict[str, Any] | None = None
-        self.checkpoints: RunCheckpoints | None = None
 
     def open(self) -> dict[str, Any]:
-        """Opens the checkpoints; returns the layout that the run was begun with, or nothing."""
-        if self._folder is None:
-            return {}
-        try:
-            # Not needed in memory.
-            from adabatch_jax.runs.run_checkpoints import RunCheckpoints
-        except ModuleNotFoundError as error:
-            raise explain_missing(error) or error from error
-
-        self._folder.look_again()
-        self._files.write_identity(only_if_missing=True)
-        period = None if self._keep.every is None else every(self._plan, self._keep.every)
-        self.checkpoints = RunCheckpoints(
-            self._folder, self._keep, period, self._on_save_error, self._watchdog, self._progress
-        )
-        found = self._folder.checkpoint
+        """Opens the store; returns the layout that the run was begun with, or nothing."""
+        period = None if self._keep.every is None else every(self.plan, self._keep.every)
+        self.store.open(self._keep, period, self._on_save_error, self._watchdog, self._progress)
+        found = self.store.checkpoint
         return {} if found is None else found.run["layout"]
 
     def begin(self, state: TrainState) -> TrainState:
-        """Returns the state of the folder's checkpoint, or where it has none `state`."""
-        if self._folder is None:
-            self._start_from(state)
-            return state
+        """Returns the state of the store's checkpoint, or where it has none `state`."""
         self._tell_notes()
-        if self._folder.checkpoint is None:
+        is_done = False
+        if self.store.checkpoint is None:
             self._start_from(state)
         else:
             state = self._resume(state)
-            if self._is_finished():
-                rows = self._folder.path / "metrics.jsonl"
-                self.history = read_metrics(rows) if rows.exists() else []
-                return state
-        if self.start_step < self._plan.num_steps:  # perhaps of a run that is prolonged
-            self._files.remove_results()
-        self._files.write_identity()
-        self._files.write_plan()
-        self._metrics = MetricsWriter(self._folder.path, self._folder.position_of_rows())
-        self.history = read_metrics(self._folder.path / "metrics.jsonl")
-        for row in self.history:
-            self.checkpoints.measured(row)
-        self._tell_notes()
+            self._tell_notes()
+            is_done = self.start_step == self.plan.num_steps
+            self._finished = self.store.read_summary(self._identity) if is_done else None
+        if self._finished is None:
+            self.history = self.store.begin(self.plan, self._identity, is_done)
+        else:
+            self.history = self.store.read_rows()
         return state
 
     def _tell_notes(self) -> None:
         """Shows what was found in the folder, once."""
-        while self._folder.notes:
-            self._progress.message(self._folder.notes.pop(0))
+        while self.store.notes:
+            self._progress.message(self.store.notes.pop(0))
 
     def keep_layout(self, layout: Mapping[str, Any]) -> None:
         """Notes what the bits of the result depend on beside the settings, as JSON values."""
         self._layout = dict(layout)
-        if self._metrics is None:
-            return
-        self._files.write_environment(self._layout, self._restarts)
-        found = self._folder.checkpoint
+        self.store.write_environment(self._layout, self._restarts)
+        found = self.store.checkpoint
         before = self._layout if found is None else found.run["layout"]
         for name in ("devices", "shard_params", "microbatch_size"):
             if before[name] != self._layout[name]:
@@ -135,54 +117,39 @@ class RunRecord:
     @property
     def wants_prediction(self) -> bool:
         """Whether there is a plan.json in which nothing was predicted for its plan."""
-        return self._metrics is not None and self._files.wants_prediction
+        return self.store.wants_prediction(self.plan)
 
     def predicted(self, prediction: Mapping[str, Any]) -> None:
         """Adds what the run should take to plan.json."""
-        self._files.write_prediction(prediction)
+        self.store.write_prediction(self.plan, prediction)
 
     def _start_from(self, state: TrainState) -> None:
         """Begins where the given state stands."""
         step = int(state.step)
-        if step > self._plan.num_steps:
+        if step > self.plan.num_steps:
             raise UsageError(
                 f"the state has {step} updates behind it, more than the plan's "
-                f"{self._plan.num_steps}; give `TrainState.create(...)` to begin anew."
+                f"{self.plan.num_steps}; give `TrainState.create(...)` to begin anew."
             )
         self.start_step = step
-        for past in itertools.islice(self._plan.steps(), step):
-            self.audit(past)
-
-    def _is_finished(self) -> bool:
-        return (
-            self.start_step == self._plan.num_steps
-            and self._files.read_summary() is not None
-            and has_its_rows(self._folder.path, self._folder.checkpoint)
-        )
-
-    def audit(self, step: Step) -> None:
-        """Adds an update's examples to the digest."""
-        index, epoch = examples_at(
-            self._plan.num_examples, self._seed, step.start_sample, step.num_real
-        )
-        self.examples.update(step.start_sample, index, epoch)
 
     def _resume(self, state: TrainState) -> TrainState:
         def check(found: Found) -> None:
-            check_past(found.run, self._plan, self._seed, self._folder.path)
+            check_past(found.run, self.plan, self._seed, self.store.path)
 
-        state = self.checkpoints.restored(state, check)
-        found = self._folder.checkpoint
+        state = self.store.restored(state, check)
+        found = self.store.checkpoint
         run = found.run
         self.start_step = found.step
         self.examples = ExamplesDigest(run["examples_digest"])
-        self.decisions = [*run["decisions"], *self._folder.changes]
+        changes = (change for change in self.store.changes if change not in run["decisions"])
+        self.decisions = [*run["decisions"], *changes]
         self.pending_row = run["pending_row"]
         self.clocks.restore(run)
         self._restarts = run["restarts"] + 1
-        if found.step < self._plan.num_steps:
+        if found.step < self.plan.num_steps:
             self._progress.message(
-                f"resuming after update {found.step:,} of {self._plan.num_steps:,} "
+                f"resuming after update {found.step:,} of {self.plan.num_steps:,} "
                 f"(sample {run['samples']:,})"
             )
         for package, version in package_versions().items():
@@ -197,22 +164,20 @@ class RunRecord:
     def write_row(self, row: dict[str, Any]) -> None:
         """Adds a row of metrics."""
         self.history.append(row)
-        if self._metrics is not None:
-            self._metrics.write(row)
-            self.checkpoints.measured(row)
+        self.store.write_row(row)
 
     def position(self, step: int) -> dict[str, Any]:
         """What a checkpoint says about where the run stands, to be taken before it goes on."""
-        samples = self._plan.samples_at(step)
+        samples = self.plan.samples_at(step)
         return {
             "format": FORMAT,
             "step": step,
             "samples": samples,
             "seed": self._seed,
-            "plan": self._plan.to_dict(),
-            "fingerprint": self._plan.fingerprint(samples),
+            "plan": self.plan.to_dict(),
+            "fingerprint": self.plan.fingerprint(samples),
             "examples_digest": str(self.examples),
-            "order_digest": digest_of_order(self._plan, self._seed, samples),
+            "order_digest": digest_of_order(self.plan, self._seed, samples),
         }
 
     def save(self, state: TrainState, position: Mapping[str, Any]) -> None:
@@ -222,11 +187,8 @@ class RunRecord:
           state: may be donated afterwards; all updates before it were looked at, and none after.
           position: what `position` said when the state was that of the run.
         """
-        if self.checkpoints is None:
-            return
         run = {
             **position,
-            "run_id": self._folder.run_id,
             **self.clocks.to_dict(),
             # Those of later updates aren't found yet: results are looked at in order.
             "decisions": list(self.decisions),
@@ -234,29 +196,23 @@ class RunRecord:
             "restarts": self._restarts,
             "identity": self._identity,
             "versions": package_versions(),
-            "metrics": dataclasses.asdict(self._metrics.position()),
         }
-        self.checkpoints.save(position["step"], state, run)
+        self.store.save(position["step"], state, run)
 
     def save_given(self, state: TrainState) -> None:
         """Saves a state that was given at the plan's end, so that another call finds it."""
-        if self._folder is not None and self._folder.checkpoint is None:
+        if self.store.checkpoint is None:
             kind = {"is_planned": True, "pending_row": None}
             self.save(state, self.position(self.start_step) | kind)
 
     def finish(self, state: TrainState, stopped: bool) -> dict[str, Any]:
         """Waits for the last checkpoint and, at the plan's end, writes the summary."""
-        if self._folder is not None and self._metrics is None:  # it was finished before
-            return self._files.read_summary()
-        if self.checkpoints is not None:
-            with self.clocks.timed("checkpoint"):
-                self.checkpoints.wait()
-            if state.step > self.start_step:
-                self.checkpoints.check_is_saved(int(state.step))
+        if self._finished is not None:
+            return self._finished
+        with self.clocks.timed("checkpoint"):
+            self.store.wait_for_saves(int(state.step) if state.step > self.start_step else None)
         summary = self._summary(state)
-        if self._folder is not None and not stopped:
-            summary = self._files.write_summary(summary)
-        return summary
+        return summary if stopped else self.store.write_summary(summary, self._identity)
 
     def _summary(self, state: TrainState) -> dict[str, Any]:
         last = self.history[-1] if self.history else {}
@@ -266,7 +222,7 @@ class RunRecord:
         step = int(state.step)
         return {
             "step": step,
-            "samples": self._plan.samples_at(step),
+            "samples": self.plan.samples_at(step),
             **{key: _finite_or_none(last[key]) for key in measured},
             "weights_digest": weights_digest(state),
             "examples_digest": str(self.examples),
@@ -278,13 +234,8 @@ class RunRecord:
         }
 
     def close(self) -> None:
-        """Closes the files, also after an error."""
-        try:
-            if self.checkpoints is not None:
-                self.checkpoints.close()
-        finally:
-            if self._metrics is not None:
-                self._metrics.close()
+        """Ends what was begun in the store, also after an error."""
+        self.store.close()
 
 
 def _finite_or_none(value: Any) -> Any:

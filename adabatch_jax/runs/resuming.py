@@ -1,5 +1,6 @@
 """Going on with a run: what has been done, followed by what is asked for now."""
 
+import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,10 @@ import numpy as np
 
 from adabatch_jax.config.declarations import Role, declarations, flattened
 from adabatch_jax.config.train_config import TrainConfig
-from adabatch_jax.runs.checkpoints.found import Found
-from adabatch_jax.runs.folder.run_folder import RunFolder
-from adabatch_jax.runs.past import check_past, is_past
+from adabatch_jax.runs.checkpoint_past import check_past, is_past
+from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.schedules.learning_rate_at_step import resolve
-from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, cut_ends, make_plan
 from adabatch_jax.system.errors import RestoreError, UsageError, did_you_mean
 
 _DECLARED = declarations(TrainConfig)
@@ -31,19 +30,42 @@ _IDENTITY = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A setting that a run goes on with changed, from a checkpoint on."""
+
+    step: int
+    setting: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        label = "lr at the reference batch size" if self.setting == "lr" else self.setting
+        return f"{label} is {self.now} from update {self.step:,} on, and was {self.before}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The change among a run's decisions, as JSON values."""
+        what = {"kind": "change", "step": self.step, "setting": self.setting}
+        return what | {"from": self.before, "to": self.now}
+
+
 def plan_of_run(
-    config: TrainConfig, num_examples: int, folder: RunFolder, allow_change: Collection[str] = ()
-) -> BatchPlan:
-    """The plan; of a run that has begun, what was done followed by what is asked for.
+    config: TrainConfig,
+    num_examples: int,
+    found: Found | None,
+    workdir: Path,
+    allow_change: Collection[str] = (),
+) -> tuple[BatchPlan, list[Change]]:
+    """The plan, and what changed of the settings; of a run that has begun, what was done followed by what is asked for.
 
     A longer run and an edited future of the schedule are allowed; another past is refused, and
-    so is a change of any setting that decides the numbers. What changed is added to the folder's
-    notes and changes.
+    so is a change of any setting that decides the numbers.
 
     Args:
       config: what is asked for.
       num_examples: examples in an epoch.
-      folder: the run's.
+      found: the checkpoint to go on from; None where there is none.
+      workdir: the run's folder, for errors.
       allow_change: those of `CHANGEABLE` that may differ all the same, from here on.
 
     Raises:
@@ -51,23 +73,24 @@ def plan_of_run(
       UsageError: `allow_change` holds something else.
     """
     for name in allow_change:
-        if name not in CHANGEABLE:
+        if name not in (*CHANGEABLE, "rows"):
             raise UsageError(
                 f"--allow-change: {name!r} can't change in a run; those that can are "
                 f"{', '.join(CHANGEABLE)}{did_you_mean(name, CHANGEABLE) or '.'}"
             )
-    found = folder.checkpoint
     if found is None:
-        return config.plan(num_examples)
+        return config.plan(num_examples), []
     run = found.run
-    before = TrainConfig.from_dict(run["identity"], origin=f"the checkpoint in {folder.path}")
-    _check_identity(before, config, folder.path, allow_change)
-    plan = _plan_from_here(config, num_examples, before, run, folder.path, allow_change)
+    before = TrainConfig.from_dict(run["identity"], origin=f"the checkpoint in {workdir}")
+    _check_identity(before, config, workdir, allow_change)
+    plan = _plan_from_here(config, num_examples, before, run, workdir, allow_change)
     if "lr" not in allow_change:
         done = BatchPlan.from_dict(run["plan"])
-        _check_rates(before, done, config, plan, found.step, folder.path, allow_change)
-    _note_changes(before, config, found, folder)
-    return plan
+        _check_rates(before, done, config, plan, found.step, workdir, allow_change)
+    old, new = flattened(before.to_dict()), flattened(config.to_dict())
+    names = dict.fromkeys((*_OF_THE_FUTURE, *CHANGEABLE))
+    changed = (name for name in names if old[name] != new[name])
+    return plan, [Change(found.step, name, old[name], new[name]) for name in changed]
 
 
 def _plan_from_here(
@@ -94,32 +117,14 @@ def _plan_from_here(
     return plan
 
 
-def _note_changes(
-    before: TrainConfig, config: TrainConfig, found: Found, folder: RunFolder
-) -> None:
-    """Tells what differs from the checkpoint's settings, in the folder's notes and changes."""
-    old, new = flattened(before.to_dict()), flattened(config.to_dict())
-    for name in dict.fromkeys([*_OF_THE_FUTURE, *CHANGEABLE]):
-        change = {"kind": "change", "step": found.step, "setting": name}
-        change |= {"from": old[name], "to": new[name]}
-        label = "lr at the reference batch size" if name == "lr" else name
-        if old[name] != new[name] and change not in folder.changes:
-            folder.changes.append(change)
-            folder.notes.append(
-                f"note: {label} is {new[name]} from update {found.step:,} on, and was {old[name]}"
-            )
-
-
 def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples: int) -> BatchPlan:
     """Plans the schedule as it was planned before: up to each end that cut a batch short."""
-    plan = config.plan(num_examples)
-    if plan.num_samples < samples:
+    plan, ends = config.plan(num_examples), cut_ends(done, samples)
+    if plan.num_samples < samples or not ends:
         return plan
-    ends = [end for end in done.irregular_ends() if end <= samples]
-    for i, end in enumerate(ends):
-        until = f"{ends[i + 1]}sp" if i + 1 < len(ends) else config.duration
-        if i == 0:
-            plan = make_plan(config.schedule, num_examples, f"{end}sp", config.remainder)
+    first, *later = [*(f"{end}sp" for end in ends), config.duration]
+    plan = make_plan(config.schedule, num_examples, first, config.remainder)
+    for end, until in zip(ends, later, strict=True):
         plan = plan.continued(config.schedule, end, until)
     return plan
 

@@ -3,53 +3,78 @@
 import collections
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 
+from adabatch_jax.data.example_digest import Share
+from adabatch_jax.data.feeds import Piece
 from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.folder.metrics import COLUMNS
+from adabatch_jax.runs.in_flight import Settled
 from adabatch_jax.runs.record import RunRecord
-from adabatch_jax.schedules.plan import BatchPlan
 
 
 class Rows:
     """Makes the rows of a run, and gives them to its record and to who watches it.
 
     Args:
-      plan: the plan.
-      learning_rate: what to log as such, or None.
       record: the run's record.
+      due: where a row is due.
+      learning_rate: what to log as such, or None.
       progress: who watches.
     """
 
     def __init__(
         self,
-        plan: BatchPlan,
-        learning_rate: optax.Schedule | None,
         record: RunRecord,
+        due: Due,
+        learning_rate: optax.Schedule | None,
         progress: Progress,
     ):
-        self._plan, self._learning_rate = plan, learning_rate
-        self._record, self._progress = record, progress
-        self._pace = _Pace(plan.samples_at(record.start_step))
+        self._record, self._due = record, due
+        self._learning_rate, self._progress = learning_rate, progress
+        self._next = due.next_row(record.start_step)
+        self._pace = _Pace(record.plan.samples_at(record.start_step))
+
+    def due_in(self, piece: Piece, digest_shares: Sequence[Share]) -> list[dict[str, Any]]:
+        """Takes note of a piece's examples; returns what is known of the rows that are due in it.
+
+        Those of evaluations aren't among them.
+
+        Args:
+          piece: one that was dispatched, whose last update ends with it.
+          digest_shares: what each of its updates adds to the digest of examples.
+        """
+        rows = []
+        for step, share in zip(piece.steps, digest_shares, strict=True):
+            self._record.examples.add(share)
+            if step.index + 1 == self._next:
+                if not self._due.is_evaluation(self._next):
+                    rows.append(self.begin(self._next))
+                self._next = self._due.next_row(self._next)
+        return rows
 
     def begin(self, finished: int) -> dict[str, Any]:
         """What is known of a row before its updates are computed."""
-        row: dict[str, Any] = {"step": finished, "samples": self._plan.samples_at(finished)}
-        if self._plan.num_examples is not None:
-            row["epoch"] = self._plan.epoch_at(finished)
-        phase = self._plan.phase_at(finished - 1)
+        plan = self._record.plan
+        row: dict[str, Any] = {"step": finished, "samples": plan.samples_at(finished)}
+        if plan.num_examples is not None:
+            row["epoch"] = row["samples"] / plan.num_examples
+        phase = plan.phase_at(finished - 1)
         row |= {"phase": phase.index, "batch_size": phase.batch_size}
         if self._learning_rate is not None:
             row["learning_rate"] = self._rate(finished - 1)
         return row | {"examples_digest": str(self._record.examples)}
 
-    def with_metrics(self, row: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
-        """The row with the metrics of its last update."""
-        return {**row, **{f"train_{name}": value for name, value in metrics.items()}}
+    def with_metrics(self, row: Mapping[str, Any], settled: Settled) -> dict[str, Any]:
+        """The row with the metrics of its last update, which is one of a piece."""
+        place = row["step"] - 1 - settled.piece.steps[0].index
+        values = settled.metrics().items()
+        return {**row, **{f"train_{name}": float(value[place]) for name, value in values}}
 
     def seconds(self, samples: int) -> dict[str, float]:
         """What the clocks say when so many samples are trained on."""

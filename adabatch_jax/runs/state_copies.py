@@ -1,13 +1,14 @@
-"""Saving checkpoints while the devices go on."""
+"""Copies of the state that checkpoints are saved from, while the devices go on."""
 
 import collections
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.training.nonfinite import all_finite
 from adabatch_jax.training.train_state import TrainState
@@ -45,37 +46,37 @@ class _Copy:
     position: Mapping[str, Any]
 
 
-class Saver:
-    """Saves from copies: the device computes one behind an update, and goes on with the next.
+class StateCopies:
+    """Saves checkpoints from copies: a device makes one behind an update, and goes on.
 
     A copy is written when the updates before it are known to be good, so that no checkpoint holds
     numbers that are lost.
 
     Args:
       record: where checkpoints go.
-      program: gives a compiled program by its name; `COPY` is `lower_copy`'s.
-      diverged: makes the error for weights that aren't finite after so many updates.
+      recovery: makes the error for weights that aren't finite.
 
     Attributes:
       newest: the number of updates behind the newest copy that is saved or will be.
     """
 
-    def __init__(
-        self,
-        record: RunRecord,
-        program: Callable[[Hashable], jax.stages.Compiled],
-        diverged: Callable[[int, str], Exception],
-    ):
-        self._record, self._program, self._diverged = record, program, diverged
+    def __init__(self, record: RunRecord, recovery: Recovery):
+        self._record, self._recovery = record, recovery
         self._copies: collections.deque[_Copy] = collections.deque()
         self.newest = self._newest_saved = record.start_step
 
     def take(
-        self, finished: int, state: TrainState, is_planned: bool, pending_row: Any = None
+        self,
+        program: jax.stages.Compiled,
+        finished: int,
+        state: TrainState,
+        is_planned: bool,
+        pending_row: Any = None,
     ) -> bool:
         """Begins to copy the state after `finished` updates, which is that of the run now.
 
         Args:
+          program: what `lower_copy` lowered.
           finished: how many updates.
           state: the state.
           is_planned: whether a checkpoint is due here anyway, or because of a stop.
@@ -86,7 +87,6 @@ class Saver:
         """
         position = self._record.position(finished)
         position |= {"is_planned": is_planned, "pending_row": pending_row}
-        program = self._program(COPY)  # waiting for it is no part of an update
         with self._record.clocks.timed("step"):
             copy, is_finite = program(state)
         self._copies.append(_Copy(finished, state if copy is None else copy, is_finite, position))
@@ -110,7 +110,7 @@ class Saver:
             with self._record.clocks.timed("step"):
                 jax.block_until_ready(copy.is_finite)
             if not jax.device_get(copy.is_finite):
-                raise self._diverged(copy.finished, "a weight is not finite")
+                raise self._recovery.diverged(copy.finished, "a weight is not finite")
             with self._record.clocks.timed("checkpoint"):
                 self._record.save(copy.state, copy.position)
             self._newest_saved = copy.finished

@@ -1,1 +1,5 @@
-"""What the batch size should be: durations, schedules, their text form, and the plan."""
+"""Batch size and learning rate over the one clock, samples: schedules, their texts, and the plan.
+
+A plan (`plan.py`) is what the rooms above import: they read each batch size and rate from it and
+compute none. Devices, data and files are unknown here; jax is there for the coupled rate alone.
+"""

@@ -137,6 +137,9 @@ class LinearRamp(Schedule):
 def constant(batch_size: int) -> PiecewiseConstant:
     """The same batch size for the whole run.
 
+    Raises:
+      UsageError: `batch_size` is no whole number, or < 1.
+
     >>> str(constant(128))
     '128'
     """
@@ -164,8 +167,8 @@ def exponential_growth(
       multiple_of: sizes are multiples of this number, but for a bound that isn't one.
 
     Raises:
-      UsageError: a size below 1, a factor that isn't positive, an empty interval, or a bound on
-        the wrong side of `init_value`.
+      UsageError: `init_value`, `end_value` or `multiple_of` < 1, `growth_factor` <= 0, `every`
+        isn't longer than nothing, or `end_value` lies on the wrong side of `init_value`.
 
     >>> str(exponential_growth(128, growth_factor=2, every="20ep", end_value=2048))
     '128 x2 every 20ep max 2048'
@@ -206,7 +209,7 @@ def piecewise_constant(
       boundaries_and_sizes: duration since the start of the run -> batch size from there on.
 
     Raises:
-      UsageError: a size below 1, or a duration that can't be read.
+      UsageError: a size < 1, or a duration that can't be read.
 
     >>> str(piecewise_constant(128, {"20ep": 256, "40ep": 512}))
     '128, 20ep: 256, 40ep: 512'
@@ -231,7 +234,8 @@ def linear_ramp(
     starts at k / (num_stages - 1) of `over`.
 
     Raises:
-      UsageError: a size below 1, fewer than 2 stages, or an empty duration.
+      UsageError: `init_value` or `end_value` < 1, `num_stages` < 2, or `over` isn't longer than
+        nothing.
 
     >>> [size for _, size in linear_ramp(128, 512, over="50%", num_stages=4).sizes()]
     [128, 256, 384, 512]
@@ -258,6 +262,10 @@ def growth_from_decay(
     clipped to `end_value`. Keep the same decays in the base learning rate: the coupling leaves
     in it what the batch didn't take, the rest above `end_value` included. Power 1 with linear
     coupling is Smith et al.'s "don't decay the learning rate"; power 1 with sqrt is Seesaw.
+
+    Raises:
+      UsageError: a decay <= 0, `init_value` or `end_value` < 1, a size that rounds to 0, or a
+        duration that can't be read.
 
     >>> str(growth_from_decay(128, {"30ep": 0.1, "60ep": 0.1}, end_value=8192))
     '128, 30ep: 1280, 60ep: 8192'

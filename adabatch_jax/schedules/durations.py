@@ -1,6 +1,7 @@
 """Durations: a length of training in epochs, steps, samples or percent of the run."""
 
 import dataclasses
+import math
 import operator
 import re
 from fractions import Fraction
@@ -9,7 +10,7 @@ from adabatch_jax.schedules.text_reader import decimal_text
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
 _FORM = re.compile(r"(\d[\d_]*(?:\.\d+|/\d+)?|\.\d+)\s*([KMB]?)(.*)", re.DOTALL)
-_MULTIPLES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+_MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9}
 _UNITS = ("ep", "st", "sp", "%")
 _LONG_NAMES = {
     "e": "ep", "epoch": "ep", "epochs": "ep",
@@ -77,7 +78,7 @@ def parse_duration(text: str | int | Duration) -> Duration:
             "st (steps), sp (samples) and % (of the run)."
         )
     try:
-        value = Fraction(number) * _MULTIPLES[multiple]
+        value = Fraction(number) if not multiple else Fraction(number) * _MULTIPLES[multiple]
     except ZeroDivisionError:
         raise UsageError(f"the duration {text!r} divides by zero.") from None
     except ValueError:  # two underscores, or more digits than Python reads
@@ -100,3 +101,59 @@ def _samples(value: int) -> Duration:
     if count < 0:
         raise UsageError(f"a duration can't be negative, got {count}.")
     return Duration(Fraction(count), "sp")
+
+
+def run_duration(duration: str | int | Duration, num_examples: int | None) -> Duration:
+    """Reads the length of a whole run.
+
+    Raises:
+      UsageError: as `parse_duration`, or it is in percent, is 0, or has no unit and is less than
+        one epoch as samples.
+    """
+    run = parse_duration(duration)
+    if run.unit == "%":
+        raise UsageError(f"a run's duration can't be a share of itself, got {str(run)!r}.")
+    if run.value <= 0:
+        raise UsageError(f"a run's duration must be longer than nothing, got {str(run)!r}.")
+    bare = not isinstance(duration, Duration) and not str(duration).endswith(("sp", "st", "ep"))
+    if bare and num_examples is not None and run.value < num_examples:
+        raise UsageError(
+            f"the duration {duration} has no unit, and as samples it is less than one epoch of "
+            f'{num_examples}; write "{duration}ep" for epochs or "{duration}sp" for samples.'
+        )
+    return run
+
+
+def sample_count(
+    duration: Duration, num_examples: int | None, num_samples: int | None, run: Duration
+) -> int | None:
+    """Converts to samples, rounded up, what needs no plan; None for a number of steps.
+
+    Args:
+      duration: what is converted.
+      num_examples: the length of an epoch; None for an endless stream.
+      num_samples: the run's length, which a percentage is of; None while that is converted.
+      run: the run's length as it was asked for; in steps, a percentage is a number of steps.
+
+    Raises:
+      UsageError: epochs of an endless stream.
+    """
+    if duration.unit == "st" or (duration.unit == "%" and run.unit == "st"):
+        return None
+    if duration.unit == "sp":
+        return math.ceil(duration.value)
+    if duration.unit == "%":
+        return math.ceil(duration.value * num_samples / 100)
+    if num_examples is None:
+        raise UsageError(
+            f"the duration {str(duration)!r} is in epochs, which an endless stream "
+            "(num_examples=None) doesn't have; give samples (sp) or steps (st)."
+        )
+    return math.ceil(duration.value * num_examples)
+
+
+def step_count(duration: Duration, run: Duration) -> int:
+    """Converts to steps, rounded up, what `sample_count` can't convert."""
+    if duration.unit == "%":
+        return math.ceil(duration.value * run.value / 100)
+    return math.ceil(duration.value)

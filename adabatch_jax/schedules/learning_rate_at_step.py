@@ -6,7 +6,6 @@ code runs on numpy (plan tables, logs) and inside jit.
 """
 
 import dataclasses
-import operator
 from collections.abc import Callable
 from fractions import Fraction
 from types import ModuleType
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from adabatch_jax.schedules.learning_rate_text import LearningRate, coupling_power
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan import BatchPlan, first_step_from, stride_of
+from adabatch_jax.schedules.text_reader import excerpt, positive_integer
 from adabatch_jax.system.errors import UsageError
 
 Coupling = str | float | Callable[[float], float]
@@ -27,16 +27,13 @@ _MAX_EXACT_DECAYS = 400
 def coupling_factors(
     plan: BatchPlan, coupling: Coupling, reference_batch_size: int | None
 ) -> list[Fraction]:
-    """The factor on the base learning rate in each phase of the plan."""
+    """The factor on the base learning rate in each phase of the plan.
+
+    Raises:
+      UsageError: an unknown coupling, or `reference_batch_size` < 1.
+    """
     reference = plan.phases[0].batch_size if reference_batch_size is None else reference_batch_size
-    try:
-        reference = operator.index(reference)
-    except TypeError:
-        raise UsageError(
-            f"`reference_batch_size` must be a whole number, got {reference!r}."
-        ) from None
-    if reference < 1:
-        raise UsageError(f"`reference_batch_size` must be at least 1, got {reference}.")
+    reference = positive_integer(reference, "reference_batch_size")
     rule = _coupling_rule(coupling)
     return [rule(Fraction(phase.batch_size, reference)) for phase in plan.phases]
 
@@ -65,13 +62,13 @@ class StepClock:
 
     @classmethod
     def of(cls, plan: BatchPlan) -> "StepClock":
-        """Makes the tables for a plan."""
+        """Makes the tables for a plan; raises a UsageError for 2**31 steps or more."""
         if plan.num_steps >= 2**31:
             raise UsageError(
                 f"the plan has {plan.num_steps:,} steps, and optax counts updates in int32; "
                 "make it fewer than 2**31 with larger batches."
             )
-        strides = [plan.stride(phase) for phase in plan.phases]
+        strides = [stride_of(plan, phase) for phase in plan.phases]
         carries = plan.remainder == "carry"
         zeros = [0] * len(strides)
         first = zeros if carries else [s.steps_in_first_epoch for s in strides]
@@ -144,7 +141,12 @@ def resolve(
     coupling: Coupling = "linear",
     reference_batch_size: int | None = None,
 ) -> ResolvedRate:
-    """Turns a described learning rate and a plan into tables."""
+    """Turns a described learning rate and a plan into tables.
+
+    Raises:
+      UsageError: an unknown coupling, `reference_batch_size` < 1, thresholds out of order, more
+        than 100,000 decays, or 2**31 steps or more.
+    """
     factors = coupling_factors(plan, coupling, reference_batch_size)
     pieces = _base_pieces(plan, base)
     starts = sorted({0, *(p.start_step for p in plan.phases), *(step for step, _ in pieces)})
@@ -175,17 +177,17 @@ def _base_pieces(plan: BatchPlan, base: LearningRate) -> list[tuple[int, Fractio
         sample = plan.sample_of(duration)
         if sample <= before:
             raise UsageError(
-                f"the thresholds of the learning rate {str(base)!r} must increase, but {duration} "
+                f"the thresholds of the learning rate {excerpt(str(base))!r} must increase, but {duration} "
                 f"is at sample {sample:,} and the one before it at sample {before:,}."
             )
         before = sample
-        pieces.append((plan.first_step_from(sample), rate))
+        pieces.append((first_step_from(plan, sample), rate))
     if base.decay_rate is None:
         return pieces
     rate, k = base.init_value, 0
     while True:
         k += 1
-        step = plan.first_step_from(plan.sample_of(base.decay_every.times(k)))
+        step = first_step_from(plan, plan.sample_of(base.decay_every.times(k)))
         if step >= plan.num_steps:
             return pieces
         if k > _MAX_PIECES:

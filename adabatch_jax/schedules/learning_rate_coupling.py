@@ -45,7 +45,9 @@ def coupled_learning_rate(
       outside jit. Counts from `plan.num_steps` on keep the last value.
 
     Raises:
-      UsageError: unknown coupling, thresholds out of order, 2**31 updates or more.
+      UsageError: `base` or `coupling` is none of the above, `base` < 0, `reference_batch_size` < 1,
+        thresholds out of order, more than 100,000 decays, 2**31 updates or more, or a callable of
+        the epoch for an endless stream.
 
     >>> from adabatch_jax import make_plan, parse_learning_rate
     >>> plan = make_plan("128 x2 every 20ep max 2048", num_examples=50_000, duration="100ep")

@@ -69,10 +69,10 @@ def parse_learning_rate(text: str) -> LearningRate:
     reader = Reader(text, "learning rate")
     fields: dict = {"init_value": _rate(reader)}
     if reader.peek.startswith("x"):
-        decay_place = reader.error("a decay above 0")
+        place = reader.place
         fields["decay_rate"] = reader.number("a decay such as x0.1", prefix="x")
         if fields["decay_rate"] <= 0:
-            raise decay_place
+            raise reader.error("a decay above 0", place)
         reader.require("every")
         fields["decay_every"] = _positive_duration(reader)
     elif reader.peek == ",":
@@ -106,18 +106,18 @@ def _read_pieces(reader: Reader) -> tuple[tuple[Duration, Fraction], ...]:
 
 
 def _rate(reader: Reader) -> Fraction:
-    place = reader.error("a learning rate that is not negative")
+    place = reader.place
     rate = reader.number("a learning rate such as 0.1")
     if rate < 0:
-        raise place
+        raise reader.error("a learning rate that is not negative", place)
     return rate
 
 
 def _positive_duration(reader: Reader) -> Duration:
-    place = reader.error("a duration longer than nothing")
+    place = reader.place
     duration = read_duration(reader)
     if duration.value <= 0:
-        raise place
+        raise reader.error("a duration longer than nothing", place)
     return duration
 
 
@@ -127,6 +127,9 @@ _LARGEST_POWER = 10
 
 def coupling_power(coupling: str | float) -> Fraction:
     """The power of the batch ratio that a coupling stands for.
+
+    Raises:
+      UsageError: it is no name of a coupling, and no number from -10 to 10.
 
     >>> coupling_power("sqrt"), coupling_power(0.75)
     (Fraction(1, 2), Fraction(3, 4))
@@ -147,7 +150,7 @@ def coupling_power(coupling: str | float) -> Fraction:
 
 
 def constant_learning_rate(value: Fraction) -> LearningRate:
-    """A learning rate that stays; an error for a negative one."""
+    """A learning rate that stays; raises a UsageError if `value` < 0."""
     if value < 0:
         raise UsageError(f"a learning rate can't be negative, got {decimal_text(value)}.")
     return LearningRate(value)

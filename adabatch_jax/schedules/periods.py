@@ -1,10 +1,11 @@
 """Things that happen again and again: logging, evaluation, checkpoints."""
 
 import dataclasses
+import math
 from fractions import Fraction
 
 from adabatch_jax.schedules.durations import Duration, parse_duration
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan import BatchPlan, first_step_from
 from adabatch_jax.system.errors import UsageError
 
 
@@ -28,6 +29,18 @@ class Period:
         """Whether it was due anywhere from update `after_steps` (exclusive) to `finished_steps`."""
         return self._count(finished_steps) > self._count(after_steps)
 
+    def next(self, finished_steps: int) -> int:
+        """The first number of updates above `finished_steps` when it is due; the plan's updates
+        or more where it isn't any more.
+
+        >>> from adabatch_jax import make_plan
+        >>> period = every(make_plan("30", num_examples=100, duration="3ep"), "1ep")
+        >>> [period.next(step) for step in (0, 3, 4, 7)]
+        [4, 4, 7, 10]
+        """
+        reached = math.ceil((self._count(finished_steps) + 1) * self.length)
+        return reached if self.counts_steps else first_step_from(self.plan, reached)
+
     def _count(self, step: int) -> int:
         position = step if self.counts_steps else self.plan.samples_at(step)
         return position * self.length.denominator // self.length.numerator
@@ -35,6 +48,9 @@ class Period:
 
 def every(plan: BatchPlan, duration: str | int | Duration) -> Period:
     """Makes a period from a duration, exact also where it is no whole number of samples.
+
+    Raises:
+      UsageError: it can't be read, isn't longer than nothing, or is in epochs of an endless stream.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("30", num_examples=100, duration="3ep")

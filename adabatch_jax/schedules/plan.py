@@ -7,45 +7,24 @@ import bisect
 import dataclasses
 import hashlib
 import json
-import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-from adabatch_jax.schedules.durations import Duration, parse_duration
-from adabatch_jax.schedules.strides import Stride
-from adabatch_jax.system.errors import UsageError
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A stretch of the run with one batch size.
-
-    Steps `start_step <= s < stop_step` begin at samples `start_sample <= c < stop_sample`, and
-    `stop_sample` is where the next phase starts.
-    """
-
-    index: int
-    start_step: int
-    stop_step: int
-    start_sample: int
-    stop_sample: int
-    batch_size: int
-
-    @property
-    def num_steps(self) -> int:
-        return self.stop_step - self.start_step
-
-
-class Step(NamedTuple):
-    """One update: `num_real` examples, `num_real <= batch_size`, from `start_sample` on."""
-
-    index: int
-    phase: int
-    start_sample: int
-    batch_size: int
-    num_real: int
+from adabatch_jax.schedules.durations import (
+    Duration,
+    parse_duration,
+    run_duration,
+    sample_count,
+    step_count,
+)
+from adabatch_jax.schedules.phases import Phase, Step
+from adabatch_jax.schedules.plan_builder import build_phases
+from adabatch_jax.schedules.schedule_text import as_schedule
+from adabatch_jax.schedules.strides import REMAINDERS, Stride
+from adabatch_jax.schedules.text_reader import positive_integer
+from adabatch_jax.system.errors import UsageError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +40,8 @@ class BatchPlan:
       remainder: "carry", "partial" or "drop".
       duration: the run's length as it was asked for.
       divisible_by: what every batch size was checked against.
+      ends: the samples at which earlier ends of the run cut a batch short before `continued` went
+        on: a step begins there, and not where the phase's own steps would have gone on.
     """
 
     phases: tuple[Phase, ...]
@@ -69,6 +50,7 @@ class BatchPlan:
     remainder: str
     duration: Duration
     divisible_by: int = 1
+    ends: tuple[int, ...] = ()
 
     @cached_property
     def _start_steps(self) -> list[int]:
@@ -77,10 +59,6 @@ class BatchPlan:
     @cached_property
     def _start_samples(self) -> list[int]:
         return [phase.start_sample for phase in self.phases]
-
-    def stride(self, phase: Phase) -> Stride:
-        """The arithmetic of the steps in `phase`."""
-        return Stride(phase.start_sample, phase.batch_size, self.num_examples, self.remainder)
 
     @property
     def num_steps(self) -> int:
@@ -107,62 +85,54 @@ class BatchPlan:
         )
 
     def phase_at(self, step: int) -> Phase:
-        """The phase of an update, `0 <= step < num_steps`; an IndexError outside."""
+        """The phase of an update; raises an IndexError unless `0 <= step < num_steps`."""
         step = operator.index(step)  # an int32 array would overflow further down
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} is outside the plan's {self.num_steps} steps.")
         return self.phases[bisect.bisect_right(self._start_steps, step) - 1]
 
     def batch_size_at(self, step: int) -> int:
-        """The batch size of the update's phase, even where the batch is partial."""
+        """The batch size of the update's phase, even where the batch is partial.
+
+        Raises:
+          IndexError: unless `0 <= step < num_steps`.
+        """
         return self.phase_at(step).batch_size
 
     def samples_at(self, step: int) -> int:
-        """Where an update begins, in samples; the run's length at `num_steps`."""
+        """Where an update begins, in samples; the run's length at `num_steps`.
+
+        Raises:
+          IndexError: unless `0 <= step <= num_steps`.
+        """
         step = operator.index(step)
         if step == self.num_steps:
             return self.num_samples
         phase = self.phase_at(step)
-        return self.stride(phase).begin(step - phase.start_step)
+        return stride_of(self, phase).begin(step - phase.start_step)
 
     def step_at(self, sample: int) -> int:
-        """The s with `samples_at(s) <= sample < samples_at(s + 1)`; `num_steps` at the end."""
+        """The s with `samples_at(s) <= sample < samples_at(s + 1)`; `num_steps` at the end.
+
+        Raises:
+          IndexError: unless `0 <= sample <= num_samples`.
+        """
         sample = operator.index(sample)
         if not 0 <= sample <= self.num_samples:
             raise IndexError(f"sample {sample} is outside the plan's {self.num_samples} samples.")
         if sample == self.num_samples:
             return self.num_steps
         phase = self.phases[bisect.bisect_right(self._start_samples, sample) - 1]
-        begun = self.stride(phase).steps_before(sample + 1)
+        begun = stride_of(self, phase).steps_before(sample + 1)
         return phase.start_step + min(begun, phase.num_steps) - 1
 
-    def first_step_from(self, sample: int) -> int:
-        """The first update that begins at `sample` or later; `num_steps` if none does."""
-        sample = operator.index(sample)
-        if sample >= self.num_samples:
-            return self.num_steps
-        step = self.step_at(sample)
-        return step if self.samples_at(step) == sample else step + 1
-
-    def step_beginning_at(self, sample: int, name: str) -> int:
-        """The update that begins at `sample`, or `num_steps` at the end.
+    def epoch_at(self, step: int) -> float:
+        """The epochs before an update, `samples_at(step) / num_examples`.
 
         Raises:
-          UsageError: none does; the sentence calls the sample `name`.
+          IndexError: unless `0 <= step <= num_steps`.
+          UsageError: an endless stream has no epochs.
         """
-        sample = operator.index(sample)
-        if not 0 <= sample <= self.num_samples:
-            raise UsageError(f"`{name}`={sample} is outside the plan's {self.num_samples} samples.")
-        step = self.step_at(sample)
-        if self.samples_at(step) != sample:
-            raise UsageError(
-                f"no step begins at {name}={sample}; the nearest ones begin at "
-                f"{self.samples_at(step)} and {self.samples_at(step + 1)}."
-            )
-        return step
-
-    def epoch_at(self, step: int) -> float:
-        """The epochs before an update, `samples_at(step) / num_examples`."""
         if self.num_examples is None:
             raise UsageError("an endless stream (num_examples=None) has no epochs.")
         return self.samples_at(step) / self.num_examples
@@ -172,6 +142,9 @@ class BatchPlan:
 
         Steps are this plan's; a percentage is of the run, in samples, or in steps where the
         run's own duration is in steps.
+
+        Raises:
+          UsageError: it can't be read, or is in epochs of an endless stream.
         """
         duration = parse_duration(duration)
         sample = sample_count(duration, self.num_examples, self.num_samples, self.duration)
@@ -180,33 +153,24 @@ class BatchPlan:
         step = step_count(duration, self.duration)
         if step <= self.num_steps:
             return self.samples_at(step)
-        return self.stride(self.phases[-1]).begin(step - self.phases[-1].start_step)
+        return stride_of(self, self.phases[-1]).begin(step - self.phases[-1].start_step)
 
     def steps(self, start_step: int = 0) -> Iterator[Step]:
-        """Yields the updates from `start_step` on."""
+        """Yields the updates from `start_step` on.
+
+        Raises:
+          IndexError: unless `0 <= start_step <= num_steps`.
+        """
         start_step = operator.index(start_step)
         if not 0 <= start_step <= self.num_steps:
             raise IndexError(f"step {start_step} is outside the plan's {self.num_steps} steps.")
-        for phase in self.phases:
-            stride = self.stride(phase)
+        first = max(bisect.bisect_right(self._start_steps, start_step) - 1, 0)
+        for phase in map(self.phases.__getitem__, range(first, len(self.phases))):
+            stride = stride_of(self, phase)
             for step in range(max(start_step, phase.start_step), phase.stop_step):
                 k = step - phase.start_step
                 begin, end = stride.begin(k), min(stride.end(k), phase.stop_sample)
                 yield Step(step, phase.index, begin, phase.batch_size, end - begin)
-
-    def irregular_ends(self) -> list[int]:
-        """Where phases end that a run's end, at the time, cut short: before `continued` went on.
-
-        The next step begins there, and not where the phase's own steps would have gone on.
-        """
-        ends = []
-        for phase in self.phases:
-            stride = self.stride(phase)
-            begin, end = stride.begin(phase.num_steps), stride.end(phase.num_steps - 1)
-            if phase.stop_sample not in (begin, end):
-                # Under "drop" the run ended somewhere before the next phase could begin.
-                ends.append(min(phase.stop_sample, begin + phase.batch_size - 1))
-        return ends
 
     def continued(
         self, schedule: Any, from_sample: int, duration: str | int | Duration
@@ -221,22 +185,41 @@ class BatchPlan:
           duration: of the whole run, not below `from_sample`.
 
         Raises:
-          UsageError: as `make_plan`, or no step begins at `from_sample`.
+          UsageError: as `make_plan`, no step begins at `from_sample`, or the duration ends before.
 
-        >>> from adabatch_jax import make_plan
         >>> plan = make_plan("100", num_examples=1000, duration="2ep")
         >>> [p.batch_size for p in plan.continued("250", 1000, "4ep").phases]
         [100, 250]
         """
-        from adabatch_jax.schedules.plan_builder import continue_plan
-
-        return continue_plan(self, schedule, from_sample, duration)
+        from_sample = operator.index(from_sample)
+        step = step_beginning_at(self, from_sample, "from_sample")
+        kept = [
+            dataclasses.replace(
+                phase,
+                stop_step=min(phase.stop_step, step),
+                stop_sample=min(phase.stop_sample, from_sample),
+            )
+            for phase in self.phases
+            if phase.start_step < step
+        ]
+        return _planned(
+            schedule,
+            self.num_examples,
+            duration,
+            self.remainder,
+            self.divisible_by,
+            kept,
+            cut_ends(self, from_sample),
+        )
 
     def fingerprint(self, until_sample: int | None = None) -> str:
         """Hashes the steps before `until_sample` (default: the whole run).
 
         Equal for two plans whose steps before `until_sample` are the same, whatever comes after
         and however it was written down.
+
+        Raises:
+          IndexError: unless `0 <= until_sample <= num_samples`.
         """
         cut = self.num_samples if until_sample is None else operator.index(until_sample)
         if not 0 <= cut <= self.num_samples:
@@ -254,19 +237,24 @@ class BatchPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values; `from_dict` gives it back."""
-        return {
+        content = {
             "num_examples": self.num_examples,
             "remainder": self.remainder,
             "divisible_by": self.divisible_by,
             "duration": str(self.duration),
             "num_steps": self.num_steps,
             "num_samples": self.num_samples,
-            "phases": [dataclasses.asdict(phase) for phase in self.phases],
+            "phases": [dict(vars(phase)) for phase in self.phases],
         }
+        return content | {"ends": list(self.ends)} if self.ends else content
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "BatchPlan":
-        """Makes the plan that `to_dict` described."""
+        """Makes the plan that `to_dict` described.
+
+        Raises:
+          UsageError: it described none.
+        """
         try:
             return cls(
                 phases=tuple(Phase(**phase) for phase in content["phases"]),
@@ -275,31 +263,120 @@ class BatchPlan:
                 remainder=content["remainder"],
                 duration=parse_duration(content["duration"]),
                 divisible_by=content["divisible_by"],
+                ends=tuple(content.get("ends", ())),
             )
         except (KeyError, TypeError) as error:
             raise UsageError(f"this is no plan as `to_dict` writes it: {error}.") from None
 
 
-def sample_count(
-    duration: Duration, num_examples: int | None, num_samples: int | None, run: Duration
-) -> int | None:
-    """Converts to samples what can be converted without a plan; None for a number of steps."""
-    if duration.unit == "st" or (duration.unit == "%" and run.unit == "st"):
-        return None
-    if duration.unit == "sp":
-        return math.ceil(duration.value)
-    if duration.unit == "%":
-        return math.ceil(duration.value * num_samples / 100)
-    if num_examples is None:
+def make_plan(
+    schedule: Any,
+    num_examples: int | None,
+    duration: str | int | Duration,
+    remainder: str = "carry",
+    divisible_by: int = 1,
+) -> BatchPlan:
+    """Turns a schedule into exact steps and samples.
+
+    A step's batch is that of the last threshold that is not after the samples before the step;
+    a step is never split.
+
+    Args:
+      schedule: a schedule, its text, an int, or pairs of (duration, batch size).
+      num_examples: examples per epoch; None for an endless stream.
+      duration: the run's length, such as "100ep", "20000st", "2.5Msp", or an int of samples.
+      remainder: what happens when a batch doesn't fit into the rest of an epoch. "carry": it
+        straddles two epochs, and only the run's last batch can be partial; every example comes
+        exactly once per epoch. "partial": the epoch's last batch is partial. "drop": the rest
+        of the epoch is not trained on, as in the official code; the clock still counts it.
+      divisible_by: a number that every batch size has to be a multiple of; only checked.
+
+    Raises:
+      UsageError: thresholds out of order, a batch larger than the dataset or not divisible, a
+        duration that can't be converted, or a plan without steps.
+
+    >>> plan = make_plan("128 x2 every 20ep max 2048", num_examples=50_000, duration="100ep")
+    >>> plan.num_steps, [phase.start_sample for phase in plan.phases]
+    (15138, [0, 1000064, 2000000, 3000448, 4000896])
+    """
+    if num_examples is not None:
+        num_examples = positive_integer(num_examples, "num_examples")
+    divisible_by = positive_integer(divisible_by, "divisible_by")
+    if remainder not in REMAINDERS:
         raise UsageError(
-            f"the duration {str(duration)!r} is in epochs, which an endless stream "
-            "(num_examples=None) doesn't have; give samples (sp) or steps (st)."
+            f"`remainder` must be 'carry', 'partial' or 'drop', got {remainder!r}"
+            f"{did_you_mean(str(remainder), REMAINDERS) or '.'}"
         )
-    return math.ceil(duration.value * num_examples)
+    if num_examples is None and remainder != "carry":
+        raise UsageError(
+            f"an endless stream (num_examples=None) can only carry, got remainder={remainder!r}."
+        )
+    return _planned(schedule, num_examples, duration, remainder, divisible_by)
 
 
-def step_count(duration: Duration, run: Duration) -> int:
-    """Converts to steps what `sample_count` can't convert."""
-    if duration.unit == "%":
-        return math.ceil(duration.value * run.value / 100)
-    return math.ceil(duration.value)
+def _planned(
+    schedule: Any,
+    num_examples: int | None,
+    duration: str | int | Duration,
+    remainder: str,
+    divisible_by: int,
+    kept: Sequence[Phase] = (),
+    ends: Sequence[int] = (),
+) -> BatchPlan:
+    """The plan of arguments that are checked, behind phases that are kept."""
+    run = run_duration(duration, num_examples)
+    phases = build_phases(as_schedule(schedule), num_examples, run, remainder, divisible_by, kept)
+    num_samples = phases[-1].stop_sample
+    ends = tuple(end for end in ends if end < num_samples)
+    return BatchPlan(phases, num_examples, num_samples, remainder, run, divisible_by, ends)
+
+
+def stride_of(plan: BatchPlan, phase: Phase) -> Stride:
+    """The arithmetic of the steps in a phase."""
+    return Stride(phase.start_sample, phase.batch_size, plan.num_examples, plan.remainder)
+
+
+def first_step_from(plan: BatchPlan, sample: int) -> int:
+    """The first update that begins at a sample or later; `num_steps` if none does."""
+    sample = operator.index(sample)
+    if sample >= plan.num_samples:
+        return plan.num_steps
+    step = plan.step_at(sample)
+    return step if plan.samples_at(step) == sample else step + 1
+
+
+def step_beginning_at(plan: BatchPlan, sample: int, name: str) -> int:
+    """The update that begins at a sample, or `num_steps` at the end.
+
+    Raises:
+      UsageError: none does; the error calls the sample `name`.
+    """
+    sample = operator.index(sample)
+    if not 0 <= sample <= plan.num_samples:
+        raise UsageError(f"`{name}`={sample} is outside the plan's {plan.num_samples} samples.")
+    step = plan.step_at(sample)
+    if plan.samples_at(step) != sample:
+        raise UsageError(
+            f"no step begins at {name}={sample}; the nearest ones begin at "
+            f"{plan.samples_at(step)} and {plan.samples_at(step + 1)}."
+        )
+    return step
+
+
+def cut_ends(plan: BatchPlan, until_sample: int) -> tuple[int, ...]:
+    """Where ends of the run, the plan's own included, cut a batch short, up to a sample."""
+    last = plan.phases[-1]
+    stride = stride_of(plan, last)
+    whole = stride.begin(last.num_steps), stride.end(last.num_steps - 1)
+    ends = plan.ends if plan.num_samples in whole else (*plan.ends, plan.num_samples)
+    return tuple(end for end in ends if end <= until_sample)
+
+
+def fixed_batch_plan(plan: BatchPlan) -> BatchPlan:
+    """The plan of the same samples with the first phase's batch throughout.
+
+    >>> fixed_batch_plan(make_plan("100, 10ep: 400", num_examples=1000, duration="20ep")).num_steps
+    200
+    """
+    first = plan.phases[0].batch_size
+    return make_plan(first, plan.num_examples, f"{plan.num_samples}sp", plan.remainder)

@@ -14,20 +14,21 @@ from adabatch_jax.schedules.batch_size_schedules import (
     piecewise_constant,
 )
 from adabatch_jax.schedules.durations import Duration, parse_duration
-from adabatch_jax.schedules.text_reader import Reader
+from adabatch_jax.schedules.text_reader import Reader, excerpt
 from adabatch_jax.system.errors import UsageError
 
 _DURATION = 'a duration such as "20ep", "1500st", "2.5Msp" or "30%"'
 
 
 def read_duration(reader: Reader) -> Duration:
-    """Reads a duration; a word that is none is pointed at."""
-    place = reader.error(_DURATION)
+    """Reads a duration; raises a UsageError that points at a word that is none."""
+    place = reader.place
     word = reader.take(_DURATION)
     try:
         return parse_duration(word)
     except UsageError as error:
-        raise UsageError(f"{str(place).removesuffix('.')}; {error}") from None
+        pointing = str(reader.error(_DURATION, place)).removesuffix(".")
+        raise UsageError(f"{pointing}; {error}") from None
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -103,6 +104,9 @@ def as_schedule(
 ) -> Schedule:
     """Makes a schedule of an int, a text, or an iterable of (duration, size) that begins at 0.
 
+    Raises:
+      UsageError: it is none of them, a size < 1, or a text that can't be read.
+
     >>> str(as_schedule([(0, 64), ("10ep", 128)]))
     '64, 10ep: 128'
     """
@@ -122,5 +126,7 @@ def as_schedule(
             f"got {schedule!r}."
         ) from None
     if not pairs or pairs[0][0].value != Fraction(0):
-        raise UsageError(f"the first pair of a schedule must begin at 0, got {schedule!r}.")
+        raise UsageError(
+            f"the first pair of a schedule must begin at 0, got {excerpt(repr(schedule))}."
+        )
     return piecewise_constant(pairs[0][1], pairs[1:])

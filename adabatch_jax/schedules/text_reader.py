@@ -1,6 +1,5 @@
 """Reading the little languages of schedules and learning rates, with errors that point."""
 
-import dataclasses
 import operator
 import re
 from decimal import Decimal, InvalidOperation
@@ -9,10 +8,15 @@ from fractions import Fraction
 from adabatch_jax.system.errors import UsageError
 
 _WORD = re.compile(r"[,:]|[^\s,:]+")
+_WHOLE = re.compile(r"[+-]?\d[\d_]*")
+_NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d{1,3})?(/\d+)?")
 
 
 def exact(value: int | float | str | Decimal | Fraction, name: str) -> Fraction:
     """Returns the number that `value` shows when printed, exactly: 0.1 is 1/10.
+
+    Raises:
+      UsageError: `value` is no finite number; the error calls it `name`.
 
     >>> exact(0.375, "growth_factor")
     Fraction(3, 8)
@@ -30,7 +34,10 @@ def exact(value: int | float | str | Decimal | Fraction, name: str) -> Fraction:
 
 
 def positive_integer(value: int, name: str) -> int:
-    """Returns a whole number of at least 1; the complaint calls it `name`.
+    """Returns a whole number of at least 1.
+
+    Raises:
+      UsageError: `value` is no whole number, or < 1; the error calls it `name`.
 
     >>> positive_integer(128, "batch_size")
     128
@@ -68,78 +75,99 @@ def decimal_text(value: Fraction) -> str:
     return f"{sign}{text[:-digits]}.{text[-digits:]}"
 
 
-@dataclasses.dataclass
+def excerpt(text: str, place: int = 0, length: int = 200) -> str:
+    """Returns a text for an error to quote: of a long one, what lies around a place.
+
+    >>> excerpt("128, 20ep: 256, 40ep: 512", place=16, length=11)
+    '...256, 40ep: ...'
+    """
+    start = min(max(place - length // 2, 0), max(len(text) - length, 0))
+    stop = start + length
+    return "..." * (start > 0) + text[start:stop] + "..." * (stop < len(text))
+
+
 class Reader:
-    """Walks over the words of a text; every complaint names the place."""
+    """Walks over the words of a text; every complaint names the place.
 
-    text: str
-    what: str
+    Attributes:
+      text: what is read.
+      what: its name in complaints.
+      place: the number of the next word; a complaint can point back at it.
+    """
 
-    def __post_init__(self):
-        self._words = [(m.group(), m.start()) for m in _WORD.finditer(self.text)]
-        self._next = 0
+    def __init__(self, text: str, what: str):
+        self.text, self.what, self.place = text, what, 0
+        self._words = [(m.group(), m.start()) for m in _WORD.finditer(text)]
 
     @property
     def peek(self) -> str:
         """The next word, `""` at the end."""
-        return self._words[self._next][0] if self._next < len(self._words) else ""
+        return self._words[self.place][0] if self.place < len(self._words) else ""
 
     def take(self, expected: str) -> str:
-        """Returns the next word and moves on; `expected` says what should stand there."""
+        """Returns the next word and moves on.
+
+        Raises:
+          UsageError: there is none; `expected` says what should stand there.
+        """
         if not self.peek:
             raise self.error(expected)
-        self._next += 1
-        return self._words[self._next - 1][0]
+        self.place += 1
+        return self._words[self.place - 1][0]
 
     def take_if(self, word: str) -> bool:
         """Moves on if the next word is `word`."""
         if self.peek != word:
             return False
-        self._next += 1
+        self.place += 1
         return True
 
     def require(self, word: str) -> None:
-        """Moves over `word`, or complains."""
+        """Moves over a word; raises a UsageError if it is not `word`."""
         if not self.take_if(word):
             raise self.error(f"{word!r}")
 
     def finish(self, expected: str = "nothing more") -> None:
-        """Complains about anything that is left."""
+        """Raises a UsageError if anything is left."""
         if self.peek:
             raise self.error(expected)
 
     def number(self, expected: str, prefix: str = "") -> Fraction:
-        """Reads a number within a float's range, a decimal or `p/q`, behind `prefix`."""
-        if not re.fullmatch(
-            re.escape(prefix) + r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d{1,3})?(/\d+)?", self.peek
-        ):
-            raise self.error(expected)
-        word = self.take(expected)[len(prefix) :]
+        """Reads a decimal or `p/q` behind `prefix`.
+
+        Raises:
+          UsageError: it is no number, or outside of a float's range.
+        """
+        place = self.place
+        word = self.take(expected)
+        if not word.startswith(prefix) or not _NUMBER.fullmatch(word, len(prefix)):
+            raise self.error(expected, place)
         try:
-            number = Fraction(word)
+            number = Fraction(word[len(prefix) :])
             float(number)
         except (ValueError, ArithmeticError):
-            self._next -= 1
-            raise self.error(expected) from None
+            raise self.error(expected, place) from None
         return number
 
     def whole(self, expected: str) -> int:
-        """Reads a whole number."""
-        if not re.fullmatch(r"[+-]?\d[\d_]*", self.peek):
-            raise self.error(expected)
+        """Reads a whole number; raises a UsageError if it is none."""
+        place = self.place
+        word = self.take(expected)
         try:
-            return int(self.take(expected))
+            if _WHOLE.fullmatch(word):
+                return int(word)
         except ValueError:  # two underscores, or more digits than Python reads
-            self._next -= 1
-            raise self.error(expected) from None
+            pass
+        raise self.error(expected, place)
 
-    def error(self, expected: str) -> UsageError:
-        """Builds the complaint about the next word."""
-        if self._next < len(self._words):
-            word, start = self._words[self._next]
-            place = f"{word!r} (character {start + 1})"
-        else:
-            place = "its end"
+    def error(self, expected: str, place: int | None = None) -> UsageError:
+        """Makes the complaint about the next word, or the one at an earlier place."""
+        place = self.place if place is None else place
+        where, start = "its end", len(self.text)
+        if place < len(self._words):
+            word, start = self._words[place]
+            where = f"{word!r} (character {start + 1})"
         return UsageError(
-            f"can't read the {self.what} {self.text!r} at {place}: expected {expected}."
+            f"can't read the {self.what} {excerpt(self.text, start)!r} at {where}: "
+            f"expected {expected}."
         )

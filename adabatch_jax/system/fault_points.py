@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from adabatch_jax.system.errors import UsageError
@@ -74,7 +74,9 @@ def reach(point: str, before: Callable[[], Any] | None = None) -> str | None:
 
     >>> reach("step.begin")
     """
-    text = os.environ.get(VARIABLE)
+    if VARIABLE not in os.environ:
+        return None
+    text = os.environ[VARIABLE]
     if not text:
         return None
     with _lock:  # points are reached by threads too
@@ -87,21 +89,20 @@ def reach(point: str, before: Callable[[], Any] | None = None) -> str | None:
     return _perform(point, fault)
 
 
-def poisoned(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns inputs of an update with which its loss and its gradients are not finite.
+def poisoned(weight: Any, place: Any = ...) -> Any:
+    """Returns a batch's weights with which its loss and its gradients are not finite.
 
     Args:
-      inputs: a batch or a micro-batch on the devices, or what it is gathered from, with
-        "weight"; of several updates whose inputs are stacked the first one's are spoiled.
+      weight: a `jax.Array`.
+      place: which part of it is to be spoiled, an index; the whole of it by default.
     """
     import jax
     import numpy as np
 
-    weight = inputs["weight"]
     # A NaN would not do: a micro-batch whose weights don't sum up to more than 0 is left out.
     spoiled = np.array(jax.device_get(weight))
-    spoiled[0 if "num_steps" in inputs else ...] = np.inf
-    return {**inputs, "weight": jax.device_put(spoiled, weight.sharding)}
+    spoiled[place] = np.inf
+    return jax.device_put(spoiled, weight.sharding)
 
 
 def _perform(point: str, fault: _Fault) -> str | None:

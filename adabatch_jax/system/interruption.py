@@ -1,13 +1,14 @@
 """Signals and a time limit: stop at the next update, save, and say how to go on."""
 
 import contextlib
+import math
 import os
 import select
 import signal
-import socket
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 from adabatch_jax.system.errors import UsageError
 
@@ -23,49 +24,52 @@ _SHOW_CURSOR = "\x1b[?25h\n"
 class Interruption:
     """Whether a run was asked to stop: by Ctrl-C, SIGTERM or SIGUSR1, or by a limit of its time.
 
-    Signals are heard while it is entered, in the main thread: at once, also while Python itself
-    waits for a compiler or a device. Elsewhere, and inside another `Interruption`, it hears none.
+    Signals are heard while it is entered, in the main thread; elsewhere, and inside another
+    `Interruption`, it hears none. Python hears them between two of its own instructions: whoever
+    waits for a device does so in `jax.block_until_ready`, and for a compiler in another thread.
 
     Until `defer` a signal ends the process: there is nothing to save yet, and an exception in the
     middle of an import can abort it. After `defer` the first signal makes `requested` true, and a
-    second one ends the process.
+    second one ends the process. It ends with the exit code of a signal, 130 or 143, which the
+    system's own action for SIGUSR1 would not.
 
     Args:
       max_seconds: how long the run may take, what stopping takes included; None: no limit.
       started: since when, as `time.monotonic()`; None: now.
 
     Raises:
-      UsageError: `max_seconds` is not above 0.
+      UsageError: if `max_seconds` <= 0.
 
     >>> with Interruption() as interruption:
     ...     interruption.defer()
     ...     signal.raise_signal(signal.SIGTERM)
-    ...     while not interruption.requested:
-    ...         time.sleep(0.001)
-    ...     interruption.name, interruption.exit_code
-    ('SIGTERM', 143)
+    ...     interruption.requested, interruption.name, interruption.exit_code
+    (True, 'SIGTERM', 143)
     """
 
     def __init__(self, max_seconds: float | None = None, started: float | None = None):
         if max_seconds is not None and not max_seconds > 0:
             raise UsageError(f"`max_seconds` must be above 0, got {max_seconds}.")
         started = time.monotonic() if started is None else started
-        self._deadline = None if max_seconds is None else started + max_seconds
+        self._deadline = started + (math.inf if max_seconds is None else max_seconds)
         self._expected_seconds = 0.0
         self._deferred = False
         self._name: str | None = None
         self._first_heard: float | None = None
-        self._entered: list[contextlib.ExitStack] = []
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        stack = contextlib.ExitStack()
-        self._entered.append(stack)
-        if threading.current_thread() is threading.main_thread() and not _listening():
-            self._listen(stack)
+        if threading.current_thread() is threading.main_thread() and not _heard():
+            handlers = {number: signal.getsignal(number) for number in _NAMES}
+            # What isn't Python's couldn't be put back.
+            self._previous = {n: handler for n, handler in handlers.items() if handler is not None}
+            for number in self._previous:
+                signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._entered.pop().close()
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def defer(self) -> None:
         """From now on there is something to save, and whoever asks `requested` decides when."""
@@ -78,9 +82,8 @@ class Interruption:
     @property
     def requested(self) -> bool:
         """Whether to stop; once true it stays so."""
-        if self._name is None and self._deadline is not None:
-            if time.monotonic() >= self._deadline - self._expected_seconds:
-                self._name = _TIME_LIMIT
+        if self._name is None and time.monotonic() >= self._deadline - self._expected_seconds:
+            self._name = _TIME_LIMIT
         return self._name is not None
 
     @property
@@ -98,49 +101,7 @@ class Interruption:
         """130 for Ctrl-C, else 143; 0 if nothing asked to stop."""
         return 0 if self._name is None else _exit_code(self._name)
 
-    def _listen(self, stack: contextlib.ExitStack) -> None:
-        """Begins to hear signals; the stack undoes it, in the opposite order."""
-        reader, writer = (stack.enter_context(end) for end in socket.socketpair())
-        writer.setblocking(False)
-        self._wakeup_fd = writer.fileno()
-        previous_fd = signal.set_wakeup_fd(self._wakeup_fd, warn_on_full_buffer=False)
-        thread = threading.Thread(
-            target=self._read, args=(reader, previous_fd), name="signals", daemon=True
-        )
-        thread.start()
-        stack.callback(thread.join)
-        stack.callback(writer.send, bytes(1))  # no signal has the number 0
-        stack.callback(signal.set_wakeup_fd, previous_fd)
-        for number in _NAMES:
-            previous = signal.getsignal(number)
-            if previous is not None:  # what isn't Python's couldn't be put back
-                signal.signal(number, self._handle)
-                stack.callback(signal.signal, number, previous)
-
-    def _read(self, reader: socket.socket, previous_fd: int) -> None:
-        """The thread that hears: the interpreter's C code writes a byte for each signal."""
-        while True:
-            for number in reader.recv(64):
-                if not number:
-                    return
-                if number in _NAMES:
-                    self._hear(number)
-                elif previous_fd >= 0:  # whoever listened there, such as an event loop
-                    with contextlib.suppress(OSError):
-                        os.write(previous_fd, bytes([number]))
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        """What Python calls in the main thread, which may be sooner or much later."""
-        if self._deferred:
-            self._name = self._name or _NAMES[number]
-        current = signal.set_wakeup_fd(self._wakeup_fd, warn_on_full_buffer=False)
-        if current == self._wakeup_fd:
-            return  # the thread has it too, and counts
-        if current >= 0:
-            signal.set_wakeup_fd(current)
-        self._hear(number)
-
-    def _hear(self, number: int) -> None:
+    def _hear(self, number: int, frame: FrameType | None) -> None:
         now, name = time.monotonic(), _NAMES[number]
         if not self._deferred:
             say_at_once(
@@ -183,22 +144,16 @@ def say_at_once(text: str, fd: int = 2) -> None:
             os.write(fd, text.encode())
 
 
-def _listening() -> dict[int, Interruption]:
-    """By signal, the `Interruption` that hears it."""
-    handlers = {number: signal.getsignal(number) for number in _NAMES}
-    owners = {number: getattr(handler, "__self__", None) for number, handler in handlers.items()}
-    return {n: owner for n, owner in owners.items() if isinstance(owner, Interruption)}
+def _heard() -> list[signal.Signals]:
+    """The signals that an `Interruption` hears."""
+    owners = {number: getattr(signal.getsignal(number), "__self__", None) for number in _NAMES}
+    return [number for number, owner in owners.items() if isinstance(owner, Interruption)]
 
 
 def _forget_in_child() -> None:
-    """A forked process has the parent's handlers and none of its threads: signals end it.
-
-    Else what `multiprocessing` terminates would live on, and the parent would hear of it.
-    """
-    if listening := _listening():
-        signal.set_wakeup_fd(-1)
-        for number in listening:
-            signal.signal(number, signal.SIG_DFL)
+    """Signals end a forked process: else what `multiprocessing` terminates would live on."""
+    for number in _heard():
+        signal.signal(number, signal.SIG_DFL)
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

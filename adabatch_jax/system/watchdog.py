@@ -1,24 +1,26 @@
 """A watchdog: what hangs for ever ends the process, so that a scheduler can start it again."""
 
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
+import functools
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.interruption import exit_at_once, say_at_once
+from adabatch_jax.system.watchdog_process import EXIT_SIGNAL
 
 # Schedulers that restart jobs by their exit code take this one for "please restart".
 RESTART_EXIT_CODE = 42
 _LONGEST_INTERVAL_SECONDS = 1.0
-# What writing the stacks may take: a disk that hangs may be why they are written.
-_DUMP_SECONDS = 10.0
 
 
 @dataclasses.dataclass
@@ -40,16 +42,17 @@ class Watchdog:
     """Ends the process with exit code 42 when something watched takes too long.
 
     It looks from a thread of its own, so it sees what hangs in a compiler, a device or a file
-    system, but not what hangs there without letting Python's other threads run. The time in which
-    the whole process was stopped doesn't count. A context manager; before it is entered, and
-    with `timeout_seconds` None, it does nothing.
+    system. Where this thread can't run, as somebody holds Python's lock, or the disk of the log
+    hangs, a process beside this one (on Linux) ends it once more than the limit has passed. The
+    time in which the whole process was stopped doesn't count. A context manager; before it is
+    entered, and with `timeout_seconds` None, it does nothing.
 
     Args:
       timeout_seconds: how long anything watched may go without an end or a beat.
       log_path: a text file that the stacks of all threads are appended to; None: stderr.
 
     Raises:
-      UsageError: `timeout_seconds` is not above 0.
+      UsageError: if `timeout_seconds` <= 0.
 
     >>> with Watchdog(timeout_seconds=600, log_path=None) as watchdog:
     ...     save = watchdog.begin("the checkpoint of update 10")
@@ -68,12 +71,16 @@ class Watchdog:
         self._watches: dict[int, _Watch] = {}
         self._tokens = itertools.count()
         self._lock = threading.Lock()
+        self._is_watching = False
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "Watchdog":
         if self._timeout is not None:
             self._ended.clear()
+            if sys.platform == "linux":
+                self._process = _start_process(self._timeout)
             self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -82,6 +89,10 @@ class Watchdog:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
     @contextlib.contextmanager
     def watch(self, what: str) -> Iterator[None]:
@@ -102,11 +113,14 @@ class Watchdog:
 
     def end(self, token: int) -> None:
         """Ends what `begin` began; again is fine."""
-        with self._lock:
-            self._watches.pop(token, None)
+        if self._timeout is not None:
+            with self._lock:
+                self._watches.pop(token, None)
 
     def beat(self) -> None:
         """Tells that this thread gets on with what it has under `watch`."""
+        if self._timeout is None:
+            return
         thread = threading.get_ident()
         with self._lock:
             for watch in self._watches.values():
@@ -114,9 +128,14 @@ class Watchdog:
                     watch.since = self._now()
 
     def _add(self, what: str, thread: int | None) -> int:
+        if self._timeout is None:  # costs nothing at every update
+            return -1
         with self._lock:
             token = next(self._tokens)
             self._watches[token] = _Watch(what, thread, self._now())
+            if not self._is_watching:
+                self._is_watching = True
+                self._write("w")
         return token
 
     def _now(self) -> float:
@@ -127,29 +146,31 @@ class Watchdog:
         last = time.monotonic()
         while not self._ended.wait(self._interval):
             now = time.monotonic()
-            overdue = self._overdue(now - last)
+            overdue = self.overdue(now - last)
             last = now
             if overdue is not None:
                 self._end_process(overdue)
 
-    def _overdue(self, elapsed: float) -> str | None:
+    def overdue(self, elapsed: float) -> str | None:
         """What is overdue when so many seconds have passed since it was last asked."""
         with self._lock:
+            self._write("w" if self._is_watching else "-")
+            self._is_watching = bool(self._watches)
             # After a longer gap this thread, and so the whole process, was stopped meanwhile.
             self._clock += min(elapsed, 2 * self._interval)
             late = (w for w in self._watches.values() if self._clock - w.since > self._timeout)
             watch = min(late, key=lambda watch: watch.since, default=None)
         return None if watch is None else watch.what
 
+    def _write(self, text: str) -> None:
+        if self._process is not None:
+            with contextlib.suppress(OSError):  # it was killed
+                self._process.stdin.write(text.encode())
+
     def _end_process(self, what: str) -> None:
         said = f"{what} took longer than {self._timeout:g} s"
-        dumped: Future[str] = Future()
-        threading.Thread(target=lambda: dumped.set_result(self._dump(said)), daemon=True).start()
-        try:
-            where = dumped.result(_DUMP_SECONDS)
-        except TimeoutError:
-            where = "can't be written"
-        say_at_once(f"error: {said} (--stall-timeout); the stacks of all threads {where}.\n")
+        where = self._dump(said)
+        say_at_once(f"error: {said} (--stall-timeout); the stacks of all threads are {where}.\n")
         exit_at_once(RESTART_EXIT_CODE)
 
     def _dump(self, said: str) -> str:
@@ -161,8 +182,27 @@ class Watchdog:
             with contextlib.suppress(OSError), open(self._log_path, "ab", buffering=0) as file:
                 file.write(head)
                 faulthandler.dump_traceback(file, all_threads=True)
-                return f"are in {self._log_path}"
+                return f"in {self._log_path}"
         with contextlib.suppress(OSError):
             os.write(2, head)
             faulthandler.dump_traceback(2, all_threads=True)
-        return "are above"
+        return "above"
+
+
+def _start_process(timeout_seconds: float) -> subprocess.Popen:
+    _exit_on_signal()
+    program = Path(__file__).with_name("watchdog_process.py")
+    arguments = [sys.executable, "-I", "-S", program, str(os.getpid()), str(timeout_seconds)]
+    return subprocess.Popen(arguments, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+@functools.cache
+def _exit_on_signal() -> None:
+    """Has `EXIT_SIGNAL` write all stacks to stderr and end the process, without Python's lock.
+
+    The C library calls the handler with the signal's number: `_exit` then takes it for the code.
+    """
+    assert EXIT_SIGNAL == RESTART_EXIT_CODE
+    c_library = ctypes.CDLL(None)
+    c_library.signal(EXIT_SIGNAL, c_library._exit)
+    faulthandler.register(EXIT_SIGNAL, file=2, all_threads=True, chain=True)

@@ -140,19 +140,6 @@ def sum_up(
     return sums._replace(metrics=jax.tree.map(total, metrics))
 
 
-def accumulate(
-    grad_fn: GradFn,
-    params: Any,
-    model_state: Any,
-    batch: Mapping[str, jax.Array],
-    rng: jax.Array,
-    sequential: bool,
-) -> Outputs:
-    """Returns what `grad_fn` would give for all micro-batches together; see `sum_up`."""
-    sums = sum_up(grad_fn, params, model_state, batch, rng, sequential)
-    return finish(sums, params, model_state, sequential)
-
-
 def _is_float(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 

@@ -116,5 +116,7 @@ class Programs:
 def program_of(lowered: jax.stages.Lowered, lower_seconds: float = 0.0) -> Program:
     """Compiles a program that was lowered already."""
     begin = time.monotonic()
-    compiled = lowered.compile()
+    # Not in this thread: newer compilers keep the main thread from hearing signals.
+    with ThreadPoolExecutor(1, thread_name_prefix="compile") as thread:
+        compiled = thread.submit(lowered.compile).result()
     return Program(compiled, *program_bytes(compiled), lower_seconds, time.monotonic() - begin)

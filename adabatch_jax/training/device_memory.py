@@ -1,24 +1,25 @@
 """How much memory a device has, and how much a compiled program takes of it."""
 
+import math
 import os
 from typing import Any
 
 import jax
 
 
-def device_memory_bytes(devices: list[jax.Device]) -> int | None:
+def device_memory_bytes(devices: list[jax.Device]) -> float:
     """What one of the devices can hold; CPU devices share the machine's free memory.
 
     Returns:
-      Bytes, or None where neither the device nor the system tells.
+      Bytes; infinite where neither the device nor the system tells.
     """
     stats = devices[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
     if devices[0].platform != "cpu":
-        return None
+        return math.inf
     free = _free_bytes()
-    return None if free is None else free // len(devices)
+    return math.inf if free is None else free // len(devices)
 
 
 def _free_bytes() -> int | None:
@@ -34,10 +35,10 @@ def _free_bytes() -> int | None:
         return None
 
 
-def state_bytes(tree: Any) -> int:
+def device_bytes(tree: Any) -> int:
     """What a pytree of arrays takes on the device that has the most of it, roughly.
 
-    >>> state_bytes({"w": jax.numpy.ones(1000)})
+    >>> device_bytes({"w": jax.numpy.ones(1000)})
     4000
     """
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))

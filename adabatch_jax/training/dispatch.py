@@ -1,21 +1,21 @@
 """Running pieces of the plan with programs that were compiled ahead of time."""
 
+import abc
 import functools
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from adabatch_jax.data.feeds import Feed, Piece
+from adabatch_jax.data.abstract_arrays import abstract, laid_out
+from adabatch_jax.data.feeds import Feed, Inputs, Piece
 from adabatch_jax.data.mesh import replicated
-from adabatch_jax.data.row_layout import BatchLayout, batch_layout
+from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.compiled_programs import Programs
-from adabatch_jax.training.dispatch_pieces import microbatch_pieces, pieces
-from adabatch_jax.training.dispatch_programs import (
-    Inputs,
-    Metrics,
+from adabatch_jax.training.program_names import program_names
+from adabatch_jax.training.traced_dispatches import (
     abstract_batch,
     add_microbatch,
     one_update,
@@ -23,7 +23,8 @@ from adabatch_jax.training.dispatch_programs import (
     several_updates,
 )
 from adabatch_jax.training.train_state import TrainState
-from adabatch_jax.training.train_step import TrainStep
+from adabatch_jax.training.update import Metrics, Update
+from adabatch_jax.training.updates_of_a_dispatch import microbatch_pieces, pieces
 
 
 class Dispatched(NamedTuple):
@@ -44,170 +45,191 @@ class Dispatched(NamedTuple):
     wait_for: Any
 
 
-class Dispatch(Protocol):
-    """What the loop asks to perform the plan's updates.
+class Dispatch(abc.ABC):
+    """Performs the plan's updates with programs that were compiled ahead of time.
+
+    Args:
+      update: what is performed.
+      feed: gives the inputs.
+      plan: what to train.
+      start_step: the first update.
+      state: arrays or abstract arrays like those that updates get.
+      rng: the run's key, a typed key array.
 
     Attributes:
       programs: the compiled programs, in the order in which they are needed.
     """
 
-    programs: Programs
+    is_split: bool
+
+    def __init__(
+        self,
+        update: Update,
+        feed: Feed,
+        plan: BatchPlan,
+        start_step: int,
+        state: TrainState,
+        rng: jax.Array,
+    ):
+        self._update, self._feed, self._plan = update, feed, plan
+        # A call with a typed key takes another, slower way through JAX.
+        self._key_data = update.place(jax.random.key_data(rng))
+        self._key_impl = jax.random.key_impl(rng)
+        self._of_sizes: dict[int, list[jax.stages.Compiled]] = {}
+        layouts = [feed.layouts.of(size) for size in sizes_from(plan, start_step)]
+        self.programs = Programs(self._lowerings(layouts, abstract(state)))
 
     def names(self, batch_size: int) -> tuple[Hashable, ...]:
         """The programs that updates of this batch size need."""
+        return program_names(self._feed.layouts.of(batch_size), self.is_split)
 
-    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
-        """What is dispatched at a time, from an update on; see `pieces`."""
+    @abc.abstractmethod
+    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
+        """What is dispatched at a time, from an update on; see `updates_of_a_dispatch.pieces`."""
 
-    def __call__(
-        self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
-    ) -> Dispatched:
+    @abc.abstractmethod
+    def __call__(self, piece: Piece, state: TrainState, inputs: Inputs) -> Dispatched:
         """Dispatches a piece; the state is donated."""
 
+    @abc.abstractmethod
+    def _lowerings(
+        self, layouts: list[BatchLayout], state: TrainState
+    ) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
+        """What lowers the programs, by name, for an abstract state."""
 
-class FusedDispatch:
-    """One or several whole updates per dispatch; one program per batch size.
+    def _compiled(self, batch_size: int) -> list[jax.stages.Compiled]:
+        """The programs of `names`; waits for those that aren't there yet."""
+        if batch_size not in self._of_sizes:
+            names = self.names(batch_size)
+            self._of_sizes[batch_size] = [self.programs.get(name).compiled for name in names]
+        return self._of_sizes[batch_size]
 
-    Args:
-      train_step: performs an update.
-      feed: gives the inputs.
-      plan: what to train.
-      start_step: the first update.
-      state: arrays or abstract arrays like those that updates get.
-      rng: the run's key, where updates get it.
-      steps_per_dispatch: the most updates in a dispatch.
-    """
+    @property
+    def _others(self) -> tuple[Any, Any, Any]:
+        """What every call is given: the key's bits, resident examples, the loss's constants."""
+        return self._key_data, self._feed.tables, self._update.constants
 
-    def __init__(
-        self,
-        train_step: TrainStep,
-        feed: Feed,
-        plan: BatchPlan,
-        start_step: int,
-        state: TrainState,
-        rng: jax.Array,
-        steps_per_dispatch: int = 1,
-    ):
-        self._feed, self._plan, self._constants = feed, plan, train_step.constants
+    def _key(self, key_data: jax.Array) -> jax.Array:
+        return jax.random.wrap_key_data(key_data, impl=self._key_impl)
+
+
+class FusedDispatch(Dispatch):
+    """One or several whole updates per dispatch; one program for batches that look alike."""
+
+    is_split = False
+
+    def __init__(self, *arguments: Any, steps_per_dispatch: int = 1):
         self._steps_per_dispatch = steps_per_dispatch
-        mesh, shardings = train_step.mesh, {}
-        if mesh is not None:
-            whole = replicated(mesh)
-            shardings["out_shardings"] = (train_step.state_shardings(state), whole, whole)
-        updates = one_update if steps_per_dispatch == 1 else several_updates
-        jitted = jax.jit(functools.partial(updates, train_step), donate_argnums=0, **shardings)
-        state, *others = abstract((state, rng, feed.tables, train_step.constants))
+        super().__init__(*arguments)
 
-        def lower(batch_size: int) -> jax.stages.Lowered:
-            return jitted.lower(state, feed.abstract_inputs(batch_size), *others)
+    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
+        return pieces(self._plan, start_step, self._steps_per_dispatch, next_boundary)
 
-        self.programs = Programs(
-            {size: functools.partial(lower, size) for size in sizes_from(plan, start_step)}
-        )
+    def __call__(self, piece: Piece, state: TrainState, inputs: Inputs) -> Dispatched:
+        (program,) = self._compiled(piece.steps[0].batch_size)
+        numbers = inputs.first, inputs.count
+        state, metrics, is_finite = program(state, inputs.arrays, numbers, *self._others)
+        return Dispatched(state, metrics, is_finite, is_finite)
 
-    def names(self, batch_size: int) -> tuple[Hashable, ...]:
-        return (batch_size,)
+    def _lowerings(self, layouts, state):
+        update, feed, shardings = self._update, self._feed, {}
+        if update.mesh is not None:
+            whole = replicated(update.mesh)
+            shardings["out_shardings"] = (update.state_shardings(state), whole, whole)
+        perform = functools.partial(one_update, update)
+        if self._steps_per_dispatch > 1:
+            perform = functools.partial(several_updates, update, self._steps_per_dispatch)
 
-    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
-        return pieces(self._plan, start_step, self._steps_per_dispatch, is_boundary)
+        def updates(state, arrays, numbers, key_data, tables, constants):
+            return perform(state, arrays, numbers, self._key(key_data), tables, constants)
 
-    def __call__(
-        self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
-    ) -> Dispatched:
-        program = self.programs.get(piece.steps[0].batch_size)
-        others = (rng, self._feed.tables, self._constants)
-        state, metrics, is_finite = program.compiled(state, inputs, *others)
-        return Dispatched(state, metrics, is_finite, metrics)
+        jitted = jax.jit(updates, donate_argnums=0, **shardings)
+
+        def lower(layout: BatchLayout) -> jax.stages.Lowered:
+            arrays, *numbers, _ = feed.abstract_inputs(layout)
+            return jitted.lower(state, arrays, tuple(numbers), *abstract(self._others))
+
+        lowerings = {}
+        for layout in layouts:
+            (name,) = program_names(layout, split=False)
+            lowerings.setdefault(name, functools.partial(lower, layout))
+        return lowerings
 
 
-class SplitDispatch:
+class SplitDispatch(Dispatch):
     """One micro-batch per dispatch: no new program where only the batch size is new.
 
-    Memory holds the micro-batches in flight instead of the whole batch. For the arguments see
-    `FusedDispatch`.
+    Memory holds the micro-batches in flight instead of the whole batch.
     """
 
-    def __init__(
-        self,
-        train_step: TrainStep,
-        feed: Feed,
-        plan: BatchPlan,
-        start_step: int,
-        state: TrainState,
-        rng: jax.Array,
-    ):
-        self._feed, self._plan, self._constants = feed, plan, train_step.constants
-        self._microbatch_size = train_step.microbatch_size
-        self._num_devices = 1 if train_step.mesh is None else train_step.mesh.size
-        self._place, self._sums = train_step.place, None
+    is_split = True
+
+    def __init__(self, *arguments: Any):
+        self._sums: Any = None
         self._numbers: dict[int, jax.Array] = {}
-        first, *_ = sizes = sizes_from(plan, start_step)
-        microbatch = abstract_batch(feed.abstract_inputs(first), feed.tables)
-        arguments = (state, rng, feed.tables, train_step.constants)
-        state, rng, *others = abstract(arguments)
+        super().__init__(*arguments)
 
-        def begin(state: TrainState) -> Any:
-            return train_step.begin(state, microbatch, rng, train_step.constants)
+    def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
+        del next_boundary  # Whatever is due is due between updates.
+        return microbatch_pieces(self._plan, start_step, self._feed.layouts)
 
-        sums, mesh = jax.eval_shape(begin, state), train_step.mesh
-        of_begin, of_add, of_finish = {}, {}, {}
-        if mesh is not None:
-            of_sums, whole = train_step.sums_shardings(sums), replicated(mesh)
-            sums = jax.tree.map(_with_sharding, sums, of_sums)
-            of_begin["out_shardings"] = of_sums
-            of_add["out_shardings"] = (of_sums, whole)
-            of_finish["out_shardings"] = (train_step.state_shardings(state), whole, whole)
-        begin = jax.jit(begin, **of_begin)
-        add = jax.jit(functools.partial(add_microbatch, train_step), donate_argnums=0, **of_add)
-
-        def finish(state: TrainState, sums: Any) -> tuple[TrainState, Metrics, jax.Array]:
-            state, metrics, is_finite = train_step.finish_checked(state, sums)
-            return state, scalars(metrics), is_finite
-
-        finish = jax.jit(finish, donate_argnums=0, **of_finish)
-
-        def lower_add(batch_size: int) -> jax.stages.Lowered:
-            inputs, number = feed.abstract_inputs(batch_size), abstract(self._number(0))
-            return add.lower(sums, state, inputs, number, rng, *others)
-
-        lowerings = {"begin": lambda: begin.lower(state)}
-        for size in sizes:
-            lowerings.setdefault(self._add_name(size), functools.partial(lower_add, size))
-        lowerings["finish"] = lambda: finish.lower(state, sums)
-        self.programs = Programs(lowerings)
-
-    def names(self, batch_size: int) -> tuple[Hashable, ...]:
-        return ("begin", self._add_name(batch_size), "finish")
-
-    def pieces(self, start_step: int, is_boundary: Callable[[int], bool]) -> Iterator[Piece]:
-        del is_boundary  # Whatever is due is due between updates.
-        return microbatch_pieces(self._plan, start_step, self._microbatch_size, self._num_devices)
-
-    def __call__(
-        self, piece: Piece, state: TrainState, inputs: Inputs, rng: jax.Array
-    ) -> Dispatched:
+    def __call__(self, piece: Piece, state: TrainState, inputs: Inputs) -> Dispatched:
         batch_size = piece.steps[0].batch_size
-        begin, add, finish = (self.programs.get(name) for name in self.names(batch_size))
+        begin, add, finish = self._compiled(batch_size)
         if piece.microbatch == 0:
-            self._sums = begin.compiled(state)
+            self._sums = begin(state)
         number = self._number(piece.microbatch)
-        others = (rng, self._feed.tables, self._constants)
-        self._sums, added = add.compiled(self._sums, state, inputs, number, *others)
-        if piece.microbatch + 1 < self._layout(batch_size).num_microbatches:
+        self._sums, added = add(self._sums, state, inputs.arrays, number, *self._others)
+        if piece.microbatch + 1 < self._feed.layouts.of(batch_size).num_microbatches:
             return Dispatched(state, None, None, added)
         sums, self._sums = self._sums, None
-        state, metrics, is_finite = finish.compiled(state, sums)
-        return Dispatched(state, metrics, is_finite, metrics)
+        state, metrics, is_finite = finish(state, sums)
+        return Dispatched(state, metrics, is_finite, is_finite)
 
-    def _layout(self, batch_size: int) -> BatchLayout:
-        return batch_layout(batch_size, self._microbatch_size, self._num_devices)
+    def _lowerings(self, layouts, state):
+        update, feed = self._update, self._feed
+        stacked = feed.abstract_inputs(layouts[0]).arrays
+        microbatch = abstract_batch(jax.tree.map(_of_one_update, stacked), feed.tables)
 
-    def _add_name(self, batch_size: int) -> Hashable:
-        return ("add", self._layout(batch_size).padded_size)
+        def begin(state: TrainState) -> Any:
+            return update.begin(state, microbatch, self._key(self._key_data), update.constants)
+
+        def add(sums, state, arrays, number, key_data, tables, constants):
+            key = self._key(key_data)
+            return add_microbatch(update, sums, state, arrays, number, key, tables, constants)
+
+        def finish(state: TrainState, sums: Any) -> tuple[TrainState, Metrics, jax.Array]:
+            state, metrics, is_finite = update.finish(state, sums)
+            return state, scalars(metrics), is_finite
+
+        sums = jax.eval_shape(begin, state)
+        of_begin, of_add, of_finish = {}, {}, {}
+        if update.mesh is not None:
+            of_sums, whole = update.sums_shardings(sums), replicated(update.mesh)
+            sums = laid_out(sums, of_sums)
+            of_begin["out_shardings"] = of_sums
+            of_add["out_shardings"] = (of_sums, whole)
+            of_finish["out_shardings"] = (update.state_shardings(state), whole, whole)
+        begin = jax.jit(begin, **of_begin)
+        add = jax.jit(add, donate_argnums=0, **of_add)
+        finish = jax.jit(finish, donate_argnums=0, **of_finish)
+
+        def lower_add(layout: BatchLayout) -> jax.stages.Lowered:
+            arrays, number = feed.abstract_inputs(layout).arrays, abstract(self._number(0))
+            return add.lower(sums, state, arrays, number, *abstract(self._others))
+
+        lowerings = {}
+        for layout in layouts:
+            first, middle, last = program_names(layout, split=True)
+            lowerings.setdefault(first, lambda: begin.lower(state))
+            lowerings.setdefault(middle, functools.partial(lower_add, layout))
+        lowerings[last] = lambda: finish.lower(state, sums)
+        return lowerings
 
     def _number(self, microbatch: int) -> jax.Array:
         if microbatch not in self._numbers:
-            self._numbers[microbatch] = self._place(jax.device_put(np.int32(microbatch)))
+            number = jax.device_put(np.int32(microbatch))
+            self._numbers[microbatch] = self._update.place(number)
         return self._numbers[microbatch]
 
 
@@ -217,18 +239,5 @@ def sizes_from(plan: BatchPlan, start_step: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(phase.batch_size for phase in rest))
 
 
-def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of arrays: what programs are compiled for."""
-
-    def describe(leaf):
-        if not isinstance(leaf, jax.Array):
-            return leaf
-        # Where an uncommitted array lies is nothing to insist on.
-        sharding = leaf.sharding if leaf.committed else None
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(describe, tree)
-
-
-def _with_sharding(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _of_one_update(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype)

@@ -1,6 +1,5 @@
 """Metrics over a whole source, exact for any batch size and any number of devices."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -8,10 +7,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from adabatch_jax.data.batches import ADDED_TYPES, batch_rows, put_share, read_rows
+from adabatch_jax.data.abstract_arrays import abstract_batch, example_types, tree_bytes
+from adabatch_jax.data.batches import batch_rows, examples_of, put_share, read_rows
 from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
-from adabatch_jax.data.resident_examples import example_types
+from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.data.sources import Source
 from adabatch_jax.schedules.plan import Step
 from adabatch_jax.system.errors import UsageError
@@ -60,7 +60,8 @@ class Evaluator:
         self._source, self._mesh = source, None if mesh is None else as_data_mesh(mesh)
         num_devices = 1 if mesh is None else mesh.size
         # One shape for all batches, no larger than the source needs.
-        self._num_rows = -(-min(batch_size, len(source)) // num_devices) * num_devices
+        num_rows = Layouts(num_devices=num_devices).of(min(batch_size, len(source))).padded_size
+        self._layout = Layouts(num_devices=num_devices).of(num_rows)
         self._whole = self._spread = None
         shardings = {}
         if mesh is not None:
@@ -69,10 +70,9 @@ class Evaluator:
             shardings = {"in_shardings": arguments, "out_shardings": self._whole}
         self._jitted = jax.jit(eval_fn, **shardings)
         self.program: Callable[..., Mapping[str, jax.Array]] = self._jitted
-        self._num_batches = -(-len(source) // self._num_rows)
-        batch = self._abstract_batch().values()
-        batch_bytes = sum(math.prod(array.shape) * array.dtype.itemsize for array in batch)
-        num_bytes = self._num_batches * batch_bytes // num_devices
+        self._num_batches = -(-len(source) // num_rows)
+        self._batch = abstract_batch(example_types(source), (num_rows,), self._spread)
+        num_bytes = self._num_batches * tree_bytes(self._batch) // num_devices
         self.num_bytes = num_bytes if num_bytes <= keep_limit_bytes else 0
         self._kept: list[tuple[Step, Batch]] | None = None
         self._thread = BackgroundThread("evaluation")
@@ -91,6 +91,10 @@ class Evaluator:
         self._kept = None
         self._thread.close()
 
+    def keep_nothing(self) -> None:
+        """Keeps no examples on the devices from here on."""
+        self.num_bytes, self._kept = 0, None
+
     def lower(self, params: Any, model_state: Any) -> jax.stages.Lowered:
         """Lowers the program for states like this one (arrays or `jax.ShapeDtypeStruct`s)."""
 
@@ -101,7 +105,7 @@ class Evaluator:
             )
 
         state = jax.tree.map(abstract, (params, model_state))
-        return self._jitted.lower(*state, self._abstract_batch())
+        return self._jitted.lower(*state, self._batch)
 
     def __call__(
         self,
@@ -153,7 +157,7 @@ class Evaluator:
         """What the source holds, in order: kept, or read while the devices are at work."""
         if self._kept is not None:
             return self._kept
-        num_rows, stop = self._num_rows, len(self._source)
+        num_rows, stop = self._layout.batch_size, len(self._source)
         steps = (
             Step(number, 0, start, num_rows, min(num_rows, stop - start))
             for number, start in enumerate(range(0, stop, num_rows))
@@ -161,16 +165,10 @@ class Evaluator:
         return prefetched(self._read, steps, self._thread, should_stop=should_stop)
 
     def _read(self, step: Step) -> Batch:
-        rows = batch_rows(None, 0, step, None, self._mesh)  # None: in the source's own order
+        examples = examples_of(None, 0, [step])  # None: in the source's own order
+        rows = batch_rows(examples, [step], self._layout, self._mesh)
         arrays = read_rows(self._source, rows) | rows.arrays()
-        return put_share({name: array[0] for name, array in arrays.items()}, self._spread)
-
-    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        row = example_types(self._source) | ADDED_TYPES
-        return {
-            name: jax.ShapeDtypeStruct((self._num_rows, *shape), dtype, sharding=self._spread)
-            for name, (shape, dtype) in row.items()
-        }
+        return put_share({name: array[0, 0] for name, array in arrays.items()}, self._spread)
 
 
 def _total(mean: Any, count: int) -> float:

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from adabatch_jax.data.mesh import replicated
 from adabatch_jax.training.accumulation import Sums, sum_up
 from adabatch_jax.training.gradients import GradFn, Outputs, gradient_function
-from adabatch_jax.training.loss_functions import LossFn, group_rows, has_sequential_model_state
+from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.parameter_sharding import leaf_shardings, leaf_specs
 
 
@@ -32,23 +31,7 @@ def sharded_gradient_function(loss_fn: LossFn, params: Any, mesh: Mesh) -> GradF
     return sharded
 
 
-def may_sum_apart(loss_fn: LossFn, model_state: Any, rows_per_device: int) -> bool:
-    """Whether devices may sum up apart: no group of `loss_fn` spans two of them.
-
-    Args:
-      loss_fn: as marked by `independent_groups` and `sequential_model_state`.
-      model_state: the state that it gets.
-      rows_per_device: rows of a micro-batch on each device.
-    """
-    num_rows = group_rows(loss_fn)
-    if num_rows is None or rows_per_device % num_rows:
-        return False
-    # Other model state is the last micro-batch's: each device has another one.
-    floats = (jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(model_state))
-    return has_sequential_model_state(loss_fn) or all(floats)
-
-
-def sum_up_apart(
+def sum_up_on_each_device(
     loss_fn: LossFn,
     params: Any,
     model_state: Any,

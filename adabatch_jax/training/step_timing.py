@@ -4,12 +4,14 @@ import collections
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 
-from adabatch_jax.data.feeds import Feed, Piece
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.data.feeds import Feed, Inputs, Piece
+from adabatch_jax.schedules.plan import BatchPlan, Phase
+from adabatch_jax.training.device_memory import device_bytes
 from adabatch_jax.training.dispatch import Dispatch, Dispatched, sizes_from
 from adabatch_jax.training.time_prediction import fit_update_cost
 from adabatch_jax.training.train_state import TrainState
@@ -21,14 +23,23 @@ _BUDGET_SHARE = 0.01
 _IN_FLIGHT = 2
 
 
+def wait_for_all(results: Iterable[Any]) -> None:
+    """Waits for results that are dispatched one by one as they are iterated, few at a time."""
+    in_flight: collections.deque[Any] = collections.deque()
+    for result in results:
+        in_flight.append(result)
+        if len(in_flight) > _IN_FLIGHT:
+            jax.block_until_ready(in_flight.popleft())
+    jax.block_until_ready(in_flight[-1])
+
+
 def seconds_by_size(
     dispatch: Dispatch,
     feed: Feed,
     plan: BatchPlan,
     start_step: int,
     state: TrainState,
-    rng: jax.Array,
-    limit_bytes: int | None,
+    limit_bytes: float,
 ) -> dict[int, float]:
     """Times updates of the batch sizes whose programs are compiled, on a copy of the state.
 
@@ -36,20 +47,19 @@ def seconds_by_size(
     that the whole run should take. One is left out where memory has no room for the copy.
 
     Args:
-      limit_bytes: memory of each device, where it is known; the others as in `FusedDispatch`.
+      limit_bytes: memory of each device; the others as in `FusedDispatch`.
 
     Returns:
       Seconds per update, input left out, by batch size.
     """
-    copy_bytes = sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(state))
-    limit = math.inf if limit_bytes is None else limit_bytes
+    copy_bytes = device_bytes(state)
     sizes = sizes_from(plan, start_step)
     programs = dispatch.programs
     ready = [
         size
         for size in sizes
         if all(
-            programs.is_ready(name) and programs.get(name).num_bytes + copy_bytes <= limit
+            programs.is_ready(name) and programs.get(name).num_bytes + copy_bytes <= limit_bytes
             for name in dispatch.names(size)
         )
     ]
@@ -62,7 +72,8 @@ def seconds_by_size(
             budget = max(_MIN_BUDGET_SECONDS, _BUDGET_SHARE * per_example * rest)
             if FEWEST_UPDATES * per_example * size > budget:
                 continue
-        run = _Updates(dispatch, feed, plan, size, state, rng)
+        phase = next(phase for phase in plan.phases if phase.batch_size == size)
+        run = _Updates(dispatch, feed, phase, state)
         seconds[size] = seconds_per_update(run, budget) / run.num_updates
     return seconds
 
@@ -74,19 +85,10 @@ class _Updates:
       num_updates: how many a dispatch performs.
     """
 
-    def __init__(
-        self,
-        dispatch: Dispatch,
-        feed: Feed,
-        plan: BatchPlan,
-        size: int,
-        state: TrainState,
-        rng: jax.Array,
-    ):
-        self._dispatch, self._rng = dispatch, rng
+    def __init__(self, dispatch: Dispatch, feed: Feed, phase: Phase, state: Any):
+        self._dispatch = dispatch
         self._state = jax.tree.map(lambda leaf: leaf.copy(), state)
-        phase = next(phase for phase in plan.phases if phase.batch_size == size)
-        made = feed.run(dispatch.pieces(phase.start_step, lambda finished: False))
+        made = feed.run(dispatch.pieces(phase.start_step, lambda finished: phase.stop_step))
         self._pieces, metrics = [], None
         while metrics is None:  # all micro-batches, where they are dispatched one by one
             self._pieces.append(next(made))
@@ -95,16 +97,11 @@ class _Updates:
         self.num_updates = len(self._pieces[-1][0].steps)
 
     def __call__(self, number: int) -> None:
-        in_flight: collections.deque[Dispatched] = collections.deque()
-        for _ in range(number):
-            for piece, inputs in self._pieces:
-                in_flight.append(self._perform(piece, inputs))
-                if len(in_flight) > _IN_FLIGHT:
-                    jax.block_until_ready(in_flight.popleft().wait_for)
-        jax.block_until_ready(in_flight[-1].wait_for)
+        pieces = (piece for _ in range(number) for piece in self._pieces)
+        wait_for_all(self._perform(*piece).wait_for for piece in pieces)
 
-    def _perform(self, piece: Piece, inputs: Mapping[str, jax.Array]) -> Dispatched:
-        dispatched = self._dispatch(piece, self._state, inputs, self._rng)
+    def _perform(self, piece: Piece, inputs: Inputs) -> Dispatched:
+        dispatched = self._dispatch(piece, self._state, inputs)
         self._state = dispatched.state
         return dispatched
 

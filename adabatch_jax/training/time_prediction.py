@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, fixed_batch_plan
 from adabatch_jax.system.errors import UsageError
 
 # Growth pays while each doubling of the batch adds this share to the examples per second.
@@ -236,6 +235,7 @@ def predict(plan: BatchPlan, seconds_by_size: Mapping[int, float]) -> Prediction
     Raises:
       UsageError: nothing was measured, or a time isn't above 0.
 
+    >>> from adabatch_jax import make_plan
     >>> plan = make_plan("100, 10ep: 400", num_examples=1000, duration="20ep")
     >>> prediction = predict(plan, {100: 0.5, 400: 0.8})
     >>> [round(phase.seconds, 6) for phase in prediction.phases], prediction.fixed_seconds
@@ -258,16 +258,5 @@ def predict(plan: BatchPlan, seconds_by_size: Mapping[int, float]) -> Prediction
         )
         for phase in plan.phases
     )
-    first = phases[0]
-    fixed = make_plan(first.batch_size, plan.num_examples, f"{plan.num_samples}sp", plan.remainder)
-    return Prediction(phases, cost, fixed.num_steps * first.update_seconds)
-
-
-__all__ = [
-    "PhaseCost",
-    "Prediction",
-    "UpdateCost",
-    "fit_update_cost",
-    "largest_paying_size",
-    "predict",
-]
+    fixed_seconds = fixed_batch_plan(plan).num_steps * phases[0].update_seconds
+    return Prediction(phases, cost, fixed_seconds)

@@ -11,16 +11,16 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
+from adabatch_jax.data.mesh import as_data_mesh, replicated
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training import accumulation, parameter_sharding
 from adabatch_jax.training.accumulation import Sums
 from adabatch_jax.training.gradient_reduction import (
-    may_sum_apart,
     sharded_gradient_function,
-    sum_up_apart,
+    sum_up_on_each_device,
 )
 from adabatch_jax.training.gradients import GradFn, Outputs, gradient_function, metrics_like
-from adabatch_jax.training.loss_functions import LossFn, has_sequential_model_state
+from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.nonfinite import is_finite_update, rolled_back
 from adabatch_jax.training.train_state import TrainState
 
@@ -33,53 +33,65 @@ Constants = tuple[jax.Array, ...]
 class Update:
     """An update from one batch, on any number of devices and micro-batches.
 
-    `update` is all of it. `begin`, `add` and `finish` are the same update in parts, one
+    A call is all of it. `begin`, `add` and `finish` are the same update in parts, one
     micro-batch after the other, so that batches of all sizes need the same three programs:
 
         sums = begin(state, microbatches[0], rng, constants)
         for j, microbatch in enumerate(microbatches):   # arrays (m, ...)
             sums = add(sums, state, microbatch, rng, j, constants)
-        state, metrics = finish(state, sums)
-
-    `update_checked` and `finish_checked` also return whether the update's loss and gradients are
-    finite, a bool scalar that is the same on all devices.
+        state, metrics, is_finite = finish(state, sums)
 
     None of these is compiled or donates what it is given, and all leave their results where
     `state_shardings` and `sums_shardings` say.
 
     Attributes:
-      loss_fn: the loss, as it was given.
-      tx: the optimizer.
-      mesh: the devices that each (micro-)batch is spread over, or None.
-      microbatch_size: real examples in a micro-batch over all devices, or None.
-      shard_params: whether parameters and optimizer state are spread over the devices.
-      skip_nonfinite: whether an update that isn't finite leaves the weights as they were.
+      constants: the arrays that `loss_fn` holds, where the devices want them; they are arguments
+        of the program around.
+      (the others): as in `make_train_step`, which says what is refused.
     """
 
     loss_fn: LossFn
     tx: optax.GradientTransformation
-    mesh: Mesh | None
-    microbatch_size: int | None
-    shard_params: bool
-    skip_nonfinite: bool
+    mesh: Mesh | None = None
+    microbatch_size: int | None = None
+    sequential_model_state: bool = False
+    independent_groups: int | None = None
+    shard_params: bool = False
+    skip_nonfinite: bool = False
+    constants: Constants = dataclasses.field(init=False)
 
-    def update(
+    def __post_init__(self):
+        for name in ("microbatch_size", "independent_groups"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}.")
+        if self.shard_params and self.mesh is None:
+            raise UsageError("shard_params=True needs the mesh to spread the parameters over.")
+        mesh = None if self.mesh is None else as_data_mesh(self.mesh)
+        object.__setattr__(self, "mesh", mesh)
+        # Once here, or every call would copy them to the devices.
+        constants = tuple(jax.tree.leaves(_as_pytree(self.loss_fn)))
+        whole = None if mesh is None else replicated(mesh)
+        object.__setattr__(self, "constants", jax.device_put(constants, whole))
+
+    def __call__(
         self, state: TrainState, batch: Batch, rng: jax.Array, constants: Constants
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[TrainState, Metrics, jax.Array]:
         """Performs one update: what is traced.
 
         Args:
           state: the state before.
           batch: arrays (B, ...), or (K, m, ...) with micro-batches.
           rng: the run's key.
-          constants: the arrays that `loss_fn` holds, as arguments of the program around.
-        """
-        return self.update_checked(state, batch, rng, constants)[:2]
+          constants: as the attribute.
 
-    def update_checked(
-        self, state: TrainState, batch: Batch, rng: jax.Array, constants: Constants
-    ) -> tuple[TrainState, Metrics, jax.Array]:
-        """What `update` does and returns, and whether loss and gradients are finite."""
+        Returns:
+          The state after it, the metrics, and whether loss and gradients are finite, a bool
+          scalar that is the same on all devices.
+
+        Raises:
+          UsageError: the batch doesn't have the layout that this update was made for.
+        """
         self.check_batch(batch)
         return self._apply(state, self._outputs(state, dict(batch), rng, constants))
 
@@ -95,7 +107,9 @@ class Update:
         """
         loss_fn = self._loss_fn(constants)
         metrics = metrics_like(loss_fn, state.params, state.model_state, microbatch, rng)
-        sums = accumulation.begin(state.params, state.model_state, metrics, self._is_sequential)
+        sums = accumulation.begin(
+            state.params, state.model_state, metrics, self.sequential_model_state
+        )
         return self._laid_out(sums)
 
     def add(
@@ -119,22 +133,25 @@ class Update:
         """
         self.check_batch(jax.tree.map(lambda leaf: leaf[None], dict(microbatch)))
         grad_fn = self._grad_fn(state, constants)
-        before = sums.model_state if self._is_sequential else state.model_state
+        before = sums.model_state if self.sequential_model_state else state.model_state
         rng = jax.random.fold_in(jax.random.fold_in(rng, state.step), j)
         outputs, weight = grad_fn(before, microbatch, rng), microbatch["weight"].sum()
-        sums = accumulation.add(sums, outputs, weight, weight > 0, self._is_sequential)
+        sums = accumulation.add(sums, outputs, weight, weight > 0, self.sequential_model_state)
         return self._laid_out(sums)
 
-    def finish(self, state: TrainState, sums: Sums) -> tuple[TrainState, Metrics]:
-        """Performs the update of all micro-batches that were added."""
-        return self.finish_checked(state, sums)[:2]
-
-    def finish_checked(
-        self, state: TrainState, sums: Sums
-    ) -> tuple[TrainState, Metrics, jax.Array]:
-        """What `finish` does and returns, and whether loss and gradients are finite."""
+    def finish(self, state: TrainState, sums: Sums) -> tuple[TrainState, Metrics, jax.Array]:
+        """Performs the update of all micro-batches that were added; returns what a call does."""
         before = state.params, state.model_state
-        return self._apply(state, accumulation.finish(sums, *before, self._is_sequential))
+        return self._apply(state, accumulation.finish(sums, *before, self.sequential_model_state))
+
+    def place(self, tree: Any) -> Any:
+        """Returns a state where this update wants it; anything else whole on every device."""
+        if self.mesh is None:
+            return tree
+        is_state = isinstance(tree, TrainState)
+        return jax.device_put(
+            tree, self.state_shardings(tree) if is_state else replicated(self.mesh)
+        )
 
     def state_shardings(self, state: TrainState) -> Any:
         """Returns a `NamedSharding` for each leaf of a state; None without a mesh."""
@@ -145,16 +162,39 @@ class Update:
         return self.mesh and parameter_sharding.sums_shardings(sums, self.mesh, self.shard_params)
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
-        """Raises a UsageError unless the batch has the layout that this step was made for."""
-        check_batch(batch, self.microbatch_size, 1 if self.mesh is None else self.mesh.size)
-
-    @property
-    def _is_sequential(self) -> bool:
-        return has_sequential_model_state(self.loss_fn)
+        """Raises a UsageError unless the batch has the layout that this update was made for."""
+        size, num_devices = self.microbatch_size, 1 if self.mesh is None else self.mesh.size
+        if "weight" not in batch:
+            raise UsageError(
+                "a batch needs a 'weight' (float32, 1 for a real example and 0 for padding), "
+                f"got {sorted(batch)}."
+            )
+        shape, layout = batch["weight"].shape, "(B,)" if size is None else "(K, m)"
+        if len(shape) != (1 if size is None else 2):
+            raise UsageError(
+                f"with microbatch_size={size} a batch's 'weight' has the shape {layout}, got "
+                f"{shape}."
+            )
+        for path, leaf in jax.tree.leaves_with_path(dict(batch)):
+            if leaf.shape[: len(shape)] != shape:
+                raise UsageError(
+                    f"every array of a batch begins with the axes of 'weight', {shape}, but "
+                    f"batch{jax.tree_util.keystr(path)} has the shape {leaf.shape}."
+                )
+        if shape[-1] % num_devices:
+            raise UsageError(
+                f"each (micro-)batch must be padded to a multiple of the {num_devices} devices, "
+                f"got {shape[-1]} rows."
+            )
+        if size is not None and shape[-1] >= size + num_devices:
+            raise UsageError(
+                f"a micro-batch has at most microbatch_size={size} examples (and padding to a "
+                f"multiple of the {num_devices} devices), got {shape[-1]} rows."
+            )
 
     def _loss_fn(self, constants: Constants) -> LossFn:
-        """The loss with these constants, as a pytree; it has lost its marks."""
-        return jax.tree.unflatten(jax.tree.structure(as_pytree(self.loss_fn)), constants)
+        """The loss with these constants, as a pytree."""
+        return jax.tree.unflatten(jax.tree.structure(_as_pytree(self.loss_fn)), constants)
 
     def _grad_fn(self, state: TrainState, constants: Constants) -> GradFn:
         loss_fn = self._loss_fn(constants)
@@ -173,16 +213,23 @@ class Update:
             grad_fn = self._grad_fn(state, constants)
             return grad_fn(state.model_state, batch, jax.random.fold_in(rng, 0))
         before = state.params, state.model_state
-        arguments = (*before, batch, rng, self._is_sequential)
-        rows = batch["weight"].shape[1]
-        if self.mesh is not None and may_sum_apart(
-            self.loss_fn, state.model_state, rows // self.mesh.size
-        ):
+        arguments = (*before, batch, rng, self.sequential_model_state)
+        if self._devices_may_sum_up(state.model_state, batch["weight"].shape[1]):
             loss_fn = self._loss_fn(constants)
-            sums = sum_up_apart(loss_fn, *arguments, self.mesh, self.shard_params)
+            sums = sum_up_on_each_device(loss_fn, *arguments, self.mesh, self.shard_params)
         else:
             sums = accumulation.sum_up(self._grad_fn(state, constants), *arguments)
-        return accumulation.finish(self._laid_out(sums), *before, self._is_sequential)
+        return accumulation.finish(self._laid_out(sums), *before, self.sequential_model_state)
+
+    def _devices_may_sum_up(self, model_state: Any, num_rows: int) -> bool:
+        """Whether no group of rows of a micro-batch spans two devices."""
+        if self.mesh is None or self.independent_groups is None:
+            return False
+        # Other model state is the last micro-batch's: each device has another one.
+        floats = (jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(model_state))
+        return num_rows // self.mesh.size % self.independent_groups == 0 and (
+            self.sequential_model_state or all(floats)
+        )
 
     def _apply(self, state: TrainState, outputs: Outputs) -> tuple[TrainState, Metrics, jax.Array]:
         """The optimizer's part of an update."""
@@ -206,49 +253,7 @@ class Update:
         return lax.with_sharding_constraint(tree, shardings(tree))
 
 
-def as_pytree(loss_fn: LossFn) -> jax.tree_util.Partial:
+def _as_pytree(loss_fn: LossFn) -> jax.tree_util.Partial:
     """The loss as a pytree, whose leaves are the arrays that it binds."""
     is_partial = isinstance(loss_fn, jax.tree_util.Partial)
     return loss_fn if is_partial else jax.tree_util.Partial(loss_fn)
-
-
-def check_batch(batch: Mapping[str, Any], microbatch_size: int | None, num_devices: int) -> None:
-    """Raises a UsageError unless the arrays of a batch have the layout that a step expects.
-
-    Args:
-      batch: arrays, tracers or `jax.ShapeDtypeStruct`s: (B, ...), or (K, m, ...) where
-        `microbatch_size` isn't None.
-      microbatch_size: real examples in a micro-batch over all devices.
-      num_devices: how many devices the rows are spread over.
-
-    >>> import numpy as np
-    >>> check_batch({"weight": np.ones((3, 4))}, microbatch_size=4, num_devices=2)
-    """
-    if "weight" not in batch:
-        raise UsageError(
-            "a batch needs a 'weight' (float32, 1 for a real example and 0 for padding), "
-            f"got {sorted(batch)}."
-        )
-    shape = batch["weight"].shape
-    layout = "(B,)" if microbatch_size is None else "(K, m)"
-    if len(shape) != (1 if microbatch_size is None else 2):
-        raise UsageError(
-            f"with microbatch_size={microbatch_size} a batch's 'weight' has the shape {layout}, "
-            f"got {shape}."
-        )
-    for path, leaf in jax.tree.leaves_with_path(dict(batch)):
-        if leaf.shape[: len(shape)] != shape:
-            raise UsageError(
-                f"every array of a batch begins with the axes of 'weight', {shape}, but "
-                f"batch{jax.tree_util.keystr(path)} has the shape {leaf.shape}."
-            )
-    if shape[-1] % num_devices:
-        raise UsageError(
-            f"each (micro-)batch must be padded to a multiple of the {num_devices} devices, "
-            f"got {shape[-1]} rows."
-        )
-    if microbatch_size is not None and shape[-1] >= microbatch_size + num_devices:
-        raise UsageError(
-            f"a micro-batch has at most microbatch_size={microbatch_size} examples (and padding "
-            f"to a multiple of the {num_devices} devices), got {shape[-1]} rows."
-        )

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 
 from adabatch_jax.config.settings import Layout
-from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
-from adabatch_jax.runs.checkpoints.found import check_checkpoint
+from adabatch_jax.runs.checkpoints.checkpoint_files import restore
+from adabatch_jax.runs.checkpoints.verifying import check_checkpoint
 from adabatch_jax.training.train_state import TrainState
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
@@ -91,8 +91,5 @@ def _restart(state: TrainState, folder: Path):
     start = time.perf_counter()
     found = check_checkpoint(newest)
     verified = time.perf_counter()
-    with Checkpoints(directory, keep_newest=3) as checkpoints:
-        opened = time.perf_counter()
-        jax.block_until_ready(checkpoints.restore(found, state))
-        restored = time.perf_counter()
-    return found, verified - start, restored - opened
+    jax.block_until_ready(restore(found, state))
+    return found, verified - start, time.perf_counter() - verified

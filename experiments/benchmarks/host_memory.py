@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from adabatch_jax.data.feeds import open_feed
-from adabatch_jax.training.dispatch_pieces import pieces
+from adabatch_jax.data.feeds import Feed
+from adabatch_jax.training.updates_of_a_dispatch import pieces
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import spread
@@ -53,10 +53,10 @@ def run(options: Options) -> list[Row]:
 def _peaks(training: Run, batch_size: int, num_batches: int) -> list[int]:
     """Resident bytes of the process as each batch arrives."""
     plan = training.plan(batch_size, f"{num_batches}st")
-    options = {"mesh": None, "microbatch_size": None, "kind": "streaming", "available_bytes": None}
+    options = {"mesh": None, "microbatch_size": None, "kind": "streaming"}
     resident = []
-    with open_feed(training.source, plan, 0, **options) as feed:
-        for _ in feed.run(pieces(plan, 0, 1, lambda finished: False)):
+    with Feed(training.source, plan, 0, **options) as feed:
+        for _ in feed.run(pieces(plan, 0, 1, lambda finished: plan.num_steps)):
             resident.append(_resident_bytes())
     return resident
 

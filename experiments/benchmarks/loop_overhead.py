@@ -5,8 +5,9 @@ import time
 import jax
 
 from adabatch_jax.config.settings import Layout
-from adabatch_jax.runs.display.progress import NullProgress
-from adabatch_jax.training.layout_search import set_up
+from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.training.setup import set_up
+from adabatch_jax.training.update import Update
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import ratio
@@ -77,15 +78,15 @@ def _bare_updates(training: Run, plan):
     state, rng = training.state(), jax.random.key(0)
     options = Layout(input="resident")
     setup = set_up(
-        training.loss_fn, training.tx, state, rng, training.source, plan, 0, 0,
-        None, options, {}, NullProgress(),
+        Update(training.loss_fn, training.tx, **training.properties), state, rng,
+        training.source, plan, 0, 0, options, {}, Progress().message,
     )  # fmt: skip
-    piece, inputs = next(setup.feed.run(setup.dispatch.pieces(0, lambda finished: False)))
+    piece, inputs = next(setup.feed.run(setup.dispatch.pieces(0, lambda finished: plan.num_steps)))
 
     def updates(count: int) -> None:
         nonlocal state
         for _ in range(count):
-            dispatched = setup.dispatch(piece, state, inputs, rng)
+            dispatched = setup.dispatch(piece, state, inputs)
             state = dispatched.state
         jax.block_until_ready(state)
 

@@ -37,6 +37,7 @@ class Network:
     params: Any
     model_state: Any
     loss_fn: LossFn
+    properties: dict[str, Any]
 
     @classmethod
     def create(
@@ -51,7 +52,8 @@ class Network:
         """Builds a network by its name in `adabatch_jax.models`."""
         module = models.create(name, num_classes, image_shape, group_size=group_size, dtype=dtype)
         params, state, loss_fn, _ = models.functions(module, normalize=lambda images: images)
-        return cls(image_shape, num_classes, dtype, params, state, loss_fn)
+        properties = models.loss_properties(module)
+        return cls(image_shape, num_classes, dtype, params, state, loss_fn, properties)
 
     def state(self, tx: optax.GradientTransformation) -> TrainState:
         """A new train state."""
@@ -65,7 +67,7 @@ class Network:
     ) -> "RunningStep":
         """A train step with its own state."""
         tx = optimizer() if tx is None else tx
-        step = make_train_step(self.loss_fn, tx, mesh, microbatch_size)
+        step = make_train_step(self.loss_fn, tx, mesh, microbatch_size, **self.properties)
         return RunningStep(step, step.place(self.state(tx)))
 
     def batch(self, *shape: int, mesh: Mesh | None = None) -> dict[str, jax.Array]:

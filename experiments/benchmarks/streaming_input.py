@@ -3,8 +3,8 @@
 import time
 
 from adabatch_jax.config.settings import Layout
-from adabatch_jax.data.feeds import open_feed
-from adabatch_jax.training.dispatch_pieces import pieces
+from adabatch_jax.data.feeds import Feed
+from adabatch_jax.training.updates_of_a_dispatch import pieces
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import spread
@@ -41,9 +41,9 @@ def run(options: Options) -> list[Row]:
 
 def _fed_per_second(training: Run, num_updates: int) -> float:
     plan = training.plan(_BATCH_SIZE, f"{num_updates}st")
-    options = {"mesh": None, "microbatch_size": None, "kind": "streaming", "available_bytes": None}
-    with open_feed(training.source, plan, 0, **options) as feed:
+    options = {"mesh": None, "microbatch_size": None, "kind": "streaming"}
+    with Feed(training.source, plan, 0, **options) as feed:
         start = time.perf_counter()
-        for _ in feed.run(pieces(plan, 0, 1, lambda finished: False)):
+        for _ in feed.run(pieces(plan, 0, 1, lambda finished: plan.num_steps)):
             pass
         return plan.num_samples / (time.perf_counter() - start)

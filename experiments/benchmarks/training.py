@@ -46,6 +46,7 @@ class Run:
             "resnet20_cifar", 10, (32, 32, 3), group_size=group_size, dtype=dtype
         )
         self.params, self.model_state, self.loss_fn, _ = models.functions(module)
+        self.properties = models.loss_properties(module)
         self.tx = optimizer()
 
     def state(self) -> TrainState:
@@ -58,4 +59,5 @@ class Run:
 
     def fit(self, plan: BatchPlan, **options: Any) -> FitResult:
         """Trains along a plan, without evaluation."""
+        options = self.properties | options
         return fit(self.loss_fn, self.tx, self.state(), self.source, plan, **options)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from adabatch_jax.schedules.learning_rate_at_step import resolve
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan import BatchPlan, first_step_from
 from experiments.reproduction.provenance import machine
 from experiments.reproduction.results import ArmResult, SeedResult
 
@@ -31,7 +31,7 @@ def schedule_by_epoch(arm: ArmResult) -> tuple[EpochSettings, ...]:
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
     settings = []
     for epoch in range(math.ceil(plan.num_samples / plan.num_examples)):
-        step = plan.first_step_from(epoch * plan.num_examples)
+        step = first_step_from(plan, epoch * plan.num_examples)
         if step < plan.num_steps and plan.samples_at(step) < (epoch + 1) * plan.num_examples:
             settings.append(EpochSettings(epoch, plan.batch_size_at(step), rate.at(step)))
     return tuple(settings)

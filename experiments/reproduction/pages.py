@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.reporting.plots import save_png
+from adabatch_jax.reporting.plots import png
 from adabatch_jax.system.files import write_atomically
 from experiments.reproduction import figures, provenance, tables
 from experiments.reproduction.comparisons import sentence
@@ -58,7 +58,7 @@ def write_pages(out: Path) -> list[Path]:
         write_atomically(out / name, content.encode("utf-8", "backslashreplace"))
     pictures = [part for part in parts if isinstance(part, Picture)]
     for picture in pictures:
-        save_png(picture.figure, out / f"{picture.name}.png")
+        write_atomically(out / f"{picture.name}.png", png(picture.figure))
     return [out / name for name in (*contents, *(f"{p.name}.png" for p in pictures))]
 
 

@@ -1,5 +1,6 @@
 """Seconds forward and backward, apart, as the paper times them."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -11,15 +12,14 @@ import numpy as np
 from jax import lax
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.config.settings import AUTO
 from adabatch_jax.data.datasets.dataset_specs import dataset_spec
 from adabatch_jax.data.mesh import batch_sharding, data_mesh, replicated
-from adabatch_jax.data.row_layout import BatchLayout, batch_layout, row_table
+from adabatch_jax.data.row_layout import BatchLayout, Layouts, row_table
 from adabatch_jax.reporting.planning.plan_costs import resolved_microbatch_size
 from adabatch_jax.reporting.planning.timed_updates import configured_updates, image_shape
-from adabatch_jax.runs.configured_run import network
+from adabatch_jax.runs.configured_run import network, network_functions
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.training.accumulation import accumulate
+from adabatch_jax.training.accumulation import finish, sum_up
 from adabatch_jax.training.gradients import gradient_function
 from adabatch_jax.training.loss_functions import LossFn
 
@@ -71,12 +71,13 @@ def measure_passes(config: TrainConfig, plan: BatchPlan, cache: Cache) -> list[d
 def _seconds_per_update(config: TrainConfig, batch_size: int) -> tuple[float, float]:
     """Measures one update: seconds forward, and seconds backward."""
     spec, shape = dataset_spec(config.dataset, config.data.dir), image_shape(config)
-    params, model_state, loss_fn, _ = network(config, spec, shape)
+    module = network(config, spec, shape)
+    params, model_state, loss_fn, _ = network_functions(config, spec, module)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
-    num_devices, size = 1 if mesh is None else mesh.size, config.microbatch_size
-    if size == AUTO:
-        size = resolved_microbatch_size(configured_updates(config, num_devices), batch_size, None)
-    layout = batch_layout(batch_size, size, num_devices)
+    num_devices = 1 if mesh is None else mesh.size
+    updates = configured_updates(config, num_devices)
+    size = resolved_microbatch_size(config, updates, batch_size, math.inf)
+    layout = Layouts(size, num_devices).of(batch_size)
     num_measured = min(layout.num_microbatches, _MOST_MICROBATCHES)
     batch = _synthetic_batch(layout, num_measured, shape, spec.num_classes)
     arguments = params, model_state, batch, jax.random.key(0)
@@ -126,7 +127,8 @@ def _forward_and_backward(loss_fn: LossFn) -> Callable[..., Any]:
         grad_fn = gradient_function(loss_fn, params)
         if batch["weight"].shape[0] == 1:
             return grad_fn(model_state, jax.tree.map(lambda leaf: leaf[0], batch), rng)
-        return accumulate(grad_fn, params, model_state, batch, rng, sequential=True)
+        sums = sum_up(grad_fn, params, model_state, batch, rng, sequential=True)
+        return finish(sums, params, model_state, sequential=True)
 
     return forward_and_backward
 

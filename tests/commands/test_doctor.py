@@ -13,8 +13,8 @@ import pytest
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.doctor import main
-from adabatch_jax.runs.folder.run_files import RunFiles
-from adabatch_jax.runs.folder.run_folder import FORMAT
+from adabatch_jax.runs.folder.contents import FORMAT
+from adabatch_jax.runs.folder.run_folder import RunFolder
 from tests.run_folders import CONFIG, PLAN, STEPS, metrics_content, write_checkpoint, write_summary
 
 
@@ -28,8 +28,6 @@ def run(tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     (folder / "plan.json").write_text(json.dumps(PLAN.to_dict()))
     (folder / "metrics.jsonl").write_bytes(metrics_content(range(0, 31, 5)))
-    lines = [f"{step},{PLAN.samples_at(step)}\n" for step in range(0, 31, 5)]
-    (folder / "metrics.csv").write_text("".join(["step,samples\n", *lines]))
     for step in STEPS:
         write_checkpoint(folder, step)
     return folder
@@ -163,7 +161,6 @@ def test_what_else_lies_there(run, doctor):
 def _without_checkpoints(run):
     shutil.rmtree(run / "checkpoints")
     (run / "metrics.jsonl").unlink()
-    (run / "metrics.csv").unlink()
 
 
 def test_a_run_that_has_not_saved(run, doctor):
@@ -204,8 +201,8 @@ def test_a_summary_without_its_checkpoint(run, doctor):
         ("plan.json", '{"phases": "<script>"}', 5, "holds no plan"),
         ("summary.json", "[]", 5, "is damaged: it is not a JSON object"),
         ("summary.json", "{}", 5, "names no step"),
-        ("metrics.jsonl", '{"step": "<b>"}\n', 4, "not a row with a step"),
-        ("metrics.jsonl", "[" * 100_000 + "\n", 4, "it is not JSON"),
+        ("metrics.jsonl", '{"step": "<b>"}\n', 4, "damaged or missing"),
+        ("metrics.jsonl", "[" * 100_000 + "\n", 4, "damaged or missing"),
         ("config.json", os.mkfifo, 5, "not a regular file"),
         ("plan.json", os.mkfifo, 5, "not a regular file"),
         ("summary.json", os.mkfifo, 5, "not a regular file"),
@@ -262,7 +259,7 @@ def test_an_edited_past(run, doctor):
     edited = CONFIG.to_dict() | {"batch_schedule": "32, 1ep: 128"}
     (run / "config.json").write_text(json.dumps(edited))
     code, findings = doctor(run)
-    assert code == 4 and "phase 0 had batch_size 64 there" in findings["settings"]["text"]
+    assert code == 4 and "phase 1 had batch_size 64 there" in findings["settings"]["text"]
 
 
 def test_an_edited_future(run, doctor):
@@ -309,20 +306,30 @@ def test_an_edited_plan(run, doctor):
     assert code == 0 and states(findings) == {"plan.json": "note"}
 
 
-@pytest.mark.parametrize("with_csv", [True, False])
-def test_metrics_of_another_run(with_csv, run, doctor):
-    (run / "metrics.jsonl").write_bytes(metrics_content(range(1, 31, 5)))
-    if not with_csv:
-        (run / "metrics.csv").unlink()
+@pytest.mark.parametrize("is_there", [True, False])
+def test_rows_that_are_lost(is_there, run, doctor):
+    (run / "metrics.jsonl").unlink()
+    if is_there:
+        (run / "metrics.jsonl").write_bytes(metrics_content(range(1, 31, 5)))
     code, findings = doctor(run)
-    assert code == 4 and findings["metrics"]["state"] == "problem"
-    assert "move both away" in findings["metrics"]["text"]
+    assert code == 4 and findings["metrics.jsonl"]["state"] == "problem"
+    assert "--allow-change rows" in findings["metrics.jsonl"]["text"]
+    assert findings["resume"]["text"] == "it would be refused, see metrics.jsonl."
+
+
+def test_rows_that_are_known_as_lost(run, doctor):
+    (run / "metrics.jsonl").write_text("")
+    last = {"run_id": "0" * 16, "step": 30, "rows_lost_at": 30}
+    (run / "last_checkpoint.json").write_text(json.dumps(last))
+    code, findings = doctor(run)
+    assert code == 0 and findings["metrics.jsonl"]["text"] == "no row yet"
+    assert findings["resume"]["step"] == 30
 
 
 def test_a_torn_line_and_rows_beyond(run, doctor):
     (run / "metrics.jsonl").write_bytes(metrics_content(range(0, 36, 5)) + b'{"ste')
     code, findings = doctor(run)
-    assert code == 0 and states(findings) == {"metrics.jsonl": "note", "metrics.csv": "note"}
+    assert code == 0 and states(findings) == {"metrics.jsonl": "note"}
     assert findings["metrics.jsonl"]["text"] == (
         "8 rows, up to update 35; the last line was cut short and 1 row lies beyond checkpoint 30, "
         "which a run removes and writes anew."
@@ -352,7 +359,7 @@ def test_a_name_that_no_disk_takes(tmp_path, doctor):
 )
 def test_a_damaged_prediction_decides_nothing(content, run):
     (run / "plan.json").write_text(content)
-    assert RunFiles(run, PLAN, {}).wants_prediction
+    assert RunFolder(run).wants_prediction(PLAN)
 
 
 def test_a_live_owner_and_a_dead_one(run, doctor, command):

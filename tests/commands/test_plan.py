@@ -10,7 +10,7 @@ import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.config.flags import command_arguments, parse_arguments
-from adabatch_jax.data.row_layout import batch_layout
+from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.plan import Options, main
 from adabatch_jax.reporting.planning import plan_costs
 from adabatch_jax.reporting.planning.microbatch_comparison import MicrobatchComparison
@@ -45,7 +45,7 @@ def test_the_table_for_readers(command):
     header, *lines = outcome.out.splitlines()
     for word in ("phase", "steps", "samples", "epoch", "batch", "per device", "lr/batch"):
         assert word in header
-    assert lines[1].split()[:7] == ["1", "7,800", "3,900", "1,000,000", "1,000,000", "20.00", "256"]
+    assert lines[1].split()[:7] == ["2", "7,800", "3,900", "1,000,000", "1,000,000", "20.00", "256"]
     assert "15,080 updates" in outcome.out and "would be 39,000" in outcome.out
     assert "43,840 positions are dropped" in outcome.out
 
@@ -56,7 +56,7 @@ def test_devices_micro_batches_and_padding(command):
     assert [row["num_microbatches"] for row in rows] == [2, 3, 6, 11, 21]
     assert {row["rows_per_device"] for row in rows} == {13}
     assert rows[0]["padding_share"] == pytest.approx(1 - 128 / (2 * 8 * 13))
-    assert "38 % of the rows in phase 0 are padding" in command(main, arguments).out
+    assert "38 % of the rows in phase 1 are padding" in command(main, arguments).out
 
 
 def test_many_sizes_draw_a_warning():
@@ -79,7 +79,7 @@ def test_memory_grows_with_the_rows_and_not_with_the_micro_batches(command):
     assert [row["memory_is_interpolated"] for row in rows] == [False, True, False]
     assert 3 * middle == pytest.approx(2 * small + large, rel=1e-6)
     # The line is not far from the truth.
-    updates, layout = configured_updates(TrainConfig()), batch_layout(64)
+    updates, layout = configured_updates(TrainConfig()), Layouts().of(64)
     assert middle == pytest.approx(updates.compiled([layout])[layout].num_bytes, rel=0.1)
     # Parameters and momentum in float32, at the least.
     assert small > 2 * 4 * 9930
@@ -196,18 +196,18 @@ def test_nothing_is_written(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("--divisible-by 48", "batch size 32 of phase 0 (from sample 0) is not divisible by 48"),
+        ("--divisible-by 48", "batch size 32 of phase 1 (from sample 0) is not divisible by 48"),
         ("--batch-schedule 100 --divisible-by 8", "the nearest legal sizes are 96 and 104"),
         ("--max-batch 64", "--max-batch: bounds what --suggest proposes"),
         ("--suggest --measure", "give one of them"),
         ("--suggest --max-batch 8", "--max-batch: must be at least the first batch, 32, got 8"),
         (
             "--device-memory 1.5MB --batch-schedule 8, 1ep: 64 --epochs 2 --microbatch-size None",
-            "phase 1 (batch 64) needs 2.",
+            "batch 64 (micro-batch 64) needs 2,",
         ),
         (
             "--device-memory 100kB --batch-schedule 8 --microbatch-size None",
-            "even micro-batches of 1 need ",
+            "let microbatch_size be 'auto', or smaller",
         ),
         (
             "--device-memory 100kB --batch-schedule 8",

@@ -96,7 +96,7 @@ def test_help_is_quick():
 def test_an_interruption_leaves_nothing_behind(number, code, text, tmp_path):
     script = (
         "import os, signal, sys, runpy\n"
-        "import adabatch_jax.data.datasets.preparation.reports as progress\n"
+        "import adabatch_jax.data.datasets.preparation.stage_progress as progress\n"
         "counted = progress.counted\n"
         "def interrupted(items, *arguments):\n"
         "    for i, item in enumerate(counted(items, *arguments)):\n"

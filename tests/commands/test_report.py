@@ -170,10 +170,10 @@ def test_the_page_is_written_last(make_run, monkeypatch):
     """Where it is, a run that is started again takes the report for complete."""
     directory = make_run("run")
 
-    def killed(figure, path):
+    def killed(figure):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("adabatch_jax.reporting.plots.save_png", killed)
+    monkeypatch.setattr("adabatch_jax.reporting.plots.png", killed)
     with pytest.raises(KeyboardInterrupt):
         report.write_report(directory)
     assert not (directory / "report.html").exists()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from adabatch_jax.runs.folder.contents import read_summary
 from adabatch_jax.runs.folder.lock import lock_owner
 from adabatch_jax.runs.folder.run_folder import RunFolder
-from adabatch_jax.runs.folder.summary import read_summary
 from adabatch_jax.train import main
 
 SHORT = "--epochs 3 --batch-schedule 64 x2 every 1ep --log-every 7st --checkpoint-every 9st"
@@ -193,15 +193,17 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew(oracle, tmp_path, 
     assert reproducible(tmp_path / "run") == reproducible(oracle)
 
 
-def test_lost_files_are_told(oracle, tmp_path, command):
+def test_lost_files_are_told(oracle, tmp_path, command, refused):
     run = tmp_path / "run"
     shutil.copytree(oracle, run)
     (run / "summary.json").unlink()
-    for name in ("metrics.jsonl", "metrics.csv"):
-        (run / name).unlink()
-    outcome = command(main, f"{SHORT} --workdir {run}")
+    (run / "metrics.jsonl").unlink()
+    refused(main, f"{SHORT} --workdir {run}", "metrics.jsonl", code=4)
+    outcome = command(main, f"{SHORT} --allow-change rows --workdir {run}")
     assert outcome.code == 0 and "goes on without the rows up to update" in outcome.out
     assert digests(run) == digests(oracle)
+    again = command(main, f"{SHORT} --workdir {run}")
+    assert again.code == 0 and "finished already" in again.out
     shutil.rmtree(run / "checkpoints")
     (run / "summary.json").unlink()
     (run / "last_checkpoint.json").unlink()
@@ -337,7 +339,7 @@ def test_foreign_and_impossible_folders(refused, tmp_path):
         ("--model resnet20_cifar", "has model='cnn_digits', not 'resnet20_cifar'"),
         ("--seed 1", "has seed=0, not 1"),
         ("--data.flip", "has data.flip=False, not True"),
-        ("--batch-schedule 32 x2 every 1ep", "phase 0 had batch_size 64 there and has 32 here"),
+        ("--batch-schedule 32 x2 every 1ep", "phase 1 had batch_size 64 there and has 32 here"),
         ("--lr 0.2", "in the past: 0.05 and 0.2 at update 0"),
         ("--epochs 1", "its plan had 4,326 samples in 3 phases and this one has 1,442 in 1"),
     ],

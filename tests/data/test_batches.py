@@ -7,9 +7,9 @@ import pytest
 from adabatch_jax.data.batches import batches
 from adabatch_jax.data.epoch_order import example_indices
 from adabatch_jax.data.mesh import data_mesh
-from adabatch_jax.data.row_layout import batch_layout, host_columns, host_rows, row_table
+from adabatch_jax.data.row_layout import Layouts, host_columns, host_rows, row_table
 from adabatch_jax.data.sources import array_source
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.errors import UsageError
 
 N = 103
@@ -87,7 +87,7 @@ def test_any_mesh_and_micro_batch_hold_the_same_examples(devices, microbatch_siz
     laid_out = batches(SOURCE, plan, seed=2, mesh=mesh, microbatch_size=microbatch_size)
     for step, a, b in zip(plan.steps(), plain, laid_out, strict=True):
         assert real_rows(a) == real_rows(b)
-        layout = batch_layout(step.batch_size, microbatch_size, devices)
+        layout = Layouts(microbatch_size, devices).of(step.batch_size)
         leading = (layout.num_microbatches, layout.padded_size)
         shape = b["image"].shape
         assert shape[:-2] == (leading if microbatch_size else leading[1:])
@@ -112,9 +112,9 @@ def test_hosts_share_the_rows(batch_size, microbatch_size, hosts):
 
 
 def test_hosts_of_several_devices_hold_whole_devices():
-    table = row_table(batch_layout(10, 6, num_devices=4))
+    table = row_table(Layouts(6, num_devices=4).of(10))
     for host in range(2):
-        columns = table[:, host_columns(batch_layout(10, 6, 4), host, 2)]
+        columns = table[:, host_columns(Layouts(6, 4).of(10), host, 2)]
         wanted = columns[columns >= 0]
         np.testing.assert_array_equal(host_rows(10, 6, host, 2, num_devices=4), wanted)
 

@@ -1,12 +1,23 @@
 """The order of examples: golden values, permutations, independence."""
 
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from adabatch_jax import array_source, batches, make_plan
 from adabatch_jax.data import epoch_order as order_module
-from adabatch_jax.data.epoch_order import FeistelOrder, epoch_order, example_indices, order_digest
+from adabatch_jax.data.epoch_order import (
+    FeistelOrder,
+    epoch_order,
+    example_indices,
+    order_digest,
+    prepare_next_order,
+    prepare_order,
+)
 from adabatch_jax.system.errors import UsageError
 
 
@@ -41,9 +52,86 @@ def test_digests_tell_orders_apart(monkeypatch, num_examples):
     assert order_digest(num_examples, 0, 0) != before
 
 
-def test_it_is_the_documented_stream():
-    bits = np.random.Philox(np.random.SeedSequence([3, 4, 1000])).random_raw(1000)
-    np.testing.assert_array_equal(epoch_order(1000, 3, 4), np.argsort(bits, kind="stable"))
+@pytest.mark.parametrize("num_examples", [1, 1000, 2**16 - 1, 2**16, 300_000])
+def test_it_is_the_documented_stream(num_examples):
+    """Also where it is sorted in parts."""
+    bits = np.random.Philox(np.random.SeedSequence([3, 4, num_examples])).random_raw(num_examples)
+    order = epoch_order(num_examples, 3, 4)
+    np.testing.assert_array_equal(order[:], np.argsort(bits, kind="stable"))
+
+
+def test_equal_keys_stay_in_their_order():
+    keys = np.random.default_rng(0).integers(0, 50, 2**17).astype(np.uint64) << np.uint64(57)
+    expected = np.argsort(keys, kind="stable")
+    np.testing.assert_array_equal(order_module._stable_argsort(keys), expected)
+
+
+@pytest.fixture
+def worked_out(monkeypatch):
+    """The orders that are worked out, with the thread that does; none is known yet."""
+    seen = []
+
+    class Order(order_module._ShuffledOrder):
+        def __init__(self, *which):
+            seen.append((which, threading.current_thread().name))
+            super().__init__(*which)
+
+    monkeypatch.setattr(order_module, "_ORDERS", order_module._Orders())
+    monkeypatch.setattr(order_module, "_ShuffledOrder", Order)
+    return seen
+
+
+LARGE = 2**16
+
+
+def test_an_order_is_prepared_once_in_the_background(worked_out):
+    for _ in range(3):
+        prepare_order(LARGE, 0, 5)
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(epoch_order, LARGE, 0, 5) for _ in range(8)]
+    assert len({id(order.result()) for order in asked}) == 1
+    assert worked_out == [((LARGE, 0, 5), "epoch order")]
+
+
+@pytest.mark.parametrize("num_examples", [10, 2**24 + 1, None])
+def test_nothing_is_prepared_where_nobody_would_wait(worked_out, num_examples):
+    prepare_order(num_examples, 0, 0)
+    prepare_next_order(num_examples, 0, 0, 10**9)
+    assert worked_out == []
+
+
+def test_the_next_order_is_prepared_unless_the_run_ends_before(worked_out):
+    prepare_next_order(LARGE, 0, sample=LARGE + 7, num_samples=3 * LARGE)
+    prepare_next_order(LARGE, 0, sample=2 * LARGE, num_samples=3 * LARGE)
+    epoch_order(LARGE, 0, 2)
+    assert worked_out == [((LARGE, 0, 2), "epoch order")]
+
+
+def test_three_orders_are_kept(worked_out):
+    for epoch in (0, 1, 2, 0, 3, 0, 1):  # 0 was in use all the time, 1 was not
+        epoch_order(10, 0, epoch)
+    assert [which[2] for which, _ in worked_out] == [0, 1, 2, 3, 1]
+
+
+def test_an_order_that_failed_is_worked_out_again(monkeypatch):
+    monkeypatch.setattr(order_module, "_ORDERS", order_module._Orders())
+    with monkeypatch.context() as patch:
+        patch.setattr(order_module, "_ShuffledOrder", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            epoch_order(10, 0, 0)
+    assert epoch_order(10, 0, 0)[:].tolist() == GOLDEN_10
+
+
+def test_batches_prepare_the_epochs_to_come(worked_out):
+    source, plan = (
+        array_source({"x": np.zeros(LARGE, np.int8)}),
+        make_plan(LARGE // 4, LARGE, "3ep"),
+    )
+    for _ in batches(source, plan):
+        pass
+    threads = {which[2]: name for which, name in worked_out if which[0] == LARGE}
+    assert sorted(threads) == [0, 1, 2]
+    assert threads[1] == threads[2] == "epoch order" != threads[0]
 
 
 @pytest.mark.parametrize("num_examples", [1, 2, 3, 4, 5, 17, 64, 1000, 4097])

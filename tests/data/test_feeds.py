@@ -1,6 +1,7 @@
 """Feeds: resident or streaming, ahead of time or not, a piece holds what `batches` gives."""
 
 import itertools
+import math
 import threading
 import time
 
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 
 from adabatch_jax.data.batches import batches
-from adabatch_jax.data.feeds import Piece, open_feed
+from adabatch_jax.data.feeds import Feed, Piece
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.resident_examples import gather
-from adabatch_jax.data.row_layout import batch_layout
+from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.data.sources import array_source
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.errors import StorageError, UsageError
 
 N = 53
@@ -56,47 +57,53 @@ def pieces_of(plan, length, start_step=0):
             yield Piece(chunk)
 
 
+def type_of(array, wanted_sharding=None):
+    return array.shape, array.dtype, wanted_sharding and array.sharding
+
+
+def whole_batch(feed, inputs, place=0):
+    """The batch of one of a piece's updates."""
+    at = int(inputs.first) + place
+    return GATHER(feed.tables, {name: array[at] for name, array in inputs.arrays.items()})
+
+
 def feed_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
 
 
-@pytest.mark.parametrize("available_bytes", [None, 250])
+@pytest.mark.parametrize("available_bytes", [math.inf, 250])
 @pytest.mark.parametrize("length", [1, 4])
 @pytest.mark.parametrize("microbatch_size", [None, 5])
 @pytest.mark.parametrize("num_devices", [None, 1, 8])
 def test_both_kinds_give_the_batches(num_devices, microbatch_size, length, available_bytes):
     mesh = mesh_of(num_devices)
-    if available_bytes is not None and num_devices != 8:
+    if available_bytes == 250 and num_devices != 8:
         available_bytes = 1000  # only several devices can hold more than one of them
     for plan, kind in itertools.product(PLANS, ("resident", "streaming")):
         settings = {"mesh": mesh, "microbatch_size": microbatch_size}
         expected = batches(SOURCE, plan, 7, **settings)
-        with open_feed(
+        with Feed(
             SOURCE, plan, 7, kind=kind, steps_per_dispatch=length, **settings,
             available_bytes=available_bytes,
         ) as feed:  # fmt: skip
             assert feed.kind == kind and feed.reason.startswith(kind)
             for piece, inputs in feed.run(pieces_of(plan, length)):
-                abstract = feed.abstract_inputs(piece.steps[0].batch_size)
-                assert abstract.keys() == inputs.keys()
-                for name, array in inputs.items():
-                    assert (array.shape, array.dtype) == (
-                        abstract[name].shape,
-                        abstract[name].dtype,
-                    )
-                    assert mesh is None or array.sharding == abstract[name].sharding
-                if length > 1:
-                    assert int(inputs.pop("num_steps")) == len(piece.steps)
-                assert set(inputs) == {"index", "epoch", "weight"} | (
+                abstract = feed.abstract_inputs(feed.layouts.of(piece.steps[0].batch_size))
+                assert jax.tree.map(
+                    lambda like: type_of(like, like.sharding), abstract[:3]
+                ) == jax.tree.map(
+                    lambda like, array: type_of(array, like.sharding), abstract[:3], inputs[:3]
+                )
+                assert int(inputs.count) == len(piece.steps) == len(inputs.digest_shares)
+                assert set(inputs.arrays) == {"index", "epoch", "weight"} | (
                     set(ARRAYS) if kind == "streaming" else set()
                 )
-                whole = GATHER(feed.tables, inputs)
                 for place in range(len(piece.steps)):
                     wanted = next(expected)
-                    assert wanted.keys() == whole.keys()
-                    for name, array in whole.items():
-                        got = np.asarray(array)[place] if length > 1 else array
-                        np.testing.assert_array_equal(got, wanted[name])
+                    got = whole_batch(feed, inputs, place)
+                    assert wanted.keys() == got.keys()
+                    for name, array in got.items():
+                        np.testing.assert_array_equal(array, wanted[name])
         assert next(expected, None) is None
 
 
@@ -108,13 +115,13 @@ def test_a_piece_may_be_one_micro_batch(kind, num_devices):
     pieces = [
         Piece((step,), microbatch)
         for step in plan.steps(3)
-        for microbatch in range(batch_layout(step.batch_size, 5).num_microbatches)
+        for microbatch in range(Layouts(5).of(step.batch_size).num_microbatches)
     ]
-    with open_feed(SOURCE, plan, 2, kind=kind, split=True, **settings) as feed:
-        got = [(piece, GATHER(feed.tables, inputs)) for piece, inputs in feed.run(pieces)]
-        abstract = feed.abstract_inputs(20)
-    assert {name: a.shape[0] for name, a in abstract.items()} == {
-        name: 5 if mesh is None else 8 for name in abstract
+    with Feed(SOURCE, plan, 2, kind=kind, split=True, **settings) as feed:
+        got = [(piece, whole_batch(feed, inputs)) for piece, inputs in feed.run(pieces)]
+        abstract = feed.abstract_inputs(feed.layouts.of(20)).arrays
+    assert {name: a.shape[:2] for name, a in abstract.items()} == {
+        name: (1, 5 if mesh is None else 8) for name in abstract
     }
     assert [piece for piece, _ in got] == pieces
     start_sample = plan.samples_at(3)
@@ -129,7 +136,7 @@ def test_a_piece_may_be_one_micro_batch(kind, num_devices):
 
 def test_the_host_prepares_two_pieces_ahead_and_no_more():
     source, plan = NotInMemory(), make_plan(4, N, "4ep")
-    with open_feed(source, plan, 0) as feed:
+    with Feed(source, plan, 0) as feed:
         before = source.num_reads
         running = feed.run(pieces_of(plan, 1))
         for number in range(1, 6):
@@ -143,7 +150,7 @@ def test_the_host_prepares_two_pieces_ahead_and_no_more():
 
 def test_examples_are_read_once_and_padding_once_a_batch():
     source, plan = NotInMemory(), make_plan(20, N, "1ep", "partial")
-    with open_feed(source, plan, 0, mesh=mesh_of(8), microbatch_size=6) as feed:
+    with Feed(source, plan, 0, mesh=mesh_of(8), microbatch_size=6) as feed:
         source.rows.clear()
         list(feed.run(pieces_of(plan, 1)))
     firsts = [rows[0] for rows in source.rows]
@@ -157,10 +164,10 @@ def test_an_error_of_the_source_is_raised_in_its_turn():
     done = []
     with pytest.raises(StorageError, match="the disk is gone"):
         # One read tells the arrays' shapes.
-        with open_feed(NotInMemory(broken_from=4), plan, 0) as feed:
+        with Feed(NotInMemory(broken_from=4), plan, 0) as feed:
             done += (piece for piece, _ in feed.run(pieces_of(plan, 1)))
     assert feed_threads() == []
-    with open_feed(NotInMemory(broken_from=4), plan, 0) as feed:
+    with Feed(NotInMemory(broken_from=4), plan, 0) as feed:
         running = feed.run(pieces_of(plan, 1))
         assert [next(running)[0].steps[0].index for _ in range(3)] == [0, 1, 2]
         with pytest.raises(StorageError):
@@ -170,13 +177,13 @@ def test_an_error_of_the_source_is_raised_in_its_turn():
 
 def test_the_thread_ends_however_the_consumer_does():
     plan = make_plan(8, N, "3ep")
-    with open_feed(NotInMemory(), plan, 0) as feed:
+    with Feed(NotInMemory(), plan, 0) as feed:
         for _ in feed.run(pieces_of(plan, 1)):
             assert len(feed_threads()) == 1
             break
     assert feed_threads() == []
     with pytest.raises(ZeroDivisionError):
-        with open_feed(NotInMemory(), plan, 0) as feed:
+        with Feed(NotInMemory(), plan, 0) as feed:
             for _ in feed.run(pieces_of(plan, 1)):
                 1 / 0
     assert feed_threads() == []
@@ -193,7 +200,7 @@ def test_a_stop_ends_the_wait_for_a_piece(monkeypatch):
             return super().read(indices) if self.num_reads < 3 else gate.wait()
 
     plan = make_plan(8, N, "3ep")
-    with open_feed(Hangs(), plan, 0) as feed:
+    with Feed(Hangs(), plan, 0) as feed:
         running = feed.run(pieces_of(plan, 1), stop.is_set)
         assert [next(running)[0].steps[0].index for _ in range(2)] == [0, 1]
         threading.Timer(0.05, stop.set).start()
@@ -207,13 +214,13 @@ def test_a_stop_ends_the_wait_for_a_piece(monkeypatch):
 def test_nothing_is_transferred_implicitly():
     plan = PLANS[0]
     for kind in ("resident", "streaming"):
-        with open_feed(SOURCE, plan, 0, kind=kind, mesh=mesh_of(8), steps_per_dispatch=2) as feed:
+        with Feed(SOURCE, plan, 0, kind=kind, mesh=mesh_of(8), steps_per_dispatch=2) as feed:
             running = feed.run(pieces_of(plan, 2))
-            jax.block_until_ready(GATHER(feed.tables, next(running)[1]))
+            jax.block_until_ready(GATHER(feed.tables, next(running)[1].arrays))
             jax.config.update("jax_transfer_guard", "disallow")  # of all threads
             try:
                 for _, inputs in itertools.islice(running, 3):
-                    jax.block_until_ready(GATHER(feed.tables, inputs))
+                    jax.block_until_ready(GATHER(feed.tables, inputs.arrays))
             finally:
                 jax.config.update("jax_transfer_guard", "allow")
 
@@ -223,7 +230,7 @@ def test_resident_examples_are_spread_where_they_have_to_be():
     mesh, plan = mesh_of(8), PLANS[0]
 
     def opened(**settings):
-        with open_feed(SOURCE, plan, 0, **settings) as feed:
+        with Feed(SOURCE, plan, 0, **settings) as feed:
             shards = {name: a.addressable_shards[0].data.shape for name, a in feed.tables.items()}
         return feed.reason, shards
 
@@ -252,7 +259,7 @@ def test_resident_examples_are_spread_where_they_have_to_be():
 
 
 def test_images_stay_bytes_on_the_device():
-    with open_feed(SOURCE, PLANS[0], 0) as feed:
+    with Feed(SOURCE, PLANS[0], 0) as feed:
         assert {name: a.dtype.name for name, a in feed.tables.items()} == {
             "image": "uint8",
             "label": "int32",
@@ -262,15 +269,15 @@ def test_images_stay_bytes_on_the_device():
 
 def test_the_default_device_is_that_of_whoever_opened_the_feed():
     device = jax.devices()[3]
-    with jax.default_device(device), open_feed(SOURCE, PLANS[0], 0, kind="streaming") as feed:
+    with jax.default_device(device), Feed(SOURCE, PLANS[0], 0, kind="streaming") as feed:
         _, inputs = next(feed.run(pieces_of(PLANS[0], 1)))
-    assert inputs["image"].devices() == {device}
+    assert inputs.arrays["image"].devices() == {device}
 
 
 def test_sources_that_are_not_in_memory_are_streamed_unless_asked():
-    with open_feed(NotInMemory(), PLANS[0], 0) as feed:
+    with Feed(NotInMemory(), PLANS[0], 0) as feed:
         assert (feed.kind, feed.reason) == ("streaming", "streaming: the examples aren't in memory")
-    with open_feed(NotInMemory(), PLANS[0], 0, kind="resident") as feed:
+    with Feed(NotInMemory(), PLANS[0], 0, kind="resident") as feed:
         np.testing.assert_array_equal(feed.tables["label"], ARRAYS["label"])
 
 
@@ -280,12 +287,12 @@ def test_endless_streams():
             return {"x": indices**2}
 
     plan = make_plan("4, 8sp: 6", None, "20sp")
-    with open_feed(Squares(), plan, 0) as feed:
+    with Feed(Squares(), plan, 0) as feed:
         assert feed.reason == "streaming: the examples never end"
-        got = [inputs["x"].tolist() for _, inputs in feed.run(pieces_of(plan, 1))]
+        got = [inputs.arrays["x"][0].tolist() for _, inputs in feed.run(pieces_of(plan, 1))]
     assert sum(got, []) == [i**2 for i in range(20)]
     with pytest.raises(UsageError, match="its examples never end"):
-        open_feed(Squares(), plan, 0, kind="resident")
+        Feed(Squares(), plan, 0, kind="resident")
 
 
 @pytest.mark.parametrize(
@@ -301,4 +308,4 @@ def test_endless_streams():
 )
 def test_mistakes(settings, message):
     with pytest.raises(UsageError, match=message):
-        open_feed(**{"source": SOURCE, "plan": PLANS[0], "seed": 0, **settings})
+        Feed(**{"source": SOURCE, "plan": PLANS[0], "seed": 0, **settings})

@@ -9,6 +9,7 @@ import random
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
+from adabatch_jax.schedules.plan import first_step_from
 from experiments.arms import single_device_arms
 
 NUM_EXAMPLES = 1_000
@@ -41,7 +42,7 @@ def run_rows(config, seed, final_error, seconds_per_epoch, holdout=True):
     plan, jitter = config.plan(NUM_EXAMPLES), random.Random(f"{seed} {config.batch_schedule}")
     epochs, rows, seconds = round(config.epochs), [], 0.0
     for epoch in range(1, epochs + 1):
-        step = plan.first_step_from(epoch * NUM_EXAMPLES)
+        step = first_step_from(plan, epoch * NUM_EXAMPLES)
         seconds += seconds_per_epoch * jitter.uniform(0.95, 1.05)
         error = final_error + 60 * (math.exp(-epoch) - math.exp(-epochs))
         row = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.data.row_layout import batch_layout
+from adabatch_jax.data.row_layout import Layouts
 from experiments.reproduction import passes
 from experiments.reproduction.display import LiveStudyDisplay, StudyDisplay, make_display
 from experiments.reproduction.estimate import Estimate
@@ -148,7 +148,7 @@ def loss_fn():
 
 @pytest.mark.parametrize("microbatch_size", [None, 4])
 def test_passes_compute_what_training_computes(loss_fn, microbatch_size):
-    layout = batch_layout(10, microbatch_size, num_devices=2)
+    layout = Layouts(microbatch_size, num_devices=2).of(10)
     batch = passes._synthetic_batch(layout, layout.num_microbatches, (2, 2, 1), 10)
     assert batch["weight"].sum() == 10
     arguments = {"w": np.float32(0.5)}, {"seen": np.float32(0)}, batch, jax.random.key(0)

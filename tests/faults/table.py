@@ -146,12 +146,17 @@ FAULTS = (
         ("faults/test_damage.py::test_a_state_of_another_type_is_not_cast",),
     ),
     Fault(
-        "metrics torn, with rows beyond the checkpoint, or lost",
-        "cut to the checkpoint, written anew from one another, or exit code 4",
+        "metrics torn, or with rows beyond the checkpoint; a damaged CSV file",
+        "cut to the checkpoint, written anew",
+        ("faults/test_damage.py::test_rows_are_put_right",),
+    ),
+    Fault(
+        "metrics before the newest checkpoint damaged or lost, also of a finished run",
+        "exit code 4 names the file, nothing is changed; with `--allow-change rows` it goes on "
+        "without them, to the same weights",
         (
-            "faults/test_damage.py::test_rows_are_put_right",
-            "faults/test_damage.py::test_the_rows_of_a_finished_run_are_put_right",
             "faults/test_damage.py::test_rows_that_are_lost",
+            "faults/test_damage.py::test_the_lost_rows_of_a_finished_run",
         ),
     ),
     Fault(
@@ -192,16 +197,28 @@ FAULTS = (
     ),
     Fault(
         "a second process on the same folder",
-        "exit code 2 names host, process and start; a dead process's lock is taken over",
+        "exit code 2 names host, process and start; a dead process has no lock, whatever is left "
+        "of its file",
         (
             "faults/test_changes.py::test_two_processes_on_one_folder",
             "faults/test_changes.py::test_the_lock_of_a_process_that_is_gone",
         ),
     ),
     Fault(
+        "a lock that can't be had: a machine's that is gone, a disk's that knows none",
+        "exit code 2; `--take-over` goes on",
+        (
+            "runs/folder/test_lock.py::test_who_knows_better_takes_over",
+            "runs/folder/test_lock.py::test_a_disk_without_locks_is_for_who_knows_better",
+        ),
+    ),
+    Fault(
         "an update, a batch, an evaluation or a save that hangs (`--stall-timeout`)",
-        "all stacks in a file, exit code 42; a rerun is exact",
-        ("faults/test_watchdog.py::test_a_stall",),
+        "all stacks in a file, or on stderr where Python's lock is held, exit code 42; a rerun is exact",
+        (
+            "faults/test_watchdog.py::test_a_stall",
+            "system/test_watchdog.py::test_what_hangs_with_the_lock_is_ended_too",
+        ),
     ),
     Fault(
         "an error that nobody expected",

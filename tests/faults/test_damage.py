@@ -4,14 +4,25 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 
 import pytest
 
 from tests.faults.damage import DAMAGES, STRAYS, arrays, flip_bit
-from tests.faults.harness import COMMON, SETTINGS, Run, assert_same, content, finish, start
+from tests.faults.harness import (
+    COMMON,
+    SETTINGS,
+    Run,
+    assert_same,
+    content,
+    finish,
+    killed_by,
+    start,
+)
 
 pytestmark = pytest.mark.faults
 
+KILLED = killed_by(signal.SIGKILL)
 NEXT = "step.end:9:sigterm"  # saves a checkpoint of its own, after one that is due
 
 
@@ -120,10 +131,6 @@ def damaged_rows(run, name):
         os.truncate(table, 200)
     elif name == "bit flipped in the table":
         flip_bit(table)
-    elif name == "no lines":
-        jsonl.unlink()
-    elif name == "half the lines":
-        os.truncate(jsonl, 500)
     elif name == "no events":
         shutil.rmtree(run.workdir / "tensorboard")
     elif name == "torn events":
@@ -138,8 +145,7 @@ def damaged_rows(run, name):
     "name",
     [
         "torn line", "rows beyond", "garbage beyond", "no table", "half a table",
-        "bit flipped in the table", "no lines", "half the lines", "no events", "torn events",
-        "no plan and no environment",
+        "bit flipped in the table", "no events", "torn events", "no plan and no environment",
     ],
 )  # fmt: skip
 def test_rows_are_put_right(oracle, begun, name):
@@ -149,19 +155,30 @@ def test_rows_are_put_right(oracle, begun, name):
     assert_same(begun, oracle("carry"))
 
 
-def test_rows_that_are_lost(oracle, begun):
+# Each damages rows before every checkpoint that is kept.
+LOSSES = {
+    "no lines": lambda path: path.unlink(),
+    "half the lines": lambda path: os.truncate(path, 500),
+    "a bit flipped": lambda path: flip_bit(path, 0.2),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_rows_that_are_lost(oracle, begun, name):
     whole = oracle("carry")
-    for name in ("metrics.jsonl", "metrics.csv"):
-        flip_bit(begun.workdir / name, 0.2)  # before the rows of the oldest checkpoint end
+    LOSSES[name](begun.workdir / "metrics.jsonl")
     assert examined(begun).code == 4
+    before = content(begun.workdir)
     outcome = begun.go(code=4, says="metrics.jsonl")
     assert len(outcome.err.splitlines()) == 1
-    for name in ("metrics.jsonl", "metrics.csv"):
-        (begun.workdir / name).rename(begun.workdir.with_name(name))
+    assert content(begun.workdir) == before
+    # Killed behind its next row, before a checkpoint knows what it began with.
+    begun.go("metrics.mid_line:2", KILLED, further="--allow-change rows", sound=30)
     begun.go()
     rows = begun.rows()
     assert rows == whole.rows()[-len(rows) :] and rows[0]["step"] in ("30", "33")
     assert begun.summary()["weights_digest"] == whole.summary()["weights_digest"]
+    assert {"kind": "rows_lost", "step": 30} in begun.summary()["decisions"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
@@ -174,15 +191,15 @@ def test_a_damaged_summary_is_written_again(oracle, tmp_path, text):
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("name", ["no lines", "half the lines"])
-def test_the_rows_of_a_finished_run_are_put_right(oracle, tmp_path, name):
+def test_the_lost_rows_of_a_finished_run(oracle, tmp_path):
     whole = oracle("carry")
     shutil.copytree(whole.workdir, tmp_path / "run")
     run = Run(tmp_path / "run", whole.arguments)
-    damaged_rows(run, name)
-    examined(run)
-    run.go(says="done: ")
-    assert_same(run, whole)
+    LOSSES["half the lines"](run.workdir / "metrics.jsonl")
+    assert examined(run).code == 4
+    run.go(code=4, says="metrics.jsonl")
+    run.go(says="done: ", further="--allow-change rows")
+    assert run.summary() == whole.summary() and run.rows() == []
     run.go(says="finished already")
 
 

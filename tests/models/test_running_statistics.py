@@ -31,7 +31,8 @@ def make_network(reference_size):
 
 
 def statistics_after_a_step(reference_size, microbatch_size, num_devices):
-    params, model_state, loss_fn, _ = models.functions(make_network(reference_size))
+    network = make_network(reference_size)
+    params, model_state, loss_fn, _ = models.functions(network)
     tx = optax.sgd(0.1)
     mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
     batch = make_batch()
@@ -40,7 +41,9 @@ def statistics_after_a_step(reference_size, microbatch_size, num_devices):
     if mesh is not None:
         batch = jax.device_put(batch, batch_sharding(mesh, microbatch_size is not None))
     state = TrainState.create(params=params, tx=tx, model_state=model_state)
-    state, _ = make_train_step(loss_fn, tx, mesh, microbatch_size)(state, batch, jax.random.key(0))
+    properties = models.loss_properties(network)
+    step = make_train_step(loss_fn, tx, mesh, microbatch_size, **properties)
+    state, _ = step(state, batch, jax.random.key(0))
     return jax.device_get(state.model_state)
 
 

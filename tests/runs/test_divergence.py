@@ -9,19 +9,15 @@ import optax
 import pytest
 
 from adabatch_jax import TrainState, array_source, data_mesh, make_plan
-from adabatch_jax.data.feeds import open_feed
+from adabatch_jax.data.feeds import Feed
 from adabatch_jax.data.mesh import batch_sharding
 from adabatch_jax.system.fault_points import poisoned
 from adabatch_jax.training.dispatch import FusedDispatch, SplitDispatch
-from adabatch_jax.training.loss_functions import (
-    independent_groups,
-    sequential_model_state,
-    weighted_mean,
-)
+from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.nonfinite import rolled_back
-from adabatch_jax.training.train_step import make_train_step
-from tests.training.losses import make_batch as make_images
-from tests.training.losses import make_loss, make_params, mlp
+from adabatch_jax.training.update import Update
+from tests.training.small_problem import make_batch as make_images
+from tests.training.small_problem import make_loss, make_params, mlp
 from tests.training.test_layouts import collectives
 
 X = np.random.default_rng(0).normal(size=(48, 4)).astype(np.float32)
@@ -33,10 +29,6 @@ def loss_fn(params, model_state, batch, rng):
     values = errors + jnp.sqrt(params["v"][700] * batch["bump"])
     state = {"mean": model_state["mean"] + weighted_mean(batch["x"][:, 0], batch["weight"])}
     return weighted_mean(values, batch["weight"]), (state, {})
-
-
-apart = independent_groups(lambda *arguments: loss_fn(*arguments), 1)
-in_order = sequential_model_state(lambda *arguments: loss_fn(*arguments))
 
 
 def new_state(tx):
@@ -60,26 +52,23 @@ def assert_same(one, other):
 
 
 LAYOUTS = {
-    "plain": (loss_fn, None, None, False),
-    "micro-batches": (in_order, None, 12, False),
-    "mesh": (loss_fn, 4, None, False),
-    "mesh, micro-batches": (loss_fn, 4, 12, False),
-    "one reduction": (apart, 4, 12, False),
-    "sharded": (loss_fn, 4, None, True),
-    "sharded, micro-batches": (loss_fn, 4, 12, True),
-    "sharded, one reduction": (apart, 4, 12, True),
+    "plain": (None, None, {}),
+    "micro-batches": (None, 12, {"sequential_model_state": True}),
+    "mesh": (4, None, {}),
+    "mesh, micro-batches": (4, 12, {}),
+    "one reduction": (4, 12, {"independent_groups": 1}),
+    "sharded": (4, None, {"shard_params": True}),
+    "sharded, micro-batches": (4, 12, {"shard_params": True}),
+    "sharded, one reduction": (4, 12, {"shard_params": True, "independent_groups": 1}),
 }
 
 
 @functools.cache
 def layout(name, skip_nonfinite=True, tx=optax.sgd(0.1, momentum=0.9)):
     """A step, and a function that places a batch for it."""
-    loss, num_devices, microbatch_size, shard_params = LAYOUTS[name]
+    num_devices, microbatch_size, options = LAYOUTS[name]
     mesh = data_mesh(jax.devices()[:num_devices]) if num_devices else None
-    step = make_train_step(
-        loss, tx, mesh, microbatch_size,
-        shard_params=shard_params, skip_nonfinite=skip_nonfinite,
-    )  # fmt: skip
+    step = Update(loss_fn, tx, mesh, microbatch_size, skip_nonfinite=skip_nonfinite, **options)
 
     def place(batch):
         if microbatch_size:
@@ -93,7 +82,7 @@ def layout(name, skip_nonfinite=True, tx=optax.sgd(0.1, momentum=0.9)):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_one_bad_number_on_one_device_is_known_to_all_of_them(name):
     step, place, state, rng = layout(name)
-    update = jax.jit(step.update_checked)
+    update = jax.jit(step)
     good = make_batch()
     bad_gradient, bad_loss = make_batch(bump=0.0, at=29), make_batch(bump=np.inf, at=47)
     for batch, wanted in ((good, True), (bad_gradient, False), (bad_loss, False)):
@@ -118,7 +107,7 @@ def test_the_flag_costs_at_most_one_number_to_tell(name):
             jax.jit(function).lower(state, place(make_batch()), rng, step.constants)
             .compile().as_text()
         )
-        for function in (step.update, step.update_checked)
+        for function in (lambda *arguments: step(*arguments)[:2], step)
     )  # fmt: skip
     for collective in plain:
         checked.remove(collective)
@@ -144,9 +133,9 @@ def test_checked_updates_have_the_bits_of_a_handwritten_loop(tx):
 
     params, rng = jax.tree.map(jnp.asarray, make_params(mlp)), jax.random.key(0)
     opt_state = tx.init(params)
-    steps = [make_train_step(loss_fn, tx, skip_nonfinite=skip) for skip in (False, True)]
+    steps = [Update(loss_fn, tx, skip_nonfinite=skip) for skip in (False, True)]
     states = [TrainState.create(params=params, tx=tx) for _ in steps]
-    updates = [jax.jit(step.update_checked, donate_argnums=0) for step in steps]
+    updates = [jax.jit(step, donate_argnums=0) for step in steps]
     for i in range(20):
         batch = make_images(32, seed=i)
         params, opt_state, loss = handwritten(params, opt_state, batch)
@@ -160,8 +149,9 @@ def test_checked_updates_have_the_bits_of_a_handwritten_loop(tx):
 @pytest.mark.parametrize("name", ["plain", "micro-batches", "one reduction"])
 def test_poisoned_inputs_spoil_the_loss_and_the_gradients(name):
     step, place, state, rng = layout(name, skip_nonfinite=False)
-    batch = poisoned(place(make_batch()))
-    after, metrics, is_finite = jax.jit(step.update_checked)(state, batch, rng, step.constants)
+    batch = place(make_batch())
+    batch |= {"weight": poisoned(batch["weight"])}
+    after, metrics, is_finite = jax.jit(step)(state, batch, rng, step.constants)
     assert not is_finite and not jnp.isfinite(metrics["loss"])
     assert not jnp.isfinite(after.params["w"]).any()
 
@@ -173,7 +163,7 @@ BAD_STEPS = (0, 3, 4)
 def train_with_bad_steps(tx):
     """The states before and after each of 8 updates."""
     step, _, state, rng = layout("plain", tx=tx)
-    update, states = jax.jit(step.update), [state]
+    update, states = jax.jit(step), [state]
     for i in range(8):
         batch = make_batch(16, bump=np.inf, at=[5] if i in BAD_STEPS else [])
         batch["x"] = X[i : i + 16]
@@ -278,19 +268,23 @@ def test_each_dispatch_tells_which_update_was_poisoned(
     step, _, state, rng = layout(name)
     state, found = jax.tree.map(jnp.copy, state), []  # the copy is donated
     shape = () if steps_per_dispatch == 1 else (steps_per_dispatch,)
-    with open_feed(
+    with Feed(
         SOURCE, PLAN, 0, mesh=step.mesh, microbatch_size=step.microbatch_size,
         steps_per_dispatch=steps_per_dispatch, kind=kind, split=is_split,
     ) as feed:  # fmt: skip
         arguments = (step, feed, PLAN, 0, state, rng)
         dispatch = (
-            SplitDispatch(*arguments) if is_split else FusedDispatch(*arguments, steps_per_dispatch)
+            SplitDispatch(*arguments)
+            if is_split
+            else FusedDispatch(*arguments, steps_per_dispatch=steps_per_dispatch)
         )
-        pieces = dispatch.pieces(0, lambda finished: False)
+        pieces = dispatch.pieces(0, lambda finished: PLAN.num_steps)
         for number, (piece, inputs) in enumerate(feed.run(pieces)):
             before = jax.device_get(state.params)
-            inputs = poisoned(inputs) if number == bad_piece else inputs
-            state, metrics, is_finite, _ = dispatch(piece, state, inputs, rng)
+            if number == bad_piece:
+                weight = poisoned(inputs.arrays["weight"], int(inputs.first))
+                inputs = inputs._replace(arrays=inputs.arrays | {"weight": weight})
+            state, metrics, is_finite, _ = dispatch(piece, state, inputs)
             assert (metrics is None) == (is_finite is None)
             if is_finite is None:
                 continue

@@ -8,7 +8,7 @@ import pytest
 from adabatch_jax.config import Operation
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.runs.fit import fit
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system import fault_points
 from adabatch_jax.system.interruption import Interruption
 from adabatch_jax.training.loss_functions import weighted_mean

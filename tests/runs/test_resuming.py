@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
-from adabatch_jax.runs.checkpoints.found import Found
-from adabatch_jax.runs.past import digest_of_order
+from adabatch_jax.runs.checkpoint_past import digest_of_order
+from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.resuming import _replanned, plan_of_run
 from adabatch_jax.system.errors import RestoreError, UsageError
 
@@ -38,26 +38,29 @@ N = 100
 BEGUN = TrainConfig(batch_schedule="10, 1ep: 20", lr="0.1 x0.5 every 1ep", epochs=3)
 
 
-class Folder:
-    """A run's folder that holds a checkpoint of this configuration."""
+WORKDIR = Path("runs/x")
 
-    path = Path("runs/x")
 
-    def __init__(self, config=BEGUN, step=12, plan=None):
-        plan = config.plan(N) if plan is None else plan
-        samples = plan.samples_at(step)
-        run = {
-            "step": step,
-            "samples": samples,
-            "seed": config.seed,
-            "plan": plan.to_dict(),
-            "fingerprint": plan.fingerprint(samples),
-            "order_digest": digest_of_order(plan, config.seed, samples),
-            "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0"},
-            "identity": config.to_dict(),
-        }
-        self.checkpoint = Found(step, self.path / "checkpoints" / str(step), run, {})
-        self.notes, self.changes = [], []
+def begun(config=BEGUN, step=12, plan=None):
+    """A checkpoint of this configuration."""
+    plan = config.plan(N) if plan is None else plan
+    samples = plan.samples_at(step)
+    run = {
+        "step": step,
+        "samples": samples,
+        "seed": config.seed,
+        "plan": plan.to_dict(),
+        "fingerprint": plan.fingerprint(samples),
+        "order_digest": digest_of_order(plan, config.seed, samples),
+        "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0"},
+        "identity": config.to_dict(),
+    }
+    return Found(step, WORKDIR / "checkpoints" / str(step), run, {})
+
+
+def planned(config, found=None, allowed=()):
+    """The plan, and the changes."""
+    return plan_of_run(config, N, begun() if found is None else found, WORKDIR, allowed)
 
 
 def sizes(plan):
@@ -74,17 +77,17 @@ def sizes(plan):
     ],
 )
 def test_another_future_is_followed_and_told(change, note):
-    config, folder = dataclasses.replace(BEGUN, **change), Folder()
-    plan = plan_of_run(config, N, folder)
+    config = dataclasses.replace(BEGUN, **change)
+    plan, (told,) = planned(config)
     assert plan.to_dict() == config.plan(N).to_dict()
-    assert len(folder.notes) == 1 and note in folder.notes[0]
-    assert folder.changes[0]["step"] == 12 and folder.changes[0]["setting"] in change
+    assert note in str(told)
+    assert told.to_dict()["step"] == 12 and told.to_dict()["setting"] in change
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"batch_schedule": "10, 1ep: 25"}, "phase 1 had batch_size 20 there and has 25 here"),
+        ({"batch_schedule": "10, 1ep: 25"}, "phase 2 had batch_size 20 there and has 25 here"),
         ({"lr": "0.2 x0.5 every 1ep"}, "in the past: 0.1 and 0.2 at update 0"),
         ({"momentum": 0.8}, "momentum=0.9, not 0.8"),
         ({"weight_decay": 0.1}, "weight_decay=0.0005, not 0.1"),
@@ -98,46 +101,44 @@ def test_another_past_is_refused_and_may_be_left_behind(change, named):
     config = dataclasses.replace(BEGUN, **change)
     setting = "data.flip" if "data" in change else next(iter(change))
     with pytest.raises(RestoreError) as caught:
-        plan_of_run(config, N, Folder())
+        planned(config)
     assert named in str(caught.value)
     assert f"--allow-change {setting}." in str(caught.value)
-    folder = Folder()
-    plan = plan_of_run(config, N, folder, (setting,))
+    plan, changes = planned(config, allowed=(setting,))
     assert sizes(plan)[:12] == sizes(BEGUN.plan(N))[:12]
-    assert [change["setting"] for change in folder.changes] == [setting]
+    assert [change.setting for change in changes] == [setting]
     # From the next checkpoint on it is what the run was made with.
-    again = Folder(config, step=13, plan=plan)
-    assert plan_of_run(config, N, again).to_dict() == plan.to_dict()
-    assert again.notes == []
+    again, changes = planned(config, begun(config, step=13, plan=plan))
+    assert again.to_dict() == plan.to_dict() and changes == []
 
 
 def test_all_that_differs_is_named_at_once():
     config = dataclasses.replace(BEGUN, momentum=0.8, compute_dtype="bfloat16")
     with pytest.raises(RestoreError) as caught:
-        plan_of_run(config, N, Folder())
+        planned(config)
     differs = "momentum=0.9, not 0.8 and compute_dtype='float32', not 'bfloat16';"
     assert differs in str(caught.value)
     assert str(caught.value).endswith(
         "or change them from here on with --allow-change momentum compute_dtype."
     )
     with pytest.raises(RestoreError) as caught:
-        plan_of_run(config, N, Folder(), ("momentum",))
+        planned(config, allowed=("momentum",))
     assert "momentum=" not in str(caught.value)
     assert str(caught.value).endswith(
         "change it from here on with --allow-change momentum compute_dtype."
     )
     config = dataclasses.replace(config, lr="0.2", compute_dtype="float32")
     with pytest.raises(RestoreError, match="with --allow-change momentum lr.$"):
-        plan_of_run(config, N, Folder(), ("momentum",))
+        planned(config, allowed=("momentum",))
     config = dataclasses.replace(config, seed=1)
     with pytest.raises(RestoreError) as caught:
-        plan_of_run(config, N, Folder())
+        planned(config)
     assert "seed=0, not 1" in str(caught.value) and "--allow-change" not in str(caught.value)
 
 
 def test_a_schedule_that_is_followed_from_here_on_keeps_the_clock():
     config = dataclasses.replace(BEGUN, batch_schedule="10, 1ep: 25")
-    plan = plan_of_run(config, N, Folder(), ("batch_schedule",))
+    plan, _ = planned(config, allowed=("batch_schedule",))
     # Twelve updates of the old schedule stand at sample 140; the new one has 25 from there on.
     assert sizes(plan) == [10] * 10 + [20] * 2 + [25] * 7
     assert plan.num_samples == 300 and list(plan.steps())[-1].num_real == 10
@@ -156,15 +157,15 @@ def test_a_schedule_that_is_followed_from_here_on_keeps_the_clock():
 def test_what_a_run_is_cannot_change(change, named):
     config = dataclasses.replace(BEGUN, **change)
     with pytest.raises(RestoreError) as caught:
-        plan_of_run(config, N, Folder())
+        planned(config)
     assert named in str(caught.value) and "--allow-change" not in str(caught.value)
     with pytest.raises(UsageError, match="can't change in a run"):
-        plan_of_run(config, N, Folder(), tuple(change))
+        planned(config, allowed=tuple(change))
 
 
 def test_a_run_shorter_than_what_was_done_has_no_override():
     with pytest.raises(RestoreError, match="this one has 100 in 1; .*use another workdir.$"):
-        plan_of_run(dataclasses.replace(BEGUN, epochs=1), N, Folder())
+        planned(dataclasses.replace(BEGUN, epochs=1))
 
 
 @pytest.mark.parametrize("allowed", [(), ("momentum",)])
@@ -172,7 +173,7 @@ def test_momentum_is_no_part_of_a_state_without_any(allowed):
     """So what has none can't be given some, nor the other way round."""
     config = dataclasses.replace(BEGUN, momentum=0.0)
     with pytest.raises(RestoreError, match="momentum=0.9, not 0.0; .*config.json.$"):
-        plan_of_run(config, N, Folder(), allowed)
+        planned(config, allowed=allowed)
 
 
 @pytest.mark.parametrize(
@@ -183,13 +184,13 @@ def test_momentum_is_no_part_of_a_state_without_any(allowed):
     ],
 )
 def test_what_changed_the_rates_is_named(lr, change, named):
-    begun = dataclasses.replace(BEGUN, lr=lr)
+    first = dataclasses.replace(BEGUN, lr=lr)
     with pytest.raises(RestoreError, match=f"has {named} its learning rate differs in the past"):
-        plan_of_run(dataclasses.replace(begun, **change), N, Folder(begun))
+        planned(dataclasses.replace(first, **change), begun(first))
 
 
 def test_another_order_of_the_examples_is_noticed():
-    folder = Folder()
-    folder.checkpoint.run["order_digest"] = "0" * 64
+    found = begun()
+    found.run["order_digest"] = "0" * 64
     with pytest.raises(RestoreError, match="in another order than this program's .*numpy 2.0"):
-        plan_of_run(BEGUN, N, folder)
+        planned(BEGUN, found)

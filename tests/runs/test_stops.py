@@ -7,7 +7,7 @@ import pytest
 
 from adabatch_jax.config import Keep, Operation
 from adabatch_jax.runs.loop import evaluation_program
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.training.compiled_programs import Programs
 from tests.runs.small_run import N, reproducible, train
 
@@ -48,7 +48,7 @@ def test_the_best_checkpoint_stays_although_its_evaluation_was_cut_off(tmp_path)
     assert saved() == [epoch, plan.num_steps]
 
 
-@pytest.mark.parametrize(("slow", "step"), [(4, 5), (evaluation_program("test"), 3)])
+@pytest.mark.parametrize(("slow", "step"), [(("update", 1, 4), 5), (evaluation_program("test"), 3)])
 def test_a_stop_does_not_wait_for_a_compiler(slow, step, tmp_path, monkeypatch):
     released, compile_now, wait = Event(), Programs._compile, Programs.wait
     plan = make_plan("6, 5st: 4, 7st: 8", N, "1ep")  # the first and the largest are there at once

@@ -9,7 +9,7 @@ import pytest
 from adabatch_jax.config import Layout
 from adabatch_jax.data.sources import array_source, in_memory
 from adabatch_jax.runs.fit import fit
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.train_state import TrainState

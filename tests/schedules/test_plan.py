@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from adabatch_jax.schedules.batch_size_schedules import constant, exponential_growth, linear_ramp
-from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, cut_ends, first_step_from, make_plan
 from adabatch_jax.system.errors import UsageError
 
 DOUBLING = "128 x2 every 20ep max 2048"
@@ -48,9 +47,9 @@ def test_look_ups_on_both_sides_of_every_change(remainder):
         assert plan.step_at(after.start_sample - 1) == after.start_step - 1
         assert plan.step_at(after.start_sample) == after.start_step
         assert plan.step_at(after.start_sample + 1) == after.start_step
-        assert plan.first_step_from(after.start_sample - 1) == after.start_step
-        assert plan.first_step_from(after.start_sample) == after.start_step
-        assert plan.first_step_from(after.start_sample + 1) == after.start_step + 1
+        assert first_step_from(plan, after.start_sample - 1) == after.start_step
+        assert first_step_from(plan, after.start_sample) == after.start_step
+        assert first_step_from(plan, after.start_sample + 1) == after.start_step + 1
 
 
 def test_the_ends():
@@ -117,9 +116,9 @@ def test_endless_streams():
         ("128, 20ep: 256, 1Msp: 512", {}, "must increase"),
         ("128, 0ep: 256", {}, "must increase.*the start"),
         ([("5ep", 128)], {}, "must begin at 0"),
-        ("128 x8 every 20ep", {}, r"size 65536 of phase 3, which.*epoch 60.*exceeds num_examples"),
-        (60_000, {}, "batch size 60000 of phase 0.*exceeds num_examples=50000.*max 50000"),
-        ("128 x0.1 every 20ep", {}, "falls to 0 in phase 3.*min"),
+        ("128 x8 every 20ep", {}, r"size 65536 of phase 4, which.*epoch 60.*exceeds num_examples"),
+        (60_000, {}, "batch size 60000 of phase 1,.*exceeds num_examples=50000.*max 50000"),
+        ("128 x0.1 every 20ep", {}, "falls to 0 in phase 4.*min"),
         (128, {"duration": 100}, 'duration 100 has no unit.*"100ep"'),
         (128, {"duration": "100"}, "has no unit"),
         (128, {"duration": "50%"}, "can't be a share of itself"),
@@ -143,9 +142,9 @@ def test_mistakes(schedule, kwargs, message):
 
 def test_divisible_by_only_checks():
     assert doubling(divisible_by=128).phases == doubling().phases
-    with pytest.raises(UsageError, match="batch size 100 of phase 0.*8.*sizes are 96 and 104"):
+    with pytest.raises(UsageError, match="batch size 100 of phase 1 .*8.*sizes are 96 and 104"):
         make_plan(100, 50_000, "1ep", divisible_by=8)
-    with pytest.raises(UsageError, match="batch size 4 of phase 0.*size is 8"):
+    with pytest.raises(UsageError, match="batch size 4 of phase 1 .*size is 8"):
         make_plan("4", 50_000, "1ep", divisible_by=8)
     # A size that the run never reaches is no reason to stop it.
     make_plan("96, 2ep: 100", 50_000, "1ep", divisible_by=8)
@@ -170,6 +169,30 @@ def test_continued():
         plan.continued(128, 5_000_001, "200ep")
     with pytest.raises(UsageError, match="ends before sample"):
         plan.continued(128, change, "1ep")
+
+
+def test_ends_that_cut_a_batch_short_are_kept():
+    plan = make_plan("30", 100, "130sp", remainder="drop")
+    assert plan.ends == () and "ends" not in plan.to_dict()
+    longer = plan.continued("30", 130, "170sp").continued("30", 170, "4ep")
+    assert longer.ends == (170,)  # at 130 a batch ended
+    assert longer.samples_at(4) == 130 and longer.step_at(170) == 4 + 1
+    assert longer.to_dict()["ends"] == [170]
+    assert BatchPlan.from_dict(longer.to_dict()) == longer
+    # They belong to the past: a plan that is edited before one, or isn't longer, has none there.
+    assert longer.continued("20", 100, "4ep").ends == ()
+    assert plan.continued("30", 130, "170sp").continued("30", 170, "170sp").ends == ()
+    assert cut_ends(plan.continued("30", 130, "170sp"), 169) == ()
+
+
+@pytest.mark.parametrize("remainder", ["carry", "partial", "drop"])
+def test_thresholds_that_a_plan_may_not_have_it_may_not_get_by_going_on(remainder):
+    schedule = "4, 8sp: 3, 2st: 2"
+    with pytest.raises(UsageError, match="must increase"):
+        make_plan(schedule, 10, "30sp", remainder)
+    with pytest.raises(UsageError, match="must increase"):
+        plan = make_plan("4", 10, "30sp", remainder)
+        plan.continued(schedule, plan.samples_at(2), "30sp")
 
 
 def test_steps_of_a_continued_plan_are_its_own():

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, first_step_from, make_plan
 from adabatch_jax.system.errors import UsageError
 
 
@@ -100,7 +99,7 @@ def check(plan: BatchPlan, steps, num_samples):
     for c in range(num_samples):
         assert plan.step_at(c) == max(s for s, start in enumerate(starts) if start <= c)
         later = [s for s, start in enumerate(starts) if start >= c]
-        assert plan.first_step_from(c) == (later[0] if later else len(steps))
+        assert first_step_from(plan, c) == (later[0] if later else len(steps))
     assert plan.step_at(num_samples) == len(steps)
     for before, after in zip(plan.phases, plan.phases[1:], strict=False):
         assert before.stop_sample == after.start_sample

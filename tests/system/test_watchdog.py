@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -88,19 +90,57 @@ def test_of_two_the_one_that_hangs_is_named():
 def test_a_log_that_cannot_be_written_keeps_nothing_alive(tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)  # opening it waits for a reader for ever, as a disk that hangs
-    hang = "with Watchdog(0.05, log) as watchdog, watchdog.watch('it'):\n    hang_in_sleep()"
-    quick = "from adabatch_jax.system import watchdog as w; w._DUMP_SECONDS = 0.1\n"
-    done = run(quick + hang, fifo)
-    assert done.returncode == 42 and done.stderr.endswith("of all threads can't be written.\n")
+    hang = "with Watchdog(0.2, log) as watchdog, watchdog.watch('it'):\n    hang_in_sleep()"
+    done = run(hang, fifo)
+    assert done.returncode == 42 and "in hang_in_sleep\n" in done.stderr
     done = run(hang, tmp_path / "nowhere" / "log")
     assert done.returncode == 42 and done.stderr.endswith("of all threads are above.\n")
     assert "in hang_in_sleep\n" in done.stderr
 
 
+HOLDS_THE_LOCK = {
+    "sleep": "ctypes.PyDLL(None).sleep(600)",
+    "regex": "import re; re.match('(a+)+$', 40 * 'a' + 'b')",
+}
+
+
+@pytest.mark.parametrize("where", HOLDS_THE_LOCK)
+def test_what_hangs_with_the_lock_is_ended_too(where):
+    begin = time.monotonic()
+    body = f"with Watchdog(1, None) as watchdog, watchdog.watch('it'):\n    {HOLDS_THE_LOCK[where]}"
+    done = run(body)
+    assert done.returncode == 42 and time.monotonic() - begin < 10
+    assert "error: Python itself hung for 1 s (--stall-timeout)" in done.stderr
+    assert done.stderr.count("File ") > 1  # the stacks
+
+
+def test_what_holds_the_lock_may_where_nothing_is_watched():
+    done = run(
+        "with Watchdog(0.3, None) as watchdog:\n"
+        "    with watchdog.watch('before'): time.sleep(0.1)\n"
+        "    time.sleep(0.2)\n"
+        "    ctypes.PyDLL(None).usleep(900_000)"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_process_that_is_stopped_does_not_hang():
+    process = subprocess.Popen(
+        [sys.executable, "-c", START + "with Watchdog(0.4, None) as w, w.watch('it'):\n"
+         "    print('ready', flush=True)\n    input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate("\n", timeout=60) == ("", "") and process.returncode == 0
+
+
 def overdue(watchdog, seconds, step=1.0):
     """What is overdue after so many seconds; by the clock that the watchdog's thread would keep."""
     for _ in range(round(seconds / step)):
-        if (what := watchdog._overdue(step)) is not None:
+        if (what := watchdog.overdue(step)) is not None:
             return what
     return None
 

@@ -9,14 +9,11 @@ import optax
 import pytest
 
 from adabatch_jax.data.mesh import batch_sharding, data_mesh, rows_of_all_devices
-from adabatch_jax.training.loss_functions import (
-    independent_groups,
-    sequential_model_state,
-    weighted_mean,
-)
+from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.train_step import make_train_step
-from tests.training.losses import (
+from adabatch_jax.training.update import Update
+from tests.training.small_problem import (
     cnn,
     linear_batch,
     linear_loss,
@@ -86,7 +83,6 @@ def test_without_a_real_example_nothing_changes():
 def test_sequential_model_state():
     """Each micro-batch begins where the one before ended; one of padding leaves no trace."""
 
-    @sequential_model_state
     def loss_fn(params, model_state, batch, rng):
         mean = weighted_mean(batch["x"], batch["weight"])
         state = {
@@ -97,7 +93,7 @@ def test_sequential_model_state():
 
     batch = linear_batch([[1, 1], [0, 0], [1, 0]])
     start = {"mean": jnp.ones(2), "count": jnp.int32(0)}
-    step = make_train_step(loss_fn, optax.sgd(1.0), microbatch_size=2)
+    step = make_train_step(loss_fn, optax.sgd(1.0), microbatch_size=2, sequential_model_state=True)
     state, _ = step(linear_state(start), batch, jax.random.key(0))
     x = np.asarray(batch["x"])
     expected = 0.9 * (0.9 * 1 + 0.1 * x[0].mean(0)) + 0.1 * x[2, 0]
@@ -155,13 +151,11 @@ def moving_mean_loss(params, model_state, batch, rng):
 def test_an_update_in_parts(sequential, num_devices):
     """begin + add * K + finish is the update of (K, m, ...), in three programs for any K."""
     mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
-    loss_fn = functools.partial(moving_mean_loss)
-    if sequential:
-        loss_fn = sequential_model_state(loss_fn)
     tx, rng = optax.adam(0.1), jax.random.key(1)
-    step = make_train_step(loss_fn, tx, mesh, microbatch_size=2)
-    begin, add = jax.jit(step.begin), jax.jit(step.add, donate_argnums=0)
-    finish = jax.jit(step.finish, donate_argnums=0)
+    update = Update(moving_mean_loss, tx, mesh, 2, sequential_model_state=sequential)
+    step = make_train_step(moving_mean_loss, tx, mesh, 2, sequential_model_state=sequential)
+    begin, add = jax.jit(update.begin), jax.jit(update.add, donate_argnums=0)
+    finish = jax.jit(update.finish, donate_argnums=0)
 
     def new_state():
         start = {"mean": jnp.ones(2)}
@@ -178,10 +172,11 @@ def test_an_update_in_parts(sequential, num_devices):
             if mesh is not None:
                 microbatch = jax.device_put(microbatch, batch_sharding(mesh))
             if sums is None:
-                sums = begin(parts, microbatch, rng, step.constants)
+                sums = begin(parts, microbatch, rng, update.constants)
             number = step.place(jnp.int32(j))
-            sums = add(sums, parts, microbatch, rng, number, step.constants)
-        parts, metrics = finish(parts, sums)
+            sums = add(sums, parts, microbatch, rng, number, update.constants)
+        parts, metrics, is_finite = finish(parts, sums)
+        assert is_finite
         close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
         jax.tree.map(close, (parts, metrics), (whole, {**expected, "hits": +expected["hits"]}))
     assert [jitted._cache_size() for jitted in (begin, add, finish)] == [1, 1, 1]
@@ -198,7 +193,7 @@ def test_sums_of_devices_apart_leave_out_what_is_padding():
     batch = linear_batch(weights)
     expected = np.average(batch["x"].reshape(-1, 2), axis=0, weights=weights.ravel())
     mesh = data_mesh(jax.devices()[:4])
-    step = make_train_step(independent_groups(loss_fn, 1), optax.sgd(1.0), mesh, 4)
+    step = make_train_step(loss_fn, optax.sgd(1.0), mesh, 4, independent_groups=1)
     state, metrics = step(linear_state({"mean": jnp.ones(2)}), batch, jax.random.key(0))
     for got in (-state.params["w"], metrics["x"], state.model_state["mean"] - 0.5):
         np.testing.assert_allclose(got, expected, rtol=1e-6)
@@ -214,10 +209,9 @@ def test_sequential_state_of_devices_apart():
         state = {"last": last, "count": model_state["count"] + 1}
         return params["w"] @ weighted_mean(batch["x"], batch["weight"]), (state, {})
 
-    loss_fn = sequential_model_state(independent_groups(loss_fn, 1))
     batch = linear_batch([[0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]])
     mesh = data_mesh(jax.devices()[:4])
-    step = make_train_step(loss_fn, optax.sgd(1.0), mesh, 4)
+    step = make_train_step(loss_fn, optax.sgd(1.0), mesh, 4, True, independent_groups=1)
     start = {"last": jnp.float32(1), "count": jnp.int32(0)}
     state, _ = step(linear_state(start), batch, jax.random.key(0))
     for device in range(4):

@@ -14,7 +14,6 @@ from adabatch_jax.data.augmentation import random_crop, random_flip
 from adabatch_jax.data.mesh import batch_sharding, data_mesh
 from adabatch_jax.models.initialization import he_normal, initialize, torch_default
 from adabatch_jax.models.layers import BatchNorm, Conv, Linear
-from adabatch_jax.training.loss_functions import independent_groups
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.train_step import make_train_step
 
@@ -61,13 +60,13 @@ def lay_out(batch, microbatch_size, num_devices):
 
 def gradient(functions, batch, microbatch_size=None, num_devices=None):
     """Returns (gradient, model state, metrics) of one step."""
-    params, model_state, loss_fn, _ = functions
+    params, model_state, loss_fn, properties = functions
     mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
     batch = lay_out(batch, microbatch_size, num_devices or 1)
     if mesh is not None:
         batch = jax.device_put(batch, batch_sharding(mesh, microbatch_size is not None))
     state = TrainState.create(params=params, tx=keep_gradient, model_state=model_state)
-    step = make_train_step(loss_fn, keep_gradient, mesh, microbatch_size)
+    step = make_train_step(loss_fn, keep_gradient, mesh, microbatch_size, **properties)
     state, metrics = step(state, batch, jax.random.key(0))
     return jax.device_get((state.opt_state, state.model_state, metrics))
 
@@ -84,11 +83,12 @@ def augment(keys, images):
 
 
 def functions_of(module, dtype="float32"):
-    params, model_state, *rest = models.functions(
+    params, model_state, loss_fn, _ = models.functions(
         module, augment=augment, normalize=lambda images: images.astype(dtype) / 255
     )
     as_dtype = functools.partial(jax.tree.map, lambda leaf: np.asarray(leaf, dtype))
-    return as_dtype(params), as_dtype(model_state), *rest
+    properties = models.loss_properties(module)
+    return as_dtype(params), as_dtype(model_state), loss_fn, properties
 
 
 @functools.cache
@@ -158,8 +158,9 @@ def test_batchnorm_groups_may_span_devices(group_size, layouts):
     """
     batch = make_batch((8, 8, 1), 85)
     with jax.enable_x64(True):
-        params, model_state, loss_fn, eval_fn = functions_of(NormalizedCNN(group_size), "float64")
-        network = params, model_state, independent_groups(loss_fn, group_size), eval_fn
+        *functions, properties = functions_of(NormalizedCNN(group_size), "float64")
+        assert properties["independent_groups"] is None  # only the module's author knows
+        network = *functions, properties | {"independent_groups": group_size}
         expected = gradient(network, batch)
         for layout in layouts:
             got = gradient(network, batch, *layout)

@@ -1,4 +1,4 @@
-"""Weighted means, and what loss functions promise about themselves."""
+"""Weighted means, and what is known of the losses of networks."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,7 @@ from flax import nnx
 
 from adabatch_jax import models
 from adabatch_jax.models.layers import BatchNorm, Linear
-from adabatch_jax.system.errors import UsageError
-from adabatch_jax.training.loss_functions import group_rows, independent_groups, weighted_mean
+from adabatch_jax.training.loss_functions import weighted_mean
 
 
 @pytest.mark.parametrize("weights", [[1, 1, 1, 0], [0, 0, 0, 0], [0.5, 2, 0, 1]])
@@ -26,8 +25,8 @@ def test_weighted_mean(weights, trailing):
 def test_networks_say_which_rows_they_compute_apart(name, group_size, expected):
     options = {} if group_size is None else {"group_size": group_size}
     module = models.create(name, image_shape=(8, 8, 1), **options)
-    *_, loss_fn, _ = models.functions(module)
-    assert group_rows(loss_fn) == expected
+    properties = {"sequential_model_state": True, "independent_groups": expected}
+    assert models.loss_properties(module) == properties
 
 
 def test_a_module_of_the_user_promises_nothing():
@@ -35,10 +34,4 @@ def test_a_module_of_the_user_promises_nothing():
         def __init__(self):
             self.norm, self.head = BatchNorm(4, group_size=2), Linear(4, 10)
 
-    *_, loss_fn, _ = models.functions(Mine())
-    assert group_rows(loss_fn) is None
-
-
-def test_a_group_has_rows():
-    with pytest.raises(UsageError, match="num_rows of at least 1, got 0"):
-        independent_groups(lambda *arguments: None, 0)
+    assert models.loss_properties(Mine())["independent_groups"] is None

@@ -6,38 +6,30 @@ import optax
 import pytest
 
 from adabatch_jax.data.mesh import batch_sharding, data_mesh
-from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
-from adabatch_jax.runs.checkpoints.found import check_checkpoint
+from adabatch_jax.runs.checkpoints.checkpoint_files import restore
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.digests import weights_digest
-from adabatch_jax.training.loss_functions import independent_groups, weighted_mean
+from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.parameter_sharding import SMALLEST_SHARDED, sharded_axis
 from adabatch_jax.training.train_state import TrainState
-from adabatch_jax.training.train_step import make_train_step
-from tests.training.losses import make_batch
+from adabatch_jax.training.train_step import TrainStep, make_train_step
+from adabatch_jax.training.update import Update
+from tests.runs.checkpoints.conftest import written
+from tests.training.small_problem import make_batch, make_loss, make_params, mlp
 
 TX = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2))
 
 
 def loss_fn(params, model_state, batch, rng):
+    loss, (_, metrics) = make_loss(mlp)(params, model_state, batch, rng)
     x = batch["image"].reshape(batch["image"].shape[0], -1)
-    hidden = jax.nn.relu(x @ params["w1"] + params["b1"][None])
-    logits = hidden @ params["w2"] + params["b2"][None]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     mean = weighted_mean(x, batch["weight"])
-    state = {"mean": 0.9 * model_state["mean"] + 0.1 * mean}
-    return weighted_mean(losses, batch["weight"]), (state, {"x": mean})
-
-
-marked_loss_fn = independent_groups(lambda *arguments: loss_fn(*arguments), 1)
+    return loss, ({"mean": 0.9 * model_state["mean"] + 0.1 * mean}, metrics | {"x": mean})
 
 
 def new_state():
-    rng = np.random.default_rng(0)
-    shapes = {"w1": (64, 128), "b1": (128,), "w2": (128, 10), "b2": (10,)}
-    params = {name: rng.normal(0, 0.1, s).astype(np.float32) for name, s in shapes.items()}
     state = {"mean": np.zeros(64, np.float32)}
-    return TrainState.create(params=params, tx=TX, model_state=state)
+    return TrainState.create(params=make_params(mlp), tx=TX, model_state=state)
 
 
 def split(batch, microbatch_size):
@@ -50,31 +42,21 @@ def bytes_per_device(tree):
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
-@pytest.fixture
-def compilations():
-    """The compilations so far, in a list that grows."""
-    events = []
-
-    def listen(name, seconds, **kwargs):
-        if name.endswith("backend_compile_duration"):
-            events.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @pytest.mark.parametrize(
-    ("loss_fn", "microbatch_size"), [(loss_fn, None), (loss_fn, 16), (marked_loss_fn, 16)]
+    ("independent_groups", "microbatch_size"), [(None, None), (None, 16), (1, 16)]
 )
 def test_sharded_equals_one_device_in_an_eighth_of_the_memory(
-    loss_fn, microbatch_size, compilations
+    independent_groups, microbatch_size, compilations
 ):
     whole_step = make_train_step(loss_fn, TX)
-    step = make_train_step(loss_fn, TX, data_mesh(), microbatch_size, shard_params=True)
+    update = Update(
+        loss_fn, TX, data_mesh(), microbatch_size,
+        independent_groups=independent_groups, shard_params=True,
+    )  # fmt: skip
+    step = TrainStep(update)
     whole, state = new_state(), step.place(new_state())
     rng, whole_rng = step.place(jax.random.key(0)), jax.random.key(0)
-    sharding = batch_sharding(step.mesh, microbatch_size is not None)
+    sharding = batch_sharding(data_mesh(), microbatch_size is not None)
     for i in range(3):
         batch = make_batch(32, seed=i)
         batch["weight"][29:] = 0
@@ -91,7 +73,7 @@ def test_sharded_equals_one_device_in_an_eighth_of_the_memory(
         jax.device_get((whole, expected)),
     )
     lies = jax.tree.map(lambda leaf: leaf.sharding, state)
-    assert lies == step.state_shardings(state)
+    assert lies == update.state_shardings(state)
     share = bytes_per_device((state.params, state.opt_state)) / bytes_per_device(
         (whole.params, whole.opt_state)
     )
@@ -100,21 +82,22 @@ def test_sharded_equals_one_device_in_an_eighth_of_the_memory(
 
 
 def test_a_sharded_update_in_parts():
-    step = make_train_step(loss_fn, TX, data_mesh(), 16, shard_params=True)
+    update = Update(loss_fn, TX, data_mesh(), 16, shard_params=True)
+    step = TrainStep(update)
     rng, state = step.place(jax.random.key(0)), step.place(new_state())
     batch = split(make_batch(32), 16)
     microbatches = [
-        jax.device_put({k: v[j] for k, v in batch.items()}, batch_sharding(step.mesh))
+        jax.device_put({k: v[j] for k, v in batch.items()}, batch_sharding(update.mesh))
         for j in range(2)
     ]
-    sums = jax.jit(step.begin)(state, microbatches[0], rng, step.constants)
-    add = jax.jit(step.add, donate_argnums=0)
+    sums = jax.jit(update.begin)(state, microbatches[0], rng, update.constants)
+    add = jax.jit(update.add, donate_argnums=0)
     for j, microbatch in enumerate(microbatches):
         number = step.place(np.int32(j))
-        sums = add(sums, state, microbatch, rng, number, step.constants)
+        sums = add(sums, state, microbatch, rng, number, update.constants)
     assert bytes_per_device(sums.grads) == bytes_per_device(state.params)
     assert add._cache_size() == 1
-    parts, metrics = jax.jit(step.finish)(state, sums)
+    parts, metrics, _ = jax.jit(update.finish)(state, sums)
     whole, expected = step(state, batch, rng)
     assert parts.params["w1"].sharding == whole.params["w1"].sharding
     jax.tree.map(
@@ -128,14 +111,10 @@ def test_a_sharded_update_in_parts():
 def test_a_sharded_checkpoint_is_restored_on_other_devices(tmp_path, num_devices):
     eight = make_train_step(loss_fn, TX, data_mesh(), shard_params=True)
     saved, _ = eight(eight.place(new_state()), make_batch(32), jax.random.key(0))
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_newest=1)
-    checkpoints.save(1, saved, {})
-    checkpoints.wait()
+    found = written(tmp_path, saved)
     mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
     step = make_train_step(loss_fn, TX, mesh, shard_params=mesh is not None)
-    found = check_checkpoint(tmp_path / "checkpoints" / "1")
-    restored = checkpoints.restore(found, step.place(new_state()))
-    checkpoints.close()
+    restored = restore(found, step.place(new_state()))
     jax.tree.map(np.testing.assert_array_equal, restored, saved)
     assert weights_digest(restored) == weights_digest(saved)
     if mesh is not None:

@@ -10,7 +10,7 @@ from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.train_step import make_train_step
-from tests.training.losses import (
+from tests.training.small_problem import (
     cnn,
     linear_batch,
     linear_loss,
@@ -86,8 +86,9 @@ def test_rng_is_folded_with_step_and_microbatch(make_key):
 
 
 def test_bad_arguments_and_loss_functions():
-    with pytest.raises(UsageError, match="microbatch_size must be at least 1, got 0"):
-        make_train_step(linear_loss, optax.sgd(1.0), microbatch_size=0)
+    for name in ("microbatch_size", "independent_groups"):
+        with pytest.raises(UsageError, match=f"{name} must be at least 1, got 0"):
+            make_train_step(linear_loss, optax.sgd(1.0), **{name: 0})
 
     def with_loss(params, model_state, batch, rng):
         return linear_loss(params, model_state, batch, rng)[0], (model_state, {"loss": 1.0})

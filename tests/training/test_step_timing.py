@@ -1,16 +1,17 @@
 """Timing updates before the first one counts, with clocks that only updates move."""
 
+import math
 import types
 
 import jax.numpy as jnp
 import optax
 import pytest
 
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.training.dispatch import Dispatched
-from adabatch_jax.training.dispatch_pieces import pieces
 from adabatch_jax.training.step_timing import measure_sizes, seconds_by_size, seconds_per_update
 from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.updates_of_a_dispatch import pieces
 
 
 class Devices:
@@ -30,7 +31,7 @@ class Devices:
     def run(self, made):
         return ((piece, {}) for piece in made)
 
-    def __call__(self, piece, state, inputs, rng):
+    def __call__(self, piece, state, inputs):
         self.num_dispatched += 1
         self.most = max(self.most, self.num_dispatched - self.num_done)
         number = self.num_dispatched
@@ -46,7 +47,7 @@ def test_updates_are_not_dispatched_far_ahead():
     plan = make_plan(4, 60, "15st")
     devices = Devices(plan)
     state = TrainState.create(params={"w": jnp.zeros(3)}, tx=optax.sgd(0.1))
-    (size,) = seconds_by_size(devices, devices, plan, 0, state, None, None)
+    (size,) = seconds_by_size(devices, devices, plan, 0, state, math.inf)
     assert size == 4
     assert devices.num_dispatched > 100 and devices.num_done == devices.num_dispatched
     assert devices.most <= 4

@@ -7,7 +7,7 @@ import pytest
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.train_step import make_train_step
-from tests.training.losses import (
+from tests.training.small_problem import (
     linear_batch,
     linear_loss,
     linear_state,

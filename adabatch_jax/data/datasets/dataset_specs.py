@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from adabatch_jax.data.datasets.prepared_folders import parse_name, prepare_command, prepared_path
@@ -34,29 +35,19 @@ class DatasetSpec:
 
 
 # The paper normalises both CIFARs with CIFAR-10's mean, and with these deviations.
-_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MNIST_SPLITS = "train", "test", 60_000
 
 KNOWN_DATASETS = {
     spec.name: spec
     for spec in (
         DatasetSpec("digits", 10, (8, 8, 1), "train", "test", 1442, (0.3052,), (0.3760,)),
-        DatasetSpec("mnist", 10, (28, 28, 1), "train", "test", 60_000, (0.1307,), (0.3081,)),
-        DatasetSpec(
-            "fashion_mnist", 10, (28, 28, 1), "train", "test", 60_000, (0.2860,), (0.3530,)
-        ),
-        DatasetSpec("cifar10", 10, (32, 32, 3), "train", "test", 50_000, _CIFAR_MEAN, _CIFAR_STD),
-        DatasetSpec("cifar100", 100, (32, 32, 3), "train", "test", 50_000, _CIFAR_MEAN, _CIFAR_STD),
-        DatasetSpec(
-            "imagenet2012",
-            1000,
-            None,
-            "train",
-            "validation",
-            1_281_167,
-            _IMAGENET_MEAN,
-            _IMAGENET_STD,
-        ),
+        DatasetSpec("mnist", 10, (28, 28, 1), *_MNIST_SPLITS, (0.1307,), (0.3081,)),
+        DatasetSpec("fashion_mnist", 10, (28, 28, 1), *_MNIST_SPLITS, (0.2860,), (0.3530,)),
+        DatasetSpec("cifar10", 10, (32, 32, 3), "train", "test", 50_000, *_CIFAR),
+        DatasetSpec("cifar100", 100, (32, 32, 3), "train", "test", 50_000, *_CIFAR),
+        DatasetSpec("imagenet2012", 1000, None, "train", "validation", 1_281_167, *_IMAGENET),
     )
 }
 
@@ -84,15 +75,25 @@ def dataset_spec(name: str, data_dir: str | os.PathLike | None = None) -> Datase
     """
     if name in KNOWN_DATASETS:
         return KNOWN_DATASETS[name]
+    path = require_prepared(name, data_dir)
+    from adabatch_jax.data.datasets.labelled_images import open_builder
+
+    return spec_of(name, open_builder(path, name, data_dir))
+
+
+def require_prepared(name: str, data_dir: str | os.PathLike | None) -> Path:
+    """Returns the folder of a prepared dataset's newest version.
+
+    Raises:
+      UsageError: if there is no dataset `name`, or it isn't prepared.
+    """
     path = prepared_path(name, data_dir)
     if path is None:
         require_known(name)
         raise UsageError(
             f"dataset {name!r} is not prepared yet; run {prepare_command(name, data_dir)} first."
         )
-    from adabatch_jax.data.datasets.labelled_images import open_builder
-
-    return spec_of(name, open_builder(path, name, data_dir))
+    return path
 
 
 def require_known(name: str) -> None:
@@ -133,9 +134,7 @@ def spec_of(name: str, builder: Any) -> DatasetSpec:
             f"it has {', '.join(sorted(splits))}."
         )
     channels = images.shape[-1]
-    mean, std = (0.5,) * channels, (0.25,) * channels
-    if channels == 3:
-        mean, std = _IMAGENET_MEAN, _IMAGENET_STD
+    mean, std = _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
     return DatasetSpec(
         name=name,
         num_classes=images.num_classes,

@@ -1,64 +1,45 @@
 """Which checkpoints a run has, and whether they can be trusted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from adabatch_jax.reporting.diagnosis.findings import RESTORE, Finding, good, note, problem
-from adabatch_jax.runs.checkpoints.found import (
+from adabatch_jax.runs.checkpoints.verifying import (
     Damaged,
     Found,
     check_checkpoint,
     committed_steps,
+    leftovers,
     other_checkpoints,
 )
-from adabatch_jax.runs.checkpoints.retention import leftovers
-from adabatch_jax.runs.folder.run_folder import CHECKPOINTS
+from adabatch_jax.runs.folder.contents import CHECKPOINTS
 from adabatch_jax.system.quantities import bytes_text
 
 
-def verified(directory: Path) -> tuple[list[Found], dict[int, str]]:
-    """Reads and verifies every checkpoint; one that is removed meanwhile is left out.
+def checkpoint_findings(directory: Path, is_in_use: bool) -> Iterator[Finding]:
+    """A line for each checkpoint, which is verified, and for what else lies there.
 
-    Returns:
-      The good ones, oldest first, and the reasons against the others by step.
+    Args:
+      directory: the folder of the checkpoints.
+      is_in_use: whether a process is at work there, and may remove one meanwhile.
 
     Raises:
       StorageError: the folder can't be read; one that doesn't exist holds none.
     """
-    found, damaged = [], {}
-    for step in committed_steps(directory):
-        path = directory / str(step)
+    steps = committed_steps(directory)
+    if not steps:
+        yield note(CHECKPOINTS, "there is none yet.")
+    for step in steps:
+        subject, path = f"checkpoint {step}", directory / str(step)
         try:
-            found.append(check_checkpoint(path))
+            found = check_checkpoint(path)
         except Damaged as error:
             if path.exists():
-                damaged[step] = str(error)
-    return found, damaged
-
-
-def checkpoint_findings(
-    directory: Path, found: Sequence[Found], damaged: Mapping[int, str], is_in_use: bool
-) -> Iterator[Finding]:
-    """A line for each checkpoint, and for what else lies there.
-
-    Args:
-      directory: the folder of the checkpoints.
-      found: the good ones.
-      damaged: the reasons against the others, by step.
-      is_in_use: whether a process is at work there.
-    """
-    by_step = {checkpoint.step: checkpoint for checkpoint in found}
-    for step in sorted({*by_step, *damaged}):
-        if step in damaged:
-            text = f"damaged: {damaged[step]}."
-            yield problem(f"checkpoint {step}", text, RESTORE, step=step, reason=damaged[step])
+                text = f"damaged: {error}."
+                yield problem(subject, text, RESTORE, step=step, reason=str(error))
         else:
-            size = num_bytes(by_step[step].path)
-            yield good(
-                f"checkpoint {step}", _described(by_step[step], size), step=step, num_bytes=size
-            )
-    if not by_step and not damaged:
-        yield note(CHECKPOINTS, "there is none yet.")
+            size = num_bytes(path)
+            yield good(subject, _described(found, size), step=step, num_bytes=size)
     for name in other_checkpoints(directory):
         yield note(CHECKPOINTS, f"{name} was set aside or renamed; nothing reads it.", name=name)
     for name in leftovers(directory):

@@ -18,7 +18,7 @@ from adabatch_jax.reporting.diagnosis.findings import (
     problem,
 )
 from adabatch_jax.system.environment import package_versions
-from adabatch_jax.system.errors import EXTRA_PACKAGES, AdabatchError
+from adabatch_jax.system.errors import EXTRA_PACKAGES, AdabatchError, one_line
 from adabatch_jax.system.files import existing_folder, free_bytes
 from adabatch_jax.system.quantities import bytes_text
 from adabatch_jax.training import compilation_cache
@@ -73,7 +73,7 @@ def _devices() -> Finding:
     except AdabatchError as error:
         return of_error("devices", error)
     except Exception as error:  # a broken installation may raise anything
-        return problem("devices", f"JAX can't be used ({_one_line(error)}).", ENVIRONMENT)
+        return problem("devices", f"JAX can't be used ({one_line(error)}).", ENVIRONMENT)
     text = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     return good("devices", text, devices=dict(kinds))
 
@@ -110,11 +110,6 @@ def _dataset(name: str, data_dir: str | None) -> Finding:
     except AdabatchError as error:
         return of_error(subject, error, dataset=name)
     except Exception as error:  # as above
-        return problem(subject, f"it can't be opened ({_one_line(error)}).", STORAGE, dataset=name)
+        return problem(subject, f"it can't be opened ({one_line(error)}).", STORAGE, dataset=name)
     text = ", ".join(f"{split} {count:,}" for split, count in sizes.items())
     return good(subject, text, dataset=name, splits=sizes)
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__

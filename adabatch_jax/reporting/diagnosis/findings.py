@@ -80,7 +80,7 @@ def table_lines(findings: Sequence[Finding], width: int | None = None) -> list[s
 
     Args:
       findings: what to show.
-      width: columns to fit in; None doesn't break lines.
+      width: columns to fit in where there are enough; None doesn't break lines.
 
     >>> for line in table_lines([good("lock", "free"), problem("checkpoint 20", "damaged", 4)]):
     ...     print(line)
@@ -92,18 +92,12 @@ def table_lines(findings: Sequence[Finding], width: int | None = None) -> list[s
     for finding in findings:
         mark = "" if finding.state == "ok" else f"{finding.state}: "
         head, text = f"  {finding.subject:<{subjects}}  ", printable(mark + finding.text)
-        room = None if width is None else width - len(head)
-        if room is None or len(text) <= room:
+        if width is None:
             lines.append((head + text).rstrip())
-        elif room >= 20:
-            lines += textwrap.wrap(
-                text,
-                width,
-                initial_indent=head,
-                subsequent_indent=" " * len(head),
-                break_on_hyphens=False,
-            )
-        else:
-            lines.append(f"  {finding.subject}")
-            lines += textwrap.wrap(text, width, initial_indent="    ", subsequent_indent="    ")
+            continue
+        indent = " " * len(head)
+        lines += textwrap.wrap(
+            text, max(width, len(head) + 20), initial_indent=head, subsequent_indent=indent,
+            break_on_hyphens=False,
+        )  # fmt: skip
     return lines

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adabatch_jax.config.train_config import TrainConfig
-from adabatch_jax.reporting.diagnosis.checkpoints import checkpoint_findings, verified
+from adabatch_jax.reporting.diagnosis.checkpoints import checkpoint_findings
 from adabatch_jax.reporting.diagnosis.findings import (
     ENVIRONMENT,
     RESTORE,
@@ -16,23 +16,16 @@ from adabatch_jax.reporting.diagnosis.findings import (
     of_error,
     problem,
 )
-from adabatch_jax.reporting.diagnosis.metrics import metrics_findings
-from adabatch_jax.reporting.diagnosis.prospect import prospect_findings
+from adabatch_jax.reporting.diagnosis.resumption import resumption_findings
 from adabatch_jax.reporting.runs import read_json
-from adabatch_jax.runs.checkpoints.found import Found
+from adabatch_jax.runs.checkpoint_past import is_past
+from adabatch_jax.runs.checkpoints.verifying import Found
+from adabatch_jax.runs.folder.contents import CHECKPOINTS, find_checkpoint, position_of_rows
 from adabatch_jax.runs.folder.lock import Owner, lock_owner
-from adabatch_jax.runs.folder.run_folder import CHECKPOINTS
-from adabatch_jax.runs.past import is_past
+from adabatch_jax.runs.folder.metrics import read_metrics
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.system.errors import AdabatchError, StorageError
-
-
-def saved_settings(workdir: Path) -> TrainConfig | None:
-    """The settings of the run in a folder; None where they are missing or can't be read."""
-    try:
-        return TrainConfig.from_dict(read_json(workdir / "config.json"))
-    except AdabatchError:
-        return None
+from adabatch_jax.system.errors import AdabatchError, RestoreError, StorageError
+from adabatch_jax.system.files import read_file
 
 
 def run_findings(workdir: Path) -> Iterator[Finding]:
@@ -46,17 +39,24 @@ def run_findings(workdir: Path) -> Iterator[Finding]:
     is_in_use = owner is not None and owner.is_alive is True
     config, finding = _config(workdir)
     yield finding
+    newest, passed_over, refusal = None, [], None
     try:
-        found, damaged = verified(workdir / CHECKPOINTS)
-        yield from checkpoint_findings(workdir / CHECKPOINTS, found, damaged, is_in_use)
+        yield from checkpoint_findings(workdir / CHECKPOINTS, is_in_use)
+        newest, rejected = find_checkpoint(workdir)
+        passed_over = [step for step, _ in rejected]
     except StorageError as error:
         yield of_error(CHECKPOINTS, error)
         return
-    newest = found[-1] if found else None
+    except RestoreError as error:
+        refusal = problem("resume", f"it would be refused: {error}", error.exit_code)
     yield _plan(workdir, newest)
     yield from _summary(workdir, newest)
-    yield from metrics_findings(workdir, newest, is_in_use)
-    yield from prospect_findings(workdir, config, is_in_use)
+    rows = list(_rows(workdir, newest, is_in_use))
+    yield from rows
+    if refusal is not None:
+        yield refusal
+    else:
+        yield from resumption_findings(workdir, config, newest, passed_over, is_in_use, rows)
 
 
 def _folder(workdir: Path) -> Finding:
@@ -84,13 +84,8 @@ def _lock(owner: Owner | None) -> Finding:
     if owner.is_alive:
         return good("lock", f"{owner} is training here", **data)
     if owner.is_alive is False:
-        return note("lock", f"left by {owner}, which is gone; a run takes it over.", **data)
-    return note(
-        "lock",
-        f"{owner} has it; whether that still runs can't be told from here, a run that is started "
-        "waits for a sign of life.",
-        **data,
-    )
+        return note("lock", f"left by {owner}, which is gone.", **data)
+    return note("lock", f"{owner} has it, or had: it can't be locked here.", **data)
 
 
 def _config(workdir: Path) -> tuple[TrainConfig | None, Finding]:
@@ -151,3 +146,35 @@ def _summary(workdir: Path, newest: Found | None) -> Iterator[Finding]:
         yield problem(name, text, RESTORE, step=step)
     else:
         yield good(name, text, step=step)
+
+
+def _rows(workdir: Path, newest: Found | None, is_in_use: bool) -> Iterator[Finding]:
+    """Whether the rows of metrics go with the checkpoint that training would go on from."""
+    name, path = "metrics.jsonl", workdir / "metrics.jsonl"
+    try:
+        if newest is not None:
+            position_of_rows(workdir, newest)
+        if not path.exists():
+            return
+        steps = [row["step"] for row in read_metrics(path)]
+        is_torn = not is_in_use and read_file(path)[-1:] not in (b"", b"\n")
+    except AdabatchError as error:
+        yield of_error(name, error)
+        return
+    text = f"{_counted(len(steps))}, up to update {steps[-1]:,}" if steps else "no row yet"
+    data = {"num_rows": len(steps), "last_step": max(steps, default=0), "is_torn": is_torn}
+    is_going_on = newest is not None and not is_in_use
+    num_beyond = sum(step > newest.step for step in steps) if is_going_on else 0
+    notes = ["the last line was cut short"] * is_torn
+    if num_beyond:
+        verb = "lies" if num_beyond == 1 else "lie"
+        notes.append(f"{_counted(num_beyond)} {verb} beyond checkpoint {newest.step}")
+    if notes:
+        text += f"; {' and '.join(notes)}, which a run removes and writes anew."
+        yield note(name, text, num_beyond=num_beyond, **data)
+    else:
+        yield good(name, text, **data)
+
+
+def _counted(num_rows: int) -> str:
+    return "1 row" if num_rows == 1 else f"{num_rows:,} rows"

@@ -37,7 +37,7 @@ def cost_notes(config: TrainConfig, costs: "PlanCosts") -> list[str]:
         notes.append(microbatch_note(config, costs))
     notes.append(checkpoint_note(config, costs.checkpoint_bytes))
     most = max(memory.num_bytes for memory in costs.memory.values())
-    if costs.limit_bytes is not None and most > costs.limit_bytes:
+    if most > costs.limit_bytes:
         notes.append(
             f"warning: the largest update needs {bytes_text(most)} on each device, and here are "
             f"{bytes_text(costs.limit_bytes)}."

@@ -35,10 +35,10 @@ def update_memory(
       layouts: those of the plan's phases.
       compiled_bytes: compiles the updates of layouts and returns what they need.
 
-    >>> from adabatch_jax.data.row_layout import batch_layout
+    >>> from adabatch_jax.data.row_layout import Layouts
     >>> def compiled_bytes(layouts):
     ...     return {layout: 100 + layout.batch_size for layout in layouts}
-    >>> sizes = update_memory(map(batch_layout, (10, 20, 40)), compiled_bytes)
+    >>> sizes = update_memory(map(Layouts().of, (10, 20, 40)), compiled_bytes)
     >>> [(memory.num_bytes, memory.is_interpolated) for memory in sizes.values()]
     [(110, False), (120, True), (140, False)]
     """

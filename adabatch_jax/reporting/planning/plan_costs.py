@@ -1,12 +1,14 @@
 """What a configuration's plan costs on this machine: micro-batch, memory, measured seconds."""
 
 import dataclasses
+import functools
 
 import jax
 
 from adabatch_jax.config.settings import AUTO
 from adabatch_jax.config.train_config import TrainConfig
-from adabatch_jax.data.row_layout import BatchLayout, batch_layout
+from adabatch_jax.data.abstract_arrays import tree_bytes
+from adabatch_jax.data.row_layout import BatchLayout, Layouts
 from adabatch_jax.reporting.planning.memory_by_layout import UpdateMemory, update_memory
 from adabatch_jax.reporting.planning.microbatch_comparison import (
     MicrobatchComparison,
@@ -18,10 +20,14 @@ from adabatch_jax.schedules.batch_size_schedules import ExponentialGrowth
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import bytes_text, parse_bytes
-from adabatch_jax.training.automatic_layout import automatic_microbatch_size
+from adabatch_jax.training.choose_layout import (
+    Choice,
+    Circumstances,
+    Need,
+    automatic_choice,
+    check_memory,
+)
 from adabatch_jax.training.compiled_programs import Program
-from adabatch_jax.training.device_memory import device_memory_bytes
-from adabatch_jax.training.loss_functions import group_rows
 from adabatch_jax.training.step_timing import measure_sizes, seconds_per_update
 from adabatch_jax.training.time_prediction import Prediction, predict
 
@@ -37,7 +43,7 @@ class PlanCosts:
       device: the kind of device that it was found out on.
       num_devices: how many of them the batches are laid out on.
       num_used_devices: how many of them computed here.
-      limit_bytes: memory of each device, as far as known.
+      limit_bytes: memory of each device; infinite where that isn't known.
       microbatch_size: examples over all devices, None for the whole batch: what was asked for,
         or what "auto" will be.
       memory: of each batch size.
@@ -50,7 +56,7 @@ class PlanCosts:
     device: str
     num_devices: int
     num_used_devices: int
-    limit_bytes: int | None
+    limit_bytes: float
     microbatch_size: int | None
     memory: dict[int, UpdateMemory]
     prediction: Prediction | None
@@ -75,11 +81,9 @@ def plan_costs(
         smallest micro-batch into the memory there is.
     """
     updates = configured_updates(config, num_devices)
-    limit = limit_bytes(config, updates)
-    size = config.microbatch_size
-    if size == AUTO:
-        size = resolved_microbatch_size(updates, max(plan.batch_sizes), limit)
-    layouts = {b: batch_layout(b, size, num_devices) for b in plan.batch_sizes}
+    limit = _limit_bytes(config, updates)
+    size = resolved_microbatch_size(config, updates, max(plan.batch_sizes), limit)
+    layouts = {b: Layouts(size, num_devices).of(b) for b in plan.batch_sizes}
     prediction = microbatches = None
     if has_seconds:
         compiled = updates.compiled(layouts.values())
@@ -87,11 +91,12 @@ def plan_costs(
     else:
         by_layout = update_memory(
             layouts.values(),
-            lambda some: {layout: u.num_bytes for layout, u in updates.compiled(some).items()},
+            lambda some: {layout: p.num_bytes for layout, p in updates.compiled(some).items()},
         )
         memory = {b: by_layout[layout] for b, layout in layouts.items()}
     if config.device_memory is not None:
-        check_memory(updates, plan, memory, limit)
+        for b, layout in layouts.items():
+            check_memory(layout, memory[b].num_bytes, limit)
     if has_seconds:
         seconds = measured_seconds(updates, list(layouts.values()), limit)
         prediction = predict(plan, seconds)
@@ -105,7 +110,7 @@ def plan_costs(
         memory=memory,
         prediction=prediction,
         microbatches=microbatches,
-        has_free_microbatch=group_rows(updates.loss_fn) is not None,
+        has_free_microbatch=updates.update.independent_groups is not None,
         checkpoint_bytes=updates.checkpoint_bytes,
     )
 
@@ -127,63 +132,53 @@ def timed_doublings(
       UsageError: not even the first size fits.
     """
     updates = configured_updates(config, num_devices)
-    limit = limit_bytes(config, updates)
+    limit = _limit_bytes(config, updates)
     sizes = sizes_to_try(rule, plan, max_batch)
-    size = config.microbatch_size
-    if size == AUTO:
-        size = resolved_microbatch_size(updates, max(sizes), limit)
-    layouts = [batch_layout(b, size, num_devices) for b in sizes]
+    size = resolved_microbatch_size(config, updates, max(sizes), limit)
+    layouts = [Layouts(size, num_devices).of(b) for b in sizes]
     seconds = measured_seconds(updates, layouts, limit)
     return seconds, [b for b in sizes if b not in seconds]
 
 
-def resolved_microbatch_size(updates: Updates, batch_size: int, limit: int | None) -> int | None:
-    """What `microbatch_size="auto"` will be in a run whose largest batch is this one."""
+def resolved_microbatch_size(
+    config: TrainConfig, updates: Updates, batch_size: int, limit: float
+) -> int | None:
+    """The micro-batch of a run whose largest batch is this one; "auto" is decided.
+
+    Raises:
+      UsageError: not even the smallest micro-batch fits.
+    """
+    if config.microbatch_size != AUTO:
+        return config.microbatch_size
     num_devices = updates.num_devices
 
-    def program(size: int, microbatch_size: int | None) -> Program:
-        layout = batch_layout(size, microbatch_size, num_devices)
-        return updates.compiled([layout])[layout].program
+    def program(batch_size: int, microbatch_size: int | None) -> Program:
+        layout = Layouts(microbatch_size, num_devices).of(batch_size)
+        return updates.compiled([layout])[layout]
 
-    return automatic_microbatch_size(
-        batch_size,
-        group_rows(updates.loss_fn),
-        num_devices,
-        jax.default_backend(),
-        limit,
-        sum(leaf.nbytes for leaf in jax.tree.leaves(updates.params)),
-        probe=lambda rows: program(rows * num_devices, None),
-        compiled=lambda microbatch_size: program(batch_size, microbatch_size),
+    def needs(choice: Choice) -> Need:
+        tried = program(batch_size, choice.microbatch_size)
+        return Need(tried.num_bytes, tried.temporary_bytes)
+
+    circumstances = Circumstances(
+        batch_size=batch_size,
+        group_rows=updates.update.independent_groups,
+        num_devices=num_devices,
+        platform=jax.default_backend(),
+        limit_bytes=limit,
+        weight_bytes=tree_bytes(updates.params),
     )
+    choice = automatic_choice(
+        AUTO, circumstances, lambda rows: program(rows * num_devices, None).temporary_bytes, needs
+    )
+    return choice.microbatch_size
 
 
-def limit_bytes(config: TrainConfig, updates: Updates) -> int | None:
+def _limit_bytes(config: TrainConfig, updates: Updates) -> float:
     """Memory of each device: what the settings say, else what this machine's devices have."""
     if config.device_memory is not None:
         return parse_bytes(config.device_memory)
-    return device_memory_bytes(jax.local_devices()[: updates.num_used_devices])
-
-
-def check_memory(
-    updates: Updates, plan: BatchPlan, memory: dict[int, UpdateMemory], limit: int
-) -> None:
-    """Raises a UsageError unless each phase's update fits into so many bytes per device."""
-    phase = next((p for p in plan.phases if memory[p.batch_size].num_bytes > limit), None)
-    if phase is None:
-        return
-    smallest = (group_rows(updates.loss_fn) or 1) * updates.num_devices
-    layout = batch_layout(phase.batch_size, smallest, updates.num_devices)
-    least = updates.compiled([layout])[layout].num_bytes
-    needed = memory[phase.batch_size].num_bytes
-    raise UsageError(
-        f"phase {phase.index} (batch {phase.batch_size}) needs {_bytes(needed)} on each device, "
-        f"and device_memory is {_bytes(limit)}; "
-        + (
-            f"even micro-batches of {smallest} need {_bytes(least)}: take a smaller network."
-            if least > limit
-            else "a smaller microbatch_size, or auto, fits."
-        )
-    )
+    return updates.device_memory_bytes
 
 
 def _bytes(number: int) -> str:
@@ -193,7 +188,7 @@ def _bytes(number: int) -> str:
 def measured_seconds(
     updates: Updates,
     layouts: list[BatchLayout],
-    limit: int | None,
+    limit: float,
     budget_seconds: float = SIZES_SECONDS,
 ) -> dict[int, float]:
     """Times updates, by batch size, as far as budget and memory allow.
@@ -207,16 +202,15 @@ def measured_seconds(
     Raises:
       UsageError: not even the smallest fits.
     """
-    limits = limit, device_memory_bytes(jax.local_devices()[: updates.num_used_devices])
-    limit = min((known for known in limits if known is not None), default=None)
+    limit = min(limit, updates.device_memory_bytes)
     compiled = updates.compiled(layouts)
     fitting = {
-        layout.batch_size: update.prepared
-        for layout, update in compiled.items()
-        if limit is None or update.num_bytes <= limit
+        layout.batch_size: functools.partial(updates.prepared, layout)
+        for layout, program in compiled.items()
+        if program.num_bytes <= limit
     }
     if not fitting:
-        least = min(update.num_bytes for update in compiled.values())
+        least = min(program.num_bytes for program in compiled.values())
         raise UsageError(
             f"nothing can be measured here: an update needs {_bytes(least)} at least, and there "
             f"are {_bytes(limit)}."
@@ -242,25 +236,27 @@ def compare_microbatches(
       None where the network doesn't say that micro-batches leave its numbers alone, or the
       batches are too small to be cut.
     """
-    rows = group_rows(updates.loss_fn)
+    rows = updates.update.independent_groups
     if rows is None:
         return None
-    limit = device_memory_bytes(jax.local_devices()[: updates.num_used_devices])
+    measured = {
+        size: Layouts(microbatch_size, updates.num_devices).of(size).microbatch_size
+        for size in sorted(seconds_by_size)
+    }
 
     def others(size: int) -> list[int]:
-        measured = min(microbatch_size or size, size)
         cut = microbatch_candidates(size, rows, updates.num_devices)
-        return [m for m in (*cut, size) if m != measured]
+        return [m for m in (*cut, size) if m != measured[size]]
 
-    sizes = [size for size in sorted(seconds_by_size) if others(size)]
+    sizes = [size for size in measured if others(size)]
     if not sizes:
         return None
     affordable = [s for s in sizes if 3 * len(others(s)) * seconds_by_size[s] < budget_seconds]
     size = max(affordable, default=sizes[0])
-    layouts = [batch_layout(size, m, updates.num_devices) for m in others(size)]
-    seconds = {min(microbatch_size or size, size): seconds_by_size[size]}
-    for layout, update in updates.compiled(layouts).items():
-        if limit is None or update.num_bytes <= limit:
-            run = update.prepared()
+    layouts = [Layouts(m, updates.num_devices).of(size) for m in others(size)]
+    seconds = {measured[size]: seconds_by_size[size]}
+    for layout, program in updates.compiled(layouts).items():
+        if program.num_bytes <= updates.device_memory_bytes:
+            run = updates.prepared(layout)
             seconds[layout.microbatch_size] = seconds_per_update(run, budget_seconds / len(layouts))
     return MicrobatchComparison(size, seconds)

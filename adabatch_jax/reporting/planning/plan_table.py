@@ -4,14 +4,16 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from adabatch_jax.config.settings import AUTO
 from adabatch_jax.config.train_config import TrainConfig
-from adabatch_jax.data.row_layout import MANY_PROGRAMS, batch_layout
+from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.schedules.learning_rate_at_step import resolve
-from adabatch_jax.schedules.plan import BatchPlan, Phase
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, Phase, fixed_batch_plan
 from adabatch_jax.system.number_texts import seconds_text
 from adabatch_jax.system.quantities import bytes_text
+from adabatch_jax.training.program_names import MANY_PROGRAMS, num_programs
 
 if TYPE_CHECKING:
     from adabatch_jax.reporting.planning.plan_costs import PlanCosts
@@ -76,10 +78,11 @@ def plan_rows(
     if costs is not None:
         microbatch_size = costs.microbatch_size
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
-    rows = []
-    for phase in plan.phases:
-        layout = batch_layout(phase.batch_size, microbatch_size, num_devices)
-        learning_rate = rate.at(phase.start_step)
+    starts = np.array([phase.start_step for phase in plan.phases])
+    learning_rates = rate(np, starts).astype(np.float32)
+    layouts, rows = Layouts(microbatch_size, num_devices), []
+    for phase, learning_rate in zip(plan.phases, learning_rates.tolist(), strict=True):
+        layout = layouts.of(phase.batch_size)
         rows.append(
             PlanRow(
                 phase=phase.index,
@@ -89,7 +92,7 @@ def plan_rows(
                 num_samples=phase.stop_sample - phase.start_sample,
                 start_epoch=plan.epoch_at(phase.start_step),
                 batch_size=phase.batch_size,
-                rows_per_device=layout.padded_size // num_devices,
+                rows_per_device=layout.rows_per_device,
                 microbatch_size=layout.microbatch_size,
                 num_microbatches=layout.num_microbatches,
                 padding_share=layout.padding_share,
@@ -126,15 +129,14 @@ def plan_notes(config: TrainConfig, plan: BatchPlan, rows: Sequence[PlanRow]) ->
     first = plan.phases[0].batch_size
     notes = [f"{plan.num_steps:,} updates for {plan.num_samples:,} samples."]
     if len(plan.batch_sizes) > 1:
-        alone = make_plan(first, plan.num_examples, f"{plan.num_samples}sp", plan.remainder)
         notes = [
             f"{plan.num_steps:,} updates for {plan.num_samples:,} samples; with batch {first} "
-            f"throughout it would be {alone.num_steps:,}."
+            f"throughout it would be {fixed_batch_plan(plan).num_steps:,}."
         ]
     notes.append("lr and lr/batch are those of each phase's first update.")
     if plan.num_dropped:
         notes.append(f"{plan.num_dropped:,} positions are dropped at the ends of epochs.")
-    programs = _num_programs(config, rows)
+    programs = num_programs(rows, split=config.accumulation == "split")
     notes.append(f"{programs} program{'s' if programs > 1 else ''} to compile.")
     if programs > MANY_PROGRAMS:
         notes.append(
@@ -144,16 +146,10 @@ def plan_notes(config: TrainConfig, plan: BatchPlan, rows: Sequence[PlanRow]) ->
     worst = max(rows, key=lambda row: row.padding_share)
     if worst.padding_share > MAX_PADDING_SHARE:
         notes.append(
-            f"warning: {100 * worst.padding_share:.0f} % of the rows in phase {worst.phase} are "
+            f"warning: {100 * worst.padding_share:.0f} % of the rows in phase {worst.phase + 1} are "
             "padding; a batch and a micro-batch that the devices divide waste nothing."
         )
     return notes
-
-
-def _num_programs(config: TrainConfig, rows: Sequence[PlanRow]) -> int:
-    if config.accumulation == "split":  # what begins an update, adds micro-batches, and ends it
-        return 2 + len({row.rows_per_device for row in rows})
-    return len({(row.rows_per_device, row.num_microbatches) for row in rows})
 
 
 HEADER = (
@@ -175,7 +171,7 @@ def table_cells(row: PlanRow) -> tuple[str, ...]:
         time = about + seconds_text(row.phase_seconds)
         speedup = about + f"{row.speedup:.2f}"
     return (
-        str(row.phase),
+        str(row.phase + 1),
         f"{row.start_step:,}",
         f"{row.num_steps:,}",
         f"{row.start_sample:,}",

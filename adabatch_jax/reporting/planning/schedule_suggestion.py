@@ -8,8 +8,7 @@ from adabatch_jax.schedules.batch_size_schedules import (
     constant,
     exponential_growth,
 )
-from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.schedules.plan import BatchPlan, make_plan
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.number_texts import seconds_text
 from adabatch_jax.training.time_prediction import largest_paying_size

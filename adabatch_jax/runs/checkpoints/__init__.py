@@ -1,5 +1,5 @@
-"""Checkpoints of a run: saved whole or not at all, verified before they are used.
+"""Checkpoints of a run: saved whole or not at all in the background, verified before they are used.
 
-`found` looks at a folder with the standard library alone; `checkpoints` saves and restores with
-JAX and Orbax.
+`checkpoints.Checkpoints` is for a run under way; `verifying` looks at a folder with the standard
+library alone. What else lies in a run's folder, and which run it is, isn't known here.
 """

@@ -1,148 +1,221 @@
-"""The checkpoints of a run under way: saved in the background, with the old ones cleared away."""
+"""The checkpoints of a run under way: saved in the background, while old ones are deleted."""
 
-import dataclasses
+import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.runs.checkpoints import orbax_noise, restoring
-from adabatch_jax.runs.checkpoints.found import (
-    Damaged,
-    Found,
-    committed_steps,
-    read_run,
-    set_aside,
+from adabatch_jax.config.value_texts import Score
+from adabatch_jax.runs.checkpoints.checkpoint_files import (
+    Contents,
+    quieten_orbax,
+    restore,
+    write_checkpoint,
 )
-from adabatch_jax.runs.checkpoints.retention import Stored, removable, remove, remove_leftovers
-from adabatch_jax.runs.checkpoints.saving import checkpointer, contents
-from adabatch_jax.system.errors import StorageError
+from adabatch_jax.runs.checkpoints.deleting_old import delete_leftovers, delete_old
+from adabatch_jax.runs.checkpoints.disk_space import check_free_space, checkpoint_bytes
+from adabatch_jax.runs.checkpoints.verifying import Found, set_aside
+from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.schedules.periods import Period
+from adabatch_jax.system.errors import StorageError, one_line
 from adabatch_jax.system.fault_points import reach
-from adabatch_jax.system.files import storage_errors, sync_folder
+from adabatch_jax.system.files import storage_errors
+from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.train_state import TrainState
+
+# Slow enough for most disks, as long as no save was seen to its end.
+_EXPECTED_BYTES_PER_SECOND = 100e6
+
+
+@dataclass(frozen=True)
+class _Save:
+    """A save under way.
+
+    Attributes:
+      step: finished updates.
+      began: when, in seconds of `time.monotonic`.
+      watch: the watchdog's token.
+      written: done when the checkpoint has its name, or has failed.
+      cleared: done when the old ones are gone, behind `written`.
+    """
+
+    step: int
+    began: float
+    watch: int
+    written: Future[None]
+    cleared: Future[None]
 
 
 class Checkpoints:
-    """Saves checkpoints in a folder that no other process writes to; a context manager.
+    """Saves and restores in a folder that no other process writes to; a context manager.
+
+    A save copies the state to the host and leaves the rest to a thread. What fails there is raised
+    by the next call, `save`, `check`, `wait` or `close`, as one StorageError, or with `on_error`
+    "warn" shown; older checkpoints are intact, and the next save has nothing to do with it.
+
+    Args:
+      directory: where they lie, each in a folder named by its step; it is made if need be, and
+        what a kill left behind is deleted.
+      newest: how many of the newest are kept, at least 1.
+      best: the best one by this score is kept too, or None.
+      every: the first one in each such period is kept for good, or None.
+      on_error: "stop" or "warn".
+      watchdog: looks after saves.
+      progress: told about what isn't as it should be.
+      on_saved: called with the step when a checkpoint is there.
 
     Attributes:
       latest: the newest step that was saved or restored here; None before.
-      scores: of steps, larger is better, where they are known from elsewhere than the checkpoint:
-        what is measured of a state may be known only after it was saved.
+      save_seconds: the longest that a save took, until all was on the disk; before one was seen
+        to its end, what is expected of it.
+
+    Raises:
+      StorageError: the folder can't be used.
     """
 
-    def __init__(self, directory: Path, keep_newest: int):
-        """Opens the folder, which is made if need be, and clears away what a kill left behind.
-
-        Args:
-          directory: where the checkpoints lie, each in a folder named by its step.
-          keep_newest: how many are kept at least, beside the best and those marked `keep`.
-
-        Raises:
-          StorageError: the folder can't be used.
-        """
-        orbax_noise.silence()
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        newest: int,
+        best: Score | None,
+        every: Period | None,
+        on_error: str,
+        watchdog: Watchdog,
+        progress: Progress,
+        on_saved: Callable[[int], None],
+    ):
         self._directory = directory.absolute()
-        self._keep_newest = keep_newest
-        self._saving: int | None = None
-        self._has_committed = False
-        self._stored: dict[int, Stored | None] = {}
+        self._newest, self._best, self._every = newest, best, every
+        self._on_error, self._on_saved = on_error, on_saved
+        self._watchdog, self._progress = watchdog, progress
+        self._scores: dict[int, float] = {}
+        self._warned: set[str] = set()
+        self._under_way: _Save | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self.latest: int | None = None
-        self.scores: dict[int, float] = {}
+        self.save_seconds = 0.0
+        quieten_orbax()
         with storage_errors(directory):
             self._directory.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self._directory)
-        self._attempt = 0
-        self._checkpointer = checkpointer(self._attempt)
-
-    @property
-    def is_saving(self) -> bool:
-        """Whether a save has begun whose end `check` or `wait` hasn't seen."""
-        return self._saving is not None
+        delete_leftovers(self._directory)
 
     def save(self, step: int, state: TrainState, run: Mapping[str, Any]) -> None:
-        """Begins to save; an earlier save is waited for.
+        """Begins to save a checkpoint, when an earlier save has ended; the state may be donated.
 
-        It returns as soon as the state may be donated. Whatever has this step's name already is
-        set aside.
+        Whatever has this step's name already is set aside.
 
         Args:
           step: finished updates.
-          state: arrays on this process's devices, however sharded; host arrays and scalars.
-          run: JSON values; "score" (a number, higher is better) and "keep" (a bool) decide
-            whether the checkpoint is kept when it is no more among the newest.
+          state: the state after them, on this process's devices, however sharded.
+          run: JSON values that belong to it; "is_planned" False: it takes no other's place among
+            the newest.
 
         Raises:
-          StorageError: this save can't begin, or the one before has failed.
+          StorageError: see above.
+          TypeError: `run` holds something that JSON can't.
         """
         self.wait()
-        reach("save.before")
-        if os.path.lexists(self._directory / str(step)):
-            set_aside(self._directory, step)  # not this run's: it hasn't been here before
-        self._stored.pop(step, None)
-        args = contents(state, {**run, "step": step})
-        with self._save_errors():
-            self._checkpointer.save(self._directory / str(step), args=args)
-        self._saving = step
-        reach("save.scheduled")
+        began, path = time.monotonic(), self._directory / str(step)
+        is_kept = self._every is not None and self._every.is_passed(self.latest or 0, step)
+        own = {"step": step, "score": self._scores.get(step), "keep": is_kept}
+        with self._minding_errors():
+            self.check_space(state)
+            reach("save.before")
+            if os.path.lexists(path):
+                set_aside(self._directory, step)  # not this run's: it hasn't been here before
+            contents = Contents.of(state, {**run, **own})
+            written = self._thread.submit(self._write, path, contents)
+            cleared = self._thread.submit(
+                delete_old, self._directory, step, self._newest, self._scores
+            )
+            self._under_way = _Save(
+                step, began, self._watchdog.begin("a checkpoint"), written, cleared
+            )
+            reach("save.scheduled")
 
-    def check(self) -> bool:
-        """Looks whether a save has ended; costs microseconds while it goes on.
-
-        Returns:
-          Whether a checkpoint was saved whole since the last call.
+    def check(self) -> None:
+        """Looks whether a save has ended, in microseconds.
 
         Raises:
-          StorageError: the save has failed.
+          StorageError: it has failed.
         """
-        if self._saving is not None:
-            with self._save_errors():
-                self._checkpointer.check_for_errors()
-            if (self._directory / str(self._saving)).is_dir():  # renamed: all is written
-                self.wait()
-        has_committed, self._has_committed = self._has_committed, False
-        return has_committed
+        if self._under_way is not None and self._under_way.cleared.done():
+            self.wait()
 
     def wait(self) -> None:
-        """Waits until everything is saved, and removes what need not be kept any more.
+        """Waits for a save under way.
 
         Raises:
-          StorageError: the save has failed; older checkpoints are there still, and the same step
-            can be saved again.
+          StorageError: it has failed.
         """
-        if self._saving is None:
+        if self._under_way is None:
             return
-        with self._save_errors():
-            self._checkpointer.wait_until_finished()
-            for folder in (self._directory / str(self._saving), self._directory):
-                sync_folder(folder)  # before the checkpoints go that it replaces
-        self.latest, self._saving, self._has_committed = self._saving, None, True
-        reach("save.committed")
-        self._remove_old()
+        save, self._under_way = self._under_way, None
+        try:
+            save.cleared.exception()  # waits until the thread has nothing more to do
+            with self._minding_errors():
+                save.written.result()
+                self.latest = save.step
+                self._on_saved(save.step)
+                save.cleared.result()
+        finally:
+            self._watchdog.end(save.watch)
+            self.save_seconds = max(self.save_seconds, time.monotonic() - save.began)
 
     def restore(self, found: Found, like: TrainState) -> TrainState:
-        """Reads a checkpoint onto the devices of `like`.
-
-        Args:
-          found: of `found.newest_good`.
-          like: a state of the same structure, whose shapes, dtypes and shardings are wanted.
-
-        Raises:
-          RestoreError: it holds other arrays than `like`.
-          Damaged: it can't be read, or what was read isn't what was saved.
-        """
-        state = restoring.restore(found, like)
+        """Reads a checkpoint onto the devices of `like`; raises as `checkpoint_files.restore`."""
+        state = restore(found, like)
         self.latest = found.step
         return state
 
+    def measured(self, row: Mapping[str, Any]) -> None:
+        """Takes note of a row of metrics: it says how good the checkpoint of its step is.
+
+        That may be known only after the checkpoint was saved.
+        """
+        if self._best is None:
+            return
+        is_evaluated = any(key.startswith("test_") for key in row)
+        if is_evaluated and self._best.metric not in row:
+            self._warn_once(
+                f"no {self._best.metric} is measured, so no checkpoint is kept as the best"
+            )
+        score = self._best.of(row)
+        if score is not None:
+            self._scores[row["step"]] = score
+
+    def check_space(self, state: TrainState) -> None:
+        """Warns where the disk is short of room for checkpoints of this size.
+
+        Raises:
+          StorageError: it hasn't room for one.
+        """
+        num_bytes = checkpoint_bytes(state)
+        self.save_seconds = self.save_seconds or num_bytes / _EXPECTED_BYTES_PER_SECOND
+        warning = check_free_space(self._directory, num_bytes, self._newest)
+        if warning is not None:
+            self._warn_once(warning)
+
+    def check_is_saved(self, step: int) -> None:
+        """Raises a StorageError where `step` isn't saved: whatever was warned about, no success."""
+        if self.latest != step:
+            raise StorageError(
+                f"the last checkpoint, after update {step:,}, could not be saved in "
+                f"{self._directory}; make room and give the same command again."
+            )
+
     def close(self) -> None:
-        """Waits, and ends Orbax's threads."""
+        """Waits for a save under way, and ends the thread; raises as `wait`."""
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            self._thread.shutdown()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -154,47 +227,28 @@ class Checkpoints:
             if error is None:  # what went wrong first is what the user has to know
                 raise
 
-    @contextmanager
-    def _save_errors(self) -> Iterator[None]:
+    def _write(self, path: Path, contents: Contents) -> None:
         try:
-            yield
+            write_checkpoint(path, contents)
         except Exception as error:  # Orbax raises many kinds, some of them bare
-            self._saving = None
-            self._begin_anew()
             raise StorageError(
                 f"a checkpoint in {self._directory} can't be written: {_reason(error)}."
             ) from error
+        reach("save.committed")
 
-    def _begin_anew(self) -> None:
-        for _ in range(8):  # each call raises one of the errors that are left, until it ends
-            with suppress(Exception):
-                self._checkpointer.close()
-                break
-        self._attempt += 1
-        self._checkpointer = checkpointer(self._attempt)
-        with suppress(StorageError):
-            remove_leftovers(self._directory)
-
-    def _remove_old(self) -> None:
-        remove_leftovers(self._directory)
-        steps = committed_steps(self._directory)
-        for step in steps:
-            if step not in self._stored:
-                self._stored[step] = self._read_stored(step)
-        stored = [self._scored(one) for step in steps if (one := self._stored[step]) is not None]
-        for step in removable(stored, self._keep_newest):
-            if step != self.latest:  # whatever else is in the folder
-                remove(self._directory, step)
-
-    def _scored(self, stored: Stored) -> Stored:
-        return dataclasses.replace(stored, score=self.scores.get(stored.step, stored.score))
-
-    def _read_stored(self, step: int) -> Stored | None:
-        """What is known of a checkpoint; None of a damaged one, which doesn't count as kept."""
+    @contextlib.contextmanager
+    def _minding_errors(self) -> Iterator[None]:
         try:
-            return Stored.of(read_run(self._directory / str(step)))
-        except Damaged:
-            return None
+            yield
+        except StorageError as error:
+            if self._on_error == "stop":
+                raise
+            self._progress.message(f"warning: {error} Training goes on without it.")
+
+    def _warn_once(self, warning: str) -> None:
+        if warning not in self._warned:
+            self._warned.add(warning)
+            self._progress.message(f"warning: {warning}")
 
 
 def _reason(error: Exception) -> str:
@@ -204,4 +258,4 @@ def _reason(error: Exception) -> str:
         return os.strerror(int(code.group(1)))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    return one_line(error)

@@ -1,13 +1,12 @@
 """Whether the disk has room for a run's checkpoints."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from adabatch_jax.runs.checkpoints.found import committed_steps
+from adabatch_jax.runs.checkpoints.verifying import committed_steps
 from adabatch_jax.system.errors import StorageError
 from adabatch_jax.system.files import free_bytes
 from adabatch_jax.system.quantities import bytes_text
@@ -25,16 +24,16 @@ def checkpoint_bytes(state: Any) -> int:
     4065
     """
     leaves = (x if hasattr(x, "dtype") else np.asarray(x) for x in jax.tree.leaves(state))
-    return _OWN_BYTES + sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    return _OWN_BYTES + sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def check_free_space(workdir: Path, num_bytes: int, keep_newest: int) -> str | None:
+def check_free_space(directory: Path, num_bytes: int, newest: int) -> str | None:
     """Compares the free space with what a run's checkpoints will take.
 
     Args:
-      workdir: the run's folder; the checkpoints that it holds already take no new space.
+      directory: theirs; those that it holds already take no new space.
       num_bytes: the size of one.
-      keep_newest: how many are kept, beside the best and the one that is being written.
+      newest: how many are kept, beside the best and the one that is being written.
 
     Returns:
       A warning where there is room for one but not for all, None where there is for all.
@@ -42,16 +41,16 @@ def check_free_space(workdir: Path, num_bytes: int, keep_newest: int) -> str | N
     Raises:
       StorageError: there isn't even room for one.
     """
-    free = free_bytes(workdir)
+    free = free_bytes(directory)
     if free < num_bytes:
         raise StorageError(
-            f"a checkpoint takes {bytes_text(num_bytes)} and the disk of {workdir} has "
+            f"a checkpoint takes {bytes_text(num_bytes)} and the disk of {directory} has "
             f"{bytes_text(free)} free; make room, or give a workdir on another disk."
         )
-    missing = max(1, keep_newest + 2 - len(committed_steps(workdir / "checkpoints")))
+    missing = max(1, newest + 2 - len(committed_steps(directory)))
     if free < missing * num_bytes:
         return (
-            f"the disk of {workdir} has {bytes_text(free)} free, and {missing} more checkpoints "
+            f"the disk of {directory} has {bytes_text(free)} free, and {missing} more checkpoints "
             f"of {bytes_text(num_bytes)} each are to be written there"
         )
     return None

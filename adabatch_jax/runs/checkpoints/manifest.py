@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "digests/manifest"
+RUN = "run/metadata"
 LISTED = ("run", "state")
-# Orbax writes them when it is done, and reads them on no file system with an atomic rename.
+# Orbax writes it when it is done, and reads it on no file system with an atomic rename.
 _UNUSED = "commit_success.txt"
 _LARGEST_MANIFEST = 2**26  # bytes; that of 157 arrays has 2**14
 
@@ -40,8 +41,8 @@ class Manifest:
     arrays: Mapping[str, str]
 
 
-def write_manifest(checkpoint: Path, file: Path, arrays: Mapping[str, str]) -> None:
-    """Lists the files of a checkpoint, which is complete otherwise, and its arrays in `file`."""
+def write_manifest(checkpoint: Path, arrays: Mapping[str, str]) -> None:
+    """Lists the files of a checkpoint, which is complete otherwise, and its arrays' digests."""
     files = {}
     for path in listed_files(checkpoint):
         with open(checkpoint / path, "rb") as content:
@@ -49,7 +50,8 @@ def write_manifest(checkpoint: Path, file: Path, arrays: Mapping[str, str]) -> N
             digest = hashlib.file_digest(content, "sha256").hexdigest()
             files[path] = (os.fstat(content.fileno()).st_size, digest)
     text = json.dumps({"files": files, "arrays": dict(arrays)}, sort_keys=True).encode()
-    with open(file, "wb") as manifest:
+    (checkpoint / MANIFEST).parent.mkdir(exist_ok=True)
+    with open(checkpoint / MANIFEST, "wb") as manifest:
         manifest.write(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
         manifest.flush()
         os.fsync(manifest.fileno())

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from adabatch_jax.runs.display.pace import Pace
+from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.display.status import aligned_line, is_evaluation, status_parts
 from adabatch_jax.system.output_streams import is_terminal
 
@@ -22,7 +23,7 @@ _MIN_BAR_WIDTH = 8
 _EXPENDABLE = ("phase", "lr", "step", "batch")
 
 
-class LiveProgress:
+class LiveProgress(Progress):
     """A bar with the phases marked and the latest figures; each evaluation leaves a line above.
 
     Args:

@@ -87,4 +87,9 @@ def _right(value: int, greatest: int) -> str:
 
 def is_evaluation(row: Mapping[str, Any]) -> bool:
     """Whether a row has figures of the test set."""
-    return any(key.startswith("test_") for key in row)
+    return any(map(is_of_test_set, row))
+
+
+def is_of_test_set(figure: str) -> bool:
+    """Whether a figure of that name was measured on the test set."""
+    return figure.startswith("test_")

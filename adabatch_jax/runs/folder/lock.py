@@ -1,9 +1,8 @@
-"""The lock of a run's folder: one process at a time, and a dead one doesn't keep others out.
+"""The lock of a run's folder: one process at a time.
 
-The file `.lock` is locked by the kernel (flock), which lets go of it when its owner dies, and
-holds the owner's host, process and start time and a beat that the owner renews. On one machine
-the kernel decides, whatever containers the processes are in; across machines, where a shared
-file system may not pass its locks on, the beat does.
+The kernel (flock) locks the file `.lock` and lets go of it when its owner dies, on one machine at
+once, on a network file system when a dead machine's lease ends. What the file says is only for
+people: the owner's host, process and start.
 """
 
 import contextlib
@@ -11,69 +10,98 @@ import dataclasses
 import fcntl
 import json
 import os
+import socket
 import stat
-import threading
 import time
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from adabatch_jax.runs.folder.lock_record import Owner, Record, is_alive, own_record, read_record
-from adabatch_jax.system.errors import StorageError, UsageError
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.number_texts import printable
 
 LOCK_NAME = ".lock"
-BEAT_SECONDS = 5.0
-# An owner on another machine whose beat stands still for so long is taken for dead.
-STALE_SECONDS = 20.0
-_RETRY_SECONDS = 0.1
-_NUM_TRIES = 5
-_MAX_BYTES = 4096
-_RECORD_BYTES = 512
+LOCK_SECONDS = 2.0
+"""How long a start waits for a lock that another process has, unless told otherwise."""
 
-_UNKNOWN = Owner(None, None, None, None)
+_RETRY_SECONDS = 0.1
+_MAX_BYTES = 4096
+
+# A child would keep the lock beyond its parent's death.
+_held: set[int] = set()
+
+
+def _close_copies() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_close_copies)
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """Who has, or had, a run's folder.
+
+    Attributes:
+      host, pid, since: the machine's name, the process, and when it took the folder (UTC, as in
+        "2026-08-01T12:00:00Z"); None where the file doesn't say.
+      is_alive: whether it has the folder still; None on a file system that knows no locks.
+    """
+
+    host: str | None
+    pid: int | None
+    since: str | None
+    is_alive: bool | None
+
+    def __str__(self) -> str:
+        if self.host is None:
+            return "an unknown process"
+        return f"process {self.pid} on {self.host}, since {self.since}"
 
 
 @contextlib.contextmanager
-def locked(workdir: Path, flag: str = "--workdir") -> Iterator[list[str]]:
-    """Keeps other processes out of a run's folder; yields what there is to tell the user.
-
-    A lock whose owner is gone is taken over: at once if it ran on this machine, else when its
-    beat has stood still for 20 seconds. A process that finds its own lock taken over, because it
-    was stopped for that long, ends with exit code 2 before it can spoil the other's run.
+def locked(
+    workdir: Path,
+    flag: str = "--workdir",
+    wait_seconds: float = LOCK_SECONDS,
+    take_over: bool = False,
+) -> Iterator[None]:
+    """Keeps other processes out of a run's folder.
 
     Args:
       workdir: the folder.
       flag: where the user named it.
+      wait_seconds: how long to wait for a lock that another process has.
+      take_over: goes on without waiting for it, and where the file system knows no locks. For
+        users who know that no other process is at work there.
 
     Raises:
-      UsageError: another process is training there, or the folder can't be written.
-      StorageError: the disk is full.
+      UsageError: another process has the folder, or its lock can't be had.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with locked(Path(folder)) as notes:
-    ...         notes, lock_owner(Path(folder)).is_alive
+    ...     with locked(Path(folder)):
+    ...         lock_owner(Path(folder)).is_alive
     ...     lock_owner(Path(folder)) is None
-    ([], True)
+    True
     True
     """
     path = workdir / LOCK_NAME
     try:
-        fd = _open(path, os.O_RDWR | os.O_CREAT)
+        fd = _taken(path, flag, 0.0 if take_over else wait_seconds, take_over)
     except OSError as error:
         raise UsageError(
             f"{flag}: {str(path)!r} can't be opened ({error.strerror}); give another folder."
         ) from None
-    held = _Held(path, fd)
+    _held.add(fd)
     try:
-        try:
-            notes = _take(held, workdir, flag)
-        except OSError as error:
-            raise StorageError(f"{str(path)!r} can't be written: {error.strerror}.") from None
-        with held.beating():
-            yield notes
+        _write(fd, json.dumps(_own_record()) + "\n")
+        yield
     finally:
-        held.close()
+        if fd in _held:  # else this is a child
+            _held.remove(fd)
+            _write(fd, "")
+            os.close(fd)
 
 
 def lock_owner(workdir: Path) -> Owner | None:
@@ -83,140 +111,44 @@ def lock_owner(workdir: Path) -> Owner | None:
     except FileNotFoundError:
         return None
     except OSError:
-        return _UNKNOWN
-    try:
-        is_free = _flock(fd, fcntl.LOCK_SH)
-        text = _read(fd)
-    finally:
+        return Owner(None, None, None, None)
+    is_free = _flock(fd, fcntl.LOCK_SH)
+    text = os.pread(fd, _MAX_BYTES, 0)
+    os.close(fd)
+    is_alive = None if is_free is None else not is_free
+    return _owner(text, is_alive) if text.strip() or is_alive else None
+
+
+def _taken(path: Path, flag: str, wait_seconds: float, take_over: bool) -> int:
+    """Opens and locks the file, or with leave puts a new one in the place of one that is held."""
+    until = time.monotonic() + wait_seconds
+    while True:
+        fd = _open(path, os.O_RDWR | os.O_CREAT)
+        is_locked = _flock(fd, fcntl.LOCK_EX)
+        if (is_locked and _is_at(path, fd)) or (is_locked is None and take_over):
+            return fd
+        owner = _owner(os.pread(fd, _MAX_BYTES, 0), True)
+        if take_over and _is_at(path, fd):
+            path.unlink()
         os.close(fd)
-    record = read_record(text)
-    if is_free is False:
-        return record.owner(True) if record else dataclasses.replace(_UNKNOWN, is_alive=True)
-    if record is None:
-        return _UNKNOWN if text.strip() else None
-    return record.owner(is_alive(record, is_free))
+        if is_locked is None:
+            raise UsageError(
+                f"{flag}: the disk of {str(path)!r} knows no locks; give another folder, or where "
+                "no other process is at work there --take-over."
+            )
+        if not take_over:
+            if time.monotonic() >= until:
+                raise UsageError(
+                    f"{flag}: another process is training in {str(path.parent)!r} ({owner}); wait "
+                    "for it, or give another folder."
+                )
+            time.sleep(_RETRY_SECONDS)
 
 
-def _take(held: "_Held", workdir: Path, flag: str) -> list[str]:
-    """Writes our record where nobody alive has the lock; returns whose was taken over."""
-    is_free = _flock_soon(held.fd)
-    text = _read(held.fd)
-    record = read_record(text)
-    if is_free is False or _is_owned(held.path, text, record, is_free):
-        raise _refusal(workdir, flag, record)
-    held.write()
-    if is_free is None:
-        # Without the kernel's help two that start together both come here; the last one stays.
-        time.sleep(_RETRY_SECONDS * _NUM_TRIES)
-        last = read_record(_read_path(held.path))
-        if last != held.record:
-            raise _refusal(workdir, flag, last)
-    if not text.strip():
-        return []
-    owner = _UNKNOWN if record is None else record.owner(False)
-    return [f"took over the lock of {owner}, which is gone"]
-
-
-def _is_owned(path: Path, text: str, record: Record | None, is_free: bool | None) -> bool:
-    """Whether somebody who is alive left this text in the file."""
-    if not text.strip():
-        return False
-    if record is None:
-        owned = False if is_free else None
-    else:
-        owned = is_alive(record, is_free)
-    return _beats(path, text) if owned is None else owned
-
-
-def _refusal(workdir: Path, flag: str, record: Record | None) -> UsageError:
-    who = "" if record is None else f" ({record.owner(True)})"
-    return UsageError(
-        f"{flag}: another process is training in {str(workdir)!r}{who}; wait for it, or give "
-        "another folder."
-    )
-
-
-class _Held:
-    """The lock's file while it is open, and the thread that renews the beat."""
-
-    def __init__(self, path: Path, fd: int):
-        self.path, self.fd, self.record = path, fd, own_record()
-        self._ended = threading.Event()
-        # A child would keep the kernel's lock beyond our death.
-        reference = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _close_copy(reference()))
-
-    @contextlib.contextmanager
-    def beating(self) -> Iterator[None]:
-        """Renews the beat in the background; at the end the file is emptied."""
-        thread = threading.Thread(target=self._renew, name="run lock", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            if self.fd >= 0:
-                self._ended.set()
-                thread.join()
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self.fd, 0)
-
-    def write(self) -> None:
-        """Writes the record, always as many bytes: neither a reader nor a full disk cuts it."""
-        text = json.dumps({**dataclasses.asdict(self.record), "beat": time.time()})
-        os.pwrite(self.fd, f"{text:<{_RECORD_BYTES - 1}}\n".encode(), 0)
-        os.ftruncate(self.fd, _RECORD_BYTES)
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def _renew(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            # A full disk, or a file server that is away: the next beat may get through.
-            with contextlib.suppress(OSError):
-                try:
-                    current = os.stat(self.path, follow_symlinks=False)
-                except FileNotFoundError:
-                    self._make_again()
-                    continue
-                record = read_record(_read_path(self.path))
-                if record is not None and record != self.record:
-                    _give_up(self.path, record)
-                if os.path.samestat(current, os.fstat(self.fd)):
-                    self.write()
-
-    def _make_again(self) -> None:
-        """Somebody removed the file: others would take the folder for free."""
-        fd = _open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-            if _flock(fd, fcntl.LOCK_EX) is not False:
-                os.dup2(fd, self.fd, inheritable=False)
-                self.write()
-        finally:
-            os.close(fd)
-
-
-def _close_copy(held: _Held | None) -> None:
-    if held is not None:
-        held.close()
-
-
-def _give_up(path: Path, record: Record) -> None:
-    said = f"error: {record.owner(True)} took over {str(path.parent)!r}: this process ends.\n"
-    with contextlib.suppress(OSError):
-        os.write(2, said.encode())
-    os._exit(UsageError.exit_code)
-
-
-def _beats(path: Path, text: str) -> bool:
-    """Watches the file: whether its owner renews it."""
-    until = time.monotonic() + STALE_SECONDS
-    while time.monotonic() < until:
-        time.sleep(min(_RETRY_SECONDS, STALE_SECONDS))
-        with contextlib.suppress(OSError):  # a file server that is away for a moment
-            if (now := _read_path(path)) != text:
-                return bool(now.strip())  # emptied: its owner has just ended
+def _is_at(path: Path, fd: int) -> bool:
+    """Whether a file has its name still: one that was taken over has not."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
     return False
 
 
@@ -240,22 +172,23 @@ def _flock(fd: int, how: int) -> bool | None:
     return True
 
 
-def _flock_soon(fd: int) -> bool | None:
-    """Locks it; somebody who looks, or who has just ended, may have it for a moment."""
-    for _ in range(_NUM_TRIES):
-        if (is_free := _flock(fd, fcntl.LOCK_EX)) is not False:
-            break
-        time.sleep(_RETRY_SECONDS)
-    return is_free
+def _write(fd: int, text: str) -> None:
+    with contextlib.suppress(OSError):  # it is for people only, and the disk may be full
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, text.encode(), 0)
 
 
-def _read(fd: int) -> str:
-    return os.pread(fd, _MAX_BYTES, 0).decode(errors="replace")
+def _own_record() -> dict[str, str | int]:
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
 
 
-def _read_path(path: Path) -> str:
-    fd = _open(path, os.O_RDONLY)  # anew: a shared file system looks at the server again
+def _owner(text: bytes, is_alive: bool | None) -> Owner:
     try:
-        return _read(fd)
-    finally:
-        os.close(fd)
+        record = json.loads(text)
+        host, pid, since = record["host"], record["pid"], record["since"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return Owner(None, None, None, is_alive)
+    if not (isinstance(host, str) and type(pid) is int and isinstance(since, str)):
+        return Owner(None, None, None, is_alive)
+    return Owner(printable(host), pid, printable(since), is_alive)

@@ -1,6 +1,5 @@
 """The metrics of a run on disk: JSON lines, CSV and TensorBoard events, one row at a time."""
 
-import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -9,7 +8,6 @@ import json
 import math
 import numbers
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,12 +36,6 @@ COLUMNS = (
 )
 
 
-# Columns of text, which may look like a number.
-_TEXT_COLUMNS = ("examples_digest",)
-
-_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]\d+)?")
-
-
 @dataclasses.dataclass(frozen=True)
 class MetricsPosition:
     """How far `metrics.jsonl` was written at some time; `dataclasses.asdict` makes it JSON.
@@ -61,32 +53,40 @@ class MetricsPosition:
         """Where a file with this content ends."""
         return cls(len(content), hashlib.sha256(content).hexdigest())
 
-    def cut(self, content: bytes) -> bytes | None:
-        """The content up to here, or None where it isn't what was written."""
-        content = content[: self.num_bytes]
-        return content if self.after(content) == self else None
+    def content(self, path: Path) -> bytes:
+        """Reads `metrics.jsonl` up to here.
+
+        Raises:
+          RestoreError: that isn't what was written.
+          StorageError: the file is there and can't be read, so its rows may not be lost.
+        """
+        content = _content(path)[: self.num_bytes]
+        if self.after(content) != self:
+            raise RestoreError(
+                f"rows before the checkpoint are damaged or missing in {path}; put the file back, "
+                "or go on without the earlier rows with --allow-change rows."
+            )
+        return content
 
 
 class MetricsWriter:
     """Appends rows to `metrics.jsonl`, `metrics.csv` and `tensorboard/` in a run directory.
 
     `metrics.jsonl` is the truth: strict JSON, floats as Python's repr, so that they round-trip,
-    and null for a NaN or an infinity (a key that is left out was not measured). The CSV file has
-    the columns of `COLUMNS`, then any further keys, empty where not measured and `nan` for null.
-    A row's keys are in the order of the columns. Every row has reached the operating system when
-    `write` returns.
+    and null for a NaN or an infinity (a key that is left out was not measured). The CSV file,
+    which is never read, has the columns of `COLUMNS`, then any further keys, empty where not
+    measured and `nan` for null. A row's keys are in the order of the columns. Every row has
+    reached the operating system when `write` returns.
 
     Args:
       directory: the run directory, created where missing.
       resume_from: where `metrics.jsonl` ended at the state that training goes on from. What
         follows is removed, so that the finished files equal an uninterrupted run's, except for
-        the keys that end in `_seconds` or `_per_second`. Where the rows before are damaged they
-        are taken from `metrics.csv`; where both files are missing the run goes on without them.
-        `None` starts empty.
+        the keys that end in `_seconds` or `_per_second`. `None` starts empty.
 
     Raises:
       StorageError: a file can't be read or written.
-      RestoreError: neither file has the rows to resume after.
+      RestoreError: `metrics.jsonl` doesn't have the rows to resume after.
 
     >>> import tempfile
     >>> directory = Path(tempfile.mkdtemp())
@@ -105,7 +105,7 @@ class MetricsWriter:
         self._directory = Path(directory)
         self._jsonl_path = self._directory / "metrics.jsonl"
         self._csv_path = self._directory / "metrics.csv"
-        content = b"" if resume_from is None else _content_to_resume(self._directory, resume_from)
+        content = b"" if resume_from is None else resume_from.content(self._jsonl_path)
         self._num_bytes, self._sha256 = len(content), hashlib.sha256(content)
         with storage_errors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -139,11 +139,10 @@ class MetricsWriter:
         """Returns where `metrics.jsonl` ends, when all of it is on the disk.
 
         Raises:
-          StorageError: a file can't be written.
+          StorageError: it can't be written.
         """
-        for file in (self._jsonl, self._csv):
-            with storage_errors(file.name):
-                os.fsync(file.fileno())
+        with storage_errors(self._jsonl_path):
+            os.fsync(self._jsonl.fileno())
         return MetricsPosition(self._num_bytes, self._sha256.hexdigest())
 
     def close(self) -> None:
@@ -178,21 +177,6 @@ class MetricsWriter:
         return rows
 
 
-def metrics_intact(directory: os.PathLike | str, position: MetricsPosition) -> bool:
-    """Whether a `MetricsWriter` could resume there, with or without help of the CSV file.
-
-    Nothing is changed.
-
-    Raises:
-      StorageError: one of them is there and can't be read, so its rows may not be lost.
-    """
-    try:
-        _content_to_resume(Path(directory), position)
-    except RestoreError:
-        return False
-    return True
-
-
 def read_metrics(path: os.PathLike | str) -> list[dict[str, Any]]:
     """Reads the rows of a `metrics.jsonl`, null as NaN, a last line cut short left out.
 
@@ -213,57 +197,14 @@ def read_metrics(path: os.PathLike | str) -> list[dict[str, Any]]:
     ]
 
 
-def _content_to_resume(directory: Path, position: MetricsPosition) -> bytes:
-    """What `metrics.jsonl` must begin with; empty where a run goes on without its earlier rows."""
-    jsonl, table = directory / "metrics.jsonl", directory / "metrics.csv"
-    if not jsonl.exists() and not table.exists():
-        return b""
-    content = position.cut(_content(jsonl) or b"")
-    if content is None:
-        content = position.cut(_json_lines(_content(table) or b""))
-    if content is not None:
-        return content
-    raise RestoreError(
-        f"the rows before the checkpoint are damaged or missing in {directory / 'metrics.jsonl'}, "
-        "and metrics.csv beside it doesn't have them either; move both files away to go on "
-        "without the earlier rows."
-    )
-
-
-def _content(path: Path) -> bytes | None:
+def _content(path: Path) -> bytes:
     with storage_errors(path, action="read"):
-        return read_file(path) if path.exists() else None
-
-
-def _json_lines(table: bytes) -> bytes:
-    """The JSON lines that a CSV file was written beside, as far as it can be read.
-
-    Only the digest of what was written tells whether these are the same bytes.
-    """
-    lines: list[str] = []
-    reader = csv.reader(io.StringIO(table.decode(errors="replace"), newline=""))
-    # Rows before a damage may be all that are wanted.
-    with contextlib.suppress(csv.Error):
-        columns = next(reader, [])
-        for row in reader:
-            cells = ((column, cell) for column, cell in zip(columns, row) if cell)
-            items = (f"{json.dumps(column)}: {_json_value(column, cell)}" for column, cell in cells)
-            lines.append(f"{{{', '.join(items)}}}\n")
-    return "".join(lines).encode()
-
-
-def _json_value(column: str, cell: str) -> str:
-    if column not in _TEXT_COLUMNS:
-        if cell == "nan":
-            return "null"
-        if _NUMBER.fullmatch(cell):
-            return cell  # both files have Python's repr
-    return json.dumps(cell)
+        return read_file(path) if path.exists() else b""
 
 
 def _complete_rows(path: Path) -> list[dict[str, Any]]:
     """The rows that were written whole; none where there is no file."""
-    *lines, _torn = (_content(path) or b"").split(b"\n")
+    *lines, _torn = _content(path).split(b"\n")
     return [_row(line, path, number) for number, line in enumerate(lines, 1)]
 
 

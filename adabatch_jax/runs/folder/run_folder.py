@@ -1,264 +1,344 @@
-"""The folder of a run while one process owns it: locked, with the checkpoint to go on from."""
+"""The folder of a run while one process owns it: its lock and every file in it."""
 
 import contextlib
 import dataclasses
+import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adabatch_jax.runs.checkpoints.found import (
-    Damaged,
-    Found,
-    check_checkpoint,
-    newest_good,
-    other_checkpoints,
-    set_aside,
+import jax
+
+from adabatch_jax.config.settings import Keep, settings_digest
+from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, set_aside
+from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.runs.folder.contents import (
+    CHECKPOINTS,
+    LAST_CHECKPOINT,
+    find_checkpoint,
+    newest_usable,
+    position_of_rows,
+    read_last_checkpoint,
+    read_summary,
 )
-from adabatch_jax.runs.folder.ledger import NAME, Ledger, read_ledger
-from adabatch_jax.runs.folder.lock import locked
-from adabatch_jax.runs.folder.metrics import MetricsPosition, metrics_intact
-from adabatch_jax.runs.folder.summary import read_summary
-from adabatch_jax.system.errors import RestoreError
-from adabatch_jax.system.files import read_file, storage_errors
+from adabatch_jax.runs.folder.in_memory import InMemory
+from adabatch_jax.runs.folder.lock import LOCK_SECONDS, locked
+from adabatch_jax.runs.folder.metrics import MetricsWriter, read_metrics
+from adabatch_jax.schedules.periods import Period
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.system.environment import describe_environment
+from adabatch_jax.system.errors import AdabatchError, RestoreError, explain_missing
+from adabatch_jax.system.files import read_file, storage_errors, write_atomically, write_json
+from adabatch_jax.system.watchdog import Watchdog
+from adabatch_jax.training.time_prediction import Prediction
+from adabatch_jax.training.train_state import TrainState
 
-CHECKPOINTS = "checkpoints"
-WRITTEN_FILES = (
-    "config.json", "plan.json", "environment.json", "metrics.jsonl", "metrics.csv", NAME,
-    "summary.json", "report.html",
-)  # fmt: skip
-
-# What a checkpoint's own values are laid out as; others are another program's.
-FORMAT = 1
-_KEYS = {
-    "step", "samples", "seed", "plan", "fingerprint", "examples_digest", "order_digest",
-    "decisions", "pending_row", "seconds", "phase_seconds", "layout", "restarts", "identity",
-    "versions", "metrics", "is_planned",
-    "run_id",
-}  # fmt: skip
-
-_LOST_ROWS = "metrics.jsonl and metrics.csv have lost rows from before it"
+if TYPE_CHECKING:
+    from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 
 
 class RunFolder:
     """A run's folder, made if need be; a context manager that keeps other processes out.
 
+    What lies there already is never trusted to be readable, and is left as it is where a run
+    can't go on from it.
+
     Args:
       path: the folder.
       flag: where the user named it, for errors.
+      allow_change: with "rows" among it a run goes on without rows of metrics that were lost.
+      lock_seconds, take_over: as in `locked`.
 
     Attributes:
       path: the folder.
       checkpoint: the newest sound checkpoint, when entered; None where none was saved yet.
-      run_id: names the run, also in its checkpoints.
       notes: what was found and is worth a line each.
-      changes: what of the settings changed since the checkpoint, as JSON values.
+      changes: what differs from what the checkpoint says, as JSON values.
 
     Raises (when entered):
       UsageError: another process is training there.
-      RestoreError: there were checkpoints, and none of them is sound.
+      RestoreError: there were checkpoints, and none of them is sound; or rows before the newest
+        one are damaged or missing.
       StorageError: the folder can't be read or written.
     """
 
-    def __init__(self, path: str | os.PathLike, flag: str = "--workdir"):
-        self.path, self._flag = Path(path), flag
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        flag: str = "--workdir",
+        allow_change: Collection[str] = (),
+        lock_seconds: float = LOCK_SECONDS,
+        take_over: bool = False,
+    ):
+        self.path = Path(path)
         self.checkpoint: Found | None = None
-        self.run_id = secrets.token_hex(8)
         self.notes: list[str] = []
         self.changes: list[dict[str, Any]] = []
+        self._may_lose_rows = "rows" in allow_change
+        self._lock = locked(self.path, flag, lock_seconds, take_over)
         self._stack = contextlib.ExitStack()
+        self._run_id = secrets.token_hex(8)
         self._has_changed = False
+        self._checkpoints: Checkpoints | None = None
+        self._rows: MetricsWriter | None = None
 
     def __enter__(self) -> "RunFolder":
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            self.notes += stack.enter_context(locked(self.path, self._flag))
+            stack.enter_context(self._lock)
             self._find()
-            if self.checkpoint is None and (self.path / "metrics.jsonl").exists():
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.close()
+
+    def _find(self, known: Collection[tuple[int, str]] = ()) -> None:
+        """Finds the checkpoint to go on from; newer ones are put aside."""
+        self.checkpoint, rejected = find_checkpoint(self.path, known)
+        if self.checkpoint is None:
+            if (self.path / "metrics.jsonl").exists():
                 self.notes.append(
                     "note: the run here has no checkpoint yet, so it begins with its first update "
                     "again"
                 )
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def look_again(self) -> None:
-        """Finds the checkpoint anew if a run has gone on here since."""
-        if self._has_changed:
-            self._has_changed = False
-            self._find()
-
-    def note_saved(self, step: int) -> None:
-        """Remembers that a checkpoint exists."""
-        self._has_changed = True
-        ledger = dataclasses.replace(read_ledger(self.path), run_id=self.run_id, step=step)
-        ledger.write(self.path)
-
-    def position_of_rows(self) -> MetricsPosition | None:
-        """Where the rows before the checkpoint end; None where there are none (any more).
-
-        That they are lost is remembered: the run then has other rows where they were.
-        """
-        if self.checkpoint is None:
-            return None
-        ledger, position = read_ledger(self.path), _position(self.checkpoint)
-        if not position.num_bytes or _are_known_as_lost(self.checkpoint, ledger):
-            return None
-        if not _are_gone(self.path):
-            return position
-        step = self.checkpoint.step
-        dataclasses.replace(ledger, run_id=self.run_id, rows_lost_at=step).write(self.path)
-        self.notes.append(
-            "warning: metrics.jsonl and metrics.csv are gone, and the run goes on without the rows "
-            f"up to update {step:,}"
-        )
-        return None
-
-    def newest_planned_checkpoint(self) -> Found | None:
-        """The newest sound checkpoint as of now, of those that no stop made be saved."""
-        return find_checkpoint(
-            self.path, lambda found: None if found.run["is_planned"] else "a stop made it be saved"
-        )[0]
-
-    def reject(self, reason: str) -> None:
-        """Puts the checkpoint aside, for a reason that only its restoration showed.
-
-        Raises:
-          RestoreError: no other one is sound.
-        """
-        self._find([(self.checkpoint.step, reason)])
-
-    def _find(self, rejected: Sequence[tuple[int, str]] = ()) -> None:
-        """Finds the checkpoint to go on from; newer ones are put aside."""
-        known = dict(rejected)
-        self.checkpoint, rejected = find_checkpoint(self.path, lambda found: known.get(found.step))
-        if self.checkpoint is None:
-            reason = why_none(self.path, rejected)
-            if reason is not None:
-                raise RestoreError(reason)
-        if self.checkpoint is None:
             return
-        self.run_id, step = self.checkpoint.run["run_id"], read_ledger(self.path).step or 0
-        if step > self.checkpoint.step and step not in dict(rejected):
+        self._run_id, here = self.checkpoint.run["run_id"], self.checkpoint.step
+        self._check_rows()
+        newest = read_last_checkpoint(self.path).step or 0
+        if newest > here and newest not in dict(rejected):
             # A start that was killed may not have got to tell it.
-            is_aside = (self.path / CHECKPOINTS / f"bad-{step}").exists()
-            why = f"can't be used and is now bad-{step}" if is_aside else "is gone"
+            is_aside = (self.path / CHECKPOINTS / f"bad-{newest}").exists()
+            why = f"can't be used and is now bad-{newest}" if is_aside else "is gone"
             self.notes.append(
-                f"warning: checkpoint {step} {why}, and the run goes on from checkpoint "
-                f"{self.checkpoint.step}"
+                f"warning: checkpoint {newest} {why}, and the run goes on from checkpoint {here}"
             )
         for step, reason in rejected:
             moved = set_aside(self.path / CHECKPOINTS, step)
             self.notes.append(
                 f"warning: checkpoint {step} can't be used ({reason}); it is now {moved.name}, "
-                f"and the run goes on from checkpoint {self.checkpoint.step}"
+                f"and the run goes on from checkpoint {here}"
             )
 
+    def _check_rows(self) -> None:
+        """Raises a RestoreError where rows were lost, unless the run may go on without them."""
+        try:
+            if position_of_rows(self.path, self.checkpoint) is not None:
+                return
+        except RestoreError:
+            if not self._may_lose_rows:
+                raise
+            self._go_on_without_rows(self.checkpoint.step)
+        lost_at = read_last_checkpoint(self.path).rows_lost_at
+        self.changes.append({"kind": "rows_lost", "step": lost_at})
 
-def find_checkpoint(
-    path: Path, object_to: Callable[[Found], str | None] = lambda found: None
-) -> tuple[Found | None, list[tuple[int, str]]]:
-    """Returns the newest checkpoint that a run can go on from, and why newer ones can't be used.
+    def _go_on_without_rows(self, step: int) -> None:
+        """Remembers that rows were lost: the run then has other ones where they were."""
+        rows, aside = self.path / "metrics.jsonl", self.path / f"bad-metrics-{step}.jsonl"
+        with storage_errors(self.path):
+            if rows.exists() and not aside.exists():
+                os.rename(rows, aside)
+        write_atomically(rows, b"")
+        self._write_last_checkpoint(rows_lost_at=step)
+        self.notes.append(
+            f"warning: the run goes on without the rows up to update {step:,}; what was left of "
+            f"them is {aside.name}"
+        )
 
-    Reads only. A sound checkpoint whose rows of metrics are lost can't be used: an older one
-    that still has its rows gives the uninterrupted run's.
+    def _write_last_checkpoint(self, **changes: int) -> None:
+        last = dataclasses.replace(read_last_checkpoint(self.path), run_id=self._run_id, **changes)
+        write_json(self.path / LAST_CHECKPOINT, dataclasses.asdict(last))
+
+    def open(
+        self,
+        keep: Keep,
+        period: Period | None,
+        on_save_error: str,
+        watchdog: Watchdog,
+        progress: Progress,
+    ) -> None:
+        """Opens the checkpoints for a run, `period` being `keep.every`; what `close` ends."""
+        try:
+            # Not needed in memory.
+            from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
+        except ModuleNotFoundError as error:
+            raise explain_missing(error) or error from error
+
+        if self._has_changed:  # a run has gone on here since the folder was entered
+            self._has_changed = False
+            self._find()
+        self._checkpoints = Checkpoints(
+            self.path / CHECKPOINTS,
+            newest=keep.newest,
+            best=keep.score,
+            every=period,
+            on_error=on_save_error,
+            watchdog=watchdog,
+            progress=progress,
+            on_saved=self._note_saved,
+        )
+
+    def begin(self, plan: BatchPlan, identity: Mapping[str, Any], is_done: bool) -> list[dict]:
+        """Writes what describes the run; returns its rows of metrics up to the checkpoint.
+
+        Where the plan's end isn't reached, the results there, of a shorter run, are removed.
+        """
+        if not is_done:
+            with storage_errors(self.path):
+                for name in ("summary.json", "report.html"):
+                    (self.path / name).unlink(missing_ok=True)
+        # It also tells a run's folder from a foreign one.
+        write_json(self.path / "config.json", identity)
+        predicted = self._predicted()
+        kept = {} if predicted is None else {"prediction": predicted.to_dict()}
+        write_json(self.path / "plan.json", plan.to_dict() | kept)
+        found = self.checkpoint
+        position = None if found is None else position_of_rows(self.path, found)
+        self._rows = MetricsWriter(self.path, position)
+        rows = self.read_rows()
+        for row in rows:
+            self._checkpoints.measured(row)
+        return rows
+
+    def read_rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics so far."""
+        path = self.path / "metrics.jsonl"
+        return read_metrics(path) if path.exists() else []
+
+    def write_row(self, row: Mapping[str, Any]) -> None:
+        """Adds a row of metrics; one with an evaluation says how good its checkpoint is."""
+        self._rows.write(row)
+        self._checkpoints.measured(row)
+
+    def wants_prediction(self, plan: BatchPlan) -> bool:
+        """Whether nothing was predicted for this very plan; a run may have been prolonged."""
+        predicted = self._predicted()
+        if predicted is None:
+            return True
+        phases = [(phase.batch_size, phase.num_updates) for phase in predicted.phases]
+        return phases != [(phase.batch_size, phase.num_steps) for phase in plan.phases]
+
+    def write_prediction(self, plan: BatchPlan, prediction: Mapping[str, Any]) -> None:
+        """Adds what the run should take to plan.json."""
+        write_json(self.path / "plan.json", plan.to_dict() | {"prediction": dict(prediction)})
+
+    def _predicted(self) -> Prediction | None:
+        try:
+            content = json.loads(read_file(self.path / "plan.json"))
+            return Prediction.from_dict(content["prediction"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+                RecursionError, AdabatchError):  # fmt: skip
+            return None  # not there yet, or damaged: it decides nothing
+
+    def write_environment(self, layout: Mapping[str, Any], restarts: int) -> None:
+        """Writes environment.json."""
+        environment = describe_environment(device.device_kind for device in jax.devices())
+        environment |= {"layout": dict(layout), "restarts": restarts}
+        write_json(self.path / "environment.json", environment)
+
+    def read_summary(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The summary of a run that was finished with these settings, or None."""
+        return read_summary(self.path, settings_digest(identity))
+
+    def write_summary(
+        self, summary: Mapping[str, Any], identity: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Writes summary.json; returns what it holds."""
+        summary = {**summary, "config_digest": settings_digest(identity)}
+        write_json(self.path / "summary.json", summary)
+        return summary
+
+    def restored(self, like: TrainState, check: Callable[[Found], None]) -> TrainState:
+        """The state of `checkpoint`, or of the newest older one that can be restored.
+
+        `check` raises an error where the run can't go on from a checkpoint.
+        """
+        while True:
+            check(self.checkpoint)
+            try:
+                return self._checkpoints.restore(self.checkpoint, like)
+            except Damaged as error:
+                self._find([(self.checkpoint.step, str(error))])
+
+    def restore_saved(self, found: Found, like: TrainState) -> TrainState:
+        """Reads a checkpoint that this process saved; raises a RestoreError where it can't be."""
+        try:
+            return self._checkpoints.restore(found, like)
+        except Damaged as error:
+            raise RestoreError(
+                f"checkpoint {found.step} in {found.path.parent} can't be restored ({error})."
+            ) from error
+
+    def newest_planned_checkpoint(self) -> Found | None:
+        """Waits for a save under way; the newest sound checkpoint that was due, or None.
+
+        Where a run was stopped changes nothing about it.
+        """
+        self.wait_for_saves()
+        return newest_usable(
+            self.path, lambda found: None if found.run["is_planned"] else "a stop made it be saved"
+        )[0]
+
+    @property
+    def save_seconds(self) -> float:
+        """The longest that a save took; before one was seen to its end, what is expected."""
+        return self._checkpoints.save_seconds
+
+    def check_space(self, state: TrainState) -> None:
+        """Warns where there is little room for checkpoints; a StorageError where there is none."""
+        self._checkpoints.check_space(state)
+
+    def save(self, step: int, state: TrainState, run: Mapping[str, Any]) -> None:
+        """Begins to save a checkpoint; rows before it are on disk, and the state may be donated."""
+        rows = dataclasses.asdict(self._rows.position())
+        self._checkpoints.save(step, state, {**run, "run_id": self._run_id, "metrics": rows})
+
+    def check_saves(self) -> None:
+        """Looks whether a save in the background has ended; raises what it failed with."""
+        self._checkpoints.check()
+
+    def wait_for_saves(self, step: int | None = None) -> None:
+        """Waits for a save under way; raises what it failed with.
+
+        The run's end, if given as `step`, is no success without its checkpoint.
+        """
+        self._checkpoints.wait()
+        if step is not None:
+            self._checkpoints.check_is_saved(step)
+
+    def _note_saved(self, step: int) -> None:
+        self._has_changed = True
+        self._write_last_checkpoint(step=step)
+
+    def close(self) -> None:
+        """Ends what `open` and `begin` began, also after an error; the folder stays locked."""
+        checkpoints, rows = self._checkpoints, self._rows
+        self._checkpoints = self._rows = None
+        try:
+            if checkpoints is not None:
+                checkpoints.close()
+        finally:
+            if rows is not None:
+                rows.close()
+
+
+@contextlib.contextmanager
+def run_store(
+    workdir: str | os.PathLike | RunFolder | None, allow_change: Collection[str] = ()
+) -> Iterator[RunFolder | InMemory]:
+    """Where a run leaves what it leaves.
 
     Args:
-      path: the run's folder.
-      object_to: says why a sound checkpoint can't be used all the same, or None.
+      workdir: its folder, which is then held; one that is held already; None: nowhere.
+      allow_change: as in `RunFolder`.
     """
-
-    ledger = read_ledger(path)
-
-    def objection(found: Found) -> str | None:
-        if found.run.get("format") != FORMAT:
-            return "it was written by another version of this program"
-        if not _KEYS <= found.run.keys():
-            return "it is not this program's"
-        if ledger.run_id not in (None, found.run["run_id"]):
-            return "it is another run's"
-        if not can_use_rows(path, found):
-            return _LOST_ROWS
-        return object_to(found)
-
-    with storage_errors(path / CHECKPOINTS, action="read"):
-        return newest_good(path / CHECKPOINTS, objection)
-
-
-def finished_summary(path: Path, config_digest: str) -> dict[str, Any] | None:
-    """The summary of the run in a folder, if nothing is left to be done with these settings.
-
-    A last checkpoint that is damaged is to be computed again, and rows that are damaged are to be
-    put right; a last checkpoint that was removed isn't missed.
-    """
-    summary = read_summary(path, config_digest)
-    if summary is not None and (last := path / CHECKPOINTS / str(summary["step"])).exists():
-        try:
-            found = check_checkpoint(last)
-        except Damaged:
-            return None
-        if not has_its_rows(path, found):
-            return None
-    return summary
-
-
-def has_its_rows(path: Path, found: Found) -> bool:
-    """Whether metrics.jsonl itself has the rows before a checkpoint, or nothing has them."""
-    if found.run.get("format") != FORMAT or _are_gone(path):
-        return True
-    if _are_known_as_lost(found, read_ledger(path)):
-        return True
-    position = _position(found)
-    try:
-        content = read_file(path / "metrics.jsonl")
-    except OSError:
-        return not position.num_bytes
-    return position.cut(content) is not None
-
-
-def can_use_rows(path: Path, found: Found) -> bool:
-    """Whether a run can go on from a checkpoint with its rows, or knows to do without them."""
-    is_known = _are_known_as_lost(found, read_ledger(path))
-    return is_known or metrics_intact(path, _position(found))
-
-
-def why_none(path: Path, rejected: list[tuple[int, str]]) -> str | None:
-    """The sentence for a run without a usable checkpoint; None where none was saved yet."""
-    directory = path / CHECKPOINTS
-    if rejected:
-        step, reason = rejected[0]
-        others = f", nor can {len(rejected) - 1} older" if len(rejected) > 1 else ""
-        way_out = "begin anew in another workdir"
-        if reason == _LOST_ROWS:
-            way_out = "move both files away to go on without the earlier rows"
-        return (
-            f"checkpoint {step} in {directory} can't be used ({reason}){others}; put sound ones "
-            f"back, or {way_out}."
-        )
-    renamed = other_checkpoints(directory)
-    if renamed or any(os.path.lexists(path / name) for name in (NAME, "summary.json")):
-        holds = f"only {renamed[0]!r}" if renamed else "none"
-        return (
-            f"the run in {path} had checkpoints and {directory} holds {holds} now; put them back "
-            "under their own names, or begin anew in another workdir."
-        )
-    return None
-
-
-def _are_gone(path: Path) -> bool:
-    """Whether both files of rows are missing."""
-    return not any((path / name).exists() for name in ("metrics.jsonl", "metrics.csv"))
-
-
-def _position(found: Found) -> MetricsPosition:
-    return MetricsPosition(**found.run["metrics"])
-
-
-def _are_known_as_lost(found: Found, ledger: Ledger) -> bool:
-    """Whether the run went on without the rows before this checkpoint."""
-    return ledger.rows_lost_at is not None and found.step <= ledger.rows_lost_at
+    if workdir is None:
+        yield InMemory()
+    elif isinstance(workdir, RunFolder):
+        yield workdir
+    else:
+        with RunFolder(workdir, "workdir", allow_change) as folder:
+            yield folder

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adabatch_jax.system.errors import one_line
+
 
 class EventFile:
     """One TensorBoard event file, opened anew whenever a run starts or resumes.
@@ -76,7 +78,7 @@ def _reason(error: Exception) -> str:
         return f"the package {(error.name or '').partition('.')[0]} isn't installed"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).partition("\n")[0] or type(error).__name__
+    return one_line(error)
 
 
 def _to_stderr(text: str) -> None:

@@ -1,6 +1,6 @@
 """Memory of all layouts from a few."""
 
-from adabatch_jax.data.row_layout import batch_layout
+from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.reporting.planning.memory_by_layout import UpdateMemory, update_memory
 
 
@@ -22,7 +22,7 @@ def memory_and_compiled(layouts):
 
 def test_the_line_goes_through_what_was_not_compiled():
     sizes = [10, 20, 40, 64, 80, 100, 128, 640, 6400]
-    layouts = [batch_layout(size, 64, num_devices=4) for size in sizes]
+    layouts = [Layouts(64, num_devices=4).of(size) for size in sizes]
     memory, compiled = memory_and_compiled(layouts)
     assert {layout: m.num_bytes for layout, m in memory.items()} == {
         layout: machine_bytes(layout) for layout in layouts
@@ -33,7 +33,7 @@ def test_the_line_goes_through_what_was_not_compiled():
 
 
 def test_layouts_that_look_alike_are_compiled_once():
-    layouts = [batch_layout(size, 100) for size in (910, 950, 1000)]
+    layouts = [Layouts(100).of(size) for size in (910, 950, 1000)]
     memory, compiled = memory_and_compiled(layouts)
     assert len(compiled) == 1
     assert set(memory.values()) == {UpdateMemory(machine_bytes(layouts[0]))}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.data.row_layout import batch_layout
+from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.reporting.planning.timed_updates import configured_updates
 
 
@@ -19,15 +19,15 @@ from adabatch_jax.reporting.planning.timed_updates import configured_updates
 )
 def test_a_compiled_update_takes_its_arguments(num_devices, used, microbatch_size, shape):
     updates = configured_updates(TrainConfig(), num_devices)
-    layout = batch_layout(5, microbatch_size, num_devices)
-    compiled = updates.compiled([layout, layout])[layout]
+    layout = Layouts(microbatch_size, num_devices).of(5)
+    program = updates.compiled([layout, layout])[layout]
     state, batch, key, constants = updates.arguments(layout)
     assert {name: leaf.shape[: len(shape)] for name, leaf in batch.items()} == dict.fromkeys(
         batch, shape
     )
     assert len(batch["image"].sharding.device_set) == updates.num_used_devices == used
     before = [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
-    state, metrics = compiled.program.compiled(state, batch, key, constants)
+    state, metrics = program.compiled(state, batch, key, constants)
     assert int(state.step) == 1 and np.isfinite(metrics["loss"])
     moved = [
         np.abs(np.asarray(leaf) - old).max()
@@ -35,5 +35,5 @@ def test_a_compiled_update_takes_its_arguments(num_devices, used, microbatch_siz
     ]
     assert 0 < max(moved) < 1
     # Each call goes on from the last one's state, and the layout is compiled once.
-    compiled.prepared()(3)
-    assert updates.compiled([layout])[layout] is compiled
+    updates.prepared(layout)(3)
+    assert updates.compiled([layout])[layout] is program

@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adabatch_jax.data.mesh import data_mesh
-from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
+from adabatch_jax.runs.checkpoints.checkpoint_files import Contents, write_checkpoint
+from adabatch_jax.runs.checkpoints.verifying import check_checkpoint
 from adabatch_jax.training.train_state import TrainState
 
 
@@ -46,11 +47,17 @@ def bits(state):
     return jax.tree.map(of, state)
 
 
+def written(directory, state, step=5, **run):
+    """Writes a checkpoint, and finds it."""
+    path = directory / str(step)
+    write_checkpoint(path, Contents.of(state, {"step": step, **run}))
+    return check_checkpoint(path)
+
+
 @pytest.fixture(scope="module")
 def two_saved(tmp_path_factory):
     """A folder with steps 3 and 7, of `plain_state(3)` and `plain_state(7)`; not to be changed."""
     directory = tmp_path_factory.mktemp("run") / "checkpoints"
-    with Checkpoints(directory, keep_newest=5) as checkpoints:
-        for step in (3, 7):
-            checkpoints.save(step, plain_state(step), {"samples": 32 * step})
+    for step in (3, 7):
+        written(directory, plain_state(step), step, samples=32 * step)
     return directory

@@ -8,12 +8,36 @@ from contextlib import contextmanager
 import jax
 import pytest
 
+from adabatch_jax import make_plan
+from adabatch_jax.config.value_texts import parse_score
+from adabatch_jax.runs.checkpoints import checkpoint_files, deleting_old
 from adabatch_jax.runs.checkpoints import checkpoints as checkpoints_module
-from adabatch_jax.runs.checkpoints import retention, saving
 from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
-from adabatch_jax.runs.checkpoints.found import check_checkpoint, committed_steps, newest_good
+from adabatch_jax.runs.checkpoints.verifying import (
+    check_checkpoint,
+    committed_steps,
+    newest_good,
+    read_run,
+)
+from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.schedules.periods import every
 from adabatch_jax.system.errors import StorageError
+from adabatch_jax.system.watchdog import Watchdog
 from tests.runs.checkpoints.conftest import bits, plain_state
+
+
+class Said(Progress):
+    def __init__(self):
+        self.messages = []
+
+    def message(self, text):
+        self.messages.append(text)
+
+
+def opened(directory, newest=2, **further):
+    options = {"best": None, "every": None, "on_error": "stop", "on_saved": lambda step: None}
+    options |= {"watchdog": Watchdog(None, None), "progress": Progress(), **further}
+    return Checkpoints(directory, newest=newest, **options)
 
 
 def names(directory):
@@ -23,7 +47,7 @@ def names(directory):
 def restored(directory, step):
     found, _ = newest_good(directory)
     assert found.step == step
-    with Checkpoints(directory, 1) as checkpoints:
+    with opened(directory, 1) as checkpoints:
         state = checkpoints.restore(found, plain_state())
         assert checkpoints.latest == step
     return state
@@ -40,7 +64,7 @@ def held(monkeypatch):
             go_on.reached.set()
             assert go_on.wait(30)
 
-    monkeypatch.setattr(saving, "reach", reach)
+    monkeypatch.setattr(checkpoint_files, "reach", reach)
     return go_on
 
 
@@ -62,37 +86,55 @@ def assert_all_end(threads):
         assert not thread.is_alive(), thread
 
 
+def look_until(is_over):
+    for _ in range(30_000):
+        if is_over():
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError("it takes too long")
+
+
 def test_a_save_is_seen_when_it_is_whole(tmp_path, held):
-    with Checkpoints(tmp_path / "a/checkpoints", 2) as checkpoints:
-        directory = tmp_path / "a/checkpoints"
-        assert checkpoints.latest is None and not checkpoints.is_saving and not checkpoints.check()
+    directory, saved = tmp_path / "a/checkpoints", []
+    with opened(directory, on_saved=saved.append) as checkpoints:
+        checkpoints.check()
+        assert checkpoints.latest is None
         checkpoints.save(5, plain_state(), {})
         assert held.reached.wait(30)
-        assert checkpoints.is_saving and not checkpoints.check()
+        checkpoints.check()
         assert committed_steps(directory) == [] and checkpoints.latest is None
         held.set()
         checkpoints.wait()
         assert committed_steps(directory) == [5] and checkpoints.latest == 5
-        assert not checkpoints.is_saving
-        assert checkpoints.check() and not checkpoints.check()
+    assert saved == [5]
 
 
 def test_check_alone_sees_a_save_through(tmp_path):
-    with Checkpoints(tmp_path, 2) as checkpoints:
+    with opened(tmp_path) as checkpoints:
         checkpoints.save(5, plain_state(), {})
-        deadline = threading.Event()
-        for _ in range(30_000):
-            if checkpoints.check():
-                break
-            deadline.wait(0.001)
+        look_until(lambda: checkpoints.check() or checkpoints.latest)
         assert checkpoints.latest == 5 and committed_steps(tmp_path) == [5]
+
+
+def test_saving_and_deleting_stall_nothing(two_saved, tmp_path, monkeypatch):
+    """What hangs, hangs in the thread: `save` and `check` return."""
+    directory, go_on = tmp_path / "checkpoints", threading.Event()
+    shutil.copytree(two_saved, directory)
+    for module in (checkpoint_files, deleting_old):
+        monkeypatch.setattr(module, "reach", lambda point: go_on.wait(30))
+    with opened(directory, newest=1) as checkpoints:
+        checkpoints.save(9, plain_state(), {})
+        checkpoints.check()
+        assert not go_on.is_set() and committed_steps(directory) == [3, 7]
+        go_on.set()
+    assert names(directory) == ["9"]
 
 
 def test_the_state_and_the_run_may_change_after_save(tmp_path, held):
     state, run = plain_state(1), {"seconds": [1, 2]}
     wanted = bits(plain_state(1))  # of another: a view of this one would keep it from donation
     # JAX doesn't reuse the memory of arrays that Orbax still reads: whether they live on is chance.
-    with Checkpoints(tmp_path, 2) as checkpoints:
+    with opened(tmp_path) as checkpoints:
         checkpoints.save(5, state, run)
         changed = jax.jit(lambda s: jax.tree.map(_other, s), donate_argnums=0)(state)
         jax.block_until_ready(changed)
@@ -106,26 +148,19 @@ def _other(leaf):
     return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf * 0 + 1
 
 
-def test_what_json_can_not_hold_is_the_callers_mistake(tmp_path):
-    with Checkpoints(tmp_path, 2) as checkpoints:
-        with pytest.raises(TypeError):
-            checkpoints.save(5, plain_state(), {"path": tmp_path})
-        assert not checkpoints.is_saving
-
-
 @pytest.mark.parametrize("num_bytes", [0, 100, 350, 1000])
 def test_a_full_disk(tmp_path, capfd, num_bytes):
     """It stops another file each time: the first, Orbax's, an array's, the JSON's."""
     state = plain_state(1)
     threads = set(threading.enumerate())
-    with Checkpoints(tmp_path, 2) as checkpoints:
+    with opened(tmp_path) as checkpoints:
         checkpoints.save(3, state, {})
         checkpoints.wait()
         for _ in range(2):  # the second must not stumble over what the first left behind
             with largest_file(num_bytes), pytest.raises(StorageError, match="File too large"):
                 checkpoints.save(5, state, {"long": "x" * 2000})
                 checkpoints.wait()
-            assert not checkpoints.is_saving and checkpoints.latest == 3
+            assert checkpoints.latest == 3
             assert committed_steps(tmp_path) == [3]
             assert check_checkpoint(tmp_path / "3")
         checkpoints.save(5, state, {})
@@ -138,10 +173,10 @@ def test_a_full_disk(tmp_path, capfd, num_bytes):
 def test_a_folder_that_can_not_be_written(tmp_path, capfd):
     directory = tmp_path / "checkpoints"
     threads = set(threading.enumerate())
-    with Checkpoints(directory, 2) as checkpoints:
+    with opened(directory) as checkpoints:
         directory.rmdir()
         directory.write_text("in the way")
-        with pytest.raises(StorageError, match="can't be written: Not a directory"):
+        with pytest.raises(StorageError, match="Not a directory"):
             checkpoints.save(5, plain_state(), {})
             checkpoints.wait()
         directory.unlink()
@@ -151,33 +186,32 @@ def test_a_folder_that_can_not_be_written(tmp_path, capfd):
     assert_all_end(set(threading.enumerate()) - threads)
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write .*file"):
-        Checkpoints(tmp_path / "file", 2)
+        opened(tmp_path / "file")
 
 
 def test_an_error_before_the_commit_commits_nothing(tmp_path, monkeypatch):
     def broken(point):
         raise OSError(28, "No space left on device")
 
-    with Checkpoints(tmp_path, 2) as checkpoints:
+    with opened(tmp_path) as checkpoints:
         with monkeypatch.context() as patched:
-            patched.setattr(saving, "reach", broken)
+            patched.setattr(checkpoint_files, "reach", broken)
             checkpoints.save(5, plain_state(), {})
             with pytest.raises(StorageError, match="written: No space left on device.$"):
-                for _ in range(30_000):
-                    assert not checkpoints.check()
-                    threading.Event().wait(0.001)
-        assert names(tmp_path) == [] and not checkpoints.check()
+                look_until(checkpoints.check)
+        assert names(tmp_path) == []
+        checkpoints.check()
         checkpoints.save(5, plain_state(), {})
     assert committed_steps(tmp_path) == [5]
 
 
 def test_what_went_wrong_first_is_told(tmp_path):
     with pytest.raises(KeyError, match="first"), largest_file(100):
-        with Checkpoints(tmp_path, 2) as checkpoints:
+        with opened(tmp_path) as checkpoints:
             checkpoints.save(5, plain_state(), {"long": "x" * 200})
             raise KeyError("first")
     with pytest.raises(StorageError), largest_file(100):
-        with Checkpoints(tmp_path, 2) as checkpoints:
+        with opened(tmp_path) as checkpoints:
             checkpoints.save(5, plain_state(), {"long": "x" * 200})
 
 
@@ -195,7 +229,7 @@ def test_what_has_its_name_is_set_aside(two_saved, tmp_path, stray):
             "link": lambda path: path.symlink_to(directory / "3"),
         }
         make[stray](directory / "7")
-    with Checkpoints(directory, 5) as checkpoints:
+    with opened(directory, 5) as checkpoints:
         checkpoints.save(7, plain_state(1), {})
     assert names(directory) == ["3", "7", "bad-7"]
     assert bits(restored(directory, 7)) == bits(plain_state(1))
@@ -204,31 +238,94 @@ def test_what_has_its_name_is_set_aside(two_saved, tmp_path, stray):
 
 def test_a_higher_step_in_the_folder_hinders_nothing(tmp_path):
     (tmp_path / "99").mkdir()
-    with Checkpoints(tmp_path, 1) as checkpoints:
+    with opened(tmp_path, 1) as checkpoints:
         for step in (5, 6):
             checkpoints.save(step, plain_state(), {})
     assert committed_steps(tmp_path) == [6, 99]
     assert newest_good(tmp_path)[0].step == 6
 
 
-def test_the_newest_the_best_and_the_marked_stay(tmp_path):
+def test_the_newest_and_the_best_stay(tmp_path):
     scores = {1: 0.5, 2: 0.9, 3: float("nan"), 4: None, 5: 0.2, 6: 0.1}
-    with Checkpoints(tmp_path, 2) as checkpoints:
+    best = parse_score("max test_accuracy")
+    with opened(tmp_path, best=best) as checkpoints:
         for step, score in scores.items():
-            checkpoints.save(step, plain_state(), {"score": score, "keep": step == 3})
+            if score is not None:
+                checkpoints.measured({"step": step, "test_accuracy": score})
+            checkpoints.save(step, plain_state(), {})
             checkpoints.wait()
             if step == 4:
                 assert committed_steps(tmp_path) == [2, 3, 4]
-    assert committed_steps(tmp_path) == [2, 3, 5, 6]
-    with Checkpoints(tmp_path, 2) as checkpoints:  # the scores are on disk
+    assert committed_steps(tmp_path) == [2, 5, 6]
+    with opened(tmp_path, best=best) as checkpoints:  # the scores are on disk
         (tmp_path / "5/digests/manifest").unlink()  # counts no more, and isn't ours to delete
-        checkpoints.save(7, plain_state(), {"score": 1.0})
-    assert committed_steps(tmp_path) == [3, 5, 6, 7]
-    with Checkpoints(tmp_path, 1) as checkpoints:
-        checkpoints.scores = {6: 2.0}  # was measured after it had been saved
-        for step in (8, 9):
-            checkpoints.save(step, plain_state(), {"score": 1.5})
-    assert committed_steps(tmp_path) == [3, 5, 6, 9]
+        checkpoints.measured({"step": 7, "test_accuracy": 1.0})
+        checkpoints.save(7, plain_state(), {})
+    assert committed_steps(tmp_path) == [5, 6, 7]
+    with opened(tmp_path, newest=1, best=best) as checkpoints:
+        for step, score in ((8, 0.3), (9, 2.0), (10, 0.4), (11, 0.5)):
+            checkpoints.save(step, plain_state(), {})
+            # What is known only after it was saved.
+            checkpoints.measured({"step": step, "test_accuracy": score})
+    assert committed_steps(tmp_path) == [5, 9, 11]
+
+
+def test_one_of_each_period_stays(tmp_path):
+    plan = make_plan("10", num_examples=100, duration="3ep")
+    with opened(tmp_path, newest=1, every=every(plan, "1ep")) as checkpoints:
+        for step in (4, 8, 12, 16, 20, 24, 28):
+            checkpoints.save(step, plain_state(), {})
+    assert committed_steps(tmp_path) == [12, 20, 28]
+    assert [read_run(tmp_path / str(step))["keep"] for step in (12, 20, 28)] == [True, True, False]
+
+
+def test_what_is_not_measured_is_told_once(tmp_path):
+    said = Said()
+    with opened(tmp_path, best=parse_score("max test_f1"), progress=said) as checkpoints:
+        for step in (1, 2):
+            checkpoints.measured({"step": step, "train_loss": 0.5})
+            checkpoints.measured({"step": step, "test_accuracy": 0.5})
+    (message,) = said.messages
+    assert message.startswith("warning: ") and "test_f1" in message
+
+
+@pytest.mark.parametrize("on_error", ["stop", "warn"])
+def test_a_note_that_cannot_be_written_is_as_bad_as_a_checkpoint(tmp_path, on_error):
+    def broken(step):
+        raise StorageError(f"cannot write note {step}.")
+
+    said = Said()
+    with opened(tmp_path, on_error=on_error, on_saved=broken, progress=said) as checkpoints:
+        checkpoints.save(3, plain_state(), {})
+        if on_error == "stop":
+            with pytest.raises(StorageError, match="cannot write note 3"):
+                checkpoints.wait()
+        else:
+            checkpoints.wait()
+            (message,) = said.messages
+            assert message == "warning: cannot write note 3. Training goes on without it."
+        checkpoints.check_is_saved(3)
+
+
+def test_with_warnings_a_failed_save_is_one_and_no_success(tmp_path):
+    said = Said()
+    with opened(tmp_path, on_error="warn", progress=said) as checkpoints:
+        with largest_file(100):
+            checkpoints.save(3, plain_state(), {})
+            checkpoints.wait()
+        (message,) = said.messages
+        assert "File too large" in message
+        with pytest.raises(StorageError, match="after update 3,"):
+            checkpoints.check_is_saved(3)
+
+
+def test_the_watchdog_looks_after_a_save_up_to_its_note(tmp_path, monkeypatch):
+    watchdog, done = Watchdog(None, None), []
+    monkeypatch.setattr(watchdog, "end", lambda token: done.append("watched no more"))
+    with opened(tmp_path, watchdog=watchdog, on_saved=done.append) as checkpoints:
+        checkpoints.save(3, plain_state(), {})
+    assert done == [3, "watched no more"]
+    assert 0 < checkpoints.save_seconds < 60
 
 
 class Killed(BaseException):
@@ -245,14 +342,14 @@ def test_a_kill_while_old_ones_are_removed(two_saved, tmp_path, monkeypatch, poi
             raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        for module in (retention, checkpoints_module):
+        for module in (deleting_old, checkpoints_module):
             patched.setattr(module, "reach", killed)
-        with Checkpoints(directory, 1) as checkpoints:
+        with opened(directory, 1) as checkpoints:
             checkpoints.save(9, plain_state(9), {})
     for step in committed_steps(directory):
         assert check_checkpoint(directory / str(step))
     assert bits(restored(directory, 9)) == bits(plain_state(9))
-    with Checkpoints(directory, 1) as checkpoints:
+    with opened(directory, 1) as checkpoints:
         assert not [name for name in names(directory) if name.startswith(".")]
         checkpoints.save(10, plain_state(10), {})
     assert names(directory) == ["10"]
@@ -264,5 +361,5 @@ def test_what_a_kill_left_of_a_save_goes(two_saved, tmp_path):
     for name in ("8.orbax-checkpoint-tmp-0", "9.orbax-checkpoint-tmp"):
         shutil.copytree(two_saved / "7", directory / name)
     assert newest_good(directory)[0].step == 7
-    with Checkpoints(directory, 2):
+    with opened(directory):
         assert names(directory) == ["3", "7"]

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from adabatch_jax.runs.display.progress import LineProgress, NullProgress, make_progress
-from adabatch_jax.schedules.plan_builder import make_plan
+from adabatch_jax.runs.display.progress import LineProgress, Progress
+from adabatch_jax.runs.display.stream_choice import make_progress
+from adabatch_jax.schedules.plan import make_plan
 
 PLAN = make_plan("128 x2 every 5ep max 1024", num_examples=50_000, duration="20ep")
 
@@ -46,8 +47,8 @@ def script_text(body):
     """A program with a plan and `make_progress` at hand."""
     return (
         "import sys, time\n"
-        "from adabatch_jax.runs.display.progress import make_progress\n"
-        "from adabatch_jax.schedules.plan_builder import make_plan\n"
+        "from adabatch_jax.runs.display.stream_choice import make_progress\n"
+        "from adabatch_jax.schedules.plan import make_plan\n"
         "plan = make_plan('128 x2 every 5ep', num_examples=50_000, duration='20ep')\n"
         "row = {'step': 50, 'learning_rate': 0.1, 'train_loss': 0.5, 'test_accuracy': 0.9}\n"
     ) + body
@@ -238,11 +239,11 @@ def test_closed_terminal_ends_neither_the_run_nor_its_exit_code():
 
 def test_standard_output_closed_from_the_start(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
-    assert isinstance(make_progress(PLAN), NullProgress)
+    assert type(make_progress(PLAN)) is Progress
 
 
 def test_null_progress_says_nothing(capsys):
-    with NullProgress() as progress:
+    with Progress() as progress:
         progress.tick(1)
         progress.log(row(1))
         progress.message("nothing")

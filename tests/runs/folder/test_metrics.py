@@ -14,7 +14,6 @@ from adabatch_jax.runs.folder.metrics import (
     COLUMNS,
     MetricsPosition,
     MetricsWriter,
-    metrics_intact,
     read_metrics,
 )
 from adabatch_jax.system.errors import RestoreError, StorageError
@@ -134,7 +133,6 @@ def test_resumed_files_equal_an_uninterrupted_runs(tmp_path, checkpoint_step, to
         file.write(torn)
     with open(resumed / "metrics.csv", "a") as file:
         file.write("450,57")
-    assert metrics_intact(resumed, positions[checkpoint_step])
     write_steps(resumed, range(checkpoint_step + 50, 601, 50), positions[checkpoint_step])
     assert contents(resumed) == contents(whole)
     assert tensorboard_scalars(resumed) == tensorboard_scalars(whole)
@@ -201,56 +199,33 @@ def write_rows(directory, rows, resume_from=None):
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_rows_are_taken_from_the_other_file(tmp_path, damage):
-    for name in ("metrics.jsonl", "metrics.csv"):
-        directory = tmp_path / name
-        positions = write_rows(directory, ROWS)
-        whole = contents(directory)
-        damage(directory / name)
-        damaged = contents(directory) if len(list(directory.glob("metrics.*"))) == 2 else None
-        assert metrics_intact(directory, positions[5])
-        if damaged is not None:
-            assert contents(directory) == damaged
-        assert write_rows(directory, ROWS[5:], positions[5]) == positions[5:]
-        assert contents(directory) == whole
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-@pytest.mark.parametrize("other", ["emptied", "a digit"])
-def test_both_files_damaged_is_refused_and_nothing_is_changed(tmp_path, damage, other):
+def test_damaged_rows_are_refused_and_nothing_is_changed(tmp_path, damage):
     positions = write_rows(tmp_path, ROWS)
     damage(tmp_path / "metrics.jsonl")
-    DAMAGES[other](tmp_path / "metrics.csv")
     before = {path: path.read_bytes() for path in tmp_path.glob("metrics.*")}
-    assert not metrics_intact(tmp_path, positions[5])
-    wanted = r"damaged or missing in .*metrics\.jsonl, and metrics\.csv .* move both files away"
+    wanted = r"damaged or missing in .*metrics\.jsonl; .* --allow-change rows"
     with pytest.raises(RestoreError, match=wanted):
         MetricsWriter(tmp_path, positions[5])
     assert {path: path.read_bytes() for path in tmp_path.glob("metrics.*")} == before
     # Before the first row there was nothing to lose.
-    assert metrics_intact(tmp_path, positions[0])
-    write_rows(tmp_path, ROWS, positions[0])
-    assert metrics_intact(tmp_path, positions[6])
+    assert write_rows(tmp_path, ROWS, positions[0]) == positions
 
 
-def test_without_both_files_a_run_goes_on_without_the_earlier_rows(tmp_path):
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_table_is_written_anew(tmp_path, damage):
     positions = write_rows(tmp_path, ROWS)
-    for name in ("metrics.jsonl", "metrics.csv"):
-        (tmp_path / name).unlink()
-    assert metrics_intact(tmp_path, positions[5])
-    later = write_rows(tmp_path, ROWS[5:], positions[5])
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [300]
-    write_rows(tmp_path, ROWS[5:], later[0])
-    assert {step for _, step in tensorboard_scalars(tmp_path)} == {300}
+    whole = contents(tmp_path)
+    damage(tmp_path / "metrics.csv")
+    assert write_rows(tmp_path, ROWS[5:], positions[5]) == positions[5:]
+    assert contents(tmp_path) == whole
 
 
 def test_what_can_not_be_read_is_not_called_lost(tmp_path):
     positions = write_rows(tmp_path, ROWS)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
-    for look in (metrics_intact, MetricsWriter):
-        with pytest.raises(StorageError, match=r"cannot read .*metrics\.jsonl: Is a directory"):
-            look(tmp_path, positions[5])
+    with pytest.raises(StorageError, match=r"cannot read .*metrics\.jsonl: Is a directory"):
+        MetricsWriter(tmp_path, positions[5])
 
 
 def test_killed_in_the_middle_of_a_line(tmp_path):

@@ -3,16 +3,33 @@
 import json
 import shutil
 
+import jax.numpy as jnp
 import pytest
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.runs.folder.ledger import Ledger, read_ledger
+from adabatch_jax.config.settings import Keep
+from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.runs.folder.contents import (
+    LastCheckpoint,
+    finished_summary,
+    read_last_checkpoint,
+)
 from adabatch_jax.runs.folder.metrics import MetricsWriter
-from adabatch_jax.runs.folder.run_folder import RunFolder, finished_summary
+from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.system.errors import RestoreError, StorageError
-from tests.run_folders import CONFIG, metrics_content, write_checkpoint
+from adabatch_jax.system.watchdog import Watchdog
+from adabatch_jax.training.train_state import TrainState
+from tests.run_folders import CONFIG, PLAN, metrics_content, write_checkpoint
 
 RUN_ID = "0" * 16
+
+
+class Said(Progress):
+    def __init__(self):
+        self.messages = []
+
+    def message(self, text):
+        self.messages.append(text)
 
 
 @pytest.fixture
@@ -21,12 +38,12 @@ def run(tmp_path):
     for step in (10, 20, 30):
         write_checkpoint(tmp_path, step)
     (tmp_path / "metrics.jsonl").write_bytes(metrics_content(range(0, 31, 5)))
-    Ledger(RUN_ID, 30).write(tmp_path)
+    (tmp_path / "last_checkpoint.json").write_text(json.dumps({"run_id": RUN_ID, "step": 30}))
     return tmp_path
 
 
-def opened(path):
-    with RunFolder(path) as folder:
+def opened(path, **arguments):
+    with RunFolder(path, **arguments) as folder:
         return folder.checkpoint and folder.checkpoint.step, folder.notes
 
 
@@ -36,8 +53,6 @@ def test_the_newest_is_taken(run):
 
 def test_a_checkpoint_of_another_run_is_skipped_by_its_id(run):
     write_checkpoint(run, 31, run_id="1" * 16)
-    # It would do by its rows: another run may have none yet.
-    (run / "metrics.jsonl").write_bytes(metrics_content(range(0, 32, 5)))
     step, (note,) = opened(run)
     assert step == 30 and "checkpoint 31 can't be used (it is another run's)" in note
     assert opened(run) == (30, [])
@@ -56,54 +71,90 @@ def test_a_start_that_is_killed_having_put_one_aside_is_followed_by_one_that_tel
         assert step == 20 and "checkpoint 30 can't be used" in note and "now bad-30" in note
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv"])
-def test_rows_that_cannot_be_read_are_not_called_lost(name, run):
-    if name == "metrics.csv":
-        (run / name).mkdir()
-        assert opened(run) == (30, [])  # nobody needs it yet
-        (run / "metrics.jsonl").write_text("")
-    else:
-        (run / name).unlink()
-        (run / name).mkdir()
-    with pytest.raises(StorageError, match=f"cannot read .*{name}: Is a directory"):
-        opened(run)
+def test_rows_that_cannot_be_read_are_not_called_lost(run):
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    with pytest.raises(StorageError, match="cannot read .*metrics.jsonl: Is a directory"):
+        opened(run, allow_change=("rows",))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"step": "30"}', '{"no": 1}', "[" * 100_000])
-def test_a_damaged_ledger_says_nothing(run, text):
+def test_a_damaged_file_about_the_newest_says_nothing(run, text):
     (run / "last_checkpoint.json").write_text(text)
-    assert read_ledger(run) == Ledger()
+    assert read_last_checkpoint(run) == LastCheckpoint()
     assert opened(run) == (30, [])
 
 
-def test_rows_that_are_gone_stay_known_as_lost(run):
-    (run / "metrics.jsonl").unlink()
-    with RunFolder(run) as folder:
-        assert folder.checkpoint.step == 30
-        assert folder.position_of_rows() is None and "are gone" in folder.notes[-1]
+def test_lost_rows_are_refused_and_nothing_is_changed(run):
+    rows = run / "metrics.jsonl"
+    shutil.rmtree(run / "checkpoints" / "30" / "state")  # would be set aside
+    for damaged in (rows.read_bytes().replace(b"9", b"8"), rows.read_bytes()[:30], None):
+        rows.unlink(missing_ok=True)
+        if damaged is not None:
+            rows.write_bytes(damaged)
+        before = {path for path in run.rglob("*") if path.name != ".lock"}
+        with pytest.raises(RestoreError, match="metrics.jsonl.*--allow-change rows"):
+            opened(run)
+        assert {path for path in run.rglob("*") if path.name != ".lock"} == before
+
+
+def test_lost_rows_may_be_left_behind_once_and_stay_known_as_lost(run):
+    rows, damaged = run / "metrics.jsonl", metrics_content(range(1, 31, 5))
+    rows.write_bytes(damaged)
+    with RunFolder(run, allow_change=("rows",)) as folder:
+        assert folder.checkpoint.step == 30 and "without the rows" in folder.notes[-1]
+        assert folder.changes == [{"kind": "rows_lost", "step": 30}]
+    assert (run / "bad-metrics-30.jsonl").read_bytes() == damaged
     # Killed before the next checkpoint, which the new rows belong to.
     with MetricsWriter(run) as metrics:
         metrics.write({"step": 31})
-    with RunFolder(run) as folder:
-        assert folder.checkpoint.step == 30 and folder.notes == []
-        assert folder.position_of_rows() is None
+    for allowed in ((), ("rows",)):
+        with RunFolder(run, allow_change=allowed) as folder:
+            assert folder.checkpoint.step == 30 and folder.notes == []
+            assert folder.changes == [{"kind": "rows_lost", "step": 30}]
     write_checkpoint(run, 35)  # says that rows before it exist
-    with pytest.raises(RestoreError, match="metrics.jsonl and metrics.csv") as caught:
-        for step in (30, 20, 10):
-            shutil.rmtree(run / "checkpoints" / str(step))
+    with pytest.raises(RestoreError, match="metrics.jsonl"):
         opened(run)
-    assert json.loads((run / "last_checkpoint.json").read_text())["rows_lost_at"] == 30
-    assert "35" in str(caught.value)
+    assert (run / "bad-metrics-30.jsonl").read_bytes() == damaged
+
+
+def saved(path, step=5, before=lambda: None, progress=None, on_save_error="stop"):
+    """Saves a checkpoint as a run does; returns the folder."""
+    state = TrainState(jnp.int32(step), {"w": jnp.ones(2)}, {}, ())
+    with RunFolder(path) as folder, Watchdog(None, None) as watchdog:
+        folder.open(Keep(), None, on_save_error, watchdog, progress or Progress())
+        folder.begin(PLAN, {}, False)
+        before()
+        folder.save(step, state, {})
+        folder.wait_for_saves(step)
+        folder.close()
+    return folder
 
 
 def test_a_new_run_has_an_id_of_its_own(tmp_path):
     ids = set()
     for name in "ab":
-        with RunFolder(tmp_path / name) as folder:
-            ids.add(folder.run_id)
-            folder.note_saved(5)
-        assert read_ledger(tmp_path / name) == Ledger(folder.run_id, 5)
+        saved(tmp_path / name)
+        last = read_last_checkpoint(tmp_path / name)
+        assert last == LastCheckpoint(last.run_id, 5) and last.run_id
+        ids.add(last.run_id)
     assert len(ids) == 2
+
+
+@pytest.mark.parametrize("on_error", ["stop", "warn"])
+def test_what_is_noted_of_a_checkpoint_is_as_needed_as_the_checkpoint(tmp_path, on_error):
+    def block():
+        (tmp_path / "last_checkpoint.json").mkdir()
+
+    said = Said()
+    arguments = {"before": block, "progress": said, "on_save_error": on_error}
+    if on_error == "stop":
+        with pytest.raises(StorageError, match="cannot write .*last_checkpoint.json"):
+            saved(tmp_path, **arguments)
+    else:
+        saved(tmp_path, **arguments)
+        (message,) = said.messages
+        assert message.startswith("warning: ") and "last_checkpoint.json" in message
 
 
 def test_a_finished_run_is_left_alone_unless_its_last_checkpoint_or_rows_are_damaged(run):
@@ -115,8 +166,8 @@ def test_a_finished_run_is_left_alone_unless_its_last_checkpoint_or_rows_are_dam
     rows = (run / "metrics.jsonl").read_bytes()
     (run / "metrics.jsonl").write_bytes(rows.replace(b"9", b"8"))
     assert finished_summary(run, CONFIG.digest) is None
-    (run / "metrics.jsonl").unlink()  # with no other file to put them right from
-    assert finished_summary(run, CONFIG.digest)["step"] == 30
+    (run / "metrics.jsonl").unlink()
+    assert finished_summary(run, CONFIG.digest) is None
     (run / "metrics.jsonl").write_bytes(rows)
     data = run / "checkpoints" / "30" / "state" / "data"
     data.write_bytes(data.read_bytes()[:-1])

@@ -1,5 +1,8 @@
-"""Preparing datasets: from original files to array_record, which training reads."""
+"""From a dataset's original files to a folder of array_record, which training reads.
+
+`prepare` and the `StageProgress` it reports may be imported from here. It knows how originals look
+and where they come from, and nothing of how they are read afterwards.
+"""
 
 from adabatch_jax.data.datasets.preparation.prepare_dataset import prepare as prepare
-from adabatch_jax.data.datasets.preparation.reports import Progress as Progress
-from adabatch_jax.data.datasets.prepared_folders import is_prepared as is_prepared
+from adabatch_jax.data.datasets.preparation.stage_progress import StageProgress as StageProgress

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from adabatch_jax.data.datasets.preparation.reports import Progress, Report
+from adabatch_jax.data.datasets.preparation.stage_progress import Report, StageProgress
 from adabatch_jax.system.errors import UsageError
 
 _ANSWER_SECONDS = 10.0
@@ -96,7 +96,7 @@ def _copy(dataset: str, url: str, file: BinaryIO, report: Report) -> str:
             )
         digest.update(block)
         file.write(block)
-        report(Progress(stage, done, total, "bytes"))
+        report(StageProgress(stage, done, total, "bytes"))
     if total is not None and done < total:
         raise UsageError(f"the download of {url} broke off after {done} of {total} bytes.")
     return digest.hexdigest()

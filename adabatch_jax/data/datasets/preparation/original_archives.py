@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adabatch_jax.data.datasets.preparation.network import MAX_ORIGINAL_BYTES, download
-from adabatch_jax.data.datasets.preparation.reports import Report
+from adabatch_jax.data.datasets.preparation.stage_progress import Report
 from adabatch_jax.system.errors import StorageError, UsageError
 
 

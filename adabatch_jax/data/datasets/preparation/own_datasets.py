@@ -11,7 +11,7 @@ from adabatch_jax.data.datasets.preparation.original_archives import (
     with_gzip_header,
 )
 from adabatch_jax.data.datasets.preparation.record_writing import Split
-from adabatch_jax.data.datasets.preparation.reports import Report
+from adabatch_jax.data.datasets.preparation.stage_progress import Report
 from adabatch_jax.data.datasets.tfds_import import import_tfds
 from adabatch_jax.system.errors import UsageError
 
@@ -27,7 +27,7 @@ _SPLITS_OF: dict[str, Callable[[Callable[[str], bytes]], dict[str, Split]]] = {
 }
 
 
-def is_local(dataset: str) -> bool:
+def is_own(dataset: str) -> bool:
     """Whether this module can prepare the dataset."""
     return dataset == digits.NAME or dataset in _SPLITS_OF
 

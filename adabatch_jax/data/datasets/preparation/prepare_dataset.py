@@ -7,7 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from adabatch_jax.data.datasets.dataset_specs import require_known
-from adabatch_jax.data.datasets.preparation.reports import Report, aloud, quiet, report_nothing
+from adabatch_jax.data.datasets.preparation.stage_progress import (
+    Report,
+    discarded_output,
+    report_nothing,
+    with_current_output,
+)
 from adabatch_jax.data.datasets.prepared_folders import parse_name, prepared_path, resolve_data_dir
 from adabatch_jax.system.errors import StorageError, UsageError
 
@@ -34,7 +39,7 @@ def prepare(
       data_dir: where to put it; None means `default_data_dir()`.
       from_folder: a folder with the original files, under their original names; None takes
         them from an installed system package or from the network.
-      progress: is called with a `Progress` now and then.
+      progress: is called with a `StageProgress` now and then.
       overwrite: prepare anew, replacing what is there once the new one is complete.
       checksums: file name -> sha256 that the original files must have; None means those
         registered in tfds. For other files in the same layout, such as a test's.
@@ -56,8 +61,8 @@ def prepare(
     if path is not None and not overwrite:
         return path
     manual_dir = None if from_folder is None else Path(from_folder).expanduser().absolute()
-    report = aloud(progress or report_nothing)
-    with _storage_errors(name, root), quiet():
+    report = with_current_output(progress or report_nothing)
+    with _storage_errors(name, root), discarded_output():
         _prepare(name, root, manual_dir, report, overwrite, checksums)
     path = prepared_path(name, root)
     if path is None:
@@ -80,7 +85,7 @@ def _prepare(
     dataset, config, version = parse_name(name)
     download_dir = root / "downloads"
     with staging_folder(root) as staging:
-        if own_datasets.is_local(dataset) and config is None:
+        if own_datasets.is_own(dataset) and config is None:
             base = own_datasets.builder_class(dataset, version)
             splits = own_datasets.read_splits(dataset, folder, download_dir, checksums, report)
             staged = record_writing.write(base, splits, staging, report)

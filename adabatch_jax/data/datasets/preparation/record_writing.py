@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adabatch_jax.data.datasets.preparation.reports import Report, counted
+from adabatch_jax.data.datasets.preparation.stage_progress import Report, counted
 from adabatch_jax.data.datasets.tfds_import import import_tfds
 
 
@@ -43,7 +43,7 @@ def write(base: type, splits: Mapping[str, Split], folder: Path, report: Report)
     """
     tfds = import_tfds()
 
-    class Local(base, skip_registration=True):
+    class FromArrays(base, skip_registration=True):
         """The stock dataset, from arrays."""
 
         name = base.name
@@ -57,7 +57,7 @@ def write(base: type, splits: Mapping[str, Split], folder: Path, report: Report)
         def _examples(self, name: str, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
             return counted(_records(split), f"Writing {name}", len(split.images), report)
 
-    builder = Local(data_dir=folder, file_format="array_record")
+    builder = FromArrays(data_dir=folder, file_format="array_record")
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     builder.download_and_prepare(
         download_dir=folder / "downloads", download_config=config, file_format="array_record"

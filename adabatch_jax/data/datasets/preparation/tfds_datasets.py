@@ -9,7 +9,7 @@ from typing import Any
 
 from adabatch_jax.data.datasets.labelled_images import labelled_images
 from adabatch_jax.data.datasets.preparation.network import require_reachable
-from adabatch_jax.data.datasets.preparation.reports import Progress, Report
+from adabatch_jax.data.datasets.preparation.stage_progress import Report, StageProgress
 from adabatch_jax.data.datasets.tfds_import import import_tfds
 from adabatch_jax.system.errors import StorageError, UsageError, one_line
 
@@ -84,7 +84,7 @@ def _reporting_bytes(folder: Path, download_dir: Path, report: Report) -> Iterat
     def watch() -> None:
         while not done.wait(1.0):
             num_bytes = _num_bytes(folder) + _num_bytes(download_dir) - start
-            report(Progress("Downloading and preparing", num_bytes, None, "bytes"))
+            report(StageProgress("Downloading and preparing", num_bytes, None, "bytes"))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from adabatch_jax.data.datasets.preparation import Progress, network, prepare
+from adabatch_jax.data.datasets.preparation import StageProgress, network, prepare
 from adabatch_jax.system.errors import UsageError
 
 
@@ -76,7 +76,7 @@ def test_a_download_appears_when_it_is_complete(served, tmp_path):
         os.umask(umask)
     assert path.read_bytes() == data
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o640, 0o750)
-    assert reports[-1] == Progress("Downloading file.bin", 600_000, 600_000, "bytes")
+    assert reports[-1] == StageProgress("Downloading file.bin", 600_000, 600_000, "bytes")
     (folder / "file.bin").unlink()
     assert network.download(*arguments, reports.append) == path  # not asked for again
 

@@ -1,0 +1,136 @@
+"""What training in a run's folder would do, asked of the functions that decide it."""
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.data.datasets.prepared_folders import is_prepared, prepare_command
+from adabatch_jax.reporting.diagnosis.checkpoints import num_bytes
+from adabatch_jax.reporting.diagnosis.findings import (
+    ENVIRONMENT,
+    STORAGE,
+    Finding,
+    good,
+    note,
+    of_error,
+    problem,
+)
+from adabatch_jax.runs.checkpoints.verifying import Found
+from adabatch_jax.runs.folder.contents import CHECKPOINTS, WRITTEN_FILES, finished_summary
+from adabatch_jax.runs.folder.lock import LOCK_NAME
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.system.errors import AdabatchError
+from adabatch_jax.system.files import free_bytes, temporary_path
+from adabatch_jax.system.quantities import bytes_text
+
+
+def resumption_findings(
+    workdir: Path,
+    config: TrainConfig | None,
+    newest: Found | None,
+    passed_over: Sequence[int],
+    is_in_use: bool,
+    rows: Sequence[Finding],
+) -> Iterator[Finding]:
+    """Whether settings, dataset, rows and disk let a run go on, and where it would.
+
+    Args:
+      workdir: the run's folder.
+      config: its settings; None where there are none of this program.
+      newest: the checkpoint to go on from; None where none was saved yet.
+      passed_over: newer ones that can't be used.
+      is_in_use: whether a process is training there now.
+      rows: what was found about the rows of metrics.
+    """
+    words = ("--config", workdir / "config.json", "--workdir", workdir)
+    command = "python -m adabatch_jax.train " + shlex.join(map(str, words))
+    if is_in_use:
+        yield note("resume", "a second process would be refused.", command=command)
+        return
+    if config is not None and finished_summary(workdir, config.digest) is not None:
+        yield good("resume", "the run is finished: nothing would be done.", command=command)
+        return
+    if config is None and newest is None:
+        return
+    plan, settings = _planned(workdir, config, newest)
+    findings = [*settings, *_dataset(config), *_obstacles(workdir), *_room(newest)]
+    yield from findings
+    refusal = next((finding for finding in (*rows, *findings) if finding.exit_code), None)
+    if refusal is not None:
+        yield note("resume", f"it would be refused, see {refusal.subject}.", command=command)
+        return
+    data = {"command": command}
+    text = "it would begin with the first update"
+    if newest is not None:
+        data["step"] = newest.step
+        text = f"it would go on after update {newest.step:,}"
+        text += f" of {plan.num_steps:,}" if plan is not None else ""
+        text += f", passing over {' and '.join(map(str, passed_over))}" if passed_over else ""
+    text += f": {command}" if config else ", with the settings it was begun with."
+    yield good("resume", text, **data)
+
+
+def _planned(
+    workdir: Path, config: TrainConfig | None, newest: Found | None
+) -> tuple[BatchPlan | None, list[Finding]]:
+    """What would be trained, and what there is to say about the settings."""
+    if config is None or newest is None:
+        return None, []
+    from adabatch_jax.runs.resuming import plan_of_run
+
+    num_examples = BatchPlan.from_dict(newest.run["plan"]).num_examples
+    try:
+        plan, changes = plan_of_run(config, num_examples, newest, workdir)
+    except AdabatchError as error:
+        return None, [of_error("settings", error)]
+    return plan, [
+        note("settings", str(change), setting=change.setting, **{"from": change.before},
+             to=change.now)
+        for change in changes
+    ]  # fmt: skip
+
+
+def _dataset(config: TrainConfig | None) -> Iterator[Finding]:
+    if config is None or config.dataset == "digits":  # prepared on first use
+        return
+    name, data_dir = config.dataset, config.data.dir
+    if not is_prepared(name, data_dir):
+        command = prepare_command(name, data_dir)
+        yield problem("dataset", f"{name!r} is not prepared here; run {command}.", ENVIRONMENT)
+
+
+def _obstacles(workdir: Path) -> Iterator[Finding]:
+    """What lies where a run writes its files, and can't be replaced by one."""
+    lock = workdir / LOCK_NAME
+    if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+        yield problem(LOCK_NAME, "it is no regular file; move it away.", ENVIRONMENT)
+    elif lock.exists() and not os.access(lock, os.R_OK | os.W_OK):
+        yield problem(LOCK_NAME, "this user can't read and write it.", ENVIRONMENT)
+    checkpoints = workdir / CHECKPOINTS
+    if checkpoints.exists() and not os.access(checkpoints, os.W_OK | os.X_OK):
+        yield problem(CHECKPOINTS, "this user can't write there.", STORAGE)
+    for name in WRITTEN_FILES:
+        for path in (workdir / name, temporary_path(workdir / name)):
+            if path.is_dir() and not path.is_symlink():
+                text = "it is a folder where a run writes a file; move it away."
+                yield problem(path.name, text, STORAGE)
+
+
+def _room(newest: Found | None) -> Iterator[Finding]:
+    """Whether there is room for the checkpoints to come."""
+    if newest is None:
+        return
+    size = num_bytes(newest.path)
+    try:
+        free = free_bytes(newest.path)
+    except AdabatchError as error:
+        yield of_error("room", error)
+        return
+    data = {"checkpoint_bytes": size, "free_bytes": free}
+    if free < size:
+        text = f"{bytes_text(free)} are free and a checkpoint takes {bytes_text(size)}."
+        yield problem("room", text, STORAGE, **data)
+    elif free < 4 * size:
+        yield note("room", f"enough for {free // size} more checkpoints only.", **data)

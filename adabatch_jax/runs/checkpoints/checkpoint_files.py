@@ -1,0 +1,210 @@
+"""One checkpoint: written whole or not at all, and read back onto the devices that are wanted.
+
+Orbax writes and reads the arrays, here and nowhere else. Its `CheckpointManager` isn't used: it
+deletes a checkpoint file by file under its own name, so that a kill leaves half of one that it
+takes for a checkpoint again, and after a failed save it raises what failed at the next ones too.
+Nor is its asynchronous checkpointer: its saves keep the training thread for 20 to 40 ms with 157
+arrays, where copying them to the host, which their digests need anyway, takes 1 ms.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from adabatch_jax.runs.checkpoints.manifest import RUN, write_manifest
+from adabatch_jax.runs.checkpoints.verifying import UNFINISHED, Damaged, Found
+from adabatch_jax.system.errors import RestoreError
+from adabatch_jax.system.fault_points import reach
+from adabatch_jax.system.files import sync_folder
+from adabatch_jax.training.digests import named_arrays
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint is to hold, as it was when this was made.
+
+    Attributes:
+      run: the run's values as JSON.
+      descriptions: dtype and shape of each array, by its name.
+      arrays: the values, on the host.
+    """
+
+    run: str
+    descriptions: Mapping[str, str]
+    arrays: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, state: Any, run: Mapping[str, Any]) -> "Contents":
+        """Copies a state, which may be donated then.
+
+        Args:
+          state: a pytree of arrays on this process's devices, however sharded; host arrays and
+            scalars.
+          run: JSON values; "step", the number of finished updates, is the checkpoint's name.
+
+        Raises:
+          TypeError: `run` holds something that JSON can't.
+        """
+        leaves = named_arrays(state)
+        descriptions = {name: _described(leaf) for name, leaf in leaves.items()}
+        text = json.dumps({**run, "arrays": descriptions})
+        # Copies also on a CPU: while a view of an array lives, it can't be donated.
+        arrays = {name: np.array(_stored(leaf), order="C") for name, leaf in leaves.items()}
+        return cls(text, descriptions, arrays)
+
+
+def write_checkpoint(path: Path, contents: Contents) -> None:
+    """Writes a checkpoint; the folder gets its name when all is on the disk.
+
+    Args:
+      path: a folder that isn't there yet, named by the step.
+      contents: what it is to hold.
+
+    Raises:
+      Exception: of many kinds, where a file can't be written.
+    """
+    # Another name each time: after an error Orbax may go on writing for a while.
+    temporary = path.with_name(f"{path.name}{UNFINISHED}-{secrets.token_hex(4)}")
+    (temporary / RUN).parent.mkdir(parents=True)
+    (temporary / RUN).write_text(contents.run)
+    # Orbax doesn't save arrays without elements.
+    arrays = {name: array for name, array in contents.arrays.items() if array.size}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(temporary / "state", args=ocp.args.PyTreeSave(arrays))
+    reach("save.mid")
+    digests = {
+        name: _digest(contents.descriptions[name], array) for name, array in contents.arrays.items()
+    }
+    write_manifest(temporary, digests)
+    for folder, _, _ in os.walk(temporary):
+        sync_folder(Path(folder))
+    os.rename(temporary, path)
+    sync_folder(path.parent)
+
+
+def restore(found: Found, like: Any) -> Any:
+    """Reads a checkpoint's state and compares every array with its digest.
+
+    Args:
+      found: a checkpoint whose files were verified.
+      like: a state of the same structure, whose shapes, dtypes and shardings are wanted.
+
+    Raises:
+      RestoreError: it holds other arrays than `like`.
+      Damaged: it can't be read, or what was read isn't what was saved.
+    """
+    leaves = named_arrays(like)
+    descriptions = {name: _described(leaf) for name, leaf in leaves.items()}
+    _compare(found, descriptions)
+    # Orbax saves no arrays without elements.
+    read = _read(found, [name for name, leaf in leaves.items() if np.size(leaf)])
+    restored = {name: _as_leaf(read.get(name), leaf) for name, leaf in leaves.items()}
+    for name, leaf in restored.items():
+        # Of what reached the devices.
+        if _digest(descriptions[name], np.asarray(_stored(leaf))) != found.array_digests.get(name):
+            raise Damaged(f"{name} has other values than were saved")
+    return jax.tree.unflatten(jax.tree.structure(like), restored.values())
+
+
+def quieten_orbax() -> None:
+    """From now on only the error that a failed save raises is heard of, once, from us.
+
+    Orbax logs it, asyncio logs writes that it gave up, and tensorstore's threads report to an event
+    loop that Orbax has closed meanwhile, which Python prints as an unraisable exception, in pieces
+    that mix with other lines. Everything else goes where it went before.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    if not isinstance(sys.unraisablehook, _WithoutClosedLoop):
+        sys.unraisablehook = _WithoutClosedLoop(sys.unraisablehook)
+
+
+@dataclass(frozen=True)
+class _WithoutClosedLoop:
+    following: Any
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not isinstance(error, RuntimeError) or str(error) != "Event loop is closed":
+            self.following(unraisable)
+
+
+def _compare(found: Found, wanted: Mapping[str, str]) -> None:
+    saved = found.run.get("arrays")
+    if not isinstance(saved, dict):
+        raise Damaged(f"{RUN} lists no arrays")
+    for name in sorted({*saved, *wanted}):
+        if saved.get(name) != wanted.get(name):
+            raise RestoreError(
+                f"the checkpoint {found.path} belongs to another model or optimizer: {name} is "
+                f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here."
+            )
+
+
+def _read(found: Found, names: list[str]) -> dict[str, np.ndarray]:
+    args = ocp.args.PyTreeRestore(
+        restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    )
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(found.path.absolute() / "state", args=args)
+    except MemoryError:
+        raise  # an older checkpoint would fare no better
+    except Exception as error:  # Orbax raises many kinds, some of them bare
+        raise Damaged(f"its state can't be read ({type(error).__name__})") from error
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _described(leaf: Any) -> str:
+    """The dtype and the shape of a leaf.
+
+    >>> _described(np.ones((2, 3), np.float32)), _described(jax.random.key(0)), _described(2.5)
+    ('float32[2, 3]', 'key<fry>[]', 'float64[]')
+    """
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _stored(leaf: Any) -> jax.Array | np.ndarray:
+    """The numbers that are stored for a leaf: a key's bits, an array for a host's scalar."""
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _as_leaf(array: np.ndarray | None, like: Any) -> Any:
+    """The leaf whose `_stored` is `array`, of the kind and with the sharding of `like`."""
+    if array is None:
+        return like
+    if not isinstance(like, jax.Array):
+        return array if isinstance(like, np.ndarray) else type(like)(array[()])
+    if _is_key(like):
+        array = jax.random.wrap_key_data(jnp.array(array), impl=jax.random.key_impl(like))
+    # Programs for arrays that JAX may move are others, and would be compiled anew.
+    return jax.device_put(array, like.sharding) if like.committed else jnp.array(array)
+
+
+def _digest(description: str, values: np.ndarray) -> str:
+    """sha256 of an array's dtype, shape and values, wherever they lay and however sharded.
+
+    >>> _digest("float32[2]", np.zeros(2, np.float32))[:8]
+    '5a374acd'
+    """
+    digest = hashlib.sha256(f"{description};".encode())
+    digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return digest.hexdigest()

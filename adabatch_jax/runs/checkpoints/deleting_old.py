@@ -1,0 +1,96 @@
+"""Which checkpoints are kept, and how the others go: a kill at any instant leaves the kept ones."""
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.runs.checkpoints.verifying import (
+    Damaged,
+    committed_steps,
+    leftovers,
+    read_run,
+)
+from adabatch_jax.system.fault_points import reach
+from adabatch_jax.system.files import storage_errors
+
+
+def delete_old(directory: Path, saved: int, newest: int, scores: Mapping[int, float]) -> None:
+    """Deletes what need not be kept any more, and what a kill or an error left behind.
+
+    Args:
+      directory: where the checkpoints lie; no other process writes there.
+      saved: the step that was saved last; it stays, whatever else is there.
+      newest: how many of the newest stay.
+      scores: as in `old_steps`.
+
+    Raises:
+      StorageError: one can't be deleted.
+    """
+    delete_leftovers(directory)
+    runs = {}
+    for step in committed_steps(directory):
+        # A damaged one doesn't count as kept, and isn't ours to delete.
+        with contextlib.suppress(Damaged):
+            runs[step] = read_run(directory / str(step))
+    for step in old_steps(runs, newest, scores):
+        if step != saved:
+            _delete(directory, step)
+
+
+def old_steps(
+    runs: Mapping[int, Mapping[str, Any]], newest: int, scores: Mapping[int, float]
+) -> list[int]:
+    """The steps that need not be kept, oldest first.
+
+    Kept are the newest, the newest `newest` that were due (a stop makes others be saved), the one
+    with the best score (of equals the newest) and those that are marked for good. A NaN would be
+    the best of all, so only finite scores count.
+
+    Args:
+      runs: the JSON values of the checkpoints, by step: "score", "is_planned", "keep".
+      newest: at least 1.
+      scores: larger is better; what was measured after a checkpoint was saved isn't in it.
+
+    >>> runs = {10: {"score": 0.7}, 20: {"score": 0.9}, 30: {"keep": True}, 40: {}, 50: {}}
+    >>> old_steps(runs, newest=1, scores={})
+    [10, 40]
+    >>> old_steps(runs, newest=1, scores={40: 0.95})
+    [10, 20]
+    """
+    steps = sorted(runs)
+    known = {step: scores.get(step, runs[step].get("score")) for step in steps}
+    scored = [step for step in steps if known[step] is not None and math.isfinite(known[step])]
+    best = max(scored, key=lambda step: (known[step], step), default=None)
+    planned = [step for step in steps if runs[step].get("is_planned", True)]
+    kept = {*planned[-newest:], *steps[-1:], best}
+    return [step for step in steps if step not in kept and not runs[step].get("keep")]
+
+
+def delete_leftovers(directory: Path) -> None:
+    """Deletes what a kill left of a save or a deletion; only where no other process is at work."""
+    for name in leftovers(directory):
+        _delete_files(directory / name)
+
+
+def _delete(directory: Path, step: int) -> None:
+    """Deletes a checkpoint: it has gone before the first of its files goes."""
+    reach("gc.before")
+    aside = directory / f".removing-{step}"
+    _delete_files(aside)
+    with storage_errors(directory / str(step), action="remove"):
+        os.rename(directory / str(step), aside)
+    reach("gc.mid")
+    _delete_files(aside)
+
+
+def _delete_files(path: Path) -> None:
+    # What doesn't go now, as an open file on NFS, goes at the next save or start.
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()

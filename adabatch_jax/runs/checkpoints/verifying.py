@@ -1,0 +1,177 @@
+"""Which checkpoints a folder holds and whether they can be trusted; neither JAX nor Orbax.
+
+What is found is listed and verified here, before anything else looks at it: Orbax takes an empty
+folder for the newest checkpoint, and gives back flipped bits without a word.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adabatch_jax.runs.checkpoints.manifest import (
+    LISTED,
+    MANIFEST,
+    RUN,
+    Damaged,
+    Manifest,
+    check_files,
+    parse_json,
+    read_listed,
+    read_manifest,
+)
+from adabatch_jax.system.files import storage_errors
+
+_STEP = re.compile(r"0|[1-9][0-9]*")
+# Follows the name of a checkpoint that isn't finished; Orbax's own, so that its tools know it too.
+UNFINISHED = ".orbax-checkpoint-tmp"
+_LEFTOVER = re.compile(rf"[0-9]+{re.escape(UNFINISHED)}.*|\.removing-.*")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint whose files are what was saved.
+
+    Attributes:
+      step: finished updates.
+      path: its folder.
+      run: the JSON values that were saved with the arrays.
+      array_digests: sha256 of each array, by its name.
+    """
+
+    step: int
+    path: Path
+    run: dict[str, Any]
+    array_digests: dict[str, str]
+
+
+def committed_steps(directory: Path) -> list[int]:
+    """The steps that were saved whole, oldest first; what became of them since is not looked at.
+
+    Raises:
+      StorageError: the folder can't be read; one that doesn't exist holds none.
+    """
+    return sorted(int(entry.name) for entry in _entries(directory) if _STEP.fullmatch(entry.name))
+
+
+def leftovers(directory: Path) -> list[str]:
+    """The names of what a kill left behind of a save or a deletion, or a live run is at.
+
+    Raises:
+      StorageError: the folder can't be read; one that doesn't exist holds none.
+    """
+    return sorted(entry.name for entry in _entries(directory) if _LEFTOVER.fullmatch(entry.name))
+
+
+def check_checkpoint(path: Path) -> Found:
+    """Reads and verifies all files of a checkpoint.
+
+    Args:
+      path: a folder that is named by its step.
+
+    Raises:
+      Damaged: it isn't what was saved, or not by this program.
+    """
+    manifest = _manifest(path)
+    check_files(path, manifest)
+    return Found(int(path.name), path, _run(path, manifest), dict(manifest.arrays))
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint's JSON values and verifies only them.
+
+    Raises:
+      Damaged: they aren't what was saved.
+    """
+    return _run(path, _manifest(path))
+
+
+def newest_good(
+    directory: Path, accept: Callable[[Found], str | None] = lambda found: None
+) -> tuple[Found | None, list[tuple[int, str]]]:
+    """Looks for the newest checkpoint that can be used.
+
+    Args:
+      directory: the folder of the checkpoints.
+      accept: returns why a checkpoint that is sound can't be used all the same, or None.
+
+    Returns:
+      The checkpoint, or None; and those that are newer, each with the reason against it, newest
+      first.
+
+    Raises:
+      StorageError: the folder can't be read.
+    """
+    rejected = []
+    for step in reversed(committed_steps(directory)):
+        try:
+            found = check_checkpoint(directory / str(step))
+        except Damaged as error:
+            reason = str(error)
+        else:
+            reason = accept(found)
+            if reason is None:
+                return found, rejected
+        rejected.append((step, reason))
+    return None, rejected
+
+
+def other_checkpoints(directory: Path) -> list[str]:
+    """The names of checkpoints that were renamed, by `set_aside` or by a person.
+
+    Where they are all that is left, the run is not a new one.
+    """
+    return sorted(
+        entry.name
+        for entry in _entries(directory)
+        if not _STEP.fullmatch(entry.name)
+        and not _LEFTOVER.fullmatch(entry.name)
+        and entry.is_dir(follow_symlinks=False)
+        and any(os.path.lexists(directory / entry.name / part) for part in (*LISTED, MANIFEST))
+    )
+
+
+def set_aside(directory: Path, step: int) -> Path:
+    """Renames what has a step's name to `bad-<step>`, or `bad-<step>-2` and so on.
+
+    Raises:
+      StorageError: it can't be renamed.
+    """
+    path, number = directory / f"bad-{step}", 1
+    while os.path.lexists(path):
+        number += 1
+        path = directory / f"bad-{step}-{number}"
+    with storage_errors(directory / str(step), action="rename"):
+        os.rename(directory / str(step), path)
+    return path
+
+
+def _entries(directory: Path) -> list[os.DirEntry]:
+    with storage_errors(directory, action="read"):
+        try:
+            return list(os.scandir(directory))
+        except FileNotFoundError:
+            return []
+
+
+def _manifest(path: Path) -> Manifest:
+    if path.is_symlink() or not path.is_dir():
+        raise Damaged("it is no folder" if path.exists() else "it is missing")
+    try:
+        return read_manifest(path)
+    except Damaged:
+        if not os.listdir(path):
+            raise Damaged("it is empty") from None
+        raise
+
+
+def _run(path: Path, manifest: Manifest) -> dict[str, Any]:
+    run = parse_json(read_listed(path, manifest, RUN), RUN)
+    step = run.get("step")
+    if type(step) is not int:
+        raise Damaged(f"{RUN} names no step")
+    if str(step) != path.name:
+        raise Damaged(f"it was saved as step {step}, not {path.name}")
+    return run

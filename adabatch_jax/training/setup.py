@@ -1,0 +1,254 @@
+"""What makes a run ready to go: its layout is chosen, and its first programs are compiled."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+
+from adabatch_jax.config.settings import AUTO, Layout
+from adabatch_jax.data.abstract_arrays import Types, abstract_batch, example_types, tree_bytes
+from adabatch_jax.data.feeds import Feed
+from adabatch_jax.data.row_layout import Layouts
+from adabatch_jax.data.sources import Source
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.training.choose_layout import (
+    Choice,
+    Circumstances,
+    Need,
+    choose_layout,
+    choose_steps_per_dispatch,
+)
+from adabatch_jax.training.compiled_programs import Program, program_of
+from adabatch_jax.training.device_memory import device_memory_bytes
+from adabatch_jax.training.dispatch import Dispatch, FusedDispatch, SplitDispatch, sizes_from
+from adabatch_jax.training.evaluation import Evaluator
+from adabatch_jax.training.program_names import MANY_PROGRAMS
+from adabatch_jax.training.slow_convolutions import has_slow_convolutions
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import TrainStep
+from adabatch_jax.training.update import Update
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What makes a run ready to go.
+
+    Attributes:
+      update: what is performed.
+      feed: gives the inputs.
+      dispatch: performs the plan's updates; its first and its largest program are compiled.
+      layout: what the bits of the result depend on beside the settings, as JSON values.
+      limit_bytes: memory of each device; infinite where that isn't known.
+      largest: the largest of the compiled programs.
+    """
+
+    update: Update
+    feed: Feed
+    dispatch: Dispatch
+    layout: dict[str, Any]
+    limit_bytes: float
+    largest: Program
+
+    @property
+    def free_bytes(self) -> float:
+        """Memory of each device that updates leave."""
+        return self.limit_bytes - self.largest.num_bytes
+
+    def close(self) -> None:
+        """Ends what goes on in the background, and frees the examples on the devices."""
+        self.feed.close()
+        self.feed.tables.clear()
+        self.dispatch.programs.close()
+
+
+def set_up(
+    update: Update,
+    state: TrainState,
+    rng: jax.Array,
+    source: Source,
+    plan: BatchPlan,
+    start_step: int,
+    seed: int,
+    options: Layout,
+    saved_layout: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> Setup:
+    """Chooses what is "auto", compiles the first program and the one with the most rows.
+
+    Args:
+      update: what to perform; its micro-batch is chosen here.
+      state: lies where updates want it.
+      start_step: the update to begin with.
+      options: what the user wants.
+      saved_layout: that of the run that goes on, whose choices stay; or nothing.
+      say: takes a line for the user.
+
+    Raises:
+      UsageError: a program doesn't fit into the devices' memory.
+    """
+    devices = list(
+        jax.tree.leaves(state)[0].devices() if update.mesh is None else update.mesh.devices.flat
+    )
+    limit = options.device_memory
+    if limit is None:
+        here = jax.process_index()
+        limit = device_memory_bytes([d for d in devices if d.process_index == here])
+    sizes = sizes_from(plan, start_step)
+    alone = _Alone(update, state, rng, example_types(source))
+    number = options.steps_per_dispatch
+    if number == AUTO:
+        number = 1 if options.accumulation == "split" else saved_layout.get("steps_per_dispatch")
+    if number is None:
+        rows = Layouts(num_devices=len(devices)).of(sizes[0]).rows_per_device
+        # Each weight is used at least once per example, forward and twice backward; that settles
+        # most networks without tracing them.
+        least_flops = 6.0 * sum(leaf.size for leaf in jax.tree.leaves(state.params)) * rows
+        number = choose_steps_per_dispatch(
+            least_flops, devices[0].platform, lambda: alone.flops_and_slowness(rows)
+        )
+    circumstances = Circumstances(
+        batch_size=max(sizes),
+        group_rows=update.independent_groups,
+        num_devices=len(devices),
+        platform=devices[0].platform,
+        limit_bytes=limit,
+        weight_bytes=tree_bytes(state.params),
+    )
+    run = update, state, rng, source, plan, start_step, seed
+    tried = _Tried(lambda choice: _build(*run, choice, number, options.accumulation, limit))
+    try:
+        choice, notes = choose_layout(
+            options.microbatch_size, options.input, saved_layout, circumstances,
+            alone.temporary_bytes, tried.needs,
+        )  # fmt: skip
+        setup = tried.setup(choice)
+    except BaseException:
+        tried.close()
+        raise
+    for note in notes:
+        say(note)
+    _introduce(setup, say)
+    return setup
+
+
+def _build(
+    update: Update,
+    state: TrainState,
+    rng: jax.Array,
+    source: Source,
+    plan: BatchPlan,
+    start_step: int,
+    seed: int,
+    choice: Choice,
+    steps_per_dispatch: int,
+    accumulation: str,
+    limit_bytes: float,
+) -> Setup:
+    """Builds what was chosen, and compiles the first and the largest program."""
+    is_split = accumulation == "split"
+    layout = {
+        "devices": 1 if update.mesh is None else update.mesh.size,
+        "microbatch_size": choice.microbatch_size,
+        "steps_per_dispatch": steps_per_dispatch,
+        "accumulation": accumulation,
+        "shard_params": update.shard_params,
+    }
+    update = dataclasses.replace(update, microbatch_size=choice.microbatch_size)
+    feed = Feed(
+        source, plan, seed, mesh=update.mesh, microbatch_size=choice.microbatch_size,
+        steps_per_dispatch=steps_per_dispatch, kind=choice.input, available_bytes=limit_bytes,
+        split=is_split,
+    )  # fmt: skip
+    arguments = (update, feed, plan, start_step, state, rng)
+    if is_split:
+        dispatch = SplitDispatch(*arguments)
+    else:
+        dispatch = FusedDispatch(*arguments, steps_per_dispatch=steps_per_dispatch)
+    sizes = sizes_from(plan, start_step)
+    names = dict.fromkeys((*dispatch.names(sizes[0]), *dispatch.names(max(sizes))))
+    largest = max(map(dispatch.programs.get, names), key=lambda program: program.num_bytes)
+    return Setup(update, feed, dispatch, layout, limit_bytes, largest)
+
+
+class _Tried:
+    """The setup of the choice that was tried last; devices have no room for two of them."""
+
+    def __init__(self, build: Callable[[Choice], Setup]):
+        self._build = build
+        self._last: tuple[Choice, Setup] | None = None
+
+    def needs(self, choice: Choice) -> Need:
+        """What updates of a choice need on each device."""
+        setup = self.setup(choice)
+        is_resident = setup.feed.kind == "resident"
+        return Need(setup.largest.num_bytes, setup.largest.temporary_bytes, is_resident)
+
+    def setup(self, choice: Choice) -> Setup:
+        """Builds the setup of a choice, unless it was tried last."""
+        if self._last is None or self._last[0] != choice:
+            self.close()
+            self._last = choice, self._build(choice)
+        return self._last[1]
+
+    def close(self) -> None:
+        """Gives up what was tried last."""
+        if self._last is not None:
+            self._last[1].close()
+            self._last = None
+
+
+class _Alone:
+    """The update of so many rows on one device, in one piece."""
+
+    def __init__(self, update: Update, state: TrainState, rng: jax.Array, examples: Types):
+        self._update = dataclasses.replace(
+            update, mesh=None, microbatch_size=None, shard_params=False
+        )
+        self._state, self._rng, self._examples = state, rng, examples
+
+    def flops_and_slowness(self, rows: int) -> tuple[float, bool]:
+        """Its floating-point operations, and whether a loop would slow them down on a CPU."""
+        costs = TrainStep(self._update).lower(*self._arguments(rows)).cost_analysis() or {}
+        jaxpr = jax.make_jaxpr(self._update)(*self._arguments(rows), self._update.constants)
+        return float(costs.get("flops", 0.0)), has_slow_convolutions(jaxpr)
+
+    def temporary_bytes(self, rows: int) -> int:
+        """Memory beside its arguments and results."""
+        lowered = TrainStep(self._update).lower(*self._arguments(rows))
+        return program_of(lowered).temporary_bytes
+
+    def _arguments(self, rows: int) -> tuple[Any, ...]:
+        arguments = self._state, abstract_batch(self._examples, (rows,)), self._rng
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+
+
+def keep_what_fits(evaluators: Iterable[Evaluator], free_bytes: float) -> float:
+    """Lets evaluators keep examples on the devices if all of them fit, else none.
+
+    Returns:
+      The memory that is left on each device.
+    """
+    evaluators = list(evaluators)
+    num_bytes = sum(evaluator.num_bytes for evaluator in evaluators)
+    if num_bytes <= free_bytes:
+        return free_bytes - num_bytes
+    for evaluator in evaluators:
+        evaluator.keep_nothing()
+    return free_bytes
+
+
+def _introduce(setup: Setup, say: Callable[[str], None]) -> None:
+    """Says how the run is laid out, and what takes long."""
+    size, number = setup.layout["microbatch_size"], setup.layout["steps_per_dispatch"]
+    rows = "whole batches" if size is None else f"micro-batches of {size}"
+    updates = f"; {number} updates per dispatch" if number > 1 else ""
+    if setup.layout["accumulation"] == "split":
+        updates = ", one per dispatch"
+    say(f"input {setup.feed.reason}; {rows}{updates}")
+    num_programs = len(setup.dispatch.programs.names)
+    if num_programs > MANY_PROGRAMS:
+        say(
+            f"warning: {num_programs} programs have to be compiled, one per batch size; with "
+            "accumulation 'split' and a microbatch_size all sizes share one"
+        )
