@@ -101,8 +101,9 @@ class InFlight:
 
     def holds_bad_update(self) -> bool:
         """Whether any update in flight isn't finite; waits for all of them."""
-        flags = jax.device_get([dispatched.is_finite for _, dispatched, _ in self._entries])
-        return not all(np.all(flag) for flag in flags if flag is not None)
+        flags = [dispatched.is_finite for _, dispatched, _ in self._entries]
+        jax.block_until_ready(flags)  # where a signal is heard
+        return not all(np.asarray(flag).all() for flag in flags if flag is not None)
 
 
 def _bad_updates(piece: Piece, dispatched: Dispatched) -> Sequence[BadUpdate]:
