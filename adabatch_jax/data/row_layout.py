@@ -16,9 +16,7 @@ class BatchLayout:
     """The shape that a batch has on its devices; `Layouts.of` makes it.
 
     Attributes:
-      batch_size: examples per update.
       microbatch_size: examples per micro-batch over all devices, at most `batch_size`.
-      num_devices: devices that share a micro-batch.
     """
 
     batch_size: int

@@ -2,11 +2,11 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from adabatch_jax.data.datasets.prepared_folders import parse_name, prepare_command, prepared_path
-from adabatch_jax.system.errors import UsageError, did_you_mean
+from adabatch_jax.data.datasets.tfds_import import import_tfds
+from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean, one_line
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,7 @@ class DatasetSpec:
 
     Attributes:
       name: the name under which tfds knows it.
-      num_classes: labels are 0 .. num_classes - 1.
       image_shape: (height, width, channels) as prepared; None where images differ in size.
-      train_split: the split to train on.
-      test_split: the split to evaluate on.
       num_examples: examples in the training split.
       mean: per channel, of pixels in 0..1, to be subtracted.
       std: per channel, of pixels in 0..1, to be divided by.
@@ -75,17 +72,15 @@ def dataset_spec(name: str, data_dir: str | os.PathLike | None = None) -> Datase
     """
     if name in KNOWN_DATASETS:
         return KNOWN_DATASETS[name]
-    path = require_prepared(name, data_dir)
-    from adabatch_jax.data.datasets.labelled_images import open_builder
-
-    return spec_of(name, open_builder(path, name, data_dir))
+    return _spec_of(name, open_builder(name, data_dir))
 
 
-def require_prepared(name: str, data_dir: str | os.PathLike | None) -> Path:
-    """Returns the folder of a prepared dataset's newest version.
+def open_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
+    """Opens a prepared dataset's newest version from its files alone, whatever code prepared it.
 
     Raises:
-      UsageError: if there is no dataset `name`, or it isn't prepared.
+      UsageError: there is no such dataset, or it isn't prepared.
+      StorageError: its metadata can't be read.
     """
     path = prepared_path(name, data_dir)
     if path is None:
@@ -93,19 +88,25 @@ def require_prepared(name: str, data_dir: str | os.PathLike | None) -> Path:
         raise UsageError(
             f"dataset {name!r} is not prepared yet; run {prepare_command(name, data_dir)} first."
         )
-    return path
+    # Only here is tfds needed: known datasets are described without it.
+    from adabatch_jax.data.datasets.labelled_images import check_feature_classes
+
+    tfds = import_tfds()
+    try:
+        check_feature_classes(path)
+        return tfds.builder_from_directory(path)
+    except Exception as error:  # json, proto and feature errors of many types
+        raise StorageError(
+            f"the metadata of dataset {name!r} in {path} can't be read "
+            f"({one_line(error)}); {prepare_command(name, data_dir, overwrite=True)} "
+            "prepares it anew."
+        ) from error
 
 
 def require_known(name: str) -> None:
-    """Checks that `name` is one of ours or a dataset of tfds.
-
-    Raises:
-      UsageError: it isn't; the sentence ends with the nearest name.
-    """
+    """Raises a UsageError, which ends with the nearest name, unless we or tfds know `name`."""
     if name in KNOWN_DATASETS:
         return
-    from adabatch_jax.data.datasets.tfds_import import import_tfds
-
     names = set(KNOWN_DATASETS)
     # Community datasets are listed in a file on the network.
     names.update(import_tfds().list_builders(with_community_datasets=False))
@@ -116,13 +117,7 @@ def require_known(name: str) -> None:
         raise UsageError(f"there is no dataset {name!r}{did_you_mean(wanted, names) or known}")
 
 
-def spec_of(name: str, builder: Any) -> DatasetSpec:
-    """Describes a prepared dataset from its own info.
-
-    Raises:
-      UsageError: no image, no label, or no split to train or to evaluate on.
-    """
-    # Only here is tfds needed: known datasets are described without it.
+def _spec_of(name: str, builder: Any) -> DatasetSpec:
     from adabatch_jax.data.datasets.labelled_images import labelled_images
 
     images = labelled_images(name, builder.info)
@@ -135,13 +130,8 @@ def spec_of(name: str, builder: Any) -> DatasetSpec:
         )
     channels = images.shape[-1]
     mean, std = _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
+    num_examples = splits["train"].num_examples
+    shape = images.fixed_shape
     return DatasetSpec(
-        name=name,
-        num_classes=images.num_classes,
-        image_shape=images.fixed_shape,
-        train_split="train",
-        test_split=test_split,
-        num_examples=splits["train"].num_examples,
-        mean=mean,
-        std=std,
+        name, images.num_classes, shape, "train", test_split, num_examples, mean, std
     )

@@ -34,12 +34,6 @@ def write(base: type, splits: Mapping[str, Split], folder: Path, report: Report)
     A subclass under the same name replaces how examples are generated, nothing else, so what it
     writes opens as the stock dataset. Keys are the examples' numbers, as with the stock
     builders, so the order is theirs too.
-
-    Args:
-      base: a `tfds.core.GeneratorBasedBuilder` class.
-      splits: the examples.
-      folder: the data_dir to write into.
-      report: is told how many examples are written.
     """
     tfds = import_tfds()
 
