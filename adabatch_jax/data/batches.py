@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adabatch_jax.data.epoch_order import epoch_order, example_indices, prepare_next_order
-from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_columns, row_table
+from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_table
 from adabatch_jax.data.sources import Source, read_examples
 from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
 from adabatch_jax.system.errors import UsageError
@@ -200,11 +200,9 @@ def put_share(arrays: dict[str, np.ndarray], sharding: "Sharding | None") -> dic
 
 
 @functools.lru_cache(maxsize=8)
-def _places(
-    layout: BatchLayout, process_index: int, process_count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _places(layout: BatchLayout, process_index: int, process_count: int) -> tuple[np.ndarray, ...]:
     """A host's share of the layout's rows, 0 for padding, and where there is one."""
-    rows = row_table(layout)[:, host_columns(layout, process_index, process_count)]
+    rows = host_table(layout, process_index, process_count)
     places, is_row = np.maximum(rows, 0), rows >= 0
     places.flags.writeable = is_row.flags.writeable = False
     return places, is_row

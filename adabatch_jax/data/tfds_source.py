@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +118,8 @@ class TfdsSource:
         self._name, self._prepare_again = name, prepare_again
         self._records, self._files = records, files
         self._images, self._image_size = images, image_size
+        # None is started before it is needed.
+        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tfds_source")
         self.num_classes = images.num_classes
         self.image_shape = (
             (image_size, image_size, images.shape[-1]) if image_size else images.fixed_shape
@@ -151,10 +152,6 @@ class TfdsSource:
         # A failure in any part is raised here.
         list(map(read_part, starts) if len(starts) == 1 else self._threads.map(read_part, starts))
         return {"image": images, "label": labels}
-
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tfds_source")
 
     def _fetch(self, indices: list[int]) -> Iterable[dict[str, Any]]:
         # Reading together takes a thread for each file: not for a few.

@@ -11,7 +11,7 @@ from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean, o
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A dataset of labelled images.
+    """A dataset of labelled images, whose split to train on is called "train".
 
     Attributes:
       name: the name under which tfds knows it.
@@ -24,7 +24,6 @@ class DatasetSpec:
     name: str
     num_classes: int
     image_shape: tuple[int, int, int] | None
-    train_split: str
     test_split: str
     num_examples: int
     mean: tuple[float, ...]
@@ -34,17 +33,16 @@ class DatasetSpec:
 # The paper normalises both CIFARs with CIFAR-10's mean, and with these deviations.
 _CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_MNIST_SPLITS = "train", "test", 60_000
 
 KNOWN_DATASETS = {
     spec.name: spec
     for spec in (
-        DatasetSpec("digits", 10, (8, 8, 1), "train", "test", 1442, (0.3052,), (0.3760,)),
-        DatasetSpec("mnist", 10, (28, 28, 1), *_MNIST_SPLITS, (0.1307,), (0.3081,)),
-        DatasetSpec("fashion_mnist", 10, (28, 28, 1), *_MNIST_SPLITS, (0.2860,), (0.3530,)),
-        DatasetSpec("cifar10", 10, (32, 32, 3), "train", "test", 50_000, *_CIFAR),
-        DatasetSpec("cifar100", 100, (32, 32, 3), "train", "test", 50_000, *_CIFAR),
-        DatasetSpec("imagenet2012", 1000, None, "train", "validation", 1_281_167, *_IMAGENET),
+        DatasetSpec("digits", 10, (8, 8, 1), "test", 1442, (0.3052,), (0.3760,)),
+        DatasetSpec("mnist", 10, (28, 28, 1), "test", 60_000, (0.1307,), (0.3081,)),
+        DatasetSpec("fashion_mnist", 10, (28, 28, 1), "test", 60_000, (0.2860,), (0.3530,)),
+        DatasetSpec("cifar10", 10, (32, 32, 3), "test", 50_000, *_CIFAR),
+        DatasetSpec("cifar100", 100, (32, 32, 3), "test", 50_000, *_CIFAR),
+        DatasetSpec("imagenet2012", 1000, None, "validation", 1_281_167, *_IMAGENET),
     )
 }
 
@@ -130,8 +128,5 @@ def _spec_of(name: str, builder: Any) -> DatasetSpec:
         )
     channels = images.shape[-1]
     mean, std = _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
-    num_examples = splits["train"].num_examples
-    shape = images.fixed_shape
-    return DatasetSpec(
-        name, images.num_classes, shape, "train", test_split, num_examples, mean, std
-    )
+    num_examples, shape = splits["train"].num_examples, images.fixed_shape
+    return DatasetSpec(name, images.num_classes, shape, test_split, num_examples, mean, std)
