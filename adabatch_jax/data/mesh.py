@@ -50,8 +50,8 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 def as_data_mesh(mesh: Mesh) -> Mesh:
     """Returns the mesh that batches are spread over: all devices of `mesh` along "data".
 
-    Any mesh will do, whatever its axes are called, and also one whose axis types are Explicit,
-    under which code that was written for one device would have to say where its results lie.
+    Any mesh will do, whatever its axes are called; under Explicit ones code that was written for
+    one device would have to say where its results lie.
     """
     if mesh.axis_names == ("data",) and mesh.axis_types == (AxisType.Auto,):
         return mesh
@@ -59,11 +59,7 @@ def as_data_mesh(mesh: Mesh) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole: parameters, metrics, keys.
-
-    >>> replicated(data_mesh()).is_fully_replicated
-    True
-    """
+    """Returns the sharding of what every device holds whole: parameters, metrics, keys."""
     return NamedSharding(mesh, PartitionSpec())
 
 

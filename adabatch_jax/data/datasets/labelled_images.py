@@ -75,10 +75,6 @@ def check_feature_classes(dataset: Path) -> None:
     `tfds.builder_from_directory` imports the modules that features.json names, so a dataset from
     elsewhere could have any module on the path imported.
 
-    Raises:
-      ValueError: another class is named, or the file isn't JSON.
-      OSError: the file can't be read.
-
     >>> import tempfile
     >>> dataset = Path(tempfile.mkdtemp())
     >>> _ = (dataset / "features.json").write_text('{"pythonClassName": "antigravity.Image"}')

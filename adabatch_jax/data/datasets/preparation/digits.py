@@ -53,7 +53,7 @@ def is_every_fifth_of_its_class(labels: np.ndarray) -> np.ndarray:
 
 
 def builder_class() -> type:
-    """Returns the tfds builder that describes the dataset; it isn't registered with tfds."""
+    """The tfds builder that describes the dataset, without examples; it isn't registered."""
     tfds = import_tfds()
 
     class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -75,12 +75,6 @@ def builder_class() -> type:
                 homepage="https://doi.org/10.24432/C50P49",
                 disable_shuffling=True,
             )
-
-        def _split_generators(self, dl_manager: Any) -> Any:
-            raise NotImplementedError
-
-        def _generate_examples(self) -> Any:
-            raise NotImplementedError
 
     return Digits
 
