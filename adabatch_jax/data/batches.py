@@ -99,8 +99,10 @@ def check(source: Source, plan: BatchPlan, seed: int) -> None:
 
 
 class Rows(NamedTuple):
-    """Which example each row of a batch is, and whether it is one or padding, which repeats the
-    batch's first: arrays of one shape, the last axis the rows."""
+    """Which example each row of a batch is; arrays of one shape, the last axis the rows.
+
+    Padding repeats the batch's first example, and is not real.
+    """
 
     index: np.ndarray
     epoch: np.ndarray

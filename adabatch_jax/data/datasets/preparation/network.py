@@ -29,22 +29,22 @@ def require_reachable(dataset: str, urls: Iterable[str], seconds: float = _ANSWE
     Threads ask, as looking up a host's name has no time limit of its own.
     """
     url_of_host = {urlsplit(url).netloc: url for url in urls}
-    reasons: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
 
-    def ask(url: str) -> None:
-        reasons.put(_why_unreachable(url, seconds))
+    def ask(host: str, url: str) -> None:
+        answers.put((host, _why_unreachable(url, seconds)))
 
-    for url in url_of_host.values():
-        threading.Thread(target=ask, args=(url,), daemon=True).start()
-    for host in url_of_host:
-        try:
-            reason = reasons.get(timeout=seconds)
-        except queue.Empty:
-            raise UsageError(_unreachable(dataset, host, "no answer")) from None
-        if reason is None:
-            return
+    for host_and_url in url_of_host.items():
+        threading.Thread(target=ask, args=host_and_url, daemon=True).start()
+    try:
+        for _ in url_of_host:
+            host, reason = answers.get(timeout=seconds)
+            if reason is None:
+                return
+    except queue.Empty:
+        host, reason = next(iter(url_of_host)), "no answer"
     if url_of_host:
-        raise UsageError(_unreachable(dataset, ", ".join(url_of_host), reason))
+        raise UsageError(_unreachable(dataset, host, reason))
 
 
 def download(dataset: str, url: str, folder: Path, sha256: str, report: Report) -> Path:
