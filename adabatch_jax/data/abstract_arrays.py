@@ -1,4 +1,4 @@
-"""Arrays as shapes, dtypes and shardings: what programs are compiled for, and the memory they take."""
+"""Arrays as shapes, dtypes and shardings: what programs are compiled for, and their memory."""
 
 import math
 from collections.abc import Mapping
@@ -15,9 +15,6 @@ Types = Mapping[str, tuple[tuple[int, ...], Any]]  # the shape and the dtype of 
 
 def example_types(source: Source) -> Types:
     """The shape and the dtype that each array of an example has on the devices.
-
-    Raises:
-      UsageError: an array has one of the names that batches add themselves.
 
     >>> from adabatch_jax.data.sources import array_source
     >>> example_types(array_source({"label": np.zeros((5, 2), np.int64)}))

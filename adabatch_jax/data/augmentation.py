@@ -38,11 +38,8 @@ def crop_offsets(keys: jax.Array, padding: int) -> tuple[jax.Array, jax.Array]:
     """Returns each example's row and column offset, int32 in [0, 2 * padding].
 
     One 32-bit word per example serves crop and flip: its bits 0-15 give the row, bits 16-30
-    the column, bit 31 the flip, so that the three are independent.
-
-    Args:
-      keys: typed keys of any shape.
-      padding: at most 127; the offsets' probabilities then differ by less than 1 %.
+    the column, bit 31 the flip, so that the three are independent. With a `padding` of at most
+    127 the offsets' probabilities differ by less than 1 %.
     """
     bits, num_offsets = _bits(keys), 2 * padding + 1
     rows = ((bits & 0xFFFF) * num_offsets) >> 16
@@ -53,13 +50,7 @@ def crop_offsets(keys: jax.Array, padding: int) -> tuple[jax.Array, jax.Array]:
 def random_crop(keys: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
     """Pads each image with zeros on all sides and cuts a random window of its old size out.
 
-    Args:
-      keys: one typed key per image, from `example_keys`.
-      images: (..., height, width, channels) of any dtype, leading axes as `keys`.
-      padding: rows and columns of zeros on each side.
-
-    Returns:
-      Images of the same shape and dtype.
+    Images are (..., height, width, channels) of any dtype, with a key for each from `example_keys`.
 
     >>> keys = jax.random.split(jax.random.key(0), 2)
     >>> random_crop(keys, jnp.ones((2, 8, 8, 1), jnp.uint8), padding=2).shape
@@ -81,10 +72,6 @@ def random_crop(keys: jax.Array, images: jax.Array, padding: int = 4) -> jax.Arr
 def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
     """Mirrors each image left to right with probability 1/2, independently of `random_crop`.
 
-    Args:
-      keys: one typed key per image, from `example_keys`.
-      images: (..., height, width, channels) of any dtype, leading axes as `keys`.
-
     >>> keys = jax.random.split(jax.random.key(0), 2)
     >>> random_flip(keys, jnp.ones((2, 8, 8, 1))).shape
     (2, 8, 8, 1)
@@ -104,13 +91,9 @@ def normalize(
 ) -> jax.Array:
     """Returns `(images / 255 - mean) / std`.
 
-    Do this on the device, inside jit: numpy rounds differently.
-
-    Args:
-      images: uint8 (..., height, width, channels).
-      mean: one number, or one per channel, of pixels in [0, 1].
-      std: as `mean`.
-      dtype: of the result; the arithmetic is float32 at least.
+    Do this on the device, inside jit: numpy rounds differently. Images are uint8 (..., height,
+    width, channels); `mean` and `std`, of pixels in [0, 1], are one number or one per channel. The
+    arithmetic is float32 at least, whatever the result's `dtype`.
 
     >>> normalize(jnp.full((1, 1, 1, 3), 255, jnp.uint8), (0.5, 0.6, 0.75), 0.5).ravel().tolist()
     [1.0, 0.7999..., 0.5]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adabatch_jax.data.epoch_order import epoch_order, example_indices, prepare_next_order
-from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_columns, row_table
+from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_table
 from adabatch_jax.data.sources import Source, read_examples
 from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
 from adabatch_jax.system.errors import UsageError
@@ -99,12 +99,9 @@ def check(source: Source, plan: BatchPlan, seed: int) -> None:
 
 
 class Rows(NamedTuple):
-    """Which example each row of a batch is: arrays of one shape, the last axis the rows.
+    """Which example each row of a batch is; arrays of one shape, the last axis the rows.
 
-    Attributes:
-      index: int64, the example in the source; padding repeats the batch's first one.
-      epoch: int64, the epoch in which it is visited.
-      is_real: bool, False for padding.
+    Padding repeats the batch's first example, and is not real.
     """
 
     index: np.ndarray
@@ -121,13 +118,7 @@ class Rows(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """The examples at consecutive positions of a run.
-
-    Attributes:
-      start_sample: the first position.
-      index: int64, shape (n,), the examples in the source.
-      epoch: int64, shape (n,), the epochs in which they are visited.
-    """
+    """The examples at the positions of a run from `start_sample` on; int64, shape (n,)."""
 
     start_sample: int
     index: np.ndarray
@@ -155,17 +146,9 @@ def batch_rows(
     mesh: "Mesh | None",
     microbatch: int | None = None,
 ) -> Rows:
-    """Returns this host's share of the rows of some steps, or of one of their micro-batches.
+    """Returns this host's share of the rows of steps of one layout, (steps, micro-batches, rows).
 
-    Args:
-      examples: those of the steps.
-      steps: of one layout.
-      layout: of their batches.
-      mesh: the devices that share a (micro-)batch; None for one.
-      microbatch: the only micro-batch that is meant; None for all.
-
-    Returns:
-      Arrays of shape (steps, micro-batches, rows); without micro-batches there is one of them.
+    `microbatch` is the only micro-batch that is meant; without micro-batches there is one of them.
     """
     places, is_row = _places(layout, *((0, 1) if mesh is None else _process(mesh)))
     if microbatch is not None:
@@ -181,11 +164,7 @@ def batch_rows(
 
 
 def read_rows(source: Source, rows: Rows) -> dict[str, np.ndarray]:
-    """Reads the source's arrays for rows of any shape; padding is read once, and repeated.
-
-    Raises:
-      UsageError: an array has one of the names that batches add themselves.
-    """
+    """Reads the source's arrays for rows of any shape; padding is read once, and repeated."""
     index, is_real = rows.index.ravel(), rows.is_real.ravel()
     padding, copy_of = np.unique(index[~is_real], return_inverse=True)
     wanted = np.concatenate([index[is_real], padding]) if padding.size else index
@@ -223,11 +202,9 @@ def put_share(arrays: dict[str, np.ndarray], sharding: "Sharding | None") -> dic
 
 
 @functools.lru_cache(maxsize=8)
-def _places(
-    layout: BatchLayout, process_index: int, process_count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _places(layout: BatchLayout, process_index: int, process_count: int) -> tuple[np.ndarray, ...]:
     """A host's share of the layout's rows, 0 for padding, and where there is one."""
-    rows = row_table(layout)[:, host_columns(layout, process_index, process_count)]
+    rows = host_table(layout, process_index, process_count)
     places, is_row = np.maximum(rows, 0), rows >= 0
     places.flags.writeable = is_row.flags.writeable = False
     return places, is_row

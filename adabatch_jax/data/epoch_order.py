@@ -1,11 +1,9 @@
 """The order of examples: a permutation per epoch, a pure function of (seed, epoch)."""
 
-import collections
 import hashlib
 import operator
 import threading
 from concurrent.futures import Future
-from typing import Protocol
 
 import numpy as np
 
@@ -19,15 +17,7 @@ _FEISTEL_ROUNDS = 8
 _DIGESTED_PLACES = 4096
 
 
-class Order(Protocol):
-    """The examples of one epoch, in order: sliceable, with a length."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, positions: slice) -> np.ndarray: ...
-
-
-def epoch_order(num_examples: int, seed: int, epoch: int) -> Order:
+def epoch_order(num_examples: int, seed: int, epoch: int) -> "_ShuffledOrder | FeistelOrder":
     """The order in which an epoch visits the examples.
 
     Up to 2**24 examples it is the stable argsort of a Philox stream that numpy guarantees, above
@@ -56,20 +46,17 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> Order:
     return FeistelOrder(num_examples, seed, epoch)
 
 
-def prepare_order(num_examples: int | None, seed: int, epoch: int) -> None:
-    """Begins to work out an epoch's order in the background, so that nobody waits for it later.
-
-    Does nothing where that has begun already, or isn't worth a thread: for less than 2**16 or more
-    than 2**24 examples, and for an endless stream (None).
-    """
-    if num_examples is not None and _SMALLEST_PREPARED <= num_examples <= LARGEST_SHUFFLE:
-        _ORDERS.prepare(num_examples, seed, epoch)
-
-
 def prepare_next_order(num_examples: int | None, seed: int, sample: int, num_samples: int) -> None:
-    """As `prepare_order`, for the epoch behind the one at a position, if the run gets there."""
-    if num_examples is not None and (sample // num_examples + 1) * num_examples < num_samples:
-        prepare_order(num_examples, seed, sample // num_examples + 1)
+    """Begins to work out the order of the epoch that follows on a position, if the run gets there.
+
+    That is done in the background, so that nobody waits for it later, unless it was begun already
+    or isn't worth a thread: for few or very many examples, and for an endless stream (None).
+    """
+    if num_examples is None or not _SMALLEST_PREPARED <= num_examples <= LARGEST_SHUFFLE:
+        return
+    epoch = sample // num_examples + 1
+    if epoch * num_examples < num_samples:
+        _ORDERS.prepare(num_examples, seed, epoch)
 
 
 def example_indices(num_examples: int, seed: int, start_sample: int, count: int) -> np.ndarray:
@@ -152,11 +139,9 @@ class _Orders:
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._futures: collections.OrderedDict[tuple[int, int, int], Future] = (
-            collections.OrderedDict()
-        )
+        self._futures: dict[tuple[int, ...], Future] = {}  # the one asked for last comes last
 
-    def get(self, *which: int) -> Order:
+    def get(self, *which: int) -> _ShuffledOrder:
         """The order of (number of examples, seed, epoch); waits for one that was begun."""
         future, is_begun = self._future(which)
         if not is_begun:
@@ -174,10 +159,9 @@ class _Orders:
     def _future(self, which: tuple[int, ...]) -> tuple[Future, bool]:
         with self._lock:
             is_begun = which in self._futures
-            future = self._futures.setdefault(which, Future())
-            self._futures.move_to_end(which)
-            while len(self._futures) > _KEPT_ORDERS:
-                self._futures.popitem(last=False)
+            future = self._futures[which] = self._futures.pop(which, None) or Future()
+            if len(self._futures) > _KEPT_ORDERS:
+                del self._futures[next(iter(self._futures))]
             return future, is_begun
 
     def _work_out(self, future: Future, which: tuple[int, ...]) -> None:

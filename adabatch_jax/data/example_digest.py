@@ -7,8 +7,7 @@ from adabatch_jax.data.epoch_order import mix_bits
 _LANES = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 _MASK = 2**64 - 1
 
-Share = tuple[int, int]
-"""What some examples add to a digest, below 2**64 each."""
+Share = tuple[int, int]  # what some examples add to a digest, below 2**64 each
 
 
 class ExamplesDigest:
@@ -31,7 +30,6 @@ class ExamplesDigest:
         self._sums = int(text[:16], 16), int(text[16:], 16)
 
     def add(self, share: Share) -> None:
-        """Adds some examples."""
         first, second = self._sums
         self._sums = (first + share[0]) & _MASK, (second + share[1]) & _MASK
 
@@ -42,14 +40,7 @@ class ExamplesDigest:
 def shares_of_digest(
     start_sample: int, index: np.ndarray, epoch: np.ndarray, ranges: list[tuple[int, int]]
 ) -> list[Share]:
-    """What ranges of examples add to a digest.
-
-    Args:
-      start_sample: the position of the first example in the run.
-      index: int64, shape (n,), the examples at consecutive positions.
-      epoch: int64, shape (n,), the epochs in which they are visited.
-      ranges: places [start, stop) in these arrays.
-    """
+    """What ranges, places [start, stop) in the arrays of `Examples`, add to a digest."""
     position = np.uint64(start_sample) + np.arange(len(index), dtype=np.uint64)
     starts, stops = np.array(ranges, np.int64).reshape(-1, 2).T
     lanes = []

@@ -13,8 +13,7 @@ from adabatch_jax.system.errors import UsageError, one_line
 def check_backend(cpu_devices: int | None = None) -> None:
     """Raises a UsageError if JAX finds no devices, as with a wrong $JAX_PLATFORMS.
 
-    Args:
-      cpu_devices: how many devices to make of the CPU; None leaves that to JAX.
+    `cpu_devices` is how many devices to make of the CPU; None leaves that to JAX.
     """
     if cpu_devices is not None:
         if cpu_devices < 1:
@@ -51,8 +50,8 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 def as_data_mesh(mesh: Mesh) -> Mesh:
     """Returns the mesh that batches are spread over: all devices of `mesh` along "data".
 
-    Any mesh will do, whatever its axes are called, and also one whose axis types are Explicit,
-    under which code that was written for one device would have to say where its results lie.
+    Any mesh will do, whatever its axes are called; under Explicit ones code that was written for
+    one device would have to say where its results lie.
     """
     if mesh.axis_names == ("data",) and mesh.axis_types == (AxisType.Auto,):
         return mesh
@@ -60,21 +59,15 @@ def as_data_mesh(mesh: Mesh) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole: parameters, metrics, keys.
-
-    >>> replicated(data_mesh()).is_fully_replicated
-    True
-    """
+    """Returns the sharding of what every device holds whole: parameters, metrics, keys."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, microbatched: bool = False) -> NamedSharding:
     """Returns the sharding of a batch's arrays: examples are spread over the devices.
 
-    Args:
-      mesh: a mesh with the axis `"data"`.
-      microbatched: whether the arrays are (K, m, ...) instead of (B, ...). Each of the K
-        micro-batches is spread over all devices then.
+    Arrays are (B, ...), or (K, m, ...) where they are `microbatched`; each of the K micro-batches
+    is spread over all devices then.
 
     >>> tuple(batch_sharding(data_mesh(), microbatched=True).spec)
     (None, 'data')
@@ -87,13 +80,8 @@ def rows_of_all_devices(rows: jax.Array) -> jax.Array:
     """Returns the rows of all devices, in order, also where a device computes its share apart.
 
     A loss function with `independent_groups` and `sequential_model_state` (see `make_train_step`)
-    needs it: it then runs on each device for that device's rows only.
-
-    Args:
-      rows: shape (n, ...), what was computed from the n groups of rows at hand.
-
-    Returns:
-      `rows` itself, or (devices * n, ...) in a `jax.shard_map` over the axis `"data"`.
+    needs it: it then runs on each device for that device's rows only. Of (n, ...) it returns
+    (devices * n, ...) in a `jax.shard_map` over the axis `"data"`, and `rows` itself elsewhere.
 
     >>> jax.shard_map(rows_of_all_devices, mesh=data_mesh(), in_specs=PartitionSpec("data"),
     ...               out_specs=PartitionSpec(), check_vma=False)(np.arange(8)).tolist()

@@ -15,6 +15,8 @@ import jax
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# The most results that exist, or are being made, besides the one yielded last.
+_NUM_AHEAD = 2
 # How often a wait looks whether it is still wanted.
 _POLL_SECONDS = 0.1
 # What `close` waits for a thread that is at work: one that hangs must not hold up a stop.
@@ -87,18 +89,13 @@ def prefetched(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     thread: BackgroundThread,
-    num_ahead: int = 2,
     should_stop: Callable[[], bool] = never,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yields each item with `function(item)`, computed ahead in the thread.
+    """Yields each item with `function(item)`, computed in the thread 2 items ahead.
 
-    Args:
-      function: what the thread does. An error that it raises is raised here, in its turn.
-      items: what to do it with; iterated here, not in the thread.
-      thread: where to compute; whoever made it closes it.
-      num_ahead: the most results that exist, or are being made, besides the one yielded last.
-      should_stop: asked while a result is waited for: True ends the iteration. Results that are
-        there are yielded all the same.
+    An error of the function is raised here, in its turn; items are iterated here, too. While a
+    result is waited for, `should_stop` is asked: True ends the iteration. Results that are there
+    are yielded all the same.
 
     >>> thread = BackgroundThread("squares")
     >>> list(prefetched(lambda x: x * x, range(4), thread))
@@ -107,7 +104,7 @@ def prefetched(
     """
     items = iter(items)
     ahead = collections.deque(
-        (item, thread.submit(function, item)) for item in itertools.islice(items, num_ahead)
+        (item, thread.submit(function, item)) for item in itertools.islice(items, _NUM_AHEAD)
     )
     try:
         while ahead:

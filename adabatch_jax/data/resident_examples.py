@@ -15,12 +15,9 @@ from adabatch_jax.system.quantities import bytes_text
 
 
 class Placement(NamedTuple):
-    """Where a run's examples live.
+    """Where a run's examples live, "resident" or "streaming", and why, for people.
 
-    Attributes:
-      kind: "resident" or "streaming".
-      reason: why, for people.
-      spread: whether they are shared out among the devices rather than on each of them.
+    `spread` is whether they are shared out among the devices rather than on each of them.
     """
 
     kind: str
@@ -36,9 +33,6 @@ def choose_placement(
     available_bytes: float,
 ) -> Placement:
     """Decides where the examples live; see `Feed`.
-
-    Raises:
-      UsageError: they can't be resident though that was asked for.
 
     >>> from adabatch_jax.data.sources import array_source
     >>> source = array_source({"image": np.zeros((50_000, 32, 32, 3), np.uint8)})
@@ -77,13 +71,10 @@ def choose_placement(
 def put_tables(
     arrays: Mapping[str, np.ndarray], mesh: Mesh | None, spread: bool = False
 ) -> dict[str, jax.Array]:
-    """Puts arrays on the devices.
+    """Puts arrays of shape `(num_examples, ...)` on the devices.
 
-    Args:
-      arrays: name -> array of shape `(num_examples, ...)`.
-      mesh: the devices, or None for the default one.
-      spread: share the examples out among the devices instead of giving all to each; the first
-        axis is then padded to a multiple of the devices.
+    Examples that are `spread` are shared out; the first axis is then padded to a multiple of the
+    devices.
     """
     if mesh is None:
         return jax.device_put(dict(arrays))

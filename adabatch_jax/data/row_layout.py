@@ -16,9 +16,7 @@ class BatchLayout:
     """The shape that a batch has on its devices; `Layouts.of` makes it.
 
     Attributes:
-      batch_size: examples per update.
       microbatch_size: examples per micro-batch over all devices, at most `batch_size`.
-      num_devices: devices that share a micro-batch.
     """
 
     batch_size: int
@@ -91,10 +89,10 @@ def row_table(layout: BatchLayout) -> np.ndarray:
     return np.where(real, rows, -1)
 
 
-def host_columns(layout: BatchLayout, process_index: int, process_count: int) -> slice:
-    """The places of each micro-batch that belong to a host's devices."""
+def host_table(layout: BatchLayout, process_index: int, process_count: int) -> np.ndarray:
+    """The part of `row_table` that belongs to a host's devices."""
     width = layout.padded_size // process_count
-    return slice(process_index * width, (process_index + 1) * width)
+    return row_table(layout)[:, process_index * width : (process_index + 1) * width]
 
 
 def host_rows(
@@ -135,5 +133,5 @@ def host_rows(
             f"`num_devices`={num_devices} can't be shared evenly by {process_count} hosts."
         )
     layout = Layouts(microbatch_size, num_devices).of(batch_size)
-    rows = row_table(layout)[:, host_columns(layout, process_index, process_count)].ravel()
+    rows = host_table(layout, process_index, process_count)
     return rows[rows >= 0]

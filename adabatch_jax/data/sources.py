@@ -57,15 +57,7 @@ def array_source(arrays: Mapping[str, np.ndarray]) -> ArraySource:
 
 
 def read_examples(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """`source.read(indices)`; an exception from there is told which example it came from.
-
-    Args:
-      source: any source.
-      indices: int64, shape `(n,)`.
-
-    Raises:
-      Exception: what the source raises, with a note that names the source and the example.
-    """
+    """`source.read(indices)`; an exception from there gets a note that names the example."""
     try:
         return source.read(indices)
     except ExampleError:  # which says so itself
@@ -88,10 +80,6 @@ def _first_unreadable(source: Source, indices: np.ndarray) -> int | None:
 
 def in_memory(source: Source, block_size: int = 4096) -> ArraySource:
     """Reads a whole source once and keeps its arrays: the fastest way where they fit.
-
-    Args:
-      source: any source.
-      block_size: examples read at a time.
 
     >>> in_memory(array_source({"x": np.arange(5)}), block_size=2).arrays
     {'x': array([0, 1, 2, 3, 4])}

@@ -4,19 +4,14 @@ import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adabatch_jax.data.datasets.dataset_specs import require_prepared
+from adabatch_jax.data.datasets.dataset_specs import open_builder
 from adabatch_jax.data.datasets.image_decoding import decode_image, resize_and_crop
-from adabatch_jax.data.datasets.labelled_images import (
-    LabelledImages,
-    labelled_images,
-    open_builder,
-)
+from adabatch_jax.data.datasets.labelled_images import LabelledImages, labelled_images
 from adabatch_jax.data.datasets.prepared_folders import prepare_command
 from adabatch_jax.data.datasets.tfds_import import import_tfds
 from adabatch_jax.system.errors import (
@@ -73,7 +68,7 @@ def tfds_source(
         from adabatch_jax.data.datasets.preparation import prepare
 
         prepare(name, data_dir)
-    builder = open_builder(require_prepared(name, data_dir), name, data_dir)
+    builder = open_builder(name, data_dir)
     images = labelled_images(name, builder.info)
     if images.fixed_shape is None and image_size is None:
         raise UsageError(
@@ -89,19 +84,12 @@ def tfds_source(
 def check_dataset(name: str, data_dir: str | os.PathLike | None = None) -> dict[str, int]:
     """Opens a prepared dataset and the end of each of its files, as `tfds_source` does.
 
-    Nothing is prepared, and no example is read.
-
-    Returns:
-      split -> number of examples.
-
-    Raises:
-      UsageError: the dataset isn't prepared, or it has no image or no label.
-      StorageError: it can't be opened.
+    Nothing is prepared, and no example is read. Returns the number of examples by split.
 
     >>> check_dataset("digits")
     {'test': 355, 'train': 1442}
     """
-    builder = open_builder(require_prepared(name, data_dir), name, data_dir)
+    builder = open_builder(name, data_dir)
     labelled_images(name, builder.info)
     again = prepare_command(name, data_dir, overwrite=True)
     splits = builder.info.splits
@@ -127,12 +115,11 @@ class TfdsSource:
         image_size: int | None,
         prepare_again: str,
     ):
-        self._name = name
-        self._records = records
-        self._files = files
-        self._images = images
-        self._image_size = image_size
-        self._prepare_again = prepare_again
+        self._name, self._prepare_again = name, prepare_again
+        self._records, self._files = records, files
+        self._images, self._image_size = images, image_size
+        # None is started before it is needed.
+        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tfds_source")
         self.num_classes = images.num_classes
         self.image_shape = (
             (image_size, image_size, images.shape[-1]) if image_size else images.fixed_shape
@@ -143,9 +130,6 @@ class TfdsSource:
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Reads examples, in any order and also several times.
-
-        Args:
-          indices: integers of shape `(n,)` in 0 .. len(self) - 1.
 
         Raises:
           IndexError: an index is out of range.
@@ -168,10 +152,6 @@ class TfdsSource:
         # A failure in any part is raised here.
         list(map(read_part, starts) if len(starts) == 1 else self._threads.map(read_part, starts))
         return {"image": images, "label": labels}
-
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tfds_source")
 
     def _fetch(self, indices: list[int]) -> Iterable[dict[str, Any]]:
         # Reading together takes a thread for each file: not for a few.

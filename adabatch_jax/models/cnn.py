@@ -1,45 +1,32 @@
 """Small convolutional networks for small images, fast on a CPU."""
 
 import jax
+from jax import Array
 
-from adabatch_jax.models.initialization import he_normal, initialize, torch_default
+from adabatch_jax.models.initialization import he_normal, torch_default
 from adabatch_jax.models.layers import Conv, Dropout, Layers, Linear
 from adabatch_jax.models.network import ImageShape, Network, PerExample
 from adabatch_jax.models.pooling import flatten, max_pool
 from adabatch_jax.system.errors import UsageError
 
+_RULES = {Conv: he_normal, Linear: torch_default}
+
 
 class DigitsCNN(Network):
-    """Two convolutions, a pooling, dropout and a linear layer; no BatchNorm.
+    """Two convolutions, a pooling, dropout and a linear layer; no BatchNorm."""
 
-    Args:
-      image_shape: (height, width, channels) of the images; height and width are even.
-      dropout_rate: share of the pooled features that training drops, per example.
+    rules = _RULES
 
-    Raises:
-      UsageError: an odd height or width.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        image_shape: ImageShape,
-        seed: int,
-        layers: Layers,
-        dropout_rate: float = 0.25,
-    ):
+    def __init__(self, num_classes: int, image_shape: ImageShape, layers: Layers):
         height, width, channels = image_shape
         if height % 2 or width % 2:
             raise UsageError(f"cnn_digits pools 2x2 pixels and takes no {height}x{width} images.")
         self.conv1 = layers.conv(channels, 16, 3)
         self.conv2 = layers.conv(16, 32, 3)
-        self.dropout = Dropout(dropout_rate, number=1)
+        self.dropout = Dropout(0.25, number=1)
         self.head = Linear(height * width // 4 * 32, num_classes)
-        initialize(self, seed, {Conv: he_normal, Linear: torch_default})
 
-    def logits(
-        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
-    ) -> jax.Array:
+    def logits(self, images: Array, mask: PerExample, keys: PerExample, train: bool) -> Array:
         features = jax.nn.relu(self.conv1(images))
         features = max_pool(jax.nn.relu(self.conv2(features)), 2)
         features = self.dropout(features.reshape(len(features), -1), keys, train)
@@ -51,15 +38,11 @@ class FashionCNN(Network):
 
     The first convolution has a stride of 2, so that an epoch of Fashion-MNIST takes seconds on
     two cores; BatchNorm makes it a fair stand-in for the paper's networks.
-
-    Args:
-      image_shape: (height, width, channels) of the images; height and width are multiples of 4.
-
-    Raises:
-      UsageError: a height or width that isn't a multiple of 4.
     """
 
-    def __init__(self, num_classes: int, image_shape: ImageShape, seed: int, layers: Layers):
+    rules = _RULES
+
+    def __init__(self, num_classes: int, image_shape: ImageShape, layers: Layers):
         height, width, channels = image_shape
         if height % 4 or width % 4:
             raise UsageError(
@@ -71,11 +54,8 @@ class FashionCNN(Network):
         self.conv2 = layers.conv(16, 32, 3, use_bias=False)
         self.bn2 = layers.norm(32)
         self.fc = Linear(height // 4 * (width // 4) * 32, num_classes)
-        initialize(self, seed, {Conv: he_normal, Linear: torch_default})
 
-    def logits(
-        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
-    ) -> jax.Array:
+    def logits(self, images: Array, mask: PerExample, keys: PerExample, train: bool) -> Array:
         features = max_pool(jax.nn.relu(self.bn1(self.conv1(images), mask, train)), 2)
         features = jax.nn.relu(self.bn2(self.conv2(features), mask, train))
         return self.fc(flatten(features))

@@ -86,7 +86,7 @@ def loss_properties(module: nnx.Module) -> dict[str, Any]:
     """
     modules = [part for _, part in nnx.iter_graph(module) if isinstance(part, nnx.Module)]
     here = __name__.rpartition(".")[0] + "."
-    known = (type(part).__module__.startswith(here) or type(part) is nnx.List for part in modules)
+    known = (type(part).__module__.startswith(here) for part in modules)
     sizes = [part.group_size for part in modules if isinstance(part, BatchNorm)]
     rows = None if None in sizes or not all(known) else math.lcm(*sizes)
     return {"sequential_model_state": True, "independent_groups": rows}

@@ -43,20 +43,13 @@ def narrow_normal(rng: np.random.Generator, layer: Linear) -> None:
     layer.bias[...] = _array(np.zeros(shape[-1]))
 
 
-def initialize(module: nnx.Module, seed: int, rules: dict[type, Initializer]) -> None:
-    """Initializes every layer of a network in place.
-
-    Args:
-      module: the network.
-      seed: other seeds give other weights.
-      rules: for each class of layer how to draw its weights. Classes that aren't named, such
-        as BatchNorm, stay as they were made.
-    """
-    for path, layer in nnx.iter_modules(module):
-        if type(layer) in rules:
+def initialize(network: nnx.Module, seed: int) -> None:
+    """Draws the weights of each layer that the network's `rules` name; others stay as made."""
+    for path, layer in nnx.iter_modules(network):
+        if rule := network.rules.get(type(layer)):
             name = zlib.crc32("/".join(map(str, path)).encode())
             rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, name])))
-            rules[type(layer)](rng, layer)
+            rule(rng, layer)
 
 
 def _array(values: np.ndarray):

@@ -23,12 +23,7 @@ class Conv(nnx.Module):
     """A convolution with a square kernel and the same padding on all sides.
 
     Args:
-      in_features: channels of the input.
-      out_features: channels of the output.
-      kernel_size: height and width of the kernel.
-      stride: in both directions.
       padding: rows and columns of zeros on each side, by default what keeps the size at stride 1.
-      use_bias: whether to add a bias per channel.
       dtype: "bfloat16" rounds images and kernel to it; "float32" is at least float32, so that
         float64 stays float64. The output is of this type.
     """
@@ -72,6 +67,10 @@ class Linear(nnx.Module):
         return inputs @ kernel + _row(self.bias[...].astype(inputs.dtype), inputs.ndim)
 
 
+_MOMENTUM = 0.1  # the share of a new group in the running statistics
+_EPSILON = 1e-5
+
+
 class BatchNorm(nnx.Module):
     """Batch normalization that knows padding, and whose group is stated.
 
@@ -83,7 +82,6 @@ class BatchNorm(nnx.Module):
     float32 (float64 for float64 images), outputs of the images' type.
 
     Args:
-      num_features: channels.
       group_size: rows that are normalized together, counted from the (micro-)batch's first
         row; None for the whole (micro-)batch. The result depends neither on the devices nor,
         as long as it divides the micro-batch, on the micro-batch's size. With a mask, a last
@@ -91,21 +89,12 @@ class BatchNorm(nnx.Module):
       reference_size: a group of n real examples counts as n / reference_size updates of the
         running statistics, so that their half-life in examples is the same for all group
         sizes; None for one update per group.
-      momentum: share of the new group in the running statistics.
-      epsilon: added to the variance.
     """
 
     def __init__(
-        self,
-        num_features: int,
-        *,
-        group_size: int | None = None,
-        reference_size: int | None = None,
-        momentum: float = 0.1,
-        epsilon: float = 1e-5,
+        self, num_features: int, group_size: int | None = None, reference_size: int | None = None
     ):
         self.group_size, self.reference_size = group_size, reference_size
-        self.momentum, self.epsilon = momentum, epsilon
         self.scale = _param((num_features,), 1)
         self.bias = _param((num_features,))
         self.mean = nnx.BatchStat(jnp.asarray(np.zeros(num_features, np.float32)))
@@ -114,13 +103,8 @@ class BatchNorm(nnx.Module):
     def __call__(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
         """Returns the normalized images, and in training updates the running statistics.
 
-        Args:
-          images: (batch, height, width, features).
-          mask: (batch,), 1 for a real example and 0 for padding; None if all are real.
-          train: whether to use and collect the batch's statistics, or use the running ones.
-
-        Raises:
-          UsageError: `group_size` doesn't divide the rows, and there is no mask.
+        `mask` (batch,) is 1 for a real example and 0 for padding; None if all are real, and then
+        a UsageError is raised where `group_size` doesn't divide the rows.
         """
         if not train:
             return self._normalize(images, self.mean[...][None], self.var[...][None])
@@ -156,7 +140,7 @@ class BatchNorm(nnx.Module):
     def _normalize(self, images: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         """Normalizes equal groups of consecutive rows by statistics (groups, features)."""
         groups = images.reshape(len(mean), -1, *images.shape[1:])
-        factor = self.scale[...][None] * lax.rsqrt(var + self.epsilon)
+        factor = self.scale[...][None] * lax.rsqrt(var + _EPSILON)
         offset = self.bias[...][None] - mean * factor
         normalized = groups * factor[:, None, None, None] + offset[:, None, None, None]
         return normalized.reshape(images.shape).astype(images.dtype)
@@ -169,8 +153,8 @@ class BatchNorm(nnx.Module):
             updates = (num_real > 0).astype(num_real.dtype)
         else:
             updates = num_real / self.reference_size
-        # In closed form: u updates keep (1 - momentum)^u of what was there before.
-        rate = math.log1p(-self.momentum)
+        # In closed form: u updates keep (1 - _MOMENTUM)^u of what was there before.
+        rate = math.log1p(-_MOMENTUM)
         later = lax.cumsum(updates, axis=0, reverse=True) - updates
         share = -jnp.expm1(rate * updates) * jnp.exp(rate * later)
         kept = jnp.exp(rate * updates.sum())
@@ -191,13 +175,7 @@ class Dropout(nnx.Module):
         self.rate, self.number = rate, number
 
     def __call__(self, inputs: jax.Array, keys: jax.Array | None, train: bool) -> jax.Array:
-        """Applies dropout in training.
-
-        Args:
-          inputs: (batch, ...).
-          keys: one typed key per example, or None for no dropout.
-          train: without it nothing is dropped.
-        """
+        """Drops features of (batch, ...) in training, unless there are no `keys`."""
         if not train or keys is None:
             return inputs
 
@@ -210,16 +188,9 @@ class Dropout(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """Makes layers that share what a network's options say.
+    """Makes layers that share what a network's options say, see `create`.
 
-    Args:
-      dtype: the type that convolutions and linear layers compute in, "float32" or "bfloat16".
-        A network's last layer should be a plain `Linear`, whose logits are float32 always.
-      group_size: rows that BatchNorm normalizes together, see `BatchNorm`.
-      batchnorm_reference_size: `BatchNorm`'s `reference_size`.
-
-    Raises:
-      UsageError: another `dtype`, or a size of less than one row.
+    A network's last layer should be a plain `Linear`, whose logits are float32 always.
 
     >>> Layers(dtype="bfloat16").conv(3, 16, 3)(jnp.ones((1, 8, 8, 3))).dtype
     dtype(bfloat16)
@@ -244,8 +215,7 @@ class Layers:
         return Linear(in_features, out_features, dtype=self.dtype)
 
     def norm(self, num_features: int) -> BatchNorm:
-        sizes = self.group_size, self.batchnorm_reference_size
-        return BatchNorm(num_features, group_size=sizes[0], reference_size=sizes[1])
+        return BatchNorm(num_features, self.group_size, self.batchnorm_reference_size)
 
 
 def _as_computed(dtype: str, *arrays: jax.Array) -> list[jax.Array]:

@@ -1,36 +1,52 @@
 """What every network has in common: how it is made, and how it is called."""
 
-import jax
+from typing import ClassVar
+
+import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+
+from adabatch_jax.models.initialization import Initializer
 
 ImageShape = tuple[int, int, int]
-PerExample = jax.Array | None
+PerExample = Array | None
 
 
 class Network(nnx.Module):
-    """A network with its initial weights; `adabatch_jax.models.create` makes one by name.
+    """A network; `adabatch_jax.models.create` makes one by name and draws its weights.
 
-    Every network's constructor ends with the same arguments:
-      num_classes: number of logits.
-      image_shape: (height, width, channels). Those for CIFAR take 32x32 pixels, and 28x28, which
-        are padded with zeros; those for ImageNet take 224x224.
-      seed: of the initial weights.
-      layers: makes the layers, with the compute type and BatchNorm's options.
-    and raises a UsageError if `image_shape` has another size.
+    Every constructor ends with the same arguments: num_classes, the number of logits;
+    image_shape, (height, width, channels) of the images; layers, which makes the layers with the
+    compute type and BatchNorm's options.
+
+    Attributes:
+      rules: for each class of layer how its weights are drawn.
+      image_sizes: the heights and widths that the network takes; empty where it says so itself.
     """
+
+    rules: ClassVar[dict[type, Initializer]]
+    image_sizes: ClassVar[tuple[int, ...]] = ()
 
     def __call__(
         self,
-        images: jax.Array,
+        images: Array,
         mask: PerExample = None,
         keys: PerExample = None,
         train: bool = True,
-    ) -> jax.Array:
+    ) -> Array:
         """Returns logits, see `adabatch_jax.models.create`."""
         return self.logits(images, mask, keys, train)
 
-    def logits(
-        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
-    ) -> jax.Array:
+    def logits(self, images: Array, mask: PerExample, keys: PerExample, train: bool) -> Array:
         """Returns logits; only with BatchNorm does `mask` matter, only with dropout do `keys`."""
         raise NotImplementedError
+
+
+def pad_to_32x32(images: Array) -> Array:
+    """Returns images (batch, 32, 32, channels), zeros around smaller ones.
+
+    >>> pad_to_32x32(jnp.ones((1, 28, 28, 1))).sum((0, 2, 3))[:3].tolist()
+    [0.0, 0.0, 28.0]
+    """
+    edges = [((32 - size) // 2, (32 - size) // 2) for size in images.shape[1:3]]
+    return jnp.pad(images, ((0, 0), *edges, (0, 0)))

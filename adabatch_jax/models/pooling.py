@@ -10,13 +10,7 @@ def max_pool(
 ) -> jax.Array:
     """Returns the maximum of each window of `size` x `size` pixels, as PyTorch does.
 
-    Rows and columns at the end that fill no window are left out.
-
-    Args:
-      images: floating-point (batch, height, width, features).
-      size: height and width of the windows.
-      stride: from one window to the next, by default `size`, so that they don't overlap.
-      padding: rows and columns around the image, less than every value in it.
+    Rows and columns at the end that fill no window are left out. By default windows don't overlap.
 
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2).ravel().tolist()
     [5.0, 7.0, 13.0, 15.0]

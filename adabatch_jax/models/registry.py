@@ -1,7 +1,7 @@
 """The networks by name. Importing this loads neither jax nor flax."""
 
 import importlib
-from collections.abc import Callable
+import itertools
 from typing import TYPE_CHECKING
 
 from adabatch_jax.system.errors import UsageError, did_you_mean
@@ -16,7 +16,7 @@ def names() -> tuple[str, ...]:
     >>> names()[:2]
     ('cnn_digits', 'cnn_fashion')
     """
-    return tuple(_builders())
+    return tuple(_networks())
 
 
 def create(
@@ -57,48 +57,40 @@ def create(
     >>> create("cnn_digits", image_shape=(8, 8, 1)).head.kernel[...].shape
     (512, 10)
     """
-    builders = _builders()
+    networks = _networks()
     if num_classes < 1:
         raise UsageError(f"`num_classes` must be at least 1, got {num_classes}.")
-    if name not in builders:
+    if name not in networks:
         # Without its "_cifar" a name is nearer to one for ImageNet.
-        raise UsageError(f"there is no model {name!r}{did_you_mean(name, builders) or '.'}")
+        raise UsageError(f"there is no model {name!r}{did_you_mean(name, networks) or '.'}")
+    from adabatch_jax.models.initialization import initialize
     from adabatch_jax.models.layers import Layers
 
+    module, class_name, *options = networks[name]
+    family = getattr(importlib.import_module(f"adabatch_jax.models.{module}"), class_name)
+    sizes = family.image_sizes
+    if sizes and tuple(image_shape[:2]) not in [(size, size) for size in sizes]:
+        raise UsageError(
+            f"{name} takes {' or '.join(f'{size}x{size}' for size in sizes)} images, got "
+            f"{image_shape[0]}x{image_shape[1]}."
+        )
     layers = Layers(dtype, group_size, batchnorm_reference_size)
-    return builders[name](num_classes, tuple(image_shape), seed, layers)
+    network = family(*options, num_classes, tuple(image_shape), layers)
+    initialize(network, seed)
+    return network
 
 
-def _builders() -> dict[str, Callable[..., "nnx.Module"]]:
-    """Returns what builds each network from (num_classes, image_shape, seed, layers)."""
-    vggs = [(depth, batchnorm) for depth in (11, 13, 16, 19) for batchnorm in (False, True)]
-    return {
-        "cnn_digits": _network("cnn", "DigitsCNN"),
-        "cnn_fashion": _network("cnn", "FashionCNN"),
-        "alexnet_cifar": _network("alexnet", "CifarAlexNet"),
-        **{
-            f"vgg{depth}{'_bn' * batchnorm}_cifar": _network("vgg", "CifarVGG", depth, batchnorm)
-            for depth, batchnorm in vggs
-        },
-        **{
-            f"resnet{depth}_cifar": _network("resnet", "CifarResNet", depth)
-            for depth in (20, 32, 44, 56, 110)
-        },
-        "alexnet": _network("alexnet", "AlexNet"),
-        **{
-            f"vgg{depth}{'_bn' * batchnorm}": _network("vgg", "VGG", depth, batchnorm)
-            for depth, batchnorm in vggs
-        },
-        **{
-            f"resnet{depth}": _network("resnet", "ResNet", depth)
-            for depth in (18, 34, 50, 101, 152)
-        },
-    }
-
-
-def _network(module: str, name: str, *options: int) -> Callable[..., "nnx.Module"]:
-    def build(*arguments):
-        family = importlib.import_module(f"adabatch_jax.models.{module}")
-        return getattr(family, name)(*options, *arguments)
-
-    return build
+def _networks() -> dict[str, tuple]:
+    """Each network's module, class and first arguments."""
+    networks = {"cnn_digits": ("cnn", "DigitsCNN"), "cnn_fashion": ("cnn", "FashionCNN")}
+    for suffix, prefix, resnet_depths in (
+        ("_cifar", "Cifar", (20, 32, 44, 56, 110)),
+        ("", "", (18, 34, 50, 101, 152)),
+    ):
+        networks[f"alexnet{suffix}"] = ("alexnet", f"{prefix}AlexNet")
+        for depth, norm in itertools.product((11, 13, 16, 19), (False, True)):
+            name = f"vgg{depth}{'_bn' * norm}{suffix}"
+            networks[name] = ("vgg", f"{prefix}VGG", depth, norm)
+        for depth in resnet_depths:
+            networks[f"resnet{depth}{suffix}"] = ("resnet", f"{prefix}ResNet", depth)
+    return networks

@@ -6,19 +6,13 @@ official code's ResNet and of torchvision's.
 
 import jax
 from flax import nnx
+from jax import Array
 
-from adabatch_jax.models.image_sizes import (
-    check_cifar_images,
-    check_imagenet_images,
-    pad_to_32x32,
-)
-from adabatch_jax.models.initialization import he_normal, initialize, torch_default
+from adabatch_jax.models.initialization import he_normal, torch_default
 from adabatch_jax.models.layers import Conv, Layers, Linear
-from adabatch_jax.models.network import ImageShape, Network, PerExample
+from adabatch_jax.models.network import ImageShape, Network, PerExample, pad_to_32x32
 from adabatch_jax.models.pooling import global_average, max_pool
 from adabatch_jax.system.errors import UsageError
-
-_RULES = {Conv: he_normal, Linear: torch_default}
 
 
 class _Block(nnx.Module):
@@ -34,7 +28,7 @@ class _Block(nnx.Module):
             self.downsample_0 = layers.conv(in_features, out_features, 1, **options)
             self.downsample_1 = layers.norm(out_features)
 
-    def __call__(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(self, images: Array, mask: Array | None, train: bool) -> Array:
         features = self.residual(images, mask, train)
         if self.projected:
             images = self.downsample_1(self.downsample_0(images), mask, train)
@@ -53,7 +47,7 @@ class BasicBlock(_Block):
         self.conv2 = layers.conv(width, width, 3, use_bias=False)
         self.bn2 = layers.norm(width)
 
-    def residual(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+    def residual(self, images: Array, mask: Array | None, train: bool) -> Array:
         features = jax.nn.relu(self.bn1(self.conv1(images), mask, train))
         return self.bn2(self.conv2(features), mask, train)
 
@@ -72,7 +66,7 @@ class Bottleneck(_Block):
         self.conv3 = layers.conv(width, width * self.expansion, 1, use_bias=False)
         self.bn3 = layers.norm(width * self.expansion)
 
-    def residual(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+    def residual(self, images: Array, mask: Array | None, train: bool) -> Array:
         features = jax.nn.relu(self.bn1(self.conv1(images), mask, train))
         features = jax.nn.relu(self.bn2(self.conv2(features), mask, train))
         return self.bn3(self.conv3(features), mask, train)
@@ -80,6 +74,8 @@ class Bottleneck(_Block):
 
 class _Stages(Network):
     """Stages of blocks, each with twice the features on half the height and width."""
+
+    rules = {Conv: he_normal, Linear: torch_default}
 
     def __init__(
         self, block: type[_Block], num_blocks: tuple[int, ...], width: int, layers: Layers
@@ -95,7 +91,7 @@ class _Stages(Network):
         self.block_names = tuple(names)
         self.out_features = in_features
 
-    def stages(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+    def stages(self, images: Array, mask: Array | None, train: bool) -> Array:
         for name in self.block_names:
             images = getattr(self, name)(images, mask, train)
         return images
@@ -108,18 +104,11 @@ class CifarResNet(_Stages):
     below a depth of 44, bottlenecks from there on. The official code divides by 6 for
     bottlenecks as well, although they have three convolutions, and so does this: its "ResNet-110"
     has 18 bottlenecks per stage, that is 164 layers.
-
-    Args:
-      depth: 20, 32, 44, 56, 110, ...
-
-    Raises:
-      UsageError: if `depth` isn't 6n + 2, or as every network.
     """
 
-    def __init__(
-        self, depth: int, num_classes: int, image_shape: ImageShape, seed: int, layers: Layers
-    ):
-        check_cifar_images(f"resnet{depth}_cifar", image_shape)
+    image_sizes = (32, 28)
+
+    def __init__(self, depth: int, num_classes: int, image_shape: ImageShape, layers: Layers):
         if depth < 8 or (depth - 2) % 6:
             raise UsageError(f"a CIFAR ResNet's depth is 6n + 2, such as 20 or 32, got {depth}.")
         block = Bottleneck if depth >= 44 else BasicBlock
@@ -127,11 +116,8 @@ class CifarResNet(_Stages):
         self.conv1 = layers.conv(image_shape[2], 16, 3, use_bias=False)
         self.bn1 = layers.norm(16)
         self.fc = Linear(self.out_features, num_classes)
-        initialize(self, seed, _RULES)
 
-    def logits(
-        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
-    ) -> jax.Array:
+    def logits(self, images: Array, mask: PerExample, keys: PerExample, train: bool) -> Array:
         features = jax.nn.relu(self.bn1(self.conv1(pad_to_32x32(images)), mask, train))
         return self.fc(global_average(self.stages(features, mask, train)))
 
@@ -146,25 +132,17 @@ _IMAGENET_BLOCKS = {
 
 
 class ResNet(_Stages):
-    """torchvision's ResNet for 224x224 images.
+    """torchvision's ResNet for 224x224 images; a depth of 18, 34, 50, 101 or 152."""
 
-    Args:
-      depth: 18, 34, 50, 101 or 152.
-    """
+    image_sizes = (224,)
 
-    def __init__(
-        self, depth: int, num_classes: int, image_shape: ImageShape, seed: int, layers: Layers
-    ):
-        check_imagenet_images(f"resnet{depth}", image_shape)
+    def __init__(self, depth: int, num_classes: int, image_shape: ImageShape, layers: Layers):
         super().__init__(*_IMAGENET_BLOCKS[depth], 64, layers)
         self.conv1 = layers.conv(image_shape[2], 64, 7, stride=2, use_bias=False)
         self.bn1 = layers.norm(64)
         self.fc = Linear(self.out_features, num_classes)
-        initialize(self, seed, _RULES)
 
-    def logits(
-        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
-    ) -> jax.Array:
+    def logits(self, images: Array, mask: PerExample, keys: PerExample, train: bool) -> Array:
         features = jax.nn.relu(self.bn1(self.conv1(images), mask, train))
         features = max_pool(features, 3, stride=2, padding=1)
         return self.fc(global_average(self.stages(features, mask, train)))

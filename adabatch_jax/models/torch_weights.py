@@ -52,9 +52,9 @@ def load_torch_weights(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> N
     _check_names(given, variables)
     loaded = []
     for name, (path, variable) in variables.items():
-        old = variable[...]
+        old = np.asarray(variable[...])
         new = _numbers(given[name], arrays[given[name]])
-        shape = _shape_in_torch(old.shape)
+        shape = old.transpose(_inverse(old.ndim)).shape
         if new.shape != shape:
             raise UsageError(
                 f"the array {given[name]!r} has the shape {new.shape}, but the network's is "
@@ -75,9 +75,6 @@ def to_torch_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
         network.load_state_dict(tensors)
 
     `num_batches_tracked` isn't among them: it only counts, and PyTorch fills it in itself.
-
-    Args:
-      model: any of the networks.
 
     Returns:
       New arrays by PyTorch's names, in PyTorch's layout.
@@ -113,10 +110,6 @@ def _torch_name(path: tuple[str, ...]) -> str:
 
 def _inverse(ndim: int) -> list[int]:
     return np.argsort(_AXES[ndim]).tolist()
-
-
-def _shape_in_torch(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in _inverse(len(shape)))
 
 
 def _without_wrappers(names: Iterable[str]) -> dict[str, str]:

@@ -5,15 +5,11 @@ torchvision's.
 """
 
 import jax
+from jax import Array
 
-from adabatch_jax.models.image_sizes import (
-    check_cifar_images,
-    check_imagenet_images,
-    pad_to_32x32,
-)
-from adabatch_jax.models.initialization import he_normal, initialize, narrow_normal
+from adabatch_jax.models.initialization import he_normal, narrow_normal
 from adabatch_jax.models.layers import Conv, Dropout, Layers, Linear
-from adabatch_jax.models.network import ImageShape, Network, PerExample
+from adabatch_jax.models.network import ImageShape, Network, PerExample, pad_to_32x32
 from adabatch_jax.models.pooling import flatten, max_pool
 
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -23,11 +19,17 @@ _CONVOLUTIONS = {  # Per depth, how many there are of each width before a poolin
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
 }
-_RULES = {Conv: he_normal, Linear: narrow_normal}
 
 
 class _Features(Network):
-    """3x3 convolutions, each with BatchNorm or without and ReLU, in five pooled stages."""
+    """3x3 convolutions, each with BatchNorm or without and ReLU, in five pooled stages.
+
+    Args:
+      depth: 11, 13, 16 or 19.
+      batchnorm: whether a BatchNorm follows each convolution (which has a bias nevertheless).
+    """
+
+    rules = {Conv: he_normal, Linear: narrow_normal}
 
     def __init__(self, depth: int, batchnorm: bool, channels: int, layers: Layers):
         self.batchnorm = batchnorm
@@ -45,7 +47,7 @@ class _Features(Network):
             index += 1
         self.stages = tuple(map(tuple, stages))
 
-    def features(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+    def features(self, images: Array, mask: Array | None, train: bool) -> Array:
         """Returns the rows (batch, features) that the classifier takes."""
         for stage in self.stages:
             for index in stage:
@@ -58,30 +60,17 @@ class _Features(Network):
 
 
 class CifarVGG(_Features):
-    """The official code's VGG for 32x32 images; one linear layer, no dropout.
+    """The official code's VGG for 32x32 images; one linear layer, no dropout."""
 
-    Args:
-      depth: 11, 13, 16 or 19.
-      batchnorm: whether a BatchNorm follows each convolution (which has a bias nevertheless).
-    """
+    image_sizes = (32, 28)
 
     def __init__(
-        self,
-        depth: int,
-        batchnorm: bool,
-        num_classes: int,
-        image_shape: ImageShape,
-        seed: int,
-        layers: Layers,
+        self, depth: int, batchnorm: bool, num_classes: int, image_shape: ImageShape, layers: Layers
     ):
-        check_cifar_images(f"vgg{depth}{'_bn' * batchnorm}_cifar", image_shape)
         super().__init__(depth, batchnorm, image_shape[2], layers)
         self.classifier = Linear(512, num_classes)
-        initialize(self, seed, _RULES)
 
-    def logits(
-        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
-    ) -> jax.Array:
+    def logits(self, images: Array, mask: PerExample, keys: PerExample, train: bool) -> Array:
         return self.classifier(self.features(pad_to_32x32(images), mask, train))
 
 
@@ -89,33 +78,21 @@ class VGG(_Features):
     """torchvision's VGG for 224x224 images.
 
     Its adaptive average pooling to 7x7 is left out: at 224x224 there is nothing to average.
-
-    Args:
-      depth: 11, 13, 16 or 19.
-      batchnorm: whether a BatchNorm follows each convolution (which has a bias nevertheless).
     """
 
+    image_sizes = (224,)
+
     def __init__(
-        self,
-        depth: int,
-        batchnorm: bool,
-        num_classes: int,
-        image_shape: ImageShape,
-        seed: int,
-        layers: Layers,
+        self, depth: int, batchnorm: bool, num_classes: int, image_shape: ImageShape, layers: Layers
     ):
-        check_imagenet_images(f"vgg{depth}{'_bn' * batchnorm}", image_shape)
         super().__init__(depth, batchnorm, image_shape[2], layers)
         self.classifier_0 = layers.linear(512 * 7 * 7, 4096)
         self.classifier_2 = Dropout(0.5, number=1)
         self.classifier_3 = layers.linear(4096, 4096)
         self.classifier_5 = Dropout(0.5, number=2)
         self.classifier_6 = Linear(4096, num_classes)
-        initialize(self, seed, _RULES)
 
-    def logits(
-        self, images: jax.Array, mask: PerExample, keys: PerExample, train: bool
-    ) -> jax.Array:
+    def logits(self, images: Array, mask: PerExample, keys: PerExample, train: bool) -> Array:
         features = self.features(images, mask, train)
         features = self.classifier_2(jax.nn.relu(self.classifier_0(features)), keys, train)
         features = self.classifier_5(jax.nn.relu(self.classifier_3(features)), keys, train)

@@ -155,7 +155,7 @@ def open_sources(config: TrainConfig, spec: DatasetSpec) -> tuple[Source, dict[s
     eval_splits = {"test": config.data.test_split or spec.test_split}
     if config.data.holdout_split is not None:
         eval_splits["holdout"] = config.data.holdout_split
-    train_source = source(config.data.train_split or spec.train_split)
+    train_source = source(config.data.train_split or "train")
     return train_source, {name: source(split) for name, split in eval_splits.items()}
 
 

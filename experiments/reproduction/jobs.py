@@ -136,11 +136,9 @@ def _job(
 def _num_examples(
     dataset: str, split: str | None, data_dir: str | None, image_size: int | None
 ) -> int:
-    from adabatch_jax.data.datasets.dataset_specs import dataset_spec
     from adabatch_jax.data.tfds_source import tfds_source
 
-    split = split or dataset_spec(dataset, data_dir).train_split
-    return len(tfds_source(dataset, split, data_dir, image_size))
+    return len(tfds_source(dataset, split or "train", data_dir, image_size))
 
 
 def failure_message(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ import pytest
 from adabatch_jax.data.batches import batches
 from adabatch_jax.data.epoch_order import example_indices
 from adabatch_jax.data.mesh import data_mesh
-from adabatch_jax.data.row_layout import Layouts, host_columns, host_rows, row_table
+from adabatch_jax.data.row_layout import Layouts, host_rows, host_table
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.errors import UsageError
@@ -112,9 +112,9 @@ def test_hosts_share_the_rows(batch_size, microbatch_size, hosts):
 
 
 def test_hosts_of_several_devices_hold_whole_devices():
-    table = row_table(Layouts(6, num_devices=4).of(10))
+    layout = Layouts(6, num_devices=4).of(10)
     for host in range(2):
-        columns = table[:, host_columns(Layouts(6, 4).of(10), host, 2)]
+        columns = host_table(layout, host, 2)
         wanted = columns[columns >= 0]
         np.testing.assert_array_equal(host_rows(10, 6, host, 2, num_devices=4), wanted)
 

@@ -16,7 +16,6 @@ from adabatch_jax.data.epoch_order import (
     example_indices,
     order_digest,
     prepare_next_order,
-    prepare_order,
 )
 from adabatch_jax.system.errors import UsageError
 
@@ -86,7 +85,7 @@ LARGE = 2**16
 
 def test_an_order_is_prepared_once_in_the_background(worked_out):
     for _ in range(3):
-        prepare_order(LARGE, 0, 5)
+        prepare_next_order(LARGE, 0, sample=4 * LARGE, num_samples=9 * LARGE)
     with ThreadPoolExecutor(4) as threads:
         asked = [threads.submit(epoch_order, LARGE, 0, 5) for _ in range(8)]
     assert len({id(order.result()) for order in asked}) == 1
@@ -95,7 +94,6 @@ def test_an_order_is_prepared_once_in_the_background(worked_out):
 
 @pytest.mark.parametrize("num_examples", [10, 2**24 + 1, None])
 def test_nothing_is_prepared_where_nobody_would_wait(worked_out, num_examples):
-    prepare_order(num_examples, 0, 0)
     prepare_next_order(num_examples, 0, 0, 10**9)
     assert worked_out == []
 

@@ -14,6 +14,7 @@ from flax import nnx
 from adabatch_jax import models
 from adabatch_jax.data.augmentation import example_keys
 from adabatch_jax.models.alexnet import AlexNet
+from adabatch_jax.models.initialization import initialize
 from adabatch_jax.models.layers import Layers
 from adabatch_jax.models.resnet import CifarResNet
 from adabatch_jax.system.errors import UsageError
@@ -104,11 +105,14 @@ def test_the_seed_gives_the_weights():
     assert len({float(layer["kernel"].ravel()[0]) for layer in one.values()}) == 3
 
 
+def cifar_resnet(depth, num_classes, image_shape):
+    network = CifarResNet(depth, num_classes, image_shape, Layers())
+    initialize(network, seed=0)
+    return network
+
+
 def test_layers_keep_their_weights_when_others_are_added():
-    small, large = (
-        CifarResNet(8, 10, (32, 32, 3), 0, Layers()),
-        CifarResNet(14, 10, (32, 32, 3), 0, Layers()),
-    )
+    small, large = (cifar_resnet(depth, 10, (32, 32, 3)) for depth in (8, 14))
     np.testing.assert_array_equal(
         small.layer3_0.conv1.kernel[...], large.layer3_0.conv1.kernel[...]
     )
@@ -116,12 +120,12 @@ def test_layers_keep_their_weights_when_others_are_added():
 
 @pytest.mark.parametrize("size", [28, 32])
 def test_resnet_on_both_sizes(size):
-    module = CifarResNet(8, 7, (size, size, 1), 0, Layers())
+    module = cifar_resnet(8, 7, (size, size, 1))
     images = np.random.default_rng(0).normal(size=(2, size, size, 1)).astype(np.float32)
     logits = module(images, train=False)
     assert logits.shape == (2, 7)
     edge = (32 - size) // 2
-    wide = CifarResNet(8, 7, (32, 32, 1), 0, Layers())
+    wide = cifar_resnet(8, 7, (32, 32, 1))
     padded = np.pad(images, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
     np.testing.assert_array_equal(wide(padded, train=False), logits)
 
@@ -231,7 +235,7 @@ def test_errors(name, options, sentence):
 
 def test_depths_that_do_not_exist():
     with pytest.raises(UsageError, match="depth is 6n [+] 2, such as 20 or 32, got 18"):
-        CifarResNet(18, 10, (32, 32, 3), 0, Layers())
+        CifarResNet(18, 10, (32, 32, 3), Layers())
 
 
 def test_unknown_attributes():

@@ -129,11 +129,13 @@ def test_cnn_in_float64(layout):
 
 
 class NormalizedCNN(nnx.Module):
+    rules = {Conv: he_normal, Linear: torch_default}
+
     def __init__(self, group_size):
         self.conv1, self.norm1 = Conv(1, 4, 3), BatchNorm(4, group_size=group_size)
         self.conv2, self.norm2 = Conv(4, 8, 3, stride=2), BatchNorm(8, group_size=group_size)
         self.head = Linear(8, 10)
-        initialize(self, 0, {Conv: he_normal, Linear: torch_default})
+        initialize(self, 0)
 
     def __call__(self, images, mask=None, keys=None, train=True):
         features = jax.nn.relu(self.norm1(self.conv1(images), mask, train))

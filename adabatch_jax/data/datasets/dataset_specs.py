@@ -2,23 +2,20 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from adabatch_jax.data.datasets.prepared_folders import parse_name, prepare_command, prepared_path
-from adabatch_jax.system.errors import UsageError, did_you_mean
+from adabatch_jax.data.datasets.tfds_import import import_tfds
+from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean, one_line
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A dataset of labelled images.
+    """A dataset of labelled images, whose split to train on is called "train".
 
     Attributes:
       name: the name under which tfds knows it.
-      num_classes: labels are 0 .. num_classes - 1.
       image_shape: (height, width, channels) as prepared; None where images differ in size.
-      train_split: the split to train on.
-      test_split: the split to evaluate on.
       num_examples: examples in the training split.
       mean: per channel, of pixels in 0..1, to be subtracted.
       std: per channel, of pixels in 0..1, to be divided by.
@@ -27,7 +24,6 @@ class DatasetSpec:
     name: str
     num_classes: int
     image_shape: tuple[int, int, int] | None
-    train_split: str
     test_split: str
     num_examples: int
     mean: tuple[float, ...]
@@ -37,17 +33,16 @@ class DatasetSpec:
 # The paper normalises both CIFARs with CIFAR-10's mean, and with these deviations.
 _CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_MNIST_SPLITS = "train", "test", 60_000
 
 KNOWN_DATASETS = {
     spec.name: spec
     for spec in (
-        DatasetSpec("digits", 10, (8, 8, 1), "train", "test", 1442, (0.3052,), (0.3760,)),
-        DatasetSpec("mnist", 10, (28, 28, 1), *_MNIST_SPLITS, (0.1307,), (0.3081,)),
-        DatasetSpec("fashion_mnist", 10, (28, 28, 1), *_MNIST_SPLITS, (0.2860,), (0.3530,)),
-        DatasetSpec("cifar10", 10, (32, 32, 3), "train", "test", 50_000, *_CIFAR),
-        DatasetSpec("cifar100", 100, (32, 32, 3), "train", "test", 50_000, *_CIFAR),
-        DatasetSpec("imagenet2012", 1000, None, "train", "validation", 1_281_167, *_IMAGENET),
+        DatasetSpec("digits", 10, (8, 8, 1), "test", 1442, (0.3052,), (0.3760,)),
+        DatasetSpec("mnist", 10, (28, 28, 1), "test", 60_000, (0.1307,), (0.3081,)),
+        DatasetSpec("fashion_mnist", 10, (28, 28, 1), "test", 60_000, (0.2860,), (0.3530,)),
+        DatasetSpec("cifar10", 10, (32, 32, 3), "test", 50_000, *_CIFAR),
+        DatasetSpec("cifar100", 100, (32, 32, 3), "test", 50_000, *_CIFAR),
+        DatasetSpec("imagenet2012", 1000, None, "validation", 1_281_167, *_IMAGENET),
     )
 }
 
@@ -75,17 +70,15 @@ def dataset_spec(name: str, data_dir: str | os.PathLike | None = None) -> Datase
     """
     if name in KNOWN_DATASETS:
         return KNOWN_DATASETS[name]
-    path = require_prepared(name, data_dir)
-    from adabatch_jax.data.datasets.labelled_images import open_builder
-
-    return spec_of(name, open_builder(path, name, data_dir))
+    return _spec_of(name, open_builder(name, data_dir))
 
 
-def require_prepared(name: str, data_dir: str | os.PathLike | None) -> Path:
-    """Returns the folder of a prepared dataset's newest version.
+def open_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
+    """Opens a prepared dataset's newest version from its files alone, whatever code prepared it.
 
     Raises:
-      UsageError: if there is no dataset `name`, or it isn't prepared.
+      UsageError: there is no such dataset, or it isn't prepared.
+      StorageError: its metadata can't be read.
     """
     path = prepared_path(name, data_dir)
     if path is None:
@@ -93,19 +86,25 @@ def require_prepared(name: str, data_dir: str | os.PathLike | None) -> Path:
         raise UsageError(
             f"dataset {name!r} is not prepared yet; run {prepare_command(name, data_dir)} first."
         )
-    return path
+    # Only here is tfds needed: known datasets are described without it.
+    from adabatch_jax.data.datasets.labelled_images import check_feature_classes
+
+    tfds = import_tfds()
+    try:
+        check_feature_classes(path)
+        return tfds.builder_from_directory(path)
+    except Exception as error:  # json, proto and feature errors of many types
+        raise StorageError(
+            f"the metadata of dataset {name!r} in {path} can't be read "
+            f"({one_line(error)}); {prepare_command(name, data_dir, overwrite=True)} "
+            "prepares it anew."
+        ) from error
 
 
 def require_known(name: str) -> None:
-    """Checks that `name` is one of ours or a dataset of tfds.
-
-    Raises:
-      UsageError: it isn't; the sentence ends with the nearest name.
-    """
+    """Raises a UsageError, which ends with the nearest name, unless we or tfds know `name`."""
     if name in KNOWN_DATASETS:
         return
-    from adabatch_jax.data.datasets.tfds_import import import_tfds
-
     names = set(KNOWN_DATASETS)
     # Community datasets are listed in a file on the network.
     names.update(import_tfds().list_builders(with_community_datasets=False))
@@ -116,13 +115,7 @@ def require_known(name: str) -> None:
         raise UsageError(f"there is no dataset {name!r}{did_you_mean(wanted, names) or known}")
 
 
-def spec_of(name: str, builder: Any) -> DatasetSpec:
-    """Describes a prepared dataset from its own info.
-
-    Raises:
-      UsageError: no image, no label, or no split to train or to evaluate on.
-    """
-    # Only here is tfds needed: known datasets are described without it.
+def _spec_of(name: str, builder: Any) -> DatasetSpec:
     from adabatch_jax.data.datasets.labelled_images import labelled_images
 
     images = labelled_images(name, builder.info)
@@ -135,13 +128,5 @@ def spec_of(name: str, builder: Any) -> DatasetSpec:
         )
     channels = images.shape[-1]
     mean, std = _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
-    return DatasetSpec(
-        name=name,
-        num_classes=images.num_classes,
-        image_shape=images.fixed_shape,
-        train_split="train",
-        test_split=test_split,
-        num_examples=splits["train"].num_examples,
-        mean=mean,
-        std=std,
-    )
+    num_examples, shape = splits["train"].num_examples, images.fixed_shape
+    return DatasetSpec(name, images.num_classes, shape, test_split, num_examples, mean, std)

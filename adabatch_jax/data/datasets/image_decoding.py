@@ -6,10 +6,8 @@ import numpy as np
 def decode_image(encoded: bytes, num_channels: int) -> np.ndarray:
     """Decodes a PNG or JPEG to uint8 of shape `(height, width, num_channels)`, RGB.
 
-    An orientation noted in the file is ignored, as TensorFlow's decoder does.
-
-    Raises:
-      ValueError: the bytes aren't an image of that many channels.
+    An orientation noted in the file is ignored, as TensorFlow's decoder does. Raises a ValueError
+    where the bytes aren't an image of that many channels.
     """
     import cv2
 
@@ -32,11 +30,7 @@ def decode_image(encoded: bytes, num_channels: int) -> np.ndarray:
 
 
 def resize_and_crop(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Scales an image until its shorter side is `image_size`, then takes the central square.
-
-    Args:
-      image: uint8, shape `(height, width, channels)`.
-      image_size: height and width of the result, in pixels.
+    """Scales a uint8 image until its shorter side is `image_size`, then takes the central square.
 
     >>> resize_and_crop(np.zeros((40, 100, 1), np.uint8), 20).shape
     (20, 20, 1)

@@ -1,18 +1,16 @@
 """Which features of a tfds dataset are its image and its label, and what they look like."""
 
+import contextlib
 import json
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adabatch_jax.data.datasets.prepared_folders import prepare_command
 from adabatch_jax.data.datasets.tfds_import import import_tfds
-from adabatch_jax.system.errors import StorageError, UsageError, one_line
+from adabatch_jax.system.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -20,9 +18,6 @@ class LabelledImages:
     """The two features that image classification reads.
 
     Attributes:
-      image_key: name of the image feature.
-      label_key: name of the label feature.
-      num_classes: number of classes of the label.
       shape: (height, width, channels); height and width are None where they vary.
       is_encoded: whether images are stored as PNG or JPEG rather than as plain arrays.
     """
@@ -41,15 +36,7 @@ class LabelledImages:
 
 
 def labelled_images(name: str, info: Any) -> LabelledImages:
-    """Finds the image and the label among a dataset's features.
-
-    Args:
-      name: the dataset's name, for the error.
-      info: a `tfds.core.DatasetInfo`.
-
-    Raises:
-      UsageError: there is no uint8 image, or no class label.
-    """
+    """Finds the image and the label in tfds's info; a UsageError where one is missing."""
     features = import_tfds().features
     if not isinstance(info.features, features.FeaturesDict):
         raise UsageError(f"dataset {name!r} has no named features.")
@@ -73,25 +60,6 @@ def labelled_images(name: str, info: Any) -> LabelledImages:
     )
 
 
-def open_builder(path: Path, name: str, data_dir: str | os.PathLike | None) -> Any:
-    """Opens the prepared dataset in `path` from its files alone, whatever code prepared it.
-
-    Raises:
-      StorageError: its metadata can't be read.
-    """
-    tfds = import_tfds()
-    try:
-        check_feature_classes(path)
-        builder = tfds.builder_from_directory(path)
-    except Exception as error:  # json, proto and feature errors of many types
-        raise StorageError(
-            f"the metadata of dataset {name!r} in {path} can't be read "
-            f"({one_line(error)}); {prepare_command(name, data_dir, overwrite=True)} "
-            "prepares it anew."
-        ) from error
-    return builder
-
-
 def _is_pair(keys: Any) -> bool:
     return isinstance(keys, tuple) and len(keys) == 2 and all(isinstance(k, str) for k in keys)
 
@@ -107,10 +75,6 @@ def check_feature_classes(dataset: Path) -> None:
     `tfds.builder_from_directory` imports the modules that features.json names, so a dataset from
     elsewhere could have any module on the path imported.
 
-    Raises:
-      ValueError: another class is named, or the file isn't JSON.
-      OSError: the file can't be read.
-
     >>> import tempfile
     >>> dataset = Path(tempfile.mkdtemp())
     >>> _ = (dataset / "features.json").write_text('{"pythonClassName": "antigravity.Image"}')
@@ -118,30 +82,21 @@ def check_feature_classes(dataset: Path) -> None:
     Traceback (most recent call last):
     ValueError: features.json names the class 'antigravity.Image', which is not one of tfds's
     """
+
+    def check(content: dict[str, Any]) -> None:
+        for key, value in content.items():
+            if not isinstance(value, str):
+                continue
+            if key not in _NAMES_A_CLASS:
+                # Some features keep their own description as a text of JSON.
+                with contextlib.suppress(json.JSONDecodeError):
+                    json.loads(value, object_hook=check)
+            elif not _OF_TFDS.fullmatch(value):
+                raise ValueError(
+                    f"features.json names the class {value!r}, which is not one of tfds's"
+                )
+
     try:
-        content = json.loads((dataset / "features.json").read_bytes())
-        names = list(_class_names(content))
+        json.loads((dataset / "features.json").read_bytes(), object_hook=check)
     except RecursionError:
         raise ValueError("features.json is nested too deeply") from None
-    for name in names:
-        if not _OF_TFDS.fullmatch(name):
-            raise ValueError(f"features.json names the class {name!r}, which is not one of tfds's")
-
-
-def _class_names(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key in _NAMES_A_CLASS and isinstance(inner, str):
-                yield inner
-            else:
-                yield from _class_names(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _class_names(inner)
-    elif isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        # Some features keep their own description as a text of JSON.
-        try:
-            inner = json.loads(value)
-        except ValueError:
-            return
-        yield from _class_names(inner)

@@ -30,9 +30,7 @@ def resolve_data_dir(data_dir: str | os.PathLike | None) -> Path:
 
 
 def parse_name(name: str) -> tuple[str, str | None, str | None] | None:
-    """Splits a dataset's name into dataset, config and version, as tfds writes them.
-
-    Returns None for what isn't of the form `dataset[/config][:version]`, and so names nothing.
+    """Splits `dataset[/config][:version]` into its parts; None for what isn't of that form.
 
     >>> parse_name("cifar10_corrupted/fog_1:1.0.0")
     ('cifar10_corrupted', 'fog_1', '1.0.0')
@@ -46,8 +44,7 @@ def parse_name(name: str) -> tuple[str, str | None, str | None] | None:
 def prepared_path(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
     """Returns the folder of the prepared dataset's newest version, or None where there is none.
 
-    It looks at the files only: a dataset that was prepared by other code, or under another
-    version of tfds, is found too.
+    It looks at the files only, whatever code or version of tfds prepared them.
     """
     parts = parse_name(name)
     if parts is None:
@@ -77,20 +74,9 @@ def prepared_names(data_dir: str | os.PathLike | None = None) -> list[str]:
     []
     """
     root = resolve_data_dir(data_dir)
-    try:
-        folders = sorted(path.name for path in root.iterdir() if path.is_dir())
-    except OSError:
-        return []
-    names = []
-    for folder in folders:
-        if not re.fullmatch(r"[a-z0-9_]+", folder):
-            continue
-        if _versions(root / folder):
-            names.append(folder)
-            continue
-        configs = sorted(path.name for path in (root / folder).iterdir() if path.is_dir())
-        names += [f"{folder}/{config}" for config in configs if _versions(root / folder / config)]
-    return names
+    ends = [*root.glob("*/*/features.json"), *root.glob("*/*/*/features.json")]
+    names = {"/".join(end.relative_to(root).parts[:-2]) for end in ends}
+    return sorted(name for name in names if is_prepared(name, root))
 
 
 def is_complete(path: Path) -> bool:

@@ -6,14 +6,7 @@ from adabatch_jax.system.errors import UsageError
 
 
 def import_tfds() -> ModuleType:
-    """Returns the module `tensorflow_datasets`, without loading TensorFlow.
-
-    Raises:
-      UsageError: it, or a package that it uses without declaring it, isn't installed.
-
-    >>> import_tfds().__name__
-    'tensorflow_datasets'
-    """
+    """Returns `tensorflow_datasets`, without TensorFlow; a UsageError where it isn't installed."""
     try:
         # tensorflow-datasets 4.9.10 imports importlib_resources when a builder is made and
         # declares it for old Pythons only; asked for here, its absence shows up at one place.

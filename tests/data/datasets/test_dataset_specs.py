@@ -100,7 +100,7 @@ def test_spec_of_another_dataset_comes_from_its_files(digits_dir, tmp_path):
     (copy / "dataset_info.json").write_text(json.dumps(info | {"name": "kmnist"}))
     spec = dataset_spec("kmnist", tmp_path)
     assert (spec.name, spec.num_classes, spec.image_shape) == ("kmnist", 10, (8, 8, 1))
-    assert (spec.train_split, spec.test_split, spec.num_examples) == ("train", "test", 1442)
+    assert (spec.test_split, spec.num_examples) == ("test", 1442)
     assert (spec.mean, spec.std) == ((0.5,), (0.25,))
 
 

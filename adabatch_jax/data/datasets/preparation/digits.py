@@ -13,18 +13,13 @@ import numpy as np
 
 from adabatch_jax.data.datasets.preparation.record_writing import Split
 from adabatch_jax.data.datasets.tfds_import import import_tfds
-from adabatch_jax.system.errors import StorageError, UsageError
+from adabatch_jax.system.errors import UsageError
 
 NAME = "digits"
 
 
 def splits() -> dict[str, Split]:
-    """Returns the examples of both splits.
-
-    Raises:
-      UsageError: scikit-learn isn't installed.
-      StorageError: its file can't be read.
-    """
+    """The examples of both splits; a UsageError where scikit-learn isn't installed."""
     rows = _rows()
     images, labels = pixels_from_counts(rows[:, :-1]).reshape(-1, 8, 8, 1), rows[:, -1]
     is_test = is_every_fifth_of_its_class(labels)
@@ -58,7 +53,7 @@ def is_every_fifth_of_its_class(labels: np.ndarray) -> np.ndarray:
 
 
 def builder_class() -> type:
-    """Returns the tfds builder that describes the dataset; it isn't registered with tfds."""
+    """The tfds builder that describes the dataset, without examples; it isn't registered."""
     tfds = import_tfds()
 
     class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -81,12 +76,6 @@ def builder_class() -> type:
                 disable_shuffling=True,
             )
 
-        def _split_generators(self, dl_manager: Any) -> Any:
-            raise NotImplementedError
-
-        def _generate_examples(self) -> Any:
-            raise NotImplementedError
-
     return Digits
 
 
@@ -99,10 +88,4 @@ def _rows() -> np.ndarray:
             'install it with `pip install "adabatch_jax[train]"`.'
         )
     path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
-    try:
-        rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
-    except (OSError, EOFError, ValueError) as error:
-        raise StorageError(f"the digits in {path} can't be read ({error}).") from error
-    if rows.shape != (1797, 65):
-        raise StorageError(f"{path} should hold 1797 rows of 65 numbers, it has {rows.shape}.")
-    return rows
+    return np.loadtxt(path, delimiter=",", dtype=np.uint8)

@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import queue
 import threading
 import urllib.error
 import urllib.request
@@ -18,40 +19,32 @@ from adabatch_jax.system.errors import UsageError
 _ANSWER_SECONDS = 10.0
 _STALL_SECONDS = 30.0
 _BLOCK_BYTES = 1 << 18
-# The largest original that is read by this project itself, CIFAR-10's, has 170 MB.
+# The largest original that is downloaded here, CIFAR-10's, has 170 MB.
 MAX_ORIGINAL_BYTES = 2**29
 
 
 def require_reachable(dataset: str, urls: Iterable[str], seconds: float = _ANSWER_SECONDS) -> None:
-    """Checks that at least one of the hosts answers, through the user's proxy if there is one.
+    """Raises a UsageError unless a host answers in time, through the user's proxy if there is one.
 
-    The question is asked in threads, as looking up a host's name has no time limit of its own.
-
-    Raises:
-      UsageError: no host answered within `seconds`.
+    Threads ask, as looking up a host's name has no time limit of its own.
     """
     url_of_host = {urlsplit(url).netloc: url for url in urls}
-    if not url_of_host:
-        return
-    answered, all_failed = threading.Event(), threading.Event()
-    reasons: dict[str, str] = {}
+    answers: queue.SimpleQueue[tuple[str, str | None]] = queue.SimpleQueue()
 
     def ask(host: str, url: str) -> None:
-        reason = _why_unreachable(url, seconds)
-        if reason is None:
-            answered.set()
-        else:
-            reasons[host] = reason
-            if len(reasons) == len(url_of_host):
-                all_failed.set()
-                answered.set()
+        answers.put((host, _why_unreachable(url, seconds)))
 
-    for host, url in url_of_host.items():
-        threading.Thread(target=ask, args=(host, url), daemon=True).start()
-    answered.wait(seconds)
-    if all_failed.is_set() or not answered.is_set():
-        host = next(iter(url_of_host))
-        raise UsageError(_unreachable(dataset, host, reasons.get(host, "no answer")))
+    for host_and_url in url_of_host.items():
+        threading.Thread(target=ask, args=host_and_url, daemon=True).start()
+    try:
+        for _ in url_of_host:
+            host, reason = answers.get(timeout=seconds)
+            if reason is None:
+                return
+    except queue.Empty:
+        host, reason = next(iter(url_of_host)), "no answer"
+    if url_of_host:
+        raise UsageError(_unreachable(dataset, host, reason))
 
 
 def download(dataset: str, url: str, folder: Path, sha256: str, report: Report) -> Path:

@@ -10,11 +10,10 @@ from adabatch_jax.data.datasets.dataset_specs import require_known
 from adabatch_jax.data.datasets.preparation.stage_progress import (
     Report,
     discarded_output,
-    report_nothing,
     with_current_output,
 )
 from adabatch_jax.data.datasets.prepared_folders import parse_name, prepared_path, resolve_data_dir
-from adabatch_jax.system.errors import StorageError, UsageError
+from adabatch_jax.system.errors import AdabatchError, StorageError, UsageError, one_line
 
 
 def prepare(
@@ -61,8 +60,8 @@ def prepare(
     if path is not None and not overwrite:
         return path
     manual_dir = None if from_folder is None else Path(from_folder).expanduser().absolute()
-    report = with_current_output(progress or report_nothing)
-    with _storage_errors(name, root), discarded_output():
+    report = with_current_output(progress or (lambda _: None))
+    with _one_sentence(name, root), discarded_output():
         _prepare(name, root, manual_dir, report, overwrite, checksums)
     path = prepared_path(name, root)
     if path is None:
@@ -98,11 +97,20 @@ def _prepare(
 
 
 @contextlib.contextmanager
-def _storage_errors(name: str, root: Path) -> Iterator[None]:
+def _one_sentence(name: str, root: Path) -> Iterator[None]:
+    """Turns what tfds, its builders, the disk and unpacking may raise into one sentence."""
     try:
         yield
-    except OSError as error:
-        where = error.filename or root
+    except AdabatchError:
+        raise
+    except ImportError as error:
+        if "tensorflow" in str(error).lower():
+            raise UsageError(
+                f"preparing {name!r} needs TensorFlow (training doesn't); install it with "
+                '`pip install "adabatch_jax[prepare]"` and run the same command again.'
+            ) from error
+        raise UsageError(f"preparing {name!r} needs a package: {one_line(error)}.") from error
+    except Exception as error:
         raise StorageError(
-            f"dataset {name!r} can't be written to {root}: {where}: {error.strerror or error}."
+            f"dataset {name!r} can't be prepared in {root}: {one_line(error)}."
         ) from error

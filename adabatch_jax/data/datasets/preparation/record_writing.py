@@ -34,27 +34,19 @@ def write(base: type, splits: Mapping[str, Split], folder: Path, report: Report)
     A subclass under the same name replaces how examples are generated, nothing else, so what it
     writes opens as the stock dataset. Keys are the examples' numbers, as with the stock
     builders, so the order is theirs too.
-
-    Args:
-      base: a `tfds.core.GeneratorBasedBuilder` class.
-      splits: the examples.
-      folder: the data_dir to write into.
-      report: is told how many examples are written.
     """
     tfds = import_tfds()
 
     class FromArrays(base, skip_registration=True):
-        """The stock dataset, from arrays."""
-
         name = base.name
 
         def _split_generators(self, dl_manager: Any) -> Any:
             for split in splits.values():
                 for feature, names in split.names.items():
                     self.info.features[feature].names = list(names)
-            return {name: self._examples(name, split) for name, split in splits.items()}
+            return {name: self._generate_examples(name, split) for name, split in splits.items()}
 
-        def _examples(self, name: str, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
+        def _generate_examples(self, name: str, split: Split) -> Iterator[tuple[int, dict]]:
             return counted(_records(split), f"Writing {name}", len(split.images), report)
 
     builder = FromArrays(data_dir=folder, file_format="array_record")
@@ -65,7 +57,7 @@ def write(base: type, splits: Mapping[str, Split], folder: Path, report: Report)
     return Path(builder.data_dir)
 
 
-def _records(split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
+def _records(split: Split) -> Iterator[tuple[int, dict]]:
     for index, image in enumerate(split.images):
         record = {name: int(labels[index]) for name, labels in split.labels.items()}
         record["image"] = encode_png(image)

@@ -16,7 +16,6 @@ class StageProgress:
 
     Attributes:
       stage: what is being done, such as "Writing train"; a new stage is a new text.
-      done: how much of it is done.
       total: how much there is to do; None where that isn't known.
       unit: what `done` and `total` count, "examples" or "bytes".
     """
@@ -28,10 +27,6 @@ class StageProgress:
 
 
 Report = Callable[[StageProgress], None]
-
-
-def report_nothing(progress: StageProgress) -> None:
-    """A `Report` for callers that don't want to know."""
 
 
 def counted(
@@ -52,7 +47,7 @@ def counted(
 
 
 def with_current_output(report: Report) -> Report:
-    """Returns a `Report` that prints to where stdout and stderr lead now, inside `discarded_output` too."""
+    """A `Report` that prints to where stdout and stderr lead now, inside `discarded_output` too."""
     stdout, stderr = sys.stdout, sys.stderr
 
     def report_there(progress: StageProgress) -> None:

@@ -42,11 +42,7 @@ def staging_folder(data_dir: Path) -> Iterator[Path]:
 def publish(staged: Path, final: Path, folder: Path, overwrite: bool) -> None:
     """Moves the complete dataset `staged` to `final` in one step.
 
-    Args:
-      staged: a complete dataset inside `folder`.
-      final: where it belongs, on the same file system.
-      folder: the staging folder, which takes what is replaced.
-      overwrite: replace a complete dataset in `final` too; otherwise it is kept.
+    What is replaced goes to the staging folder `folder`; a complete dataset only with `overwrite`.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     try:

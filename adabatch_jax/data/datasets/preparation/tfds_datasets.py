@@ -11,7 +11,7 @@ from adabatch_jax.data.datasets.labelled_images import labelled_images
 from adabatch_jax.data.datasets.preparation.network import require_reachable
 from adabatch_jax.data.datasets.preparation.stage_progress import Report, StageProgress
 from adabatch_jax.data.datasets.tfds_import import import_tfds
-from adabatch_jax.system.errors import StorageError, UsageError, one_line
+from adabatch_jax.system.errors import UsageError
 
 
 def write(
@@ -19,25 +19,16 @@ def write(
 ) -> Path:
     """Downloads and prepares a dataset of tfds as array_record; returns its folder.
 
-    Args:
-      name: its name, with config and version if need be.
-      folder: the data_dir to write into.
-      manual_dir: where the user has the original files; None downloads them.
-      download_dir: where downloads are kept.
-      report: is told how many bytes have been written.
-
     Raises:
-      UsageError: no image or label, no network, or a package that tfds needs is missing.
-      StorageError: tfds could not prepare it, in its own words.
+      UsageError: no image or label, or no network.
+      Exception: whatever tfds and its builders raise.
     """
     tfds = import_tfds()
-    with _one_sentence(name):
-        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-        info = builder.info
-    labelled_images(name, info)
+    builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+    labelled_images(name, builder.info)
     _require_files(name, builder, manual_dir)
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
-    with _one_sentence(name), _reporting_bytes(folder, download_dir, report):
+    with _reporting_bytes(folder, download_dir, report):
         builder.download_and_prepare(
             download_dir=download_dir, download_config=config, file_format="array_record"
         )
@@ -57,22 +48,6 @@ def _require_files(name: str, builder: Any, manual_dir: Path | None) -> None:
     at_hand = {path.name for path in manual_dir.iterdir()} if manual_dir else set()
     url_infos = (builder.url_infos or {}).items()
     require_reachable(name, [url for url, info in url_infos if info.filename not in at_hand])
-
-
-@contextlib.contextmanager
-def _one_sentence(name: str) -> Iterator[None]:
-    """Turns what tfds may raise into one sentence."""
-    try:
-        yield
-    except ImportError as error:
-        if "tensorflow" in str(error).lower():
-            raise UsageError(
-                f"preparing {name!r} needs TensorFlow (training doesn't); install it with "
-                '`pip install "adabatch_jax[prepare]"` and run the same command again.'
-            ) from error
-        raise UsageError(f"preparing {name!r} needs a package: {one_line(error)}.") from error
-    except Exception as error:  # each of tfds's builders has errors of its own
-        raise StorageError(f"tfds could not prepare {name!r}: {one_line(error)}.") from error
 
 
 @contextlib.contextmanager

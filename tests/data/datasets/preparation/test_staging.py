@@ -81,7 +81,7 @@ def test_two_processes_may_prepare_at_once(tmp_path):
 
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match="'digits' can't be written to .*: Not a directory"):
+    with pytest.raises(StorageError, match="'digits' can't be prepared in .*Not a directory"):
         prepare("digits", tmp_path / "file")
 
 

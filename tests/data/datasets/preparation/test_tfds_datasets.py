@@ -128,7 +128,7 @@ def test_a_failure_of_tfds_is_one_sentence(tmp_path):
         tmp_path,
         image="1 / 0",
     )
-    assert done.stdout.startswith("StorageError tfds could not prepare 'pictures': ")
+    assert done.stdout.startswith("StorageError dataset 'pictures' can't be prepared in ")
     assert "division by zero" in done.stdout
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
