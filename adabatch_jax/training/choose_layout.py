@@ -25,10 +25,7 @@ class Circumstances:
     Attributes:
       batch_size: the plan's largest batch.
       group_rows: rows that the loss computes apart from others; None where it doesn't say so.
-      num_devices: devices that share a micro-batch.
-      platform: theirs.
       limit_bytes: memory of each device; infinite where that isn't known.
-      weight_bytes: of all parameters.
     """
 
     batch_size: int
@@ -47,12 +44,9 @@ class Choice(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What an update of the largest batch needs on each device.
+    """What an update of the largest batch needs on each device, resident examples included.
 
-    Attributes:
-      num_bytes: memory in all.
-      temporary_bytes: the part of it that grows with the rows computed at a time.
-      is_resident: whether it includes the examples.
+    `temporary_bytes` is the part of it that grows with the rows computed at a time.
     """
 
     num_bytes: int
@@ -74,8 +68,7 @@ def choose_layout(
     """Chooses the micro-batch and the input; what was tried last is what is chosen.
 
     Args:
-      microbatch_size: what the user wants, or "auto".
-      input: likewise.
+      microbatch_size, input: what the user wants, or "auto".
       saved: the layout that the run was begun with, whose micro-batch stays where it fits; or {}.
       of: what else the choice depends on.
       temporary_bytes: tells what an update of so many rows on one device takes beside its
@@ -131,9 +124,6 @@ def automatic_choice(
 
     Where micro-batches might change what is normalized together, the batch stays whole as long
     as it fits. The arguments are those of `choose_layout`.
-
-    Raises:
-      UsageError: not even the smallest micro-batch fits.
     """
     size, group_rows = None, of.group_rows
     if group_rows is not None and of.platform == "cpu":
@@ -201,13 +191,8 @@ def choose_steps_per_dispatch(
     """Chooses how many updates to dispatch at a time, a power of two: several if they are short.
 
     It follows from the program alone, not from a measurement, so that a run that is repeated is
-    repeated to the bit.
-
-    Args:
-      least_flops: a lower bound of an update's floating-point operations, per device.
-      platform: the devices'.
-      probe: tells these operations, and whether a loop would slow them down on a CPU; not asked
-        where the bound settles it.
+    repeated to the bit. `least_flops` is a lower bound of an update's floating-point operations
+    per device; `probe` tells them, and whether a loop would slow them down on a CPU.
 
     >>> [choose_steps_per_dispatch(1e6, "cpu", lambda: (f, False)) for f in (2e7, 3e9)]
     [4, 1]

@@ -21,7 +21,7 @@ GradFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Outputs]
 
 
 def gradient_function(loss_fn: LossFn, params: Any) -> GradFn:
-    """Returns `(model_state, batch, rng) -> Outputs` at these parameters."""
+    """Returns the function that computes the `Outputs` of a batch at these parameters."""
 
     def grad_fn(model_state: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> Outputs:
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
@@ -34,7 +34,7 @@ def gradient_function(loss_fn: LossFn, params: Any) -> GradFn:
 def metrics_like(
     loss_fn: LossFn, params: Any, model_state: Any, batch: Mapping[str, Any], rng: jax.Array
 ) -> Any:
-    """Returns shapes and dtypes of the metrics; arrays or `jax.ShapeDtypeStruct`s will do."""
+    """Shapes and dtypes of the metrics, of those of the arguments."""
 
     def metrics_of(params, model_state, batch, rng):
         loss, (new_state, metrics) = loss_fn(params, model_state, batch, rng)
