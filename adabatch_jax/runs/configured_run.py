@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import optax
-from flax import nnx
 
 from adabatch_jax.config.settings import Operation
 from adabatch_jax.config.train_config import TrainConfig
@@ -91,8 +90,8 @@ def _fit(
         plan, config.learning_rate, config.coupling, config.reference_batch_size
     )
     tx = make_optimizer(config, learning_rate)
-    module = network(config, spec, example_types(train_source)["image"][0])
-    params, model_state, loss_fn, eval_fn = network_functions(config, spec, module)
+    image_shape, _ = example_types(train_source)["image"]
+    params, model_state, loss_fn, eval_fn, properties = network_functions(config, spec, image_shape)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     layout = config.layout
     if mesh is None:  # one device has it all
@@ -118,7 +117,7 @@ def _fit(
         keep=config.keep,
         operation=operation,
         allow_change=allow_change,
-        **loss_properties(module),
+        **properties,
         identity=config.to_dict(),
     )
 
@@ -157,45 +156,29 @@ def open_sources(config: TrainConfig, spec: DatasetSpec) -> tuple[Source, dict[s
     return train_source, {name: source(split) for name, split in eval_splits.items()}
 
 
-def network(
-    config: TrainConfig, spec: DatasetSpec, image_shape: tuple[int, int, int]
-) -> nnx.Module:
-    """The configured network."""
-    return create(
-        config.model,
-        spec.num_classes,
-        image_shape,
-        config.seed,
-        config.batchnorm_group_size,
-        config.compute_dtype,
-        config.batchnorm_reference_size,
-    )
-
-
 def network_functions(
-    config: TrainConfig, spec: DatasetSpec, module: nnx.Module
-) -> tuple[Any, Any, LossFn, EvalFn]:
-    """What trains the configured network: `(params, model_state, loss_fn, eval_fn)`."""
-    return functions(
-        module,
-        seed=config.seed,
-        normalize=functools.partial(normalize, mean=spec.mean, std=spec.std),
-        augment=augmentation(config),
-    )
+    config: TrainConfig, spec: DatasetSpec, image_shape: tuple[int, int, int]
+) -> tuple[Any, Any, LossFn, EvalFn, dict[str, Any]]:
+    """The configured network: `(params, model_state, loss_fn, eval_fn, loss_properties)`."""
+    module = create(
+        config.model, spec.num_classes, image_shape, config.seed, config.batchnorm_group_size,
+        config.compute_dtype, config.batchnorm_reference_size,
+    )  # fmt: skip
+    normalized = functools.partial(normalize, mean=spec.mean, std=spec.std)
+    made = functions(module, seed=config.seed, normalize=normalized, augment=_augmentation(config))
+    return *made, loss_properties(module)
 
 
-def augmentation(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+def _augmentation(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
     """The configured random changes of training images, or None."""
     padding, flip = config.data.crop_padding, config.data.flip
-    if not padding and not flip:
-        return None
 
     def augment(keys, images):
         if padding:
             images = random_crop(keys, images, padding)
         return random_flip(keys, images) if flip else images
 
-    return augment
+    return augment if padding or flip else None
 
 
 def make_optimizer(

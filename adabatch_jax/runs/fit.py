@@ -164,8 +164,9 @@ def fit(
         record = RunRecord(
             plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress
         )
-        stack.callback(record.close)
-        saved_layout = record.open()
+        stack.callback(store.close)
+        begun_with = record.open().items()
+        saved_layout = {name: value for name, value in begun_with if name not in allow_change}
         state = record.begin(update.place(state))
         if record.start_step == plan.num_steps and record.pending_row is None:
             record.save_given(state)
@@ -253,11 +254,11 @@ def _predict(
 
     An endless stream may be live: it isn't read for this.
     """
-    if not record.wants_prediction or plan.num_examples is None:
+    if not record.store.wants_prediction(plan) or plan.num_examples is None:
         return
     with record.clocks.timed("compile"):
         seconds = seconds_by_size(
             setup.dispatch, setup.feed, plan, next_step, state, setup.limit_bytes
         )
     if seconds:
-        record.predicted(predict(plan, seconds).to_dict())
+        record.store.write_prediction(plan, predict(plan, seconds).to_dict())

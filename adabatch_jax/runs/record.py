@@ -107,15 +107,6 @@ class RunRecord:
                     "examples in the same batches, rounded differently"
                 )
 
-    @property
-    def wants_prediction(self) -> bool:
-        """Whether there is a plan.json in which nothing was predicted for its plan."""
-        return self.store.wants_prediction(self.plan)
-
-    def predicted(self, prediction: Mapping[str, Any]) -> None:
-        """Adds what the run should take to plan.json."""
-        self.store.write_prediction(self.plan, prediction)
-
     def _resume(self, state: TrainState) -> TrainState:
         def check(found: Found) -> None:
             check_past(found.run, self.plan, self._seed, self.store.path)
@@ -215,10 +206,6 @@ class RunRecord:
             "total_seconds": self.clocks.elapsed_seconds(),
             "phase_training_seconds": self.clocks.phase_seconds,
         }
-
-    def close(self) -> None:
-        """Ends what was begun in the store, also after an error."""
-        self.store.close()
 
 
 def _finite_or_none(value: Any) -> Any:

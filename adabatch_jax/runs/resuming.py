@@ -22,12 +22,8 @@ CHANGEABLE = [name for name, declared in _DECLARED.items() if declared.is_change
 # Their changes are told, but need no leave: they are checked by what they did to the past.
 _OF_THE_FUTURE = [name for name, declared in _DECLARED.items() if declared.role is Role.FUTURE]
 
-# What a run goes on with as it was begun. Of the layout, only what may change the numbers.
-_IDENTITY = [
-    name
-    for name, declared in _DECLARED.items()
-    if declared.role is Role.NUMBERS or (declared.role is Role.LAYOUT and declared.is_changeable)
-]
+# What a run goes on with as it was begun; its layout is looked at when all of it is chosen.
+_IDENTITY = [name for name, declared in _DECLARED.items() if declared.role is Role.NUMBERS]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,7 +69,8 @@ def choose_layout(
 
     Args:
       microbatch_size, input: what the user wants, or "auto".
-      saved: the layout that the run was begun with, whose micro-batch stays where it fits; or {}.
+      saved: the layout that the run was begun with, as far as it is to stay: its micro-batch does
+        where it fits, and under "auto".
       of: what else the choice depends on.
       temporary_bytes: tells what an update of so many rows on one device takes beside its
         arguments and results.
@@ -79,9 +80,18 @@ def choose_layout(
       The choice, and sentences for the user.
 
     Raises:
-      UsageError: the micro-batch that the user wants doesn't fit, or not even the smallest.
+      UsageError: the micro-batch that the user wants doesn't fit, or not even the smallest; or it
+        isn't that of the run, and might change more than rounding.
     """
     if microbatch_size != AUTO:
+        before = saved.get("microbatch_size", microbatch_size)
+        if before != microbatch_size and of.group_rows is None:
+            raise UsageError(
+                f"the run was begun with {microbatches_text(before)}, not "
+                f"{microbatches_text(microbatch_size)}, which is what BatchNorm without a group "
+                "normalizes over, if there is any; let microbatch_size be 'auto', or change it from "
+                "here on with --allow-change microbatch_size."
+            )
         choice, need = _with_room(Choice(microbatch_size, input), of, needs)
         layout = Layouts(microbatch_size, of.num_devices).of(of.batch_size)
         check_memory(layout, need.num_bytes, of.limit_bytes)
@@ -92,9 +102,9 @@ def choose_layout(
         choice, need = _with_room(Choice(size, input), of, needs)
         if need.num_bytes <= of.limit_bytes:
             return choice, []
-        before = "whole batches" if size is None else f"micro-batches of {size}"
         notes.append(
-            f"the run was begun with {before}, which don't fit into this memory: chosen anew"
+            f"the run was begun with {microbatches_text(size)}, which don't fit into this memory: "
+            "chosen anew"
         )
         input = choice.input
     choice = automatic_choice(input, of, temporary_bytes, needs)
@@ -105,6 +115,11 @@ def choose_layout(
             "then normalizes over, if there is any"
         )
     return choice, notes
+
+
+def microbatches_text(size: int | None) -> str:
+    """What is computed at a time, for people."""
+    return "whole batches" if size is None else f"micro-batches of {size}"
 
 
 def check_memory(layout: BatchLayout, num_bytes: int, limit_bytes: float) -> None:

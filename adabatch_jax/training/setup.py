@@ -19,6 +19,7 @@ from adabatch_jax.training.choose_layout import (
     Need,
     choose_layout,
     choose_steps_per_dispatch,
+    microbatches_text,
 )
 from adabatch_jax.training.compiled_programs import Program, program_of
 from adabatch_jax.training.device_memory import device_memory_bytes
@@ -79,11 +80,12 @@ def set_up(
       state: lies where updates want it.
       start_step: the update to begin with.
       options: what the user wants.
-      saved_layout: that of the run that goes on, whose choices stay; or nothing.
+      saved_layout: of the run that goes on, what is to stay; or nothing.
       say: takes a line for the user.
 
     Raises:
-      UsageError: a program doesn't fit into the devices' memory.
+      UsageError: a program doesn't fit into the devices' memory, or the micro-batch isn't that of
+        the run and might change more than rounding.
     """
     devices = list(
         jax.tree.leaves(state)[0].devices() if update.mesh is None else update.mesh.devices.flat
@@ -205,8 +207,8 @@ def keep_what_fits(evaluators: Iterable[Evaluator], free_bytes: float) -> float:
 
 def _introduce(setup: Setup, say: Callable[[str], None]) -> None:
     """Says how the run is laid out, and what takes long."""
-    size, number = setup.layout["microbatch_size"], setup.layout["steps_per_dispatch"]
-    rows = "whole batches" if size is None else f"micro-batches of {size}"
+    rows = microbatches_text(setup.layout["microbatch_size"])
+    number = setup.layout["steps_per_dispatch"]
     updates = f"; {number} updates per dispatch" if number > 1 else ""
     if setup.layout["accumulation"] == "split":
         updates = ", one per dispatch"

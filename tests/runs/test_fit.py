@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from adabatch_jax.config import Layout
+from adabatch_jax.config import Layout, Operation
 from adabatch_jax.data.batches import batches
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.reporting.runs import load_run
+from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.fit import fit
 from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
 from adabatch_jax.schedules.plan import make_plan
@@ -334,6 +335,33 @@ def test_checkpoints_that_vanish_while_the_run_goes_on_are_made_again(tmp_path):
     for allowed in (("rows",), ()):  # it need be said once
         again = train(plan, tmp_path, allow_change=allowed)
         assert again.summary == result.summary and again.history == []
+
+
+def test_another_layout_is_told_and_refused_where_it_changes_more_than_rounding(tmp_path):
+    plan = make_plan("4", N, "3ep")
+    notes = []
+
+    class Notes(Progress):
+        def message(self, text):
+            notes.append(text)
+
+    def go_on(until, microbatch_size, **kwargs):
+        notes.clear()
+        on_step = None if until is None else lambda finished, *_: finished == until
+        layout = Layout(microbatch_size, kwargs.pop("accumulation", "fused"))
+        operation = Operation(progress=Notes())
+        return train(plan, tmp_path, on_step=on_step, layout=layout, operation=operation, **kwargs)
+
+    go_on(4, 2)
+    go_on(8, "auto")
+    assert not any(text.startswith("note") for text in notes)
+    go_on(12, 2, accumulation="split")
+    assert [text for text in notes if "accumulation split instead of fused" in text]
+    with pytest.raises(UsageError, match="begun with micro-batches of 2, not whole batches"):
+        go_on(16, None)
+    go_on(16, None, independent_groups=1)
+    assert [text for text in notes if "microbatch_size None instead of 2" in text]
+    assert not go_on(None, 4, allow_change=["microbatch_size"]).stopped
 
 
 def test_sources_to_evaluate_on_have_names(tmp_path):

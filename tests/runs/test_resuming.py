@@ -90,7 +90,6 @@ def test_another_future_is_followed_and_told(change, note):
         ({"lr": "0.2 x0.5 every 1ep"}, "in the past: 0.1 and 0.2 at update 0"),
         ({"momentum": 0.8}, "momentum=0.9, not 0.8"),
         ({"weight_decay": 0.1}, "weight_decay=0.0005, not 0.1"),
-        ({"microbatch_size": 5}, "microbatch_size='auto', not 5"),
         ({"batchnorm_group_size": 5}, "batchnorm_group_size=None, not 5"),
         ({"compute_dtype": "bfloat16"}, "compute_dtype='float32', not 'bfloat16'"),
         ({"data": DataSettings(flip=True)}, "data.flip=False, not True"),
