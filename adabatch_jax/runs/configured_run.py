@@ -48,10 +48,7 @@ def train(
     """Trains as configured, or goes on with what the workdir holds.
 
     Args:
-      config: the settings.
-      workdir: the run's folder; made if need be.
-      operation: how to operate it; `on_nan` is that of the settings, and what has no `progress` is
-        shown on the terminal.
+      operation: its `on_nan` is that of the settings; without `progress` the terminal shows it.
       allow_change, lock_seconds, take_over: as in `RunFolder` and `plan_of_run`.
       on_done: called with the workdir at the plan's end, while no other process may use it.
     """

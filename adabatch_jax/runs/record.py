@@ -155,11 +155,7 @@ class RunRecord:
         }
 
     def save(self, state: TrainState, position: Mapping[str, Any]) -> None:
-        """Begins to save a checkpoint; rows before it are on disk already.
-
-        All updates before the state, which may be donated afterwards, were looked at, and none
-        after. `position` says where it stands.
-        """
+        """Begins to save a state, to which just the updates were looked at that are before it."""
         run = {
             **position,
             **self.clocks.to_dict(),

@@ -20,10 +20,9 @@ _MAX_STEPS_PER_DISPATCH = 32
 
 @dataclasses.dataclass(frozen=True)
 class Circumstances:
-    """What a choice depends on beside what the user wants.
+    """What a choice depends on beside what the user wants; `batch_size` is the plan's largest.
 
     Attributes:
-      batch_size: the plan's largest batch.
       group_rows: rows that the loss computes apart from others; None where it doesn't say so.
       limit_bytes: memory of each device; infinite where that isn't known.
     """
@@ -69,8 +68,8 @@ def choose_layout(
 
     Args:
       microbatch_size, input: what the user wants, or "auto".
-      saved: the layout that the run was begun with, as far as it is to stay: its micro-batch does
-        where it fits, and under "auto".
+      saved: what is to stay of the layout that the run was begun with: under "auto" the
+        micro-batch, where it fits.
       of: what else the choice depends on.
       temporary_bytes: tells what an update of so many rows on one device takes beside its
         arguments and results.

@@ -31,10 +31,8 @@ class Evaluator:
     Args:
       eval_fn: `eval_fn(params, model_state, batch) -> metrics`, a dict of scalars, means over
         the batch weighted by `batch["weight"]`.
-      source: the examples, all of which are read, in order.
       batch_size: examples per batch, rounded up to a multiple of the devices. It changes
         memory and speed, not the result.
-      mesh: the devices that share a batch, or None.
       keep_limit_bytes: the most memory, on each device, to keep examples in.
 
     Attributes:

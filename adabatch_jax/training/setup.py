@@ -75,13 +75,7 @@ def set_up(
 ) -> Setup:
     """Chooses what is "auto", compiles the first program and the one with the most rows.
 
-    Args:
-      update: what to perform; its micro-batch is chosen here.
-      state: lies where updates want it.
-      start_step: the update to begin with.
-      options: what the user wants.
-      saved_layout: of the run that goes on, what is to stay; or nothing.
-      say: takes a line for the user.
+    Of a run that goes on, `saved_layout` is to stay. `say` takes a line for the user.
 
     Raises:
       UsageError: a program doesn't fit into the devices' memory, or the micro-batch isn't that of

@@ -45,10 +45,7 @@ def seconds_by_size(
 
     The first size is always timed; another one if that takes no more than a percent of the time
     that the whole run should take. One is left out where a device's memory, `limit_bytes`, has no
-    room for the copy.
-
-    Returns:
-      Seconds per update, input left out, by batch size.
+    room for the copy. Returns seconds per update, input left out, by batch size.
     """
     copy_bytes = device_bytes(state)
     sizes = sizes_from(plan, start_step)
@@ -138,15 +135,7 @@ def measure_sizes(
     """Times the updates of several batch sizes, the small ones first, while there is time.
 
     The smallest size is timed in any case; one whose updates, going by the sizes before it, would
-    take too long is left out with all that are larger.
-
-    Args:
-      runs: batch size -> prepares its updates.
-      budget_seconds: for all.
-      clock: seconds that never run backwards.
-
-    Returns:
-      Batch size -> seconds per update.
+    take too long is left out with all that are larger. `runs` prepare the updates of each size.
     """
     measured: dict[int, float] = {}
     end, sizes = clock() + budget_seconds, sorted(runs)

@@ -181,11 +181,6 @@ def predict(plan: BatchPlan, seconds_by_size: Mapping[int, float]) -> Prediction
     A size that was measured takes what was measured: memory and kernels make T(B) jump, and the
     jump is real. The fit T(B) = a + b B fills in the others, inside and outside of the range.
 
-    Args:
-      plan: the plan.
-      seconds_by_size: batch size -> measured seconds per update, padding included; at least one
-        size, and any that the plan doesn't have.
-
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("100, 10ep: 400", num_examples=1000, duration="20ep")
     >>> prediction = predict(plan, {100: 0.5, 400: 0.8})
