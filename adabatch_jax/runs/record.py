@@ -178,8 +178,9 @@ class RunRecord:
         """Waits for the last checkpoint and, at the plan's end, writes the summary."""
         if self._finished is not None:
             return self._finished
+        step = int(state.step)
         with self.clocks.timed("checkpoint"):
-            self.store.wait_for_saves(int(state.step) if state.step > self.start_step else None)
+            self.store.wait_for_saves(step if step > self.start_step else None)
         summary = self._summary(state)
         return summary if stopped else self.store.write_summary(summary, self._identity)
 
