@@ -145,7 +145,7 @@ def replaced(instance: T, values: Mapping[str, Any]) -> T:
 
 
 def check(instance: Any, named: Callable[[str], str] = str) -> None:
-    """Checks each field against its declaration; the `__post_init__` of all settings.
+    """Checks each field as it is declared; the `__post_init__` of all settings.
 
     What means the same is kept as one value: "none" as None where that is allowed, whole numbers
     as floats where those are asked for, schedules and durations as their texts.
@@ -180,12 +180,17 @@ def _checked(name: str, value: Any, declared: Declaration) -> Any:
     kinds = [_KINDS.get(kind, kind.__name__) for kind in declared.kinds]
     if kinds and type(value) not in declared.kinds:
         raise UsageError(f"{name}: must be {' or '.join(kinds)}, got {value!r}.")
-    if isinstance(value, str):
-        if declared.choices and value not in declared.choices:
-            others = [*(kind for kind in kinds if kind != "a text"), *declared.choices]
-            hint = did_you_mean(value, declared.choices) or "."
-            raise UsageError(f"{name}: {value!r} is not one of {', '.join(others)}{hint}")
-        return _read(name, value, declared)
+    if isinstance(value, str) and declared.choices and value not in declared.choices:
+        others = [*(kind for kind in kinds if kind != "a text"), *declared.choices]
+        hint = did_you_mean(value, declared.choices) or "."
+        raise UsageError(f"{name}: {value!r} is not one of {', '.join(others)}{hint}")
+    if isinstance(value, str) and declared.read is not None:
+        try:
+            read = declared.read(value)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
+        if isinstance(read, int | float) and type(read) in declared.kinds:
+            value = read  # such as a size in bytes, where a number is allowed too
     if isinstance(value, int | float):
         for limit, text, is_met in (
             (declared.at_least, "at least", operator.ge),
@@ -209,14 +214,3 @@ def _meant(value: Any, kinds: tuple[type, ...]) -> Any:
     if isinstance(value, numbers.Integral) and int in kinds:
         return int(value)  # also one of numpy's
     return float(value) if float in kinds and abs(value) <= sys.float_info.max else value
-
-
-def _read(name: str, text: str, declared: Declaration) -> Any:
-    """The text; or the number that it means, such as a size in bytes, where one is allowed."""
-    if "\0" in text:
-        raise UsageError(f"{name}: {text!r} has a character that no text may have.")
-    try:
-        read = text if declared.read is None else declared.read(text)
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}") from None
-    return read if isinstance(read, int | float) and type(read) in declared.kinds else text

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,7 +84,7 @@ def parse_flags(
     given, unknown = parser.parse_known_args([*_words(argv)])
     if unknown:
         word = next((word for word in unknown if word.startswith("--")), unknown[0])
-        flags = [flag for action in parser._actions for flag in action.option_strings]
+        flags = [flag_of(name) for instance in instances for name in declarations(type(instance))]
         raise UsageError(f"there is no flag {word}{did_you_mean(word, flags) or '.'}")
     changed = [_changed(instance, vars(given)) for instance in instances]
     return (*changed, getattr(given, positional)) if positional else tuple(changed)
@@ -108,7 +109,7 @@ def command_arguments(config: TrainConfig, path: str | None = None) -> str:
         if isinstance(value, bool):
             words.append(flag_of(name) if value else _negated(name))
         else:
-            words += [flag_of(name), f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [flag_of(name), str(value).removesuffix(".0")]
     return shlex.join(words)
 
 
@@ -152,32 +153,26 @@ def _add_flag(group: Any, name: str, declared: Declaration, default: Any) -> Non
         no = f"not {flag_of(name)}"
         group.add_argument(_negated(name), dest=name, action="store_false", help=no)
         return
-    number = "*" if declared.is_list else "+" if declared.has_spaces else None
     words = [{int: "INT", float: "FLOAT", str: "TEXT"}.get(kind) for kind in declared.kinds]
-    metavar = "|".join(filter(None, words))
-    group.add_argument(flag_of(name), dest=name, help=text, nargs=number, metavar=metavar)
-
-
-def _changed(instance: T, given: Mapping[str, Any]) -> T:
-    """The instance with the values of its flags that were given."""
-    declared = declarations(type(instance))
-    names = [name for name in declared if name in given]
-    return replaced(instance, {name: _value(declared[name], given[name]) for name in names})
-
-
-def _value(declared: Declaration, given: bool | str | list[str]) -> Any:
-    """What was given; numbers where those are allowed, else texts, which will be checked."""
-    if isinstance(given, bool):
-        return given
-    if declared.is_list:
-        return tuple(_number_or_text(text, declared.kinds) for text in given)
-    text = given if isinstance(given, str) else " ".join(given)
-    return _number_or_text(text, declared.kinds)
+    group.add_argument(
+        flag_of(name), dest=name, help=text, metavar="|".join(filter(None, words)),
+        nargs="*" if declared.is_list else "+" if declared.has_spaces else None,
+        type=functools.partial(_number_or_text, kinds=declared.kinds),
+    )  # fmt: skip
 
 
 def _number_or_text(text: str, kinds: Sequence[type]) -> int | float | str:
+    """A number where one is allowed, else the text, which will be checked."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             if kind in kinds:
                 return kind(text)
     return text
+
+
+def _changed(instance: T, given: Mapping[str, Any]) -> T:
+    """The instance with the values of its flags that were given."""
+    declared = declarations(type(instance))
+    values = {name: given[name] for name in declared if name in given}
+    joined = {name: " ".join(v) for name, v in values.items() if declared[name].has_spaces}
+    return replaced(instance, values | joined)

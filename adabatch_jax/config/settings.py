@@ -11,11 +11,12 @@ from adabatch_jax.config.value_texts import (
     NanPolicy,
     Score,
     check_name,
+    check_path,
     parse_nan_policy,
     parse_period,
     parse_profiled,
     parse_score,
-)  # fmt: skip
+)
 from adabatch_jax.schedules.learning_rate_text import coupling_power, parse_learning_rate
 from adabatch_jax.schedules.schedule_text import parse_schedule
 from adabatch_jax.schedules.strides import REMAINDERS
@@ -148,7 +149,8 @@ class DataSettings:
     """Where the examples come from, and how they are augmented."""
 
     dir: str | None = setting(
-        None, OPERATION, help="Folder of the prepared datasets; none: the user's cache folder.")
+        None, OPERATION, read=check_path,
+        help="Folder of the prepared datasets; none: the user's cache folder.")
     train_split: str | None = setting(
         None, NUMBERS, help="Split to train on, such as train[:90%]; none: the dataset's own.")
     test_split: str | None = setting(

@@ -118,3 +118,9 @@ def check_name(name: str) -> None:
     """Raises a UsageError unless a folder may be called so on any system."""
     if not re.fullmatch(r"[\w][\w.+=-]*", name):
         raise UsageError(f"{name!r} can't be a folder's name; use letters, digits, '_' and '-'.")
+
+
+def check_path(path: str) -> None:
+    """Raises a UsageError where no file can have this path."""
+    if "\0" in path:
+        raise UsageError(f"{path!r} can't be a file's name.")

@@ -1,5 +1,5 @@
-"""One run: `fit` and its loop, the run's folder, checkpoints, and going on from them.
+"""One run: `fit`, its loop, what it leaves on disk, and going on with it.
 
-`fit` and `FitResult` are public; commands and `reporting` take the folder's contents. It knows
-nothing of tables and pages that are made of finished runs.
+`fit.fit` is the library's call, `configured_run.train` the command's. It must not know how a run
+is reported or diagnosed.
 """

@@ -13,10 +13,12 @@ from jax.sharding import Mesh
 
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.abstract_arrays import abstract
+from adabatch_jax.data.epoch_order import prepare_order
 from adabatch_jax.data.sources import Source
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.folder.run_folder import RunFolder, run_store
+from adabatch_jax.runs.kept_layout import check_microbatches
 from adabatch_jax.runs.loop import Loop, StepCallback, evaluation_program
 from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import make_profile
@@ -165,13 +167,13 @@ def fit(
             plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress
         )
         stack.callback(store.close)
-        begun_with = record.open().items()
-        saved_layout = {name: value for name, value in begun_with if name not in allow_change}
+        saved_layout = record.open()
         state = record.begin(update.place(state))
         if record.start_step == plan.num_steps and record.pending_row is None:
             record.save_given(state)
             summary = record.finish(state, False)
             return FitResult(state, record.history, summary, False, record.start_step)
+        check_microbatches(saved_layout, layout, plan, independent_groups, allow_change)
         store.check_space(state)
         rng = update.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {
@@ -182,6 +184,9 @@ def fit(
         reach("compile.first")
         # A run whose last evaluation is still to come needs no update, and is set up for its last.
         next_step = min(record.start_step, plan.num_steps - 1)
+        if plan.num_examples is not None:
+            epoch = plan.samples_at(next_step) // plan.num_examples
+            prepare_order(plan.num_examples, seed, epoch)  # while programs are compiled
         with record.clocks.timed("compile"):
             setup = set_up(
                 update, state, rng, source, plan, next_step, seed, layout, saved_layout,

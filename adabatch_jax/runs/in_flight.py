@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,8 +26,7 @@ class BadUpdate:
     what: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Settled:
+class Settled(NamedTuple):
     """A piece whose results are known.
 
     Attributes:
@@ -102,8 +101,9 @@ class InFlight:
 
     def holds_bad_update(self) -> bool:
         """Whether any update in flight isn't finite; waits for all of them."""
-        flags = jax.device_get([dispatched.is_finite for _, dispatched, _ in self._entries])
-        return not all(np.all(flag) for flag in flags if flag is not None)
+        flags = [dispatched.is_finite for _, dispatched, _ in self._entries]
+        jax.block_until_ready(flags)  # where a signal is heard
+        return not all(np.asarray(flag).all() for flag in flags if flag is not None)
 
 
 def _bad_updates(piece: Piece, dispatched: Dispatched) -> Sequence[BadUpdate]:

@@ -14,6 +14,7 @@ from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.contents import FORMAT
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.runs.kept_layout import change_text, layout_changes
 from adabatch_jax.runs.resuming import check_past, digest_of_order
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
@@ -99,13 +100,10 @@ class RunRecord:
         self._layout = dict(layout)
         self.store.write_environment(self._layout, self._restarts)
         found = self.store.checkpoint
-        before = self._layout if found is None else found.run["layout"]
-        for name, now in self._layout.items():
-            if before[name] != now:
-                self._progress.message(
-                    f"note: the run goes on with {name} {now} instead of {before[name]}: the same "
-                    "examples in the same batches, rounded differently"
-                )
+        before = {} if found is None else found.run["layout"]
+        for change in layout_changes(before, self._layout, self.start_step):
+            self.decisions.append(change)
+            self._progress.message(change_text(change))
 
     def _resume(self, state: TrainState) -> TrainState:
         def check(found: Found) -> None:

@@ -22,7 +22,7 @@ CHANGEABLE = [name for name, declared in _DECLARED.items() if declared.is_change
 # Their changes are told, but need no leave: they are checked by what they did to the past.
 _OF_THE_FUTURE = [name for name, declared in _DECLARED.items() if declared.role is Role.FUTURE]
 
-# What a run goes on with as it was begun; its layout is looked at when all of it is chosen.
+# What a run goes on with as it was begun. What its layout may change to is for `fit` to say.
 _IDENTITY = [name for name, declared in _DECLARED.items() if declared.role is Role.NUMBERS]
 
 
@@ -83,7 +83,7 @@ def plan_of_run(
     plan = resumed.plan(num_examples)
     if "lr" not in allow_change:
         resumed.check_rates(plan)
-    return plan, [c for c in changes if c.setting in (*_OF_THE_FUTURE, *CHANGEABLE)]
+    return plan, [c for c in changes if c.setting in (*_IDENTITY, *_OF_THE_FUTURE)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,10 +119,11 @@ class _Pace:
     """Examples per second since the last row, evaluation left out."""
 
     def __init__(self, samples: int):
-        self.restart(samples)
+        self._marks = collections.deque([(samples, time.monotonic())], maxlen=3)
 
     def restart(self, samples: int) -> None:
-        self._marks = collections.deque([(samples, time.monotonic())], maxlen=3)
+        self._marks.clear()
+        self._marks.append((samples, time.monotonic()))
 
     def examples_per_second(self, samples: int) -> float:
         now, marks = time.monotonic(), self._marks

@@ -165,7 +165,7 @@ class BatchPlan:
         if not 0 <= start_step <= self.num_steps:
             raise IndexError(f"step {start_step} is outside the plan's {self.num_steps} steps.")
         first = max(bisect.bisect_right(self._start_steps, start_step) - 1, 0)
-        for phase in self.phases[first:]:
+        for phase in map(self.phases.__getitem__, range(first, len(self.phases))):
             stride = stride_of(self, phase)
             for step in range(max(start_step, phase.start_step), phase.stop_step):
                 k = step - phase.start_step

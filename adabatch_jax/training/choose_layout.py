@@ -68,8 +68,7 @@ def choose_layout(
 
     Args:
       microbatch_size, input: what the user wants, or "auto".
-      saved: what is to stay of the layout that the run was begun with: under "auto" the
-        micro-batch, where it fits.
+      saved: the layout that the run was begun with, whose micro-batch stays where it fits; or {}.
       of: what else the choice depends on.
       temporary_bytes: tells what an update of so many rows on one device takes beside its
         arguments and results.
@@ -79,18 +78,9 @@ def choose_layout(
       The choice, and sentences for the user.
 
     Raises:
-      UsageError: the micro-batch that the user wants doesn't fit, or not even the smallest; or it
-        isn't that of the run, and might change more than rounding.
+      UsageError: the micro-batch that the user wants doesn't fit, or not even the smallest.
     """
     if microbatch_size != AUTO:
-        before = saved.get("microbatch_size", microbatch_size)
-        if before != microbatch_size and of.group_rows is None:
-            raise UsageError(
-                f"the run was begun with {microbatches_text(before)}, not "
-                f"{microbatches_text(microbatch_size)}, which is what BatchNorm without a group "
-                "normalizes over, if there is any; let microbatch_size be 'auto', or change it from "
-                "here on with --allow-change microbatch_size."
-            )
         choice, need = _with_room(Choice(microbatch_size, input), of, needs)
         layout = Layouts(microbatch_size, of.num_devices).of(of.batch_size)
         check_memory(layout, need.num_bytes, of.limit_bytes)

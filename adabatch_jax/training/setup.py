@@ -75,11 +75,10 @@ def set_up(
 ) -> Setup:
     """Chooses what is "auto", compiles the first program and the one with the most rows.
 
-    Of a run that goes on, `saved_layout` is to stay. `say` takes a line for the user.
+    Of a run that goes on, the choices of `saved_layout` stay. `say` takes a line for the user.
 
     Raises:
-      UsageError: a program doesn't fit into the devices' memory, or the micro-batch isn't that of
-        the run and might change more than rounding.
+      UsageError: a program doesn't fit into the devices' memory.
     """
     devices = list(
         jax.tree.leaves(state)[0].devices() if update.mesh is None else update.mesh.devices.flat

@@ -13,6 +13,7 @@ from experiments.benchmarks.rows import Row
 
 BENCHMARKS = {
     "loop_overhead": 1,
+    "host_time": 1,
     "phase_change": 1,
     "warm_start": 1,
     "streaming_input": 1,

@@ -180,6 +180,7 @@ def test_command_arguments_give_the_configuration_back():
         batch_schedule="32 x2 every 4ep max 64",
         microbatch_size=None,
         epochs=2.5,
+        weight_decay=1.23456789e-4,
         shard_params=True,
         data=DataSettings(flip=True, train_split="train[:90%]"),
     )

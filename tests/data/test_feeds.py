@@ -298,7 +298,6 @@ def test_endless_streams():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "residential"}, "one of auto, resident, streaming, got 'residential'"),
         ({"steps_per_dispatch": 0}, "`steps_per_dispatch` must be at least 1, got 0"),
         ({"split": True}, "`split` needs a `microbatch_size`"),
         ({"microbatch_size": 0}, "`microbatch_size` must be at least 1"),
