@@ -4,10 +4,10 @@ import dataclasses
 import json
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.runs.checkpoint_past import digest_of_order
 from adabatch_jax.runs.checkpoints.manifest import write_manifest
 from adabatch_jax.runs.folder.contents import FORMAT
 from adabatch_jax.runs.folder.metrics import MetricsPosition
+from adabatch_jax.runs.resuming import digest_of_order
 
 CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", seed=3)
 PLAN = CONFIG.plan(1442)

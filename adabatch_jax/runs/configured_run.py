@@ -2,17 +2,17 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
-from flax import nnx
 
 from adabatch_jax.config.settings import Operation
 from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.data.abstract_arrays import example_types
 from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
 from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec
 from adabatch_jax.data.mesh import data_mesh
@@ -48,17 +48,9 @@ def train(
     """Trains as configured, or goes on with what the workdir holds.
 
     Args:
-      config: the settings.
-      workdir: the run's folder; made if need be.
-      operation: how to operate it; `on_nan` is that of the settings, and what has no `progress` is
-        shown on the terminal.
-      allow_change: settings whose change a run may go on with, see `plan_of_run`; and "rows".
+      operation: its `on_nan` is that of the settings; without `progress` the terminal shows it.
+      allow_change, lock_seconds, take_over: as in `RunFolder` and `plan_of_run`.
       on_done: called with the workdir at the plan's end, while no other process may use it.
-      lock_seconds, take_over: as in `locked`.
-
-    Raises:
-      UsageError: the settings or the workdir can't work, or another process is training there.
-      RestoreError: the workdir holds a run with another past, or no sound checkpoint of it.
     """
     spec = dataset_spec(config.dataset, config.data.dir)
     train_source, eval_sources = open_sources(config, spec)
@@ -95,8 +87,8 @@ def _fit(
         plan, config.learning_rate, config.coupling, config.reference_batch_size
     )
     tx = make_optimizer(config, learning_rate)
-    module = network(config, spec, _image_shape(train_source))
-    params, model_state, loss_fn, eval_fn = network_functions(config, spec, module)
+    image_shape, _ = example_types(train_source)["image"]
+    params, model_state, loss_fn, eval_fn, properties = network_functions(config, spec, image_shape)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     layout = config.layout
     if mesh is None:  # one device has it all
@@ -122,7 +114,7 @@ def _fit(
         keep=config.keep,
         operation=operation,
         allow_change=allow_change,
-        **loss_properties(module),
+        **properties,
         identity=config.to_dict(),
     )
 
@@ -150,7 +142,9 @@ def open_sources(config: TrainConfig, spec: DatasetSpec) -> tuple[Source, dict[s
     """The training examples, and by name those to evaluate on."""
 
     def source(split: str) -> Source:
-        return _kept(tfds_source(config.dataset, split, config.data.dir, config.data.image_size))
+        images = tfds_source(config.dataset, split, config.data.dir, config.data.image_size)
+        num_bytes = len(images) * math.prod(images.image_shape)
+        return in_memory(images) if num_bytes < _MEMORY_LIMIT_BYTES else images
 
     eval_splits = {"test": config.data.test_split or spec.test_split}
     if config.data.holdout_split is not None:
@@ -159,54 +153,29 @@ def open_sources(config: TrainConfig, spec: DatasetSpec) -> tuple[Source, dict[s
     return train_source, {name: source(split) for name, split in eval_splits.items()}
 
 
-def _kept(source: Any) -> Source:
-    num_bytes = len(source) * int(np.prod(source.image_shape))
-    return in_memory(source) if num_bytes < _MEMORY_LIMIT_BYTES else source
-
-
-def _image_shape(source: Source) -> tuple[int, int, int]:
-    return source.read(np.zeros(1, np.int64))["image"].shape[1:]
-
-
-def network(
-    config: TrainConfig, spec: DatasetSpec, image_shape: tuple[int, int, int]
-) -> nnx.Module:
-    """The configured network."""
-    return create(
-        config.model,
-        spec.num_classes,
-        image_shape,
-        config.seed,
-        config.batchnorm_group_size,
-        config.compute_dtype,
-        config.batchnorm_reference_size,
-    )
-
-
 def network_functions(
-    config: TrainConfig, spec: DatasetSpec, module: nnx.Module
-) -> tuple[Any, Any, LossFn, EvalFn]:
-    """What trains the configured network: `(params, model_state, loss_fn, eval_fn)`."""
-    return functions(
-        module,
-        seed=config.seed,
-        normalize=functools.partial(normalize, mean=spec.mean, std=spec.std),
-        augment=augmentation(config),
-    )
+    config: TrainConfig, spec: DatasetSpec, image_shape: tuple[int, int, int]
+) -> tuple[Any, Any, LossFn, EvalFn, dict[str, Any]]:
+    """The configured network: `(params, model_state, loss_fn, eval_fn, loss_properties)`."""
+    module = create(
+        config.model, spec.num_classes, image_shape, config.seed, config.batchnorm_group_size,
+        config.compute_dtype, config.batchnorm_reference_size,
+    )  # fmt: skip
+    normalized = functools.partial(normalize, mean=spec.mean, std=spec.std)
+    made = functions(module, seed=config.seed, normalize=normalized, augment=_augmentation(config))
+    return *made, loss_properties(module)
 
 
-def augmentation(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+def _augmentation(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
     """The configured random changes of training images, or None."""
     padding, flip = config.data.crop_padding, config.data.flip
-    if not padding and not flip:
-        return None
 
     def augment(keys, images):
         if padding:
             images = random_crop(keys, images, padding)
         return random_flip(keys, images) if flip else images
 
-    return augment
+    return augment if padding or flip else None
 
 
 def make_optimizer(

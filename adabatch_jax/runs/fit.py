@@ -166,7 +166,7 @@ def fit(
         record = RunRecord(
             plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress
         )
-        stack.callback(record.close)
+        stack.callback(store.close)
         saved_layout = record.open()
         state = record.begin(update.place(state))
         if record.start_step == plan.num_steps and record.pending_row is None:
@@ -259,11 +259,11 @@ def _predict(
 
     An endless stream may be live: it isn't read for this.
     """
-    if not record.wants_prediction or plan.num_examples is None:
+    if not record.store.wants_prediction(plan) or plan.num_examples is None:
         return
     with record.clocks.timed("compile"):
         seconds = seconds_by_size(
             setup.dispatch, setup.feed, plan, next_step, state, setup.limit_bytes
         )
     if seconds:
-        record.predicted(predict(plan, seconds).to_dict())
+        record.store.write_prediction(plan, predict(plan, seconds).to_dict())

@@ -19,14 +19,7 @@ def check_microbatches(
     """Raises a UsageError where other micro-batches would change more than rounding.
 
     They do where the loss doesn't say which rows it keeps apart: BatchNorm without a group
-    normalizes over a whole micro-batch.
-
-    Args:
-      saved: the layout that the run was begun with; empty for a new run.
-      layout: what is asked for.
-      plan: the run's.
-      independent_groups: as in `make_train_step`.
-      allow_change: with "microbatch_size" among it nothing is refused.
+    normalizes over a whole micro-batch. A new run has no `saved` layout.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("8", num_examples=80, duration="1ep")

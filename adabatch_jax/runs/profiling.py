@@ -12,12 +12,9 @@ from adabatch_jax.system.errors import UsageError
 
 @dataclasses.dataclass
 class Profile:
-    """Traces the updates [start_step, stop_step) with JAX's profiler.
+    """Traces the updates [start_step, stop_step) with JAX's profiler; nothing without a directory.
 
-    Attributes:
-      directory: where the trace goes; None traces nothing.
-      start_step: the first update traced; with several to a dispatch, the first that begins one.
-      stop_step: the first that isn't.
+    With several to a dispatch, from the first that begins one.
     """
 
     directory: Path | None = None
@@ -27,9 +24,8 @@ class Profile:
 
     def is_due(self, step: int) -> bool:
         """Whether tracing begins or ends before this update."""
-        if self.directory is None:
-            return False
-        return self._is_tracing != (self.start_step <= step < self.stop_step)
+        is_wanted = self.directory is not None and self.start_step <= step < self.stop_step
+        return self._is_tracing != is_wanted
 
     def switch(self, step: int, progress: Progress) -> None:
         """Begins or ends tracing where that is due; the devices should be idle."""
@@ -48,12 +44,7 @@ class Profile:
 
 
 def make_profile(steps: str | None, workdir: str | Path | None, num_steps: int) -> Profile:
-    """A trace of updates into the folder `profile` of the workdir.
-
-    Args:
-      steps: a range such as "10:20"; None for no trace.
-      workdir: the run's folder.
-      num_steps: updates of the run.
+    """A trace of a run's updates such as "10:20" into its folder; None traces nothing.
 
     Raises:
       UsageError: no range, none of this run, or no folder to write to.

@@ -8,7 +8,6 @@ import jax
 
 from adabatch_jax.config.settings import Keep
 from adabatch_jax.data.example_digest import ExamplesDigest
-from adabatch_jax.runs.checkpoint_past import check_past, digest_of_order
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.clocks import ACTIVITIES, Clocks
 from adabatch_jax.runs.display.progress import Progress
@@ -16,6 +15,7 @@ from adabatch_jax.runs.folder.contents import FORMAT
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.kept_layout import change_text, layout_changes
+from adabatch_jax.runs.resuming import check_past, digest_of_order
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import package_versions
@@ -28,19 +28,7 @@ from adabatch_jax.training.train_state import TrainState
 class RunRecord:
     """A run's own values: what a checkpoint keeps beside the weights, and how it is taken up again.
 
-    Args:
-      plan: the run's.
-      seed: of the order of the examples.
-      store: where the run leaves what it leaves.
-      keep: which checkpoints stay.
-      on_save_error: "stop" or "warn".
-      identity: the settings, as JSON values.
-      watchdog: looks after what takes time.
-      progress: told what was found.
-
     Attributes:
-      plan, store: as given.
-      clocks: the account of seconds.
       history: the rows of metrics.
       examples: the digest of the examples consumed; of a state that was given in mid-plan, of
         those since.
@@ -83,13 +71,18 @@ class RunRecord:
     def begin(self, state: TrainState) -> TrainState:
         """Returns the state of the store's checkpoint, or where it has none `state`."""
         self._tell_notes()
-        is_done = False
+        num_steps, is_done = self.plan.num_steps, False
         if self.store.checkpoint is None:
-            self._start_from(state)
+            self.start_step = int(state.step)
+            if self.start_step > num_steps:
+                raise UsageError(
+                    f"the state has {self.start_step} updates behind it, more than the plan's "
+                    f"{num_steps}; give `TrainState.create(...)` to begin anew."
+                )
         else:
             state = self._resume(state)
             self._tell_notes()
-            is_done = self.start_step == self.plan.num_steps
+            is_done = self.start_step == num_steps
             self._finished = self.store.read_summary(self._identity) if is_done else None
         if self._finished is None:
             self.history = self.store.begin(self.plan, self._identity, is_done)
@@ -111,25 +104,6 @@ class RunRecord:
         for change in layout_changes(before, self._layout, self.start_step):
             self.decisions.append(change)
             self._progress.message(change_text(change))
-
-    @property
-    def wants_prediction(self) -> bool:
-        """Whether there is a plan.json in which nothing was predicted for its plan."""
-        return self.store.wants_prediction(self.plan)
-
-    def predicted(self, prediction: Mapping[str, Any]) -> None:
-        """Adds what the run should take to plan.json."""
-        self.store.write_prediction(self.plan, prediction)
-
-    def _start_from(self, state: TrainState) -> None:
-        """Begins where the given state stands."""
-        step = int(state.step)
-        if step > self.plan.num_steps:
-            raise UsageError(
-                f"the state has {step} updates behind it, more than the plan's "
-                f"{self.plan.num_steps}; give `TrainState.create(...)` to begin anew."
-            )
-        self.start_step = step
 
     def _resume(self, state: TrainState) -> TrainState:
         def check(found: Found) -> None:
@@ -179,12 +153,7 @@ class RunRecord:
         }
 
     def save(self, state: TrainState, position: Mapping[str, Any]) -> None:
-        """Begins to save a checkpoint; rows before it are on disk already.
-
-        Args:
-          state: may be donated afterwards; all updates before it were looked at, and none after.
-          position: what `position` said when the state was that of the run.
-        """
+        """Begins to save a state, to which just the updates were looked at that are before it."""
         run = {
             **position,
             **self.clocks.to_dict(),
@@ -207,22 +176,23 @@ class RunRecord:
         """Waits for the last checkpoint and, at the plan's end, writes the summary."""
         if self._finished is not None:
             return self._finished
+        step = int(state.step)
         with self.clocks.timed("checkpoint"):
-            step = int(state.step)
             self.store.wait_for_saves(step if step > self.start_step else None)
         summary = self._summary(state)
         return summary if stopped else self.store.write_summary(summary, self._identity)
 
     def _summary(self, state: TrainState) -> dict[str, Any]:
         last = self.history[-1] if self.history else {}
-        measured = (
-            key for key in last if key.startswith(("train_", "test_", "holdout_")) or key == "epoch"
-        )
         step = int(state.step)
         return {
             "step": step,
             "samples": self.plan.samples_at(step),
-            **{key: _finite_or_none(last[key]) for key in measured},
+            **{
+                key: _finite_or_none(value)
+                for key, value in last.items()
+                if key.startswith(("train_", "test_", "holdout_")) or key == "epoch"
+            },
             "weights_digest": weights_digest(state),
             "examples_digest": str(self.examples),
             "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -231,10 +201,6 @@ class RunRecord:
             "total_seconds": self.clocks.elapsed_seconds(),
             "phase_training_seconds": self.clocks.phase_seconds,
         }
-
-    def close(self) -> None:
-        """Ends what was begun in the store, also after an error."""
-        self.store.close()
 
 
 def _finite_or_none(value: Any) -> Any:

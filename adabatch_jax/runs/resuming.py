@@ -1,7 +1,7 @@
-"""Going on with a run: what has been done, followed by what is asked for now."""
+"""Going on with a run: what a checkpoint says was done, followed by what is asked for now."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from adabatch_jax.config.declarations import Role, declarations, flattened
 from adabatch_jax.config.train_config import TrainConfig
-from adabatch_jax.runs.checkpoint_past import check_past, is_past
+from adabatch_jax.data.epoch_order import order_digest
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.plan import BatchPlan, cut_ends, make_plan
@@ -52,17 +52,11 @@ def plan_of_run(
     workdir: Path,
     allow_change: Collection[str] = (),
 ) -> tuple[BatchPlan, list[Change]]:
-    """The plan, and what changed of the settings; of a run that has begun, what was done followed by what is asked for.
+    """The plan, and what changed of the settings.
 
-    A longer run and an edited future of the schedule are allowed; another past is refused, and
-    so is a change of any setting that decides the numbers.
-
-    Args:
-      config: what is asked for.
-      num_examples: examples in an epoch.
-      found: the checkpoint to go on from; None where there is none.
-      workdir: the run's folder, for errors.
-      allow_change: those of `CHANGEABLE` that may differ all the same, from here on.
+    Of a run that has begun: what was done, followed by what is asked for. A longer run and an
+    edited future of the schedule are allowed; another past is refused, and so is a change of any
+    setting that decides the numbers, but for those of `CHANGEABLE` in `allow_change`.
 
     Raises:
       RestoreError: the change isn't allowed.
@@ -78,39 +72,92 @@ def plan_of_run(
         return config.plan(num_examples), []
     run = found.run
     before = TrainConfig.from_dict(run["identity"], origin=f"the checkpoint in {workdir}")
-    _check_identity(before, config, workdir, allow_change)
-    plan = _plan_from_here(config, num_examples, before, run, workdir, allow_change)
-    if "lr" not in allow_change:
-        done = BatchPlan.from_dict(run["plan"])
-        _check_rates(before, done, config, plan, found.step, workdir, allow_change)
     old, new = flattened(before.to_dict()), flattened(config.to_dict())
-    names = [*_IDENTITY, *_OF_THE_FUTURE]
-    changed = (name for name in names if old[name] != new[name])
-    return plan, [Change(found.step, name, old[name], new[name]) for name in changed]
+    changes = [
+        Change(found.step, name, old[name], new[name])
+        for name in _DECLARED
+        if old[name] != new[name]
+    ]
+    resumed = _Resumed(before, config, run, workdir, allow_change, changes)
+    resumed.check_identity()
+    plan = resumed.plan(num_examples)
+    if "lr" not in allow_change:
+        resumed.check_rates(plan)
+    return plan, [c for c in changes if c.setting in (*_IDENTITY, *_OF_THE_FUTURE)]
 
 
-def _plan_from_here(
-    config: TrainConfig,
-    num_examples: int,
-    before: TrainConfig,
-    run: dict[str, Any],
-    workdir: Path,
-    allow_change: Collection[str],
-) -> BatchPlan:
-    done = BatchPlan.from_dict(run["plan"])
-    plan = _replanned(config, num_examples, done, run["samples"])
-    if is_past(run, plan) or done.num_examples != num_examples:
-        pass
-    elif (config.schedule, config.duration) == (before.schedule, before.duration):
-        plan = done  # whose past was edited, with leave, before the checkpoint
-    elif "batch_schedule" in allow_change:
-        plan = done.continued(config.schedule, run["samples"], config.duration)
-    named = _named(allow_change, ["batch_schedule"])
-    override = f", or follow the new schedule from here on with {named}"
-    if plan.num_samples < run["samples"]:
-        override = ""  # there is nothing left of it
-    check_past(run, plan, config.seed, workdir, override)
-    return plan
+@dataclasses.dataclass(frozen=True)
+class _Resumed:
+    """A run that goes on from a checkpoint's own values, `run`, with other settings."""
+
+    before: TrainConfig
+    config: TrainConfig
+    run: dict[str, Any]
+    workdir: Path
+    allow_change: Collection[str]
+    changes: list[Change]
+
+    def check_identity(self) -> None:
+        """Raises a RestoreError that names the settings that decide numbers and differ."""
+        changeable = set(CHANGEABLE)
+        if self.config.optimizer == "sgd" and not (self.before.momentum and self.config.momentum):
+            changeable.remove("momentum")  # without any there is none in the optimizer's state
+        allowed = changeable.intersection(self.allow_change)
+        refused = [c for c in self.changes if c.setting in _IDENTITY and c.setting not in allowed]
+        if not refused:
+            return
+        override, names = "", [change.setting for change in refused]
+        if changeable.issuperset(names):
+            what = "it" if len(names) == 1 else "them"
+            override = f", or change {what} from here on with {self._allowing(*names)}"
+        raise RestoreError(
+            f"the run in {self.workdir} has {_listed(refused)}; use another --workdir, or go on "
+            f"with --config {self.workdir / 'config.json'}{override}."
+        )
+
+    def plan(self, num_examples: int) -> BatchPlan:
+        """What was done, followed by what is asked for; a RestoreError if it was something else."""
+        config, before, run = self.config, self.before, self.run
+        done = BatchPlan.from_dict(run["plan"])
+        plan = _replanned(config, num_examples, done, run["samples"])
+        if not is_past(run, plan) and done.num_examples == num_examples:
+            if (config.schedule, config.duration) == (before.schedule, before.duration):
+                plan = done  # whose past was edited, with leave, before the checkpoint
+            elif "batch_schedule" in self.allow_change:
+                plan = done.continued(config.schedule, run["samples"], config.duration)
+        override = ", or follow the new schedule from here on with "
+        override += self._allowing("batch_schedule")
+        if plan.num_samples < run["samples"]:
+            override = ""  # there is nothing left of it
+        check_past(run, plan, config.seed, self.workdir, override)
+        return plan
+
+    def check_rates(self, plan: BatchPlan) -> None:
+        """Raises a RestoreError unless the learning rates of all updates so far are the same."""
+        done = BatchPlan.from_dict(self.run["plan"])
+        old, new = (
+            resolve(p, c.learning_rate, c.coupling, c.reference_batch_size)
+            for p, c in ((done, self.before), (plan, self.config))
+        )
+        past = np.arange(self.run["step"])
+        differing = np.flatnonzero(old(np, past) != new(np, past))
+        if differing.size:
+            step = int(differing[0])
+            future = [change for change in self.changes if change.setting in _OF_THE_FUTURE]
+            raise RestoreError(
+                f"the run in {self.workdir} has {_listed(future)}, and its learning rate differs "
+                f"in the past: {old.at(step):g} and {new.at(step):g} at update {step:,}; use "
+                f"another --workdir, or follow the new rates from here on with "
+                f"{self._allowing('lr')}."
+            )
+
+    def _allowing(self, *names: str) -> str:
+        """The option that allows more changes, with those that are allowed already."""
+        return f"--allow-change {' '.join([*self.allow_change, *names])}"
+
+
+def _listed(changes: Iterable[Change]) -> str:
+    return " and ".join(f"{c.setting}={c.before!r}, not {c.now!r}" for c in changes)
 
 
 def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples: int) -> BatchPlan:
@@ -125,60 +172,63 @@ def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples:
     return plan
 
 
-def _check_identity(
-    before: TrainConfig, config: TrainConfig, workdir: Path, allow_change: Collection[str]
+def check_past(
+    run: Mapping[str, Any], plan: BatchPlan, seed: int, workdir: Path, override: str = ""
 ) -> None:
-    """Raises a RestoreError that names the settings that decide numbers and differ."""
-    old, new = flattened(before.to_dict()), flattened(config.to_dict())
-    changeable = set(CHANGEABLE)
-    if config.optimizer == "sgd" and bool(before.momentum) != bool(config.momentum):
-        changeable.remove("momentum")  # without any there is none in the optimizer's state
-    allowed = changeable.intersection(allow_change)
-    differing = [name for name in _IDENTITY if old[name] != new[name] and name not in allowed]
-    if not differing:
-        return
-    listed = _listed(differing, old, new)
-    override = ""
-    if set(differing) <= changeable:
-        what = "it" if len(differing) == 1 else "them"
-        override = f", or change {what} from here on with {_named(allow_change, differing)}"
-    raise RestoreError(
-        f"the run in {workdir} has {listed}; use another --workdir, or go on with --config "
-        f"{workdir / 'config.json'}{override}."
-    )
+    """Raises a RestoreError unless a checkpoint's past is this plan's, example for example.
 
-
-def _listed(names: Collection[str], old: dict[str, Any], new: dict[str, Any]) -> str:
-    return " and ".join(f"{name}={old[name]!r}, not {new[name]!r}" for name in names)
-
-
-def _named(allowed: Collection[str], differing: Collection[str]) -> str:
-    """The option that allows more changes, with those that are allowed already."""
-    return f"--allow-change {' '.join([*allowed, *differing])}"
-
-
-def _check_rates(
-    before: TrainConfig,
-    done: BatchPlan,
-    config: TrainConfig,
-    plan: BatchPlan,
-    num_steps: int,
-    workdir: Path,
-    allow_change: Collection[str],
-) -> None:
-    """Compares the learning rates of all updates that were done."""
-    old, new = (
-        resolve(p, c.learning_rate, c.coupling, c.reference_batch_size)
-        for p, c in ((done, before), (plan, config))
-    )
-    past = np.arange(num_steps)
-    differing = np.flatnonzero(old(np, past) != new(np, past))
-    if differing.size:
-        step = int(differing[0])
-        flat = flattened(before.to_dict()), flattened(config.to_dict())
-        differs = [name for name in _OF_THE_FUTURE if flat[0][name] != flat[1][name]]
+    `override` says what else the user can do about an edited past.
+    """
+    if run["seed"] != seed:
         raise RestoreError(
-            f"the run in {workdir} has {_listed(differs, *flat)}, and its learning rate differs in "
-            f"the past: {old.at(step):g} and {new.at(step):g} at update {step:,}; use another "
-            f"--workdir, or follow the new rates from here on with {_named(allow_change, ['lr'])}."
+            f"the run in {workdir} has seed {run['seed']}, not {seed}; use another workdir."
         )
+    saved = BatchPlan.from_dict(run["plan"])
+    for name in ("num_examples", "remainder"):
+        ours, theirs = getattr(plan, name), getattr(saved, name)
+        if ours != theirs:
+            raise RestoreError(
+                f"the run in {workdir} has {name}={theirs!r} and this one {ours!r}; use another "
+                "workdir."
+            )
+    if not is_past(run, plan):
+        raise RestoreError(
+            f"the run in {workdir} stands at sample {run['samples']:,}, and "
+            f"{_first_difference(saved, plan)}; the past of a schedule can't be edited: use another "
+            f"workdir{override}."
+        )
+    if run["order_digest"] != digest_of_order(plan, seed, run["samples"]):
+        versions = run["versions"]
+        raise RestoreError(
+            f"the examples of the run in {workdir} were in another order than this program's "
+            f"(it was begun with adabatch_jax {versions.get('adabatch_jax')} and numpy "
+            f"{versions.get('numpy')}); go on with those versions."
+        )
+
+
+def is_past(run: Mapping[str, Any], plan: BatchPlan) -> bool:
+    """Whether a checkpoint lies on a plan: the same batches up to it."""
+    samples = run["samples"]
+    return samples <= plan.num_samples and plan.fingerprint(samples) == run["fingerprint"]
+
+
+def digest_of_order(plan: BatchPlan, seed: int, samples: int) -> str | None:
+    """A digest of the order in which the epoch at a position is trained; None without epochs."""
+    if plan.num_examples is None:
+        return None
+    return order_digest(plan.num_examples, seed, samples // plan.num_examples)
+
+
+def _first_difference(saved: BatchPlan, plan: BatchPlan) -> str:
+    """Says where two plans part."""
+    for ours, theirs in zip(plan.phases, saved.phases, strict=False):
+        for name in ("start_sample", "batch_size", "start_step"):
+            if getattr(ours, name) != getattr(theirs, name):
+                return (
+                    f"phase {ours.index + 1} had {name} {getattr(theirs, name):,} there and has "
+                    f"{getattr(ours, name):,} here"
+                )
+    return (
+        f"its plan had {saved.num_samples:,} samples in {len(saved.phases)} phases and this one "
+        f"has {plan.num_samples:,} in {len(plan.phases)}"
+    )

@@ -16,14 +16,10 @@ from adabatch_jax.training.gradients import GradFn, Outputs
 
 
 class Sums(NamedTuple):
-    """What some of a batch's micro-batches gave; sums are kept in float32 at least.
+    """Sums of n_j times what some micro-batches gave, in float32 at least; `weight` is sum(n_j).
 
-    Attributes:
-      grads: sum(n_j * gradient_j), a pytree like the parameters.
-      model_state: sum(n_j * model_state_j). Where it is sequential or isn't floating-point, the
-        value of the last micro-batch with a real example.
-      metrics: sum(n_j * metric_j).
-      weight: sum(n_j), a scalar.
+    Model state that is sequential (each micro-batch begins with what the one before left) or isn't
+    floating-point is that of the last micro-batch with a real example.
     """
 
     grads: Any
@@ -33,15 +29,7 @@ class Sums(NamedTuple):
 
 
 def begin(params: Any, model_state: Any, metrics: Any, sequential: bool) -> Sums:
-    """Returns the sums before the first micro-batch.
-
-    Args:
-      params: what the gradients look like.
-      model_state: the state that came into the step.
-      metrics: what the metrics look like; shapes and dtypes will do.
-      sequential: whether each micro-batch begins from the model state that the one before left,
-        instead of from the one that came into the step.
-    """
+    """The sums before the first micro-batch; of metrics, shapes and dtypes will do."""
     return Sums(
         grads=jax.tree.map(_zeros, params),
         model_state=model_state if sequential else jax.tree.map(_zeros, model_state),
@@ -53,15 +41,7 @@ def begin(params: Any, model_state: Any, metrics: Any, sequential: bool) -> Sums
 def add(
     sums: Sums, outputs: Outputs, weight: jax.Array, is_real: jax.Array, sequential: bool
 ) -> Sums:
-    """Returns the sums with one more micro-batch.
-
-    Args:
-      sums: those so far.
-      outputs: what the micro-batch gave.
-      weight: its sum of weights.
-      is_real: whether any of its weights isn't 0, also on other devices.
-      sequential: as in `begin`.
-    """
+    """The sums with one more micro-batch, which `is_real` if any device has an example of it."""
     add_up = functools.partial(_add, weight=weight)
     put = functools.partial(_put, is_real=is_real) if sequential else add_up
     return Sums(
@@ -73,10 +53,7 @@ def add(
 
 
 def finish(sums: Sums, params: Any, model_state: Any, sequential: bool) -> Outputs:
-    """Returns what all micro-batches give together; the arguments are those of `begin`.
-
-    Without any real example the gradient is 0 and the model state stays as it was.
-    """
+    """What all micro-batches give together; without any real example nothing but gradients of 0."""
     total = sums.weight
     divisor = jnp.where(total > 0, total, 1)
 
@@ -104,16 +81,9 @@ def sum_up(
     sequential: bool,
     weights: jax.Array | None = None,
 ) -> Sums:
-    """Returns the sums over all micro-batches.
+    """The sums over all micro-batches of arrays (K, m, ...); micro-batch j gets `fold_in(rng, j)`.
 
-    Args:
-      grad_fn: `(model_state, batch, rng) -> Outputs`, the weighted means of one micro-batch.
-      params: what the gradients look like.
-      model_state: the state that came into the step.
-      batch: arrays (K, m, ...), among them "weight".
-      rng: the step's key; micro-batch j gets `fold_in(rng, j)`.
-      sequential: as in `begin`.
-      weights: (K,), sums of weights over all devices, where `batch` is one device's share.
+    Where `batch` is one device's share, `weights` are its sums of weights over all devices, (K,).
     """
 
     def add_next(sums, numbered_microbatch):
@@ -153,7 +123,6 @@ def _metric_zeros(leaf: jax.Array) -> jax.Array:
 
 
 def _zeros(leaf: jax.Array) -> jax.Array:
-    """Returns where to sum up, or for what isn't summed the value to begin with."""
     if not _is_float(leaf):
         return leaf
     return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))

@@ -20,15 +20,11 @@ _MAX_STEPS_PER_DISPATCH = 32
 
 @dataclasses.dataclass(frozen=True)
 class Circumstances:
-    """What a choice depends on beside what the user wants.
+    """What a choice depends on beside what the user wants; `batch_size` is the plan's largest.
 
     Attributes:
-      batch_size: the plan's largest batch.
       group_rows: rows that the loss computes apart from others; None where it doesn't say so.
-      num_devices: devices that share a micro-batch.
-      platform: theirs.
       limit_bytes: memory of each device; infinite where that isn't known.
-      weight_bytes: of all parameters.
     """
 
     batch_size: int
@@ -47,12 +43,9 @@ class Choice(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What an update of the largest batch needs on each device.
+    """What an update of the largest batch needs on each device, resident examples included.
 
-    Attributes:
-      num_bytes: memory in all.
-      temporary_bytes: the part of it that grows with the rows computed at a time.
-      is_resident: whether it includes the examples.
+    `temporary_bytes` is the part of it that grows with the rows computed at a time.
     """
 
     num_bytes: int
@@ -74,8 +67,7 @@ def choose_layout(
     """Chooses the micro-batch and the input; what was tried last is what is chosen.
 
     Args:
-      microbatch_size: what the user wants, or "auto".
-      input: likewise.
+      microbatch_size, input: what the user wants, or "auto".
       saved: the layout that the run was begun with, whose micro-batch stays where it fits; or {}.
       of: what else the choice depends on.
       temporary_bytes: tells what an update of so many rows on one device takes beside its
@@ -99,9 +91,9 @@ def choose_layout(
         choice, need = _with_room(Choice(size, input), of, needs)
         if need.num_bytes <= of.limit_bytes:
             return choice, []
-        before = "whole batches" if size is None else f"micro-batches of {size}"
         notes.append(
-            f"the run was begun with {before}, which don't fit into this memory: chosen anew"
+            f"the run was begun with {microbatches_text(size)}, which don't fit into this memory: "
+            "chosen anew"
         )
         input = choice.input
     choice = automatic_choice(input, of, temporary_bytes, needs)
@@ -112,6 +104,11 @@ def choose_layout(
             "then normalizes over, if there is any"
         )
     return choice, notes
+
+
+def microbatches_text(size: int | None) -> str:
+    """What is computed at a time, for people."""
+    return "whole batches" if size is None else f"micro-batches of {size}"
 
 
 def check_memory(layout: BatchLayout, num_bytes: int, limit_bytes: float) -> None:
@@ -131,9 +128,6 @@ def automatic_choice(
 
     Where micro-batches might change what is normalized together, the batch stays whole as long
     as it fits. The arguments are those of `choose_layout`.
-
-    Raises:
-      UsageError: not even the smallest micro-batch fits.
     """
     size, group_rows = None, of.group_rows
     if group_rows is not None and of.platform == "cpu":
@@ -201,13 +195,8 @@ def choose_steps_per_dispatch(
     """Chooses how many updates to dispatch at a time, a power of two: several if they are short.
 
     It follows from the program alone, not from a measurement, so that a run that is repeated is
-    repeated to the bit.
-
-    Args:
-      least_flops: a lower bound of an update's floating-point operations, per device.
-      platform: the devices'.
-      probe: tells these operations, and whether a loop would slow them down on a CPU; not asked
-        where the bound settles it.
+    repeated to the bit. `least_flops` is a lower bound of an update's floating-point operations
+    per device; `probe` tells them, and whether a loop would slow them down on a CPU.
 
     >>> [choose_steps_per_dispatch(1e6, "cpu", lambda: (f, False)) for f in (2e7, 3e9)]
     [4, 1]

@@ -32,9 +32,6 @@ def enable(folder: str | os.PathLike | None = None) -> None:
 
     A folder that the user chose (`$JAX_COMPILATION_CACHE_DIR`) stays, and so do the user's other
     settings of JAX's cache. Where the folder can't be made, nothing is kept.
-
-    Args:
-      folder: by default `default_folder()`.
     """
     import jax
 

@@ -8,10 +8,9 @@ import jax
 
 
 def device_memory_bytes(devices: list[jax.Device]) -> float:
-    """What one of the devices can hold; CPU devices share the machine's free memory.
+    """What one of the devices can hold; infinite where neither it nor the system tells.
 
-    Returns:
-      Bytes; infinite where neither the device nor the system tells.
+    CPU devices share the machine's free memory.
     """
     stats = devices[0].memory_stats() or {}
     if "bytes_limit" in stats:
@@ -45,10 +44,9 @@ def device_bytes(tree: Any) -> int:
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> tuple[int, int]:
-    """What a compiled program needs on each device, and its temporaries alone.
+    """What a program needs on each device, and the temporaries in it.
 
-    The first number holds arguments, results and temporaries. XLA's own total leaves the
-    temporaries out on CPU.
+    On CPU XLA's own total leaves the temporaries out.
 
     >>> compiled = jax.jit(lambda x: 2 * x).lower(jax.numpy.ones(1000)).compile()
     >>> program_bytes(compiled)

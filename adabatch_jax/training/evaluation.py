@@ -31,10 +31,8 @@ class Evaluator:
     Args:
       eval_fn: `eval_fn(params, model_state, batch) -> metrics`, a dict of scalars, means over
         the batch weighted by `batch["weight"]`.
-      source: the examples, all of which are read, in order.
       batch_size: examples per batch, rounded up to a multiple of the devices. It changes
         memory and speed, not the result.
-      mesh: the devices that share a batch, or None.
       keep_limit_bytes: the most memory, on each device, to keep examples in.
 
     Attributes:
@@ -58,10 +56,10 @@ class Evaluator:
         if len(source) == 0:
             raise UsageError("the evaluation's source has no examples.")
         self._source, self._mesh = source, None if mesh is None else as_data_mesh(mesh)
-        num_devices = 1 if mesh is None else mesh.size
+        layouts = Layouts(num_devices=1 if mesh is None else mesh.size)
         # One shape for all batches, no larger than the source needs.
-        num_rows = Layouts(num_devices=num_devices).of(min(batch_size, len(source))).padded_size
-        self._layout = Layouts(num_devices=num_devices).of(num_rows)
+        num_rows = layouts.of(min(batch_size, len(source))).padded_size
+        self._layout = layouts.of(num_rows)
         self._whole = self._spread = None
         shardings = {}
         if mesh is not None:
@@ -72,7 +70,7 @@ class Evaluator:
         self.program: Callable[..., Mapping[str, jax.Array]] = self._jitted
         self._num_batches = -(-len(source) // num_rows)
         self._batch = abstract_batch(example_types(source), (num_rows,), self._spread)
-        num_bytes = self._num_batches * tree_bytes(self._batch) // num_devices
+        num_bytes = self._num_batches * tree_bytes(self._batch) // layouts.num_devices
         self.num_bytes = num_bytes if num_bytes <= keep_limit_bytes else 0
         self._kept: list[tuple[Step, Batch]] | None = None
         self._thread = BackgroundThread("evaluation")
@@ -84,10 +82,7 @@ class Evaluator:
         self.close()
 
     def close(self) -> None:
-        """Frees what is kept on the devices, and ends the thread that reads.
-
-        One that hangs in the source is left behind after 2 seconds.
-        """
+        """Frees what is kept, and ends the thread that reads, or leaves it behind if it hangs."""
         self._kept = None
         self._thread.close()
 
@@ -98,14 +93,13 @@ class Evaluator:
     def lower(self, params: Any, model_state: Any) -> jax.stages.Lowered:
         """Lowers the program for states like this one (arrays or `jax.ShapeDtypeStruct`s)."""
 
-        def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+        def whole(leaf: Any) -> jax.ShapeDtypeStruct:
             value = jax.typeof(leaf)
             return jax.ShapeDtypeStruct(
                 value.shape, value.dtype, sharding=self._whole, weak_type=value.weak_type
             )
 
-        state = jax.tree.map(abstract, (params, model_state))
-        return self._jitted.lower(*state, self._batch)
+        return self._jitted.lower(*jax.tree.map(whole, (params, model_state)), self._batch)
 
     def __call__(
         self,
@@ -119,8 +113,7 @@ class Evaluator:
           state: what to evaluate.
           should_stop: asked between batches, and 10 times a second while one is waited for; True
             ends the evaluation, which then has no result: None.
-          on_batch: called when another batch is on its way, and the devices are at most two
-            batches behind.
+          on_batch: called when another batch is on its way; the devices are at most two behind.
         """
         params, model_state = state.params, state.model_state
         if self._mesh is not None:

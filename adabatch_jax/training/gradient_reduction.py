@@ -15,7 +15,7 @@ from adabatch_jax.training.parameter_sharding import leaf_shardings, leaf_specs
 
 
 def sharded_gradient_function(loss_fn: LossFn, params: Any, mesh: Mesh) -> GradFn:
-    """Returns `gradient_function`'s result where parameters and gradients are sharded.
+    """`gradient_function` where parameters and gradients are sharded.
 
     Each device computes with all parameters, as if they had not been sharded: left to itself,
     the compiler might split the computation along features instead.
@@ -41,17 +41,11 @@ def sum_up_on_each_device(
     mesh: Mesh,
     shard_params: bool,
 ) -> Sums:
-    """Returns what `sum_up` does, for arrays (K, m, ...) of which each device holds m / D rows.
+    """What `sum_up` returns, for arrays (K, m, ...) of which each of D devices holds m / D rows.
 
-    Each device computes the gradients of its own rows and adds them up over the micro-batches;
-    only then they are summed over the devices. (Left to itself, the compiler reduces the
-    gradients of every micro-batch.)
-
-    Args:
-      loss_fn: a `jax.tree_util.Partial`.
-      params, model_state, batch, rng, sequential: as in `sum_up`.
-      mesh: the D devices.
-      shard_params: whether the gradients are to be spread over the devices as the parameters are.
+    Each device adds up the gradients of its own rows; only then they are summed over the devices.
+    (Left to itself, the compiler reduces the gradients of every micro-batch.) `loss_fn` is a
+    `jax.tree_util.Partial`: the arrays that it binds are arguments here too.
     """
     specs = leaf_specs(params, mesh, shard_params)
 

@@ -21,12 +21,12 @@ GradFn = Callable[[Any, Mapping[str, jax.Array], jax.Array], Outputs]
 
 
 def gradient_function(loss_fn: LossFn, params: Any) -> GradFn:
-    """Returns `(model_state, batch, rng) -> Outputs` at these parameters."""
+    """Returns the function that computes the `Outputs` of a batch at these parameters."""
 
     def grad_fn(model_state: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> Outputs:
-        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (new_state, metrics)), grads = value_and_grad(params, model_state, batch, rng)
-        return Outputs(grads, new_state, _with_loss(metrics, loss, model_state, new_state))
+        grad = jax.grad(_with_loss(loss_fn), has_aux=True)
+        grads, (model_state, metrics) = grad(params, model_state, batch, rng)
+        return Outputs(grads, model_state, metrics)
 
     return grad_fn
 
@@ -34,25 +34,27 @@ def gradient_function(loss_fn: LossFn, params: Any) -> GradFn:
 def metrics_like(
     loss_fn: LossFn, params: Any, model_state: Any, batch: Mapping[str, Any], rng: jax.Array
 ) -> Any:
-    """Returns shapes and dtypes of the metrics; arrays or `jax.ShapeDtypeStruct`s will do."""
+    """Shapes and dtypes of the metrics, of those of the arguments."""
+    _, (_, metrics) = jax.eval_shape(_with_loss(loss_fn), params, model_state, dict(batch), rng)
+    return metrics
 
-    def metrics_of(params, model_state, batch, rng):
+
+def _with_loss(loss_fn: LossFn) -> LossFn:
+    """The same function, checked, whose metrics have the loss among them."""
+
+    def checked(params, model_state, batch, rng):
         loss, (new_state, metrics) = loss_fn(params, model_state, batch, rng)
-        return _with_loss(metrics, loss, model_state, new_state)
+        if "loss" in metrics:
+            raise UsageError("loss_fn's metrics must not have the key 'loss', the step adds it.")
+        before, after = _description(model_state), _description(new_state)
+        if before != after:
+            raise UsageError(
+                "loss_fn must return a model_state of the same structure, shapes and dtypes as "
+                f"it was given, {before}, got {after}."
+            )
+        return loss, (new_state, {**metrics, "loss": loss})
 
-    return jax.eval_shape(metrics_of, params, model_state, dict(batch), rng)
-
-
-def _with_loss(metrics: Any, loss: jax.Array, before: Any, after: Any) -> dict[str, jax.Array]:
-    if "loss" in metrics:
-        raise UsageError("loss_fn's metrics must not have the key 'loss', the step adds it.")
-    before, after = _description(before), _description(after)
-    if before != after:
-        raise UsageError(
-            "loss_fn must return a model_state of the same structure, shapes and dtypes as "
-            f"it was given, {before}, got {after}."
-        )
-    return {**metrics, "loss": loss}
+    return checked
 
 
 def _description(tree: Any) -> Any:

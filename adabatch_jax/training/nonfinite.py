@@ -12,7 +12,7 @@ from adabatch_jax.training.train_state import TrainState
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Returns a bool scalar: whether all floating-point numbers of a pytree are finite.
+    """Whether all floating-point numbers of a pytree are finite, a bool scalar.
 
     >>> bool(all_finite({"w": jnp.ones(3), "n": 2})), bool(all_finite(jnp.array([1, jnp.inf])))
     (True, False)
@@ -22,13 +22,10 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def is_finite_update(loss: jax.Array, grads: Any, mesh: Mesh | None) -> jax.Array:
-    """Returns whether the loss and all gradients of an update are finite, the same everywhere.
+    """Whether an update's loss and gradients are finite, a bool scalar, the same on all devices.
 
-    Args:
-      loss: the update's loss, a scalar.
-      grads: its gradients.
-      mesh: the devices that the gradients are spread over as parameters are (`leaf_specs`); None
-        where each has all of them. Spread out, the devices tell each other one number.
+    Gradients that are spread over a mesh, as parameters are: the devices tell each other one
+    number. No mesh: each device has all of them.
     """
     if mesh is None:
         return all_finite((loss, grads))
@@ -47,13 +44,10 @@ def is_finite_update(loss: jax.Array, grads: Any, mesh: Mesh | None) -> jax.Arra
 
 
 def rolled_back(saved: TrainState, current: TrainState) -> TrainState:
-    """Returns the weights of one state at the place of another in the plan.
+    """The weights of one state at the place of another in the plan.
 
-    Args:
-      saved: gives parameters, model state, and of the optimizer's state the floating-point
-        numbers: moments.
-      current: gives the step, and of the optimizer's state all that isn't floating-point: counts,
-        which schedules go by, and random keys.
+    What isn't floating-point in the optimizer's state belongs to the place: counts, which schedules
+    go by, and random keys. Moments belong to the weights.
 
     >>> import optax
     >>> before = TrainState.create(params={"w": jnp.zeros(())}, tx=optax.adam(0.1))

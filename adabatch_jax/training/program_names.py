@@ -8,18 +8,14 @@ MANY_PROGRAMS = 16
 
 
 class Shape(Protocol):
-    """What of a batch's layout a program depends on."""
+    """What a program depends on of a `BatchLayout`, or of a row of the plan's table."""
 
     num_microbatches: int
     rows_per_device: int
 
 
 def program_names(layout: Shape, split: bool) -> tuple[Hashable, ...]:
-    """The programs that an update with a batch of this layout needs.
-
-    Args:
-      layout: a `BatchLayout`, or a row of the plan's table.
-      split: whether micro-batches are dispatched one by one.
+    """The programs that an update needs; `split`: micro-batches are dispatched one by one.
 
     >>> from adabatch_jax.data.row_layout import Layouts
     >>> layouts = [Layouts(num_devices=8).of(batch_size) for batch_size in (30, 32, 40)]

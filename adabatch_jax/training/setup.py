@@ -1,6 +1,7 @@
 """What makes a run ready to go: its layout is chosen, and its first programs are compiled."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from adabatch_jax.training.choose_layout import (
     Need,
     choose_layout,
     choose_steps_per_dispatch,
+    microbatches_text,
 )
 from adabatch_jax.training.compiled_programs import Program, program_of
 from adabatch_jax.training.device_memory import device_memory_bytes
@@ -26,7 +28,6 @@ from adabatch_jax.training.evaluation import Evaluator
 from adabatch_jax.training.program_names import MANY_PROGRAMS
 from adabatch_jax.training.slow_convolutions import has_slow_convolutions
 from adabatch_jax.training.train_state import TrainState
-from adabatch_jax.training.train_step import TrainStep
 from adabatch_jax.training.update import Update
 
 
@@ -35,8 +36,6 @@ class Setup:
     """What makes a run ready to go.
 
     Attributes:
-      update: what is performed.
-      feed: gives the inputs.
       dispatch: performs the plan's updates; its first and its largest program are compiled.
       layout: what the bits of the result depend on beside the settings, as JSON values.
       limit_bytes: memory of each device; infinite where that isn't known.
@@ -76,13 +75,7 @@ def set_up(
 ) -> Setup:
     """Chooses what is "auto", compiles the first program and the one with the most rows.
 
-    Args:
-      update: what to perform; its micro-batch is chosen here.
-      state: lies where updates want it.
-      start_step: the update to begin with.
-      options: what the user wants.
-      saved_layout: that of the run that goes on, whose choices stay; or nothing.
-      say: takes a line for the user.
+    Of a run that goes on, the choices of `saved_layout` stay. `say` takes a line for the user.
 
     Raises:
       UsageError: a program doesn't fit into the devices' memory.
@@ -95,7 +88,8 @@ def set_up(
         here = jax.process_index()
         limit = device_memory_bytes([d for d in devices if d.process_index == here])
     sizes = sizes_from(plan, start_step)
-    alone = _Alone(update, state, rng, example_types(source))
+    platform, weights = devices[0].platform, jax.tree.leaves(state.params)
+    traced_alone = functools.partial(_traced_alone, update, state, rng, example_types(source))
     number = options.steps_per_dispatch
     if number == AUTO:
         number = 1 if options.accumulation == "split" else saved_layout.get("steps_per_dispatch")
@@ -103,33 +97,41 @@ def set_up(
         rows = Layouts(num_devices=len(devices)).of(sizes[0]).rows_per_device
         # Each weight is used at least once per example, forward and twice backward; that settles
         # most networks without tracing them.
-        least_flops = 6.0 * sum(leaf.size for leaf in jax.tree.leaves(state.params)) * rows
+        least_flops = 6.0 * sum(leaf.size for leaf in weights) * rows
         number = choose_steps_per_dispatch(
-            least_flops, devices[0].platform, lambda: alone.flops_and_slowness(rows)
+            least_flops, platform, lambda: _flops_and_slowness(traced_alone(rows))
         )
-    circumstances = Circumstances(
-        batch_size=max(sizes),
-        group_rows=update.independent_groups,
-        num_devices=len(devices),
-        platform=devices[0].platform,
-        limit_bytes=limit,
-        weight_bytes=tree_bytes(state.params),
-    )
-    run = update, state, rng, source, plan, start_step, seed
-    tried = _Tried(lambda choice: _build(*run, choice, number, options.accumulation, limit))
+    options = dataclasses.replace(options, steps_per_dispatch=number)
+    setups: list[Setup] = []
+
+    def needs(choice: Choice) -> Need:
+        while setups:  # devices have no room for two of them
+            setups.pop().close()
+        setup = _build(update, state, rng, source, plan, start_step, seed, options, choice, limit)
+        setups.append(setup)
+        is_resident = setup.feed.kind == "resident"
+        return Need(setup.largest.num_bytes, setup.largest.temporary_bytes, is_resident)
+
     try:
         choice, notes = choose_layout(
-            options.microbatch_size, options.input, saved_layout, circumstances,
-            alone.temporary_bytes, tried.needs,
+            options.microbatch_size,
+            options.input,
+            saved_layout,
+            Circumstances(
+                max(sizes), update.independent_groups, len(devices), platform, limit,
+                tree_bytes(weights),
+            ),
+            lambda rows: program_of(traced_alone(rows).lower()).temporary_bytes,
+            needs,
         )  # fmt: skip
-        setup = tried.setup(choice)
     except BaseException:
-        tried.close()
+        while setups:
+            setups.pop().close()
         raise
     for note in notes:
         say(note)
-    _introduce(setup, say)
-    return setup
+    _introduce(setups[0], say)
+    return setups[0]
 
 
 def _build(
@@ -140,95 +142,53 @@ def _build(
     plan: BatchPlan,
     start_step: int,
     seed: int,
+    options: Layout,
     choice: Choice,
-    steps_per_dispatch: int,
-    accumulation: str,
     limit_bytes: float,
 ) -> Setup:
     """Builds what was chosen, and compiles the first and the largest program."""
-    is_split = accumulation == "split"
+    is_split, number = options.accumulation == "split", options.steps_per_dispatch
     layout = {
         "devices": 1 if update.mesh is None else update.mesh.size,
         "microbatch_size": choice.microbatch_size,
-        "steps_per_dispatch": steps_per_dispatch,
-        "accumulation": accumulation,
+        "steps_per_dispatch": number,
+        "accumulation": options.accumulation,
         "shard_params": update.shard_params,
     }
     update = dataclasses.replace(update, microbatch_size=choice.microbatch_size)
     feed = Feed(
         source, plan, seed, mesh=update.mesh, microbatch_size=choice.microbatch_size,
-        steps_per_dispatch=steps_per_dispatch, kind=choice.input, available_bytes=limit_bytes,
-        split=is_split,
+        steps_per_dispatch=number, kind=choice.input, available_bytes=limit_bytes, split=is_split,
     )  # fmt: skip
     arguments = (update, feed, plan, start_step, state, rng)
     if is_split:
         dispatch = SplitDispatch(*arguments)
     else:
-        dispatch = FusedDispatch(*arguments, steps_per_dispatch=steps_per_dispatch)
+        dispatch = FusedDispatch(*arguments, steps_per_dispatch=number)
     sizes = sizes_from(plan, start_step)
     names = dict.fromkeys((*dispatch.names(sizes[0]), *dispatch.names(max(sizes))))
     largest = max(map(dispatch.programs.get, names), key=lambda program: program.num_bytes)
     return Setup(update, feed, dispatch, layout, limit_bytes, largest)
 
 
-class _Tried:
-    """The setup of the choice that was tried last; devices have no room for two of them."""
-
-    def __init__(self, build: Callable[[Choice], Setup]):
-        self._build = build
-        self._last: tuple[Choice, Setup] | None = None
-
-    def needs(self, choice: Choice) -> Need:
-        """What updates of a choice need on each device."""
-        setup = self.setup(choice)
-        is_resident = setup.feed.kind == "resident"
-        return Need(setup.largest.num_bytes, setup.largest.temporary_bytes, is_resident)
-
-    def setup(self, choice: Choice) -> Setup:
-        """Builds the setup of a choice, unless it was tried last."""
-        if self._last is None or self._last[0] != choice:
-            self.close()
-            self._last = choice, self._build(choice)
-        return self._last[1]
-
-    def close(self) -> None:
-        """Gives up what was tried last."""
-        if self._last is not None:
-            self._last[1].close()
-            self._last = None
-
-
-class _Alone:
+def _traced_alone(
+    update: Update, state: TrainState, rng: jax.Array, examples: Types, rows: int
+) -> jax.stages.Traced:
     """The update of so many rows on one device, in one piece."""
+    alone = dataclasses.replace(update, mesh=None, microbatch_size=None, shard_params=False)
+    arguments = state, abstract_batch(examples, (rows,)), rng, alone.constants
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    return jax.jit(lambda *arguments: alone(*arguments)[:2], donate_argnums=0).trace(*shapes)
 
-    def __init__(self, update: Update, state: TrainState, rng: jax.Array, examples: Types):
-        self._update = dataclasses.replace(
-            update, mesh=None, microbatch_size=None, shard_params=False
-        )
-        self._state, self._rng, self._examples = state, rng, examples
 
-    def flops_and_slowness(self, rows: int) -> tuple[float, bool]:
-        """Its floating-point operations, and whether a loop would slow them down on a CPU."""
-        costs = TrainStep(self._update).lower(*self._arguments(rows)).cost_analysis() or {}
-        jaxpr = jax.make_jaxpr(self._update)(*self._arguments(rows), self._update.constants)
-        return float(costs.get("flops", 0.0)), has_slow_convolutions(jaxpr)
-
-    def temporary_bytes(self, rows: int) -> int:
-        """Memory beside its arguments and results."""
-        lowered = TrainStep(self._update).lower(*self._arguments(rows))
-        return program_of(lowered).temporary_bytes
-
-    def _arguments(self, rows: int) -> tuple[Any, ...]:
-        arguments = self._state, abstract_batch(self._examples, (rows,)), self._rng
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+def _flops_and_slowness(traced: jax.stages.Traced) -> tuple[float, bool]:
+    """Its floating-point operations, and whether a loop would slow them down on a CPU."""
+    costs = traced.lower().cost_analysis() or {}
+    return float(costs.get("flops", 0.0)), has_slow_convolutions(traced.jaxpr)
 
 
 def keep_what_fits(evaluators: Iterable[Evaluator], free_bytes: float) -> float:
-    """Lets evaluators keep examples on the devices if all of them fit, else none.
-
-    Returns:
-      The memory that is left on each device.
-    """
+    """Lets evaluators keep all examples on the devices, or none; returns what memory is left."""
     evaluators = list(evaluators)
     num_bytes = sum(evaluator.num_bytes for evaluator in evaluators)
     if num_bytes <= free_bytes:
@@ -240,8 +200,8 @@ def keep_what_fits(evaluators: Iterable[Evaluator], free_bytes: float) -> float:
 
 def _introduce(setup: Setup, say: Callable[[str], None]) -> None:
     """Says how the run is laid out, and what takes long."""
-    size, number = setup.layout["microbatch_size"], setup.layout["steps_per_dispatch"]
-    rows = "whole batches" if size is None else f"micro-batches of {size}"
+    rows = microbatches_text(setup.layout["microbatch_size"])
+    number = setup.layout["steps_per_dispatch"]
     updates = f"; {number} updates per dispatch" if number > 1 else ""
     if setup.layout["accumulation"] == "split":
         updates = ", one per dispatch"

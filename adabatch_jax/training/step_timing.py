@@ -44,13 +44,8 @@ def seconds_by_size(
     """Times updates of the batch sizes whose programs are compiled, on a copy of the state.
 
     The first size is always timed; another one if that takes no more than a percent of the time
-    that the whole run should take. One is left out where memory has no room for the copy.
-
-    Args:
-      limit_bytes: memory of each device; the others as in `FusedDispatch`.
-
-    Returns:
-      Seconds per update, input left out, by batch size.
+    that the whole run should take. One is left out where a device's memory, `limit_bytes`, has no
+    room for the copy. Returns seconds per update, input left out, by batch size.
     """
     copy_bytes = device_bytes(state)
     sizes = sizes_from(plan, start_step)
@@ -79,11 +74,7 @@ def seconds_by_size(
 
 
 class _Updates:
-    """Performs updates of one size on a copy of the state, always with the same examples.
-
-    Attributes:
-      num_updates: how many a dispatch performs.
-    """
+    """Performs updates of one size on a copy of the state, `num_updates` of them per dispatch."""
 
     def __init__(self, dispatch: Dispatch, feed: Feed, phase: Phase, state: Any):
         self._dispatch = dispatch
@@ -120,10 +111,7 @@ FEWEST_UPDATES = 3
 def seconds_per_update(run: Run, budget_seconds: float, clock: Clock = time.perf_counter) -> float:
     """Times updates: the median of two to nine groups, after one update that isn't timed.
 
-    Args:
-      run: performs so many updates and waits for them.
-      budget_seconds: after two groups, none is begun that wouldn't end within it.
-      clock: seconds that never run backwards.
+    After two groups, none is begun that wouldn't end within the budget.
     """
     begin = clock()
     run(1)
@@ -146,22 +134,15 @@ def measure_sizes(
 ) -> dict[int, float]:
     """Times the updates of several batch sizes, the small ones first, while there is time.
 
-    Args:
-      runs: batch size -> prepares its updates; see `seconds_per_update`.
-      budget_seconds: for all. The smallest size is timed in any case; one whose updates, going
-        by the sizes before it, would take too long is left out with all that are larger.
-      clock: seconds that never run backwards.
-
-    Returns:
-      Batch size -> seconds per update.
+    The smallest size is timed in any case; one whose updates, going by the sizes before it, would
+    take too long is left out with all that are larger. `runs` prepare the updates of each size.
     """
     measured: dict[int, float] = {}
     end, sizes = clock() + budget_seconds, sorted(runs)
     for position, size in enumerate(sizes):
         left = end - clock()
         if measured:
-            expected = fit_update_cost(measured).update_seconds(size)
-            if FEWEST_UPDATES * expected > left:
+            if FEWEST_UPDATES * fit_update_cost(measured).update_seconds(size) > left:
                 break
         # The larger a batch, the longer its update.
         share = left * size / sum(sizes[position:])

@@ -18,11 +18,7 @@ _SATURATED_RATIO = 9
 
 @dataclasses.dataclass(frozen=True)
 class UpdateCost:
-    """An update on B examples takes `overhead_seconds + B * example_seconds`.
-
-    Attributes:
-      overhead_seconds: what an update takes whatever its size (a).
-      example_seconds: what each example adds (b).
+    """An update on B examples takes `overhead_seconds + B * example_seconds`, a + b B.
 
     >>> cost = UpdateCost(overhead_seconds=0.03, example_seconds=0.001)
     >>> round(cost.update_seconds(70), 6), cost.saturating_batch_size
@@ -54,16 +50,9 @@ def fit_update_cost(seconds_by_size: Mapping[int, float]) -> UpdateCost:
     Least squares of the relative errors, `(T(B) - t) / t`: a small batch counts as much as a
     large one. One size alone can't tell a from b; everything is put down to the examples then.
 
-    Args:
-      seconds_by_size: batch size -> seconds per update, at least one.
-
-    Raises:
-      UsageError: nothing was measured, or a size or a time isn't above 0 and finite.
-
     >>> fit_update_cost({128: 0.2})
     UpdateCost(overhead_seconds=0.0, example_seconds=0.0015625)
     """
-    _check(seconds_by_size)
     sizes = np.array(list(seconds_by_size), float)
     seconds = np.array(list(seconds_by_size.values()), float)
     # Columns of a and b; the wanted value of each row is 1.
@@ -84,21 +73,11 @@ def largest_paying_size(seconds_by_size: Mapping[int, float]) -> int:
 
     A size pays if it beats the fastest of the smaller sizes by at least 5 % for each doubling
     in between. The fastest and not the next smaller: one slow size in the row makes neither
-    itself nor the size after it look good.
-
-    Args:
-      seconds_by_size: batch size -> seconds per update, at least one.
-
-    Returns:
-      One of the sizes; the smallest if no growth pays.
-
-    Raises:
-      UsageError: as `fit_update_cost`.
+    itself nor the size after it look good. The smallest if no growth pays.
 
     >>> largest_paying_size({64: 0.10, 128: 0.11, 256: 0.15, 512: 0.29, 1024: 0.57})
     256
     """
-    _check(seconds_by_size)
     sizes = sorted(seconds_by_size)
     fastest = paying = sizes[0]
     for size in sizes[1:]:
@@ -110,27 +89,13 @@ def largest_paying_size(seconds_by_size: Mapping[int, float]) -> int:
     return paying
 
 
-def _check(seconds_by_size: Mapping[int, float]) -> None:
-    if not seconds_by_size:
-        raise UsageError("`seconds_by_size` must have the time of at least one batch size.")
-    for size, seconds in seconds_by_size.items():
-        if size < 1 or not 0 < seconds < math.inf:
-            raise UsageError(
-                "`seconds_by_size` must be batch sizes of at least 1 and finite times above 0, "
-                f"got {size}: {seconds}."
-            )
-
-
 @dataclasses.dataclass(frozen=True)
 class PhaseCost:
-    """What a phase takes.
+    """What a phase takes; a partial batch is padded to the phase's size and takes as long.
 
     Attributes:
       phase: its number, from 0.
-      batch_size: examples per update.
-      num_updates: its updates. A partial batch is padded to the phase's size and takes as long.
-      update_seconds: the time of one update.
-      is_measured: whether that was measured, else it comes from the fit.
+      is_measured: whether `update_seconds` was measured, else it comes from the fit.
     """
 
     phase: int
@@ -155,12 +120,8 @@ class Prediction:
     """What a plan's updates will take, and what its growth gains; `predict` makes it.
 
     Everything is about updates: compilation, evaluation, checkpoints, and input that doesn't
-    keep up come on top.
-
-    Attributes:
-      phases: the cost of each phase, in order.
-      cost: the fitted T(B) = a + b B.
-      fixed_seconds: the time of the same samples with the first phase's batch throughout.
+    keep up come on top. `fixed_seconds` is the time of the same samples with the first phase's
+    batch throughout.
     """
 
     phases: tuple[PhaseCost, ...]
@@ -187,10 +148,7 @@ class Prediction:
         return largest_paying_size({p.batch_size: p.update_seconds for p in self.phases})
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` makes the prediction of, as JSON values.
-
-        Keys of times end in `_seconds`; what is computed from them is not written.
-        """
+        """What `from_dict` makes the prediction of, as JSON values."""
         return {
             "total_seconds": self.total_seconds,
             "fixed_seconds": self.fixed_seconds,
@@ -203,11 +161,7 @@ class Prediction:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Prediction":
-        """Makes the prediction that `to_dict` described.
-
-        Raises:
-          UsageError: it is none.
-        """
+        """Makes the prediction that `to_dict` described; a UsageError if it is none."""
         try:
             names = [field.name for field in dataclasses.fields(PhaseCost)]
             return cls(
@@ -226,14 +180,6 @@ def predict(plan: BatchPlan, seconds_by_size: Mapping[int, float]) -> Prediction
 
     A size that was measured takes what was measured: memory and kernels make T(B) jump, and the
     jump is real. The fit T(B) = a + b B fills in the others, inside and outside of the range.
-
-    Args:
-      plan: the plan.
-      seconds_by_size: batch size -> measured seconds per update, padding included; at least one
-        size, and any that the plan doesn't have.
-
-    Raises:
-      UsageError: nothing was measured, or a time isn't above 0.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("100, 10ep: 400", num_examples=1000, duration="20ep")

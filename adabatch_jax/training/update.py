@@ -77,20 +77,11 @@ class Update:
     def __call__(
         self, state: TrainState, batch: Batch, rng: jax.Array, constants: Constants
     ) -> tuple[TrainState, Metrics, jax.Array]:
-        """Performs one update: what is traced.
-
-        Args:
-          state: the state before.
-          batch: arrays (B, ...), or (K, m, ...) with micro-batches.
-          rng: the run's key.
-          constants: as the attribute.
+        """Performs one update from arrays (B, ...), or (K, m, ...) with micro-batches.
 
         Returns:
           The state after it, the metrics, and whether loss and gradients are finite, a bool
           scalar that is the same on all devices.
-
-        Raises:
-          UsageError: the batch doesn't have the layout that this update was made for.
         """
         self.check_batch(batch)
         return self._apply(state, self._outputs(state, dict(batch), rng, constants))
@@ -98,13 +89,7 @@ class Update:
     def begin(
         self, state: TrainState, microbatch: Batch, rng: jax.Array, constants: Constants
     ) -> Sums:
-        """Returns the sums (`accumulation.Sums`) before an update's first micro-batch.
-
-        Args:
-          state: the state before the update.
-          microbatch: any of its micro-batches, (m, ...); only shapes and dtypes matter, as also
-            of `rng` and `constants`: they tell what the metrics look like.
-        """
+        """The sums before the first micro-batch; of any micro-batch (m, ...), the shapes matter."""
         loss_fn = self._loss_fn(constants)
         metrics = metrics_like(loss_fn, state.params, state.model_state, microbatch, rng)
         sums = accumulation.begin(
@@ -121,16 +106,7 @@ class Update:
         j: jax.Array,
         constants: Constants,
     ) -> Sums:
-        """Returns the sums with one more micro-batch.
-
-        Args:
-          sums: from `begin` or `add`.
-          state: the state before the update.
-          microbatch: arrays (m, ...).
-          rng: the run's key.
-          j: the micro-batch's number in the update, int32.
-          constants: as in `update`.
-        """
+        """The sums with micro-batch number `j`, arrays (m, ...); `state` is as before the update."""
         self.check_batch(jax.tree.map(lambda leaf: leaf[None], dict(microbatch)))
         grad_fn = self._grad_fn(state, constants)
         before = sums.model_state if self.sequential_model_state else state.model_state
@@ -140,25 +116,24 @@ class Update:
         return self._laid_out(sums)
 
     def finish(self, state: TrainState, sums: Sums) -> tuple[TrainState, Metrics, jax.Array]:
-        """Performs the update of all micro-batches that were added; returns what a call does."""
+        """Performs the update of what was added; returns what a call does."""
         before = state.params, state.model_state
         return self._apply(state, accumulation.finish(sums, *before, self.sequential_model_state))
 
     def place(self, tree: Any) -> Any:
-        """Returns a state where this update wants it; anything else whole on every device."""
+        """A state where this update wants it; anything else whole on every device."""
         if self.mesh is None:
             return tree
-        is_state = isinstance(tree, TrainState)
-        return jax.device_put(
-            tree, self.state_shardings(tree) if is_state else replicated(self.mesh)
-        )
+        if isinstance(tree, TrainState):
+            return jax.device_put(tree, self.state_shardings(tree))
+        return jax.device_put(tree, replicated(self.mesh))
 
     def state_shardings(self, state: TrainState) -> Any:
-        """Returns a `NamedSharding` for each leaf of a state; None without a mesh."""
+        """A `NamedSharding` for each leaf of a state; None without a mesh."""
         return self.mesh and parameter_sharding.state_shardings(state, self.mesh, self.shard_params)
 
     def sums_shardings(self, sums: Sums) -> Any:
-        """Returns a `NamedSharding` for each leaf of what `begin` returns; None without a mesh."""
+        """A `NamedSharding` for each leaf of what `begin` returns; None without a mesh."""
         return self.mesh and parameter_sharding.sums_shardings(sums, self.mesh, self.shard_params)
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:

@@ -19,12 +19,8 @@ def pieces(
     `steps_per_dispatch` counted from its phase's start. These places don't depend on
     `start_step`, so a resumed run makes the same pieces as an uninterrupted one.
 
-    Args:
-      plan: the plan.
-      start_step: the first update.
-      steps_per_dispatch: the most updates in a piece.
-      next_boundary: the first number of finished updates, above a given one, where something is
-        due; anything behind the plan's end where nothing is.
+    `next_boundary` tells the first number of finished updates, above a given one, where something
+    is due.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("2, 14sp: 4", num_examples=30, duration="1ep")

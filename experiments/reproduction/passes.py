@@ -17,7 +17,7 @@ from adabatch_jax.data.mesh import batch_sharding, data_mesh, replicated
 from adabatch_jax.data.row_layout import BatchLayout, Layouts, row_table
 from adabatch_jax.reporting.planning.plan_costs import resolved_microbatch_size
 from adabatch_jax.reporting.planning.timed_updates import configured_updates, image_shape
-from adabatch_jax.runs.configured_run import network, network_functions
+from adabatch_jax.runs.configured_run import network_functions
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.accumulation import finish, sum_up
 from adabatch_jax.training.gradients import gradient_function
@@ -71,8 +71,7 @@ def measure_passes(config: TrainConfig, plan: BatchPlan, cache: Cache) -> list[d
 def _seconds_per_update(config: TrainConfig, batch_size: int) -> tuple[float, float]:
     """Measures one update: seconds forward, and seconds backward."""
     spec, shape = dataset_spec(config.dataset, config.data.dir), image_shape(config)
-    module = network(config, spec, shape)
-    params, model_state, loss_fn, _ = network_functions(config, spec, module)
+    params, model_state, loss_fn, *_ = network_functions(config, spec, shape)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     num_devices = 1 if mesh is None else mesh.size
     updates = configured_updates(config, num_devices)

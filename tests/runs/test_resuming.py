@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
-from adabatch_jax.runs.checkpoint_past import digest_of_order
 from adabatch_jax.runs.checkpoints.verifying import Found
-from adabatch_jax.runs.resuming import _replanned, plan_of_run
+from adabatch_jax.runs.resuming import _replanned, digest_of_order, plan_of_run
 from adabatch_jax.system.errors import RestoreError, UsageError
 
 

@@ -18,11 +18,11 @@ from adabatch_jax.reporting.diagnosis.findings import (
 )
 from adabatch_jax.reporting.diagnosis.resumption import resumption_findings
 from adabatch_jax.reporting.runs import read_json
-from adabatch_jax.runs.checkpoint_past import is_past
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.folder.contents import CHECKPOINTS, find_checkpoint, position_of_rows
 from adabatch_jax.runs.folder.lock import Owner, lock_owner
 from adabatch_jax.runs.folder.metrics import read_metrics
+from adabatch_jax.runs.resuming import is_past
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import AdabatchError, RestoreError, StorageError
 from adabatch_jax.system.files import read_file

@@ -15,9 +15,8 @@ from adabatch_jax.data.abstract_arrays import abstract_batch
 from adabatch_jax.data.datasets.dataset_specs import dataset_spec
 from adabatch_jax.data.mesh import batch_sharding, data_mesh
 from adabatch_jax.data.row_layout import BatchLayout
-from adabatch_jax.models import loss_properties
 from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes
-from adabatch_jax.runs.configured_run import make_optimizer, network, network_functions
+from adabatch_jax.runs.configured_run import make_optimizer, network_functions
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.compiled_programs import Program, program_of
 from adabatch_jax.training.device_memory import device_memory_bytes
@@ -141,8 +140,7 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
       UsageError: there is no such network, or the images' size isn't known.
     """
     spec, shape = dataset_spec(config.dataset, config.data.dir), image_shape(config)
-    module = network(config, spec, shape)
-    params, model_state, loss_fn, _ = network_functions(config, spec, module)
+    params, model_state, loss_fn, _, properties = network_functions(config, spec, shape)
     mesh = None
     if 1 < num_devices <= jax.local_device_count():
         mesh = data_mesh(jax.local_devices()[:num_devices])
@@ -151,7 +149,7 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
         make_optimizer(config, lambda count: jnp.float32(_LEARNING_RATE)),
         mesh,
         shard_params=config.shard_params and mesh is not None,
-        **loss_properties(module),
+        **properties,
     )
     return Updates(update, params, model_state, shape, spec.num_classes, num_devices)
 
