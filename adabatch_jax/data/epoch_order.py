@@ -46,17 +46,23 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> "_ShuffledOrder | F
     return FeistelOrder(num_examples, seed, epoch)
 
 
-def prepare_next_order(num_examples: int | None, seed: int, sample: int, num_samples: int) -> None:
-    """Begins to work out the order of the epoch that follows on a position, if the run gets there.
+def prepare_order(num_examples: int | None, seed: int, sample: int, num_samples: int) -> None:
+    """Begins to work out the order of the epoch at a position, if the run gets there.
 
     That is done in the background, so that nobody waits for it later, unless it was begun already
     or isn't worth a thread: for few or very many examples, and for an endless stream (None).
     """
     if num_examples is None or not _SMALLEST_PREPARED <= num_examples <= LARGEST_SHUFFLE:
         return
-    epoch = sample // num_examples + 1
+    epoch = sample // num_examples
     if epoch * num_examples < num_samples:
         _ORDERS.prepare(num_examples, seed, epoch)
+
+
+def prepare_next_order(num_examples: int | None, seed: int, sample: int, num_samples: int) -> None:
+    """As `prepare_order`, for the epoch that follows on a position."""
+    if num_examples is not None:
+        prepare_order(num_examples, seed, sample + num_examples, num_samples)
 
 
 def example_indices(num_examples: int, seed: int, start_sample: int, count: int) -> np.ndarray:

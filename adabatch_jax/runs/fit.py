@@ -184,9 +184,8 @@ def fit(
         reach("compile.first")
         # A run whose last evaluation is still to come needs no update, and is set up for its last.
         next_step = min(record.start_step, plan.num_steps - 1)
-        if plan.num_examples is not None:
-            epoch = plan.samples_at(next_step) // plan.num_examples
-            prepare_order(plan.num_examples, seed, epoch)  # while programs are compiled
+        begin = plan.samples_at(next_step)
+        prepare_order(plan.num_examples, seed, begin, plan.num_samples)  # while programs compile
         with record.clocks.timed("compile"):
             setup = set_up(
                 update, state, rng, source, plan, next_step, seed, layout, saved_layout,
