@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.system.errors import UsageError
 
 

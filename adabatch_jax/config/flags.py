@@ -3,20 +3,15 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from adabatch_jax.config.declarations import (
-    Declaration,
-    Role,
-    declarations,
-    flattened,
-    replaced,
-)
+from adabatch_jax.config.declarations import Declaration, Role, declarations, flattened, replaced
 from adabatch_jax.config.files import load_config
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
@@ -25,17 +20,11 @@ T = TypeVar("T")
 def parse_arguments(
     options: type[T], argv: Sequence[str] | None, prog: str, description: str
 ) -> tuple[T, TrainConfig]:
-    """Reads a command line that configures a run.
-
-    Args:
-      options: the settings' class of the command's own flags; has a field `config`.
-      argv: the arguments, by default the process's.
-      prog: the command, for `--help`.
-      description: what it does, for `--help`.
+    """Reads a command line that configures a run, by default the process's.
 
     Returns:
-      The command's own flags, and the configuration: the file's of `--config`, or the default,
-      changed by the flags.
+      The command's own flags, one of them `config`, and the configuration: the file's of
+      `--config`, or the default, changed by the flags.
 
     Raises:
       UsageError: a mistake in the command line or the file.
@@ -80,21 +69,20 @@ def parse_flags(
         defaults = flattened(dataclasses.asdict(instance))
         for name, declared in declarations(type(instance)).items():
             _add_flag(groups[declared.role], name, declared, defaults[name])
-    given, unknown = parser.parse_known_args([*_words(argv)])
+    namespace, unknown = parser.parse_known_args([*_words(argv)])
     if unknown:
         word = next((word for word in unknown if word.startswith("--")), unknown[0])
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise UsageError(f"there is no flag {word}{did_you_mean(word, flags) or '.'}")
-    changed = [_changed(instance, vars(given)) for instance in instances]
-    return (*changed, getattr(given, positional)) if positional else tuple(changed)
+    given, changed = vars(namespace), []
+    for instance in instances:
+        names = given.keys() & declarations(type(instance))
+        changed.append(replaced(instance, {name: given[name] for name in names}))
+    return (*changed, given[positional]) if positional else tuple(changed)
 
 
 def command_arguments(config: TrainConfig, path: str | None = None) -> str:
-    """The flags that give this configuration back, as one would type them.
-
-    Args:
-      config: the configuration.
-      path: the file of `--config`; flags are what differs from it, or from the default.
+    """The flags that give this configuration back behind `--config path`, as one would type them.
 
     >>> command_arguments(TrainConfig(batch_schedule="32 x2 every 4ep max 128", seed=1))
     "--batch-schedule '32 x2 every 4ep max 128' --seed 1"
@@ -131,6 +119,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message.removeprefix('argument ')}.")
 
 
+class _Words(argparse.Action):
+    """Keeps the words behind a flag as one text, or as a list's items."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, " ".join(values) if self.nargs == "+" else tuple(values))
+
+
 def _words(argv: Sequence[str]) -> Iterator[str]:
     """The arguments with flags as they are declared, and values behind them as words."""
     for word in argv:
@@ -146,36 +141,22 @@ def _words(argv: Sequence[str]) -> Iterator[str]:
 def _add_flag(group: Any, name: str, declared: Declaration, default: Any) -> None:
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     text = f"{declared.help} (default: {'none' if shown in (None, '') else shown})"
+    add = functools.partial(group.add_argument, dest=name)
     text = text.replace("%", "%%")
     if declared.kinds == (bool,):
-        group.add_argument(flag_of(name), dest=name, action="store_true", help=text)
-        no = f"not {flag_of(name)}"
-        group.add_argument(_negated(name), dest=name, action="store_false", help=no)
+        add(flag_of(name), action="store_true", help=text)
+        add(_negated(name), action="store_false", help=f"not {flag_of(name)}")
         return
-    number = "*" if declared.is_list else "+" if declared.has_spaces else None
     words = [{int: "INT", float: "FLOAT", str: "TEXT"}.get(kind) for kind in declared.kinds]
     metavar = "|".join(filter(None, words))
-    group.add_argument(flag_of(name), dest=name, help=text, nargs=number, metavar=metavar)
-
-
-def _changed(instance: T, given: Mapping[str, Any]) -> T:
-    """The instance with the values of its flags that were given."""
-    declared = declarations(type(instance))
-    names = [name for name in declared if name in given]
-    return replaced(instance, {name: _value(declared[name], given[name]) for name in names})
-
-
-def _value(declared: Declaration, given: bool | str | list[str]) -> Any:
-    """What was given; numbers where those are allowed, else texts, which will be checked."""
-    if isinstance(given, bool):
-        return given
-    if declared.is_list:
-        return tuple(_number_or_text(text, declared.kinds) for text in given)
-    text = given if isinstance(given, str) else " ".join(given)
-    return _number_or_text(text, declared.kinds)
+    read = functools.partial(_number_or_text, kinds=declared.kinds)
+    several = {"action": _Words, "nargs": "*" if declared.is_list else "+"}
+    one_or_several = several if declared.is_list or declared.has_spaces else {}
+    add(flag_of(name), help=text, metavar=metavar, type=read, **one_or_several)
 
 
 def _number_or_text(text: str, kinds: Sequence[type]) -> int | float | str:
+    """A number where one is allowed, else the text, which will be checked."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             if kind in kinds:

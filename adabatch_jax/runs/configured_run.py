@@ -11,8 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from adabatch_jax.config.settings import Operation
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import Operation, TrainConfig
 from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
 from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec
 from adabatch_jax.data.mesh import data_mesh

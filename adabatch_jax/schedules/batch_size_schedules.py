@@ -10,15 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from adabatch_jax.schedules.durations import Duration, parse_duration
+from adabatch_jax.schedules.durations import Duration, parse_duration, positive_duration
 from adabatch_jax.schedules.text_reader import decimal_text, exact, positive_integer
 from adabatch_jax.system.errors import UsageError
-
-
-def _positive(duration: Duration, name: str) -> Duration:
-    if duration.value <= 0:
-        raise UsageError(f"`{name}` must be longer than nothing, got {str(duration)!r}.")
-    return duration
 
 
 def _round_half_up(value: Fraction, multiple_of: int = 1) -> int:
@@ -192,7 +186,7 @@ def exponential_growth(
     return ExponentialGrowth(
         init_value,
         factor,
-        _positive(parse_duration(every), "every"),
+        positive_duration(every, "`every`"),
         end_value,
         positive_integer(multiple_of, "multiple_of"),
     )
@@ -245,7 +239,7 @@ def linear_ramp(
     return LinearRamp(
         positive_integer(init_value, "init_value"),
         positive_integer(end_value, "end_value"),
-        _positive(parse_duration(over), "over"),
+        positive_duration(over, "`over`"),
         num_stages,
     )
 

@@ -25,7 +25,7 @@ class Duration:
     """An exact length of training; the plan turns it into samples, once.
 
     Attributes:
-      value: the number, exact.
+      value: the number.
       unit: "ep" (epochs), "st" (steps), "sp" (samples) or "%" (of the whole run).
       spelling: the text it was read from, so that `str` gives it back.
     """
@@ -103,18 +103,19 @@ def _samples(value: int) -> Duration:
     return Duration(Fraction(count), "sp")
 
 
-def run_duration(duration: str | int | Duration, num_examples: int | None) -> Duration:
-    """Reads the length of a whole run.
+def positive_duration(text: str | int | Duration, what: str = "a duration") -> Duration:
+    """Reads a duration; raises a UsageError, which says `what` it is, unless it is above 0."""
+    duration = parse_duration(text)
+    if duration.value <= 0:
+        raise UsageError(f"{what} must be longer than nothing, got {str(duration)!r}.")
+    return duration
 
-    Raises:
-      UsageError: as `parse_duration`, or it is in percent, is 0, or has no unit and is less than
-        one epoch as samples.
-    """
-    run = parse_duration(duration)
+
+def run_duration(duration: str | int | Duration, num_examples: int | None) -> Duration:
+    """Reads the length of a whole run: no share, and no epochs whose unit was forgotten."""
+    run = positive_duration(duration, "a run's duration")
     if run.unit == "%":
         raise UsageError(f"a run's duration can't be a share of itself, got {str(run)!r}.")
-    if run.value <= 0:
-        raise UsageError(f"a run's duration must be longer than nothing, got {str(run)!r}.")
     bare = not isinstance(duration, Duration) and not str(duration).endswith(("sp", "st", "ep"))
     if bare and num_examples is not None and run.value < num_examples:
         raise UsageError(

@@ -74,7 +74,7 @@ def parse_learning_rate(text: str) -> LearningRate:
         if fields["decay_rate"] <= 0:
             raise reader.error("a decay above 0", place)
         reader.require("every")
-        fields["decay_every"] = _positive_duration(reader)
+        fields["decay_every"] = read_duration(reader)
     elif reader.peek == ",":
         fields["boundaries"] = _read_pieces(reader)
     elif reader.take_if("cosine"):
@@ -83,7 +83,7 @@ def parse_learning_rate(text: str) -> LearningRate:
         reader.require("to")
         fields |= {"shape": "linear", "end_value": _rate(reader)}
     if reader.take_if("warmup"):
-        fields["warmup"] = _positive_duration(reader)
+        fields["warmup"] = read_duration(reader)
         if reader.take_if("from"):
             fields["warmup_from"] = _rate(reader)
     reader.finish(
@@ -111,14 +111,6 @@ def _rate(reader: Reader) -> Fraction:
     if rate < 0:
         raise reader.error("a learning rate that is not negative", place)
     return rate
-
-
-def _positive_duration(reader: Reader) -> Duration:
-    place = reader.place
-    duration = read_duration(reader)
-    if duration.value <= 0:
-        raise reader.error("a duration longer than nothing", place)
-    return duration
 
 
 COUPLINGS = {"none": Fraction(0), "linear": Fraction(1), "sqrt": Fraction(1, 2)}

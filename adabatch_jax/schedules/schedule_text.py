@@ -13,7 +13,7 @@ from adabatch_jax.schedules.batch_size_schedules import (
     linear_ramp,
     piecewise_constant,
 )
-from adabatch_jax.schedules.durations import Duration, parse_duration
+from adabatch_jax.schedules.durations import Duration, parse_duration, positive_duration
 from adabatch_jax.schedules.text_reader import Reader, excerpt
 from adabatch_jax.system.errors import UsageError
 
@@ -21,11 +21,11 @@ _DURATION = 'a duration such as "20ep", "1500st", "2.5Msp" or "30%"'
 
 
 def read_duration(reader: Reader) -> Duration:
-    """Reads a duration; raises a UsageError that points at a word that is none."""
+    """Reads a duration above 0; raises a UsageError that points at a word that is none."""
     place = reader.place
     word = reader.take(_DURATION)
     try:
-        return parse_duration(word)
+        return positive_duration(word)
     except UsageError as error:
         pointing = str(reader.error(_DURATION, place)).removesuffix(".")
         raise UsageError(f"{pointing}; {error}") from None
