@@ -139,10 +139,3 @@ def coupling_power(coupling: str | float) -> Fraction:
         f"unknown coupling {coupling!r}: it is none, linear, sqrt, or a power from "
         f"-{_LARGEST_POWER} to {_LARGEST_POWER}{hint or '.'}"
     )
-
-
-def constant_learning_rate(value: Fraction) -> LearningRate:
-    """A learning rate that stays; raises a UsageError if `value` < 0."""
-    if value < 0:
-        raise UsageError(f"a learning rate can't be negative, got {decimal_text(value)}.")
-    return LearningRate(value)
