@@ -38,7 +38,6 @@ class Duration:
         return self.spelling or f"{decimal_text(self.value)}{self.unit}"
 
     def times(self, factor: Fraction | int) -> "Duration":
-        """Returns this duration `factor` times."""
         return Duration(self.value * factor, self.unit)
 
 
@@ -130,14 +129,8 @@ def sample_count(
 ) -> int | None:
     """Converts to samples, rounded up, what needs no plan; None for a number of steps.
 
-    Args:
-      duration: what is converted.
-      num_examples: the length of an epoch; None for an endless stream.
-      num_samples: the run's length, which a percentage is of; None while that is converted.
-      run: the run's length as it was asked for; in steps, a percentage is a number of steps.
-
-    Raises:
-      UsageError: epochs of an endless stream.
+    A percentage is of `num_samples`, which is None while `run` itself is converted; where that is
+    in steps, so is the percentage.
     """
     if duration.unit == "st" or (duration.unit == "%" and run.unit == "st"):
         return None

@@ -4,7 +4,7 @@ import dataclasses
 from fractions import Fraction
 
 from adabatch_jax.schedules.durations import Duration
-from adabatch_jax.schedules.schedule_text import read_duration
+from adabatch_jax.schedules.schedule_text import read_boundaries, read_duration
 from adabatch_jax.schedules.text_reader import Reader, decimal_text, exact
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
@@ -76,7 +76,7 @@ def parse_learning_rate(text: str) -> LearningRate:
         reader.require("every")
         fields["decay_every"] = read_duration(reader)
     elif reader.peek == ",":
-        fields["boundaries"] = _read_pieces(reader)
+        fields["boundaries"] = read_boundaries(reader, lambda: _rate(reader))
     elif reader.take_if("cosine"):
         fields["shape"] = "cosine"
     elif reader.take_if("linear"):
@@ -96,15 +96,6 @@ def parse_learning_rate(text: str) -> LearningRate:
     return LearningRate(**fields)
 
 
-def _read_pieces(reader: Reader) -> tuple[tuple[Duration, Fraction], ...]:
-    boundaries = []
-    while reader.take_if(","):
-        duration = read_duration(reader)
-        reader.require(":")
-        boundaries.append((duration, _rate(reader)))
-    return tuple(boundaries)
-
-
 def _rate(reader: Reader) -> Fraction:
     place = reader.place
     rate = reader.number("a learning rate such as 0.1")
@@ -119,9 +110,6 @@ _LARGEST_POWER = 10
 
 def coupling_power(coupling: str | float) -> Fraction:
     """The power of the batch ratio that a coupling stands for.
-
-    Raises:
-      UsageError: it is no name of a coupling, and no number from -10 to 10.
 
     >>> coupling_power("sqrt"), coupling_power(0.75)
     (Fraction(1, 2), Fraction(3, 4))

@@ -20,31 +20,19 @@ def build_phases(
     divisible_by: int,
     kept: Sequence[Phase] = (),
 ) -> tuple[Phase, ...]:
-    """Walks along a schedule to the end of a run, behind phases that are kept.
-
-    The last phase ends with the run, and the kept ones keep their starts.
-
-    Raises:
-      UsageError: thresholds out of order, a batch below 1, larger than the dataset or, behind what
-        is kept, not divisible, a duration that can't be converted, a run that ends in what is
-        kept, or one without steps.
-    """
+    """Walks along a schedule to the end of a run, behind phases that keep their starts."""
     phases = _Builder(schedule, num_examples, run, remainder, kept).build()
     _check_divisible(phases[len(kept) :], divisible_by)
     return phases
 
 
 class _Start(NamedTuple):
-    """The first step of a phase, where it begins, and its batch size."""
-
     step: int
     sample: int
     batch_size: int
 
 
 class _Threshold(NamedTuple):
-    """From a sample, or from a step, on."""
-
     duration: Duration
     sample: int | None
     step: int | None
@@ -79,7 +67,6 @@ class _Builder:
         self._next = next(thresholds, None)
 
     def build(self) -> tuple[Phase, ...]:
-        """Walks to the end of the run."""
         while not self._ended():
             self._pass_thresholds()
             self._check_size()
@@ -155,7 +142,6 @@ class _Builder:
         return Stride(start_sample, batch_size, self.num_examples, self.remainder)
 
     def _check_size(self) -> None:
-        """Raises a UsageError for a size that is due and can't be."""
         size, num_examples = self._size, self.num_examples
         if size >= 1 and (num_examples is None or size <= num_examples):
             return
