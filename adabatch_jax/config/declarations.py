@@ -111,11 +111,7 @@ def declarations(cls: type) -> dict[str, Declaration]:
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values with dotted names.
-
-    >>> flattened({"seed": 0, "crop": {"padding": 4}})
-    {'seed': 0, 'crop.padding': 4}
-    """
+    """Nested values with dotted names, such as "data.flip"."""
     flat = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:

@@ -101,11 +101,7 @@ def command_arguments(config: TrainConfig, path: str | None = None) -> str:
 
 
 def flag_of(name: str) -> str:
-    """A field's flag.
-
-    >>> flag_of("data.crop_padding")
-    '--data.crop-padding'
-    """
+    """A field's flag, such as --data.crop-padding."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -141,8 +137,8 @@ def _words(argv: Sequence[str]) -> Iterator[str]:
 def _add_flag(group: Any, name: str, declared: Declaration, default: Any) -> None:
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     text = f"{declared.help} (default: {'none' if shown in (None, '') else shown})"
-    add = functools.partial(group.add_argument, dest=name)
     text = text.replace("%", "%%")
+    add = functools.partial(group.add_argument, dest=name)
     if declared.kinds == (bool,):
         add(flag_of(name), action="store_true", help=text)
         add(_negated(name), action="store_false", help=f"not {flag_of(name)}")

@@ -40,8 +40,7 @@ from adabatch_jax.system.quantities import parse_bytes, parse_seconds
 
 NUMBERS, FUTURE, LAYOUT, OPERATION = Role
 
-AUTO = "auto"
-"""Left to the program."""
+AUTO = "auto"  # left to the program
 
 # fmt: off
 

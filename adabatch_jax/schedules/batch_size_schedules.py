@@ -1,7 +1,4 @@
-"""Schedules: what the batch size should be, before any dataset is known.
-
-A schedule is an initial size and a sequence of (duration, size): from there on, this size.
-"""
+"""Schedules: what the batch size should be, before any dataset is known."""
 
 import dataclasses
 import decimal
@@ -35,7 +32,7 @@ def _rounded_growth(init_value: int, factor: Fraction, k: int, multiple_of: int)
 
 
 class Schedule:
-    """Base class: a schedule tells its sizes, and its text."""
+    """Base class: a schedule tells its sizes; `str` gives its text."""
 
     def sizes(self) -> Iterator[tuple[Duration, int]]:
         """Yields (duration since the start, batch size from there on), beginning at 0.
@@ -209,13 +206,14 @@ def piecewise_constant(
     '128, 20ep: 256, 40ep: 512'
     """
     boundaries = []
-    for duration, size in _items(boundaries_and_sizes):
+    for duration, size in items(boundaries_and_sizes):
         duration = parse_duration(duration)
         boundaries.append((duration, positive_integer(size, f"batch size from {duration}")))
     return PiecewiseConstant(positive_integer(init_value, "init_value"), tuple(boundaries))
 
 
-def _items(pairs: Any) -> Any:
+def items(pairs: Any) -> Any:
+    """The pairs of a mapping, or of anything that yields some."""
     return pairs.items() if isinstance(pairs, Mapping) else pairs
 
 
@@ -268,7 +266,7 @@ def growth_from_decay(
     bound = None if end_value is None else positive_integer(end_value, "end_value")
     exponent = exact(power, "power")
     product, boundaries = Fraction(1), []
-    for duration, decay in _items(boundaries_and_decays):
+    for duration, decay in items(boundaries_and_decays):
         factor = exact(decay, f"decay at {duration}")
         if factor <= 0:
             raise UsageError(f"the decay at {duration} must be above 0, got {decay}.")

@@ -1,6 +1,7 @@
 """Where a plan's phases begin: a schedule's thresholds meet the sample clock, left to right."""
 
 import bisect
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -80,10 +81,10 @@ class _Builder:
                 f"{self.num_samples} samples with remainder={self.remainder!r}."
             )
         end = self.sample if self.num_samples is None else self.num_samples
-        stops = [*self.starts[1:], _Start(self.step, end, 0)]
+        pairs = itertools.pairwise([*self.starts, _Start(self.step, end, 0)])
         return tuple(
             Phase(index, start.step, stop.step, start.sample, stop.sample, start.batch_size)
-            for index, (start, stop) in enumerate(zip(self.starts, stops, strict=True))
+            for index, (start, stop) in enumerate(pairs)
         )
 
     def _ended(self) -> bool:
@@ -167,15 +168,12 @@ class _Builder:
 
     def _add_phase(self) -> None:
         stride = self._stride(self.sample, self._size)
-        limits = [self._steps_until_end(stride)]
-        if self._next is not None:
-            limits.append(
-                stride.steps_before(self._next.sample)
-                if self._next.step is None
-                else self._next.step - self.step
-            )
-        count = min(limits)
-        if count > 0 and not self._goes_on(self.sample):
+        count = self._steps_until_end(stride)
+        if self._next is not None and self._next.step is not None:
+            count = min(count, self._next.step - self.step)
+        elif self._next is not None:
+            count = min(count, stride.steps_before(self._next.sample))
+        if count > 0 and not self._goes_on():
             self.starts.append(_Start(self.step, self.sample, self._size))
         self.step += count
         # Without a step (under "drop", where it would pass the run's end) the run is over.
@@ -191,12 +189,12 @@ class _Builder:
             count -= 1
         return count
 
-    def _goes_on(self, sample: int) -> bool:
-        """Whether the steps from `sample` on only prolong the phase before."""
+    def _goes_on(self) -> bool:
+        """Whether the steps from here on only prolong the phase before."""
         if not self.starts or self.starts[-1].batch_size != self._size:
             return False
         start = self.starts[-1]
-        return self._stride(start.sample, self._size).begin(self.step - start.step) == sample
+        return self._stride(start.sample, self._size).begin(self.step - start.step) == self.sample
 
     def _check_rest(self) -> None:
         """Complains about a threshold within the run that stands behind one after its end."""

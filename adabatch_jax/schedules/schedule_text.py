@@ -1,6 +1,6 @@
 """The text form of schedules, both ways: `parse_schedule(str(s)) == s`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from adabatch_jax.schedules.batch_size_schedules import (
@@ -9,6 +9,7 @@ from adabatch_jax.schedules.batch_size_schedules import (
     Schedule,
     constant,
     exponential_growth,
+    items,
     linear_ramp,
     piecewise_constant,
 )
@@ -116,10 +117,8 @@ def as_schedule(
         return parse_schedule(schedule)
     if hasattr(schedule, "__index__"):
         return constant(schedule)
-    if isinstance(schedule, Mapping):
-        schedule = schedule.items()
     try:
-        pairs = [(parse_duration(duration), size) for duration, size in schedule]
+        pairs = [(parse_duration(duration), size) for duration, size in items(schedule)]
     except TypeError:
         raise UsageError(
             "a batch-size schedule is an int, a text, a schedule or pairs of (duration, size), "
