@@ -17,7 +17,7 @@ from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 
 if TYPE_CHECKING:
-    from adabatch_jax.config.train_config import TrainConfig
+    from adabatch_jax.config.settings import TrainConfig
     from adabatch_jax.schedules.plan import BatchPlan
 
 PROG = "python -m adabatch_jax.plan"

@@ -4,7 +4,6 @@
 folders.
 """
 
-from adabatch_jax.config.settings import DataSettings, Keep, Layout, Operation
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import DataSettings, Keep, Layout, Operation, TrainConfig
 
 __all__ = ["DataSettings", "Keep", "Layout", "Operation", "TrainConfig"]

@@ -34,13 +34,9 @@ class Declaration:
     """What is said about a field beside its type and its default.
 
     Attributes:
-      role: what it decides; None for a flag of one command, which is no setting of a run.
-      help: its text for `--help`.
+      role: None for a flag of one command, which is no setting of a run.
       choices: the texts that it may be, where not any.
       read: reads a text; raises a UsageError if it can't work.
-      at_least: the smallest number.
-      above: what a number must exceed.
-      below: what a number mustn't reach.
       is_changeable: whether `--allow-change` lets a run that has begun go on with another.
       has_spaces: whether its text may be given as several words on a command line.
       kinds: the classes that its type allows; none where it allows anything.
@@ -61,10 +57,9 @@ class Declaration:
 
     def of(self, annotation: Any) -> "Declaration":
         """This declaration with the classes that an annotation allows."""
-        is_list = typing.get_origin(annotation) is tuple
-        is_union = is_list or isinstance(annotation, types.UnionType)
-        kinds = typing.get_args(annotation) if is_union else (annotation,)
+        kinds = typing.get_args(annotation) or (annotation,)
         kinds = tuple(kind for kind in kinds if kind not in (Any, ...))
+        is_list = typing.get_origin(annotation) is tuple
         return dataclasses.replace(self, kinds=kinds, is_list=is_list)
 
 
@@ -86,11 +81,7 @@ def as_in(owner: type, name: str) -> Any:
 
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(setting, as_in))
 def settings(cls: type[T]) -> type[T]:
-    """Makes a frozen dataclass of settings, whose docstring tells each of its own.
-
-    Raises:
-      TypeError: a field isn't declared with its role.
-    """
+    """Makes a frozen dataclass of settings, whose docstring tells each of its own."""
     cls = dataclasses.dataclass(frozen=True)(cls)
     told = []
     for field in dataclasses.fields(cls):
@@ -120,11 +111,7 @@ def declarations(cls: type) -> dict[str, Declaration]:
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values with dotted names.
-
-    >>> flattened({"seed": 0, "crop": {"padding": 4}})
-    {'seed': 0, 'crop.padding': 4}
-    """
+    """Nested values with dotted names, such as "data.flip"."""
     flat = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -148,14 +135,8 @@ def check(instance: Any, named: Callable[[str], str] = str) -> None:
     """Checks each field as it is declared; the `__post_init__` of all settings.
 
     What means the same is kept as one value: "none" as None where that is allowed, whole numbers
-    as floats where those are asked for, schedules and durations as their texts.
-
-    Args:
-      instance: the settings.
-      named: makes a field's name what errors call it.
-
-    Raises:
-      UsageError: a value that can't work; the sentence names the field.
+    as floats where those are asked for, schedules and durations as their texts. Errors call a
+    field what `named` makes of its name.
     """
     for field in dataclasses.fields(instance):
         name, value = named(field.name), getattr(instance, field.name)

@@ -5,23 +5,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.system.errors import UsageError
 
 
 def load_config(path: str) -> TrainConfig:
-    """Reads a configuration: a Python file that defines `config`, or a run's config.json.
+    """Reads a Python file that defines `config`, or a run's config.json.
 
-    A Python file may define `arms` instead, a dict of configurations; `FILE:ARM` names one. Only
-    a Python file is executed; JSON is data.
-
-    Raises:
-      UsageError: no such file, or no configuration in it.
+    A Python file may define `arms` instead, a dict of configurations; `FILE:ARM` names one.
     """
     file, arm = Path(path), None
     if not file.is_file() and ":" in path:
-        file, _, arm = path.rpartition(":")
-        file = Path(file)
+        name, _, arm = path.rpartition(":")
+        file = Path(name)
     if not file.is_file():
         raise UsageError(f"--config: there is no file {str(file)!r}.")
     if file.suffix == ".py":

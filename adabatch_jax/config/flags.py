@@ -6,18 +6,12 @@ import dataclasses
 import functools
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from adabatch_jax.config.declarations import (
-    Declaration,
-    Role,
-    declarations,
-    flattened,
-    replaced,
-)
+from adabatch_jax.config.declarations import Declaration, Role, declarations, flattened, replaced
 from adabatch_jax.config.files import load_config
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
@@ -26,17 +20,11 @@ T = TypeVar("T")
 def parse_arguments(
     options: type[T], argv: Sequence[str] | None, prog: str, description: str
 ) -> tuple[T, TrainConfig]:
-    """Reads a command line that configures a run.
-
-    Args:
-      options: the settings' class of the command's own flags; has a field `config`.
-      argv: the arguments, by default the process's.
-      prog: the command, for `--help`.
-      description: what it does, for `--help`.
+    """Reads a command line that configures a run, by default the process's.
 
     Returns:
-      The command's own flags, and the configuration: the file's of `--config`, or the default,
-      changed by the flags.
+      The command's own flags, one of them `config`, and the configuration: the file's of
+      `--config`, or the default, changed by the flags.
 
     Raises:
       UsageError: a mistake in the command line or the file.
@@ -81,21 +69,20 @@ def parse_flags(
         defaults = flattened(dataclasses.asdict(instance))
         for name, declared in declarations(type(instance)).items():
             _add_flag(groups[declared.role], name, declared, defaults[name])
-    given, unknown = parser.parse_known_args([*_words(argv)])
+    namespace, unknown = parser.parse_known_args([*_words(argv)])
     if unknown:
         word = next((word for word in unknown if word.startswith("--")), unknown[0])
         flags = [flag_of(name) for instance in instances for name in declarations(type(instance))]
         raise UsageError(f"there is no flag {word}{did_you_mean(word, flags) or '.'}")
-    changed = [_changed(instance, vars(given)) for instance in instances]
-    return (*changed, getattr(given, positional)) if positional else tuple(changed)
+    given, changed = vars(namespace), []
+    for instance in instances:
+        names = given.keys() & declarations(type(instance))
+        changed.append(replaced(instance, {name: given[name] for name in names}))
+    return (*changed, given[positional]) if positional else tuple(changed)
 
 
 def command_arguments(config: TrainConfig, path: str | None = None) -> str:
-    """The flags that give this configuration back, as one would type them.
-
-    Args:
-      config: the configuration.
-      path: the file of `--config`; flags are what differs from it, or from the default.
+    """The flags that give this configuration back behind `--config path`, as one would type them.
 
     >>> command_arguments(TrainConfig(batch_schedule="32 x2 every 4ep max 128", seed=1))
     "--batch-schedule '32 x2 every 4ep max 128' --seed 1"
@@ -109,16 +96,12 @@ def command_arguments(config: TrainConfig, path: str | None = None) -> str:
         if isinstance(value, bool):
             words.append(flag_of(name) if value else _negated(name))
         else:
-            words += [flag_of(name), str(value).removesuffix(".0")]
+            words += [flag_of(name), f"{value:g}" if isinstance(value, float) else str(value)]
     return shlex.join(words)
 
 
 def flag_of(name: str) -> str:
-    """A field's flag.
-
-    >>> flag_of("data.crop_padding")
-    '--data.crop-padding'
-    """
+    """A field's flag, such as --data.crop-padding."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -130,6 +113,13 @@ def _negated(name: str) -> str:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message.removeprefix('argument ')}.")
+
+
+class _Words(argparse.Action):
+    """Keeps the words behind a flag as one text, or as a list's items."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, " ".join(values) if self.nargs == "+" else tuple(values))
 
 
 def _words(argv: Sequence[str]) -> Iterator[str]:
@@ -148,17 +138,17 @@ def _add_flag(group: Any, name: str, declared: Declaration, default: Any) -> Non
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     text = f"{declared.help} (default: {'none' if shown in (None, '') else shown})"
     text = text.replace("%", "%%")
+    add = functools.partial(group.add_argument, dest=name)
     if declared.kinds == (bool,):
-        group.add_argument(flag_of(name), dest=name, action="store_true", help=text)
-        no = f"not {flag_of(name)}"
-        group.add_argument(_negated(name), dest=name, action="store_false", help=no)
+        add(flag_of(name), action="store_true", help=text)
+        add(_negated(name), action="store_false", help=f"not {flag_of(name)}")
         return
     words = [{int: "INT", float: "FLOAT", str: "TEXT"}.get(kind) for kind in declared.kinds]
-    group.add_argument(
-        flag_of(name), dest=name, help=text, metavar="|".join(filter(None, words)),
-        nargs="*" if declared.is_list else "+" if declared.has_spaces else None,
-        type=functools.partial(_number_or_text, kinds=declared.kinds),
-    )  # fmt: skip
+    metavar = "|".join(filter(None, words))
+    read = functools.partial(_number_or_text, kinds=declared.kinds)
+    several = {"action": _Words, "nargs": "*" if declared.is_list else "+"}
+    one_or_several = several if declared.is_list or declared.has_spaces else {}
+    add(flag_of(name), help=text, metavar=metavar, type=read, **one_or_several)
 
 
 def _number_or_text(text: str, kinds: Sequence[type]) -> int | float | str:
@@ -168,11 +158,3 @@ def _number_or_text(text: str, kinds: Sequence[type]) -> int | float | str:
             if kind in kinds:
                 return kind(text)
     return text
-
-
-def _changed(instance: T, given: Mapping[str, Any]) -> T:
-    """The instance with the values of its flags that were given."""
-    declared = declarations(type(instance))
-    values = {name: given[name] for name in declared if name in given}
-    joined = {name: " ".join(v) for name, v in values.items() if declared[name].has_spaces}
-    return replaced(instance, values | joined)

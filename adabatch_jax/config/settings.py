@@ -1,4 +1,4 @@
-"""Every setting of a run, declared once; a new one is added here. No third-party import."""
+"""Every setting of a run, declared once; a new one is added here."""
 
 import dataclasses
 import hashlib
@@ -6,27 +6,42 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from adabatch_jax.config.declarations import Role, as_in, check, setting, settings
+from adabatch_jax.config.declarations import (
+    Role,
+    as_in,
+    check,
+    declarations,
+    flattened,
+    replaced,
+    setting,
+    settings,
+)  # fmt: skip
 from adabatch_jax.config.value_texts import (
     NanPolicy,
     Score,
     check_name,
     check_path,
     parse_nan_policy,
-    parse_period,
     parse_profiled,
     parse_score,
-)
-from adabatch_jax.schedules.learning_rate_text import coupling_power, parse_learning_rate
+)  # fmt: skip
+from adabatch_jax.schedules.batch_size_schedules import Schedule
+from adabatch_jax.schedules.durations import Duration, parse_duration, positive_duration
+from adabatch_jax.schedules.learning_rate_text import (
+    LearningRate,
+    coupling_power,
+    parse_learning_rate,
+)  # fmt: skip
+from adabatch_jax.schedules.plan import BatchPlan, make_plan
 from adabatch_jax.schedules.schedule_text import parse_schedule
 from adabatch_jax.schedules.strides import REMAINDERS
-from adabatch_jax.system.errors import UsageError
+from adabatch_jax.schedules.text_reader import decimal_text, exact
+from adabatch_jax.system.errors import UsageError, did_you_mean
 from adabatch_jax.system.quantities import parse_bytes, parse_seconds
 
 NUMBERS, FUTURE, LAYOUT, OPERATION = Role
 
-AUTO = "auto"
-"""Left to the program."""
+AUTO = "auto"  # left to the program
 
 # fmt: off
 
@@ -78,11 +93,7 @@ class Layout:
 
 @settings
 class Keep:
-    """Which checkpoints of a run stay.
-
-    Raises:
-      UsageError: `newest` < 1, or a text that can't be read.
-    """
+    """Which checkpoints of a run stay."""
 
     newest: int = setting(
         3, OPERATION, at_least=1, help="How many of the newest checkpoints to keep.")
@@ -91,7 +102,7 @@ class Keep:
         help="Which checkpoint to keep beside the newest: max or min, and a figure of the "
         "evaluation; none: none.")
     every: str | int | None = setting(
-        None, OPERATION, read=parse_period, at_least=1,
+        None, OPERATION, read=positive_duration, at_least=1,
         help="How often to keep a checkpoint for good, such as 20ep; none: never.")
 
     def __post_init__(self):
@@ -172,8 +183,21 @@ class DataSettings:
 
 
 @settings
-class Settings:
-    """The fields of `TrainConfig`, each checked; what goes together is offered as one."""
+class TrainConfig:
+    """A checked configuration of a training run.
+
+    Schedules, learning rates and durations may be given as objects; they are kept as texts.
+
+    Raises:
+      UsageError: a value that can't work; the sentence names the field.
+
+    >>> config = TrainConfig(batch_schedule="64 x2 every 5ep max 512", epochs=20)
+    >>> config.plan(num_examples=1442).batch_sizes
+    (64, 128, 256, 512)
+    >>> TrainConfig(optimizer="sdg")
+    Traceback (most recent call last):
+    adabatch_jax.system.errors.UsageError: optimizer: 'sdg' is not one of sgd, adamw; did you mean ...
+    """
 
     name: str | None = setting(
         None, OPERATION, read=check_name,
@@ -226,20 +250,20 @@ class Settings:
         "carry", NUMBERS, choices=REMAINDERS, help="At an epoch's end: carry (on into the next), "
         "partial (batch), or drop (the rest).")
     eval_every: str = setting(
-        "1ep", OPERATION, read=parse_period,
+        "1ep", OPERATION, read=positive_duration,
         help="How often to evaluate on the test set; always at the end.")
     eval_batch_size: int = setting(
         512, OPERATION, at_least=1,
         help="Examples per batch of the evaluation; doesn't change its result.")
     checkpoint_every: str = setting(
-        "1ep", OPERATION, read=parse_period,
+        "1ep", OPERATION, read=positive_duration,
         help="How often to save a checkpoint; always at the end.")
     keep_checkpoints: int = as_in(Keep, "newest")
     keep_best: str | None = as_in(Keep, "best")
     keep_every: str | None = as_in(Keep, "every")
     on_nan: str = as_in(Operation, "on_nan")
     log_every: str = setting(
-        "10st", OPERATION, read=parse_period, help="How often to write a row of metrics.")
+        "10st", OPERATION, read=positive_duration, help="How often to write a row of metrics.")
     data: DataSettings = DataSettings()
 
     def __post_init__(self):
@@ -256,13 +280,68 @@ class Settings:
         """Which checkpoints stay."""
         return Keep(self.keep_checkpoints, self.keep_best, self.keep_every)
 
+    @property
+    def schedule(self) -> Schedule:
+        """What the batch size should be."""
+        return parse_schedule(self.batch_schedule)
+
+    @property
+    def learning_rate(self) -> LearningRate:
+        """The base learning rate."""
+        return parse_learning_rate(self.lr)
+
+    @property
+    def duration(self) -> Duration:
+        """The run's length."""
+        return parse_duration(f"{decimal_text(exact(self.epochs, 'epochs'))}ep")
+
+    @property
+    def run_name(self) -> str:
+        """The name, or one made of dataset and model."""
+        return self.name or f"{self.dataset}-{self.model}".replace("/", "_").replace(":", "_")
+
+    @property
+    def digest(self) -> str:
+        """A hash of all settings, in hex."""
+        return settings_digest(self.to_dict())
+
+    def plan(self, num_examples: int, divisible_by: int = 1) -> BatchPlan:
+        """The plan on a dataset of this size; raises a UsageError where there is none."""
+        plan = make_plan(self.schedule, num_examples, self.duration, self.remainder, divisible_by)
+        group = self.batchnorm_group_size
+        for size in plan.batch_sizes:
+            rows = min(self.microbatch_size, size) if type(self.microbatch_size) is int else size
+            if group is not None and rows % group:
+                raise UsageError(
+                    f"batchnorm_group_size: {group} must divide the {rows} examples that are "
+                    f"computed at a time where the batch is {size}; set microbatch_size to a "
+                    f"multiple of {group}, or choose another group."
+                )
+        return plan
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values; `from_dict` gives them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Any, origin: str = "the configuration") -> "TrainConfig":
+        """Makes the configuration that `to_dict` described.
+
+        Fields that are missing have their defaults; errors call the content `origin`.
+        """
+        if not isinstance(content, dict):
+            raise UsageError(f"{origin} must be an object with fields, got {content!r}.")
+        fields, names = flattened(content), declarations(cls)
+        for name in fields:
+            if name not in names:
+                raise UsageError(
+                    f"{origin} has an unknown field {name!r}{did_you_mean(name, names) or '.'}"
+                )
+        return replaced(cls(), fields)
+
 # fmt: on
 
 
 def settings_digest(content: Mapping[str, Any]) -> str:
-    """A hash of settings, in hex.
-
-    >>> settings_digest({"seed": 1, "lr": 0.1}) == settings_digest({"lr": 0.1, "seed": 1})
-    True
-    """
+    """A hash of settings in any order, in hex."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

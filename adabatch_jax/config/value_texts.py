@@ -1,4 +1,4 @@
-"""What the texts of single settings mean; no third-party import."""
+"""What the texts of single settings mean."""
 
 import dataclasses
 import math
@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.system.errors import UsageError
 
 
@@ -27,38 +26,24 @@ class NanPolicy:
 def parse_nan_policy(text: str) -> NanPolicy:
     """Reads "stop", "skip:N" or "rollback".
 
-    Raises:
-      UsageError: it is none of these.
-
     >>> parse_nan_policy("skip:3")
     NanPolicy(kind='skip', limit=3)
     """
-    text = text.strip()
-    if text in ("stop", "rollback"):
-        return NanPolicy(text)
-    match = re.fullmatch(r"skip:([1-9]\d{0,17})", text)
+    match = re.fullmatch(r"stop|rollback|skip:([1-9]\d{0,17})", text.strip())
     if match is None:
         raise UsageError(f"{text!r} is not stop, skip:N (leave out up to N updates) or rollback.")
-    return NanPolicy("skip", int(match[1]))
-
-
-_SCORE = re.compile(r"(max|min)\s+([^\s]+)")
+    return NanPolicy("skip", int(match[1])) if match[1] else NanPolicy(match[0])
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A figure of the evaluation to choose by.
-
-    Attributes:
-      metric: its key in the rows of metrics.
-      is_loss: whether smaller is better.
-    """
+    """A figure of the evaluation to choose by: a key of the rows, and whether less is better."""
 
     metric: str
     is_loss: bool
 
     def of(self, row: Mapping[str, Any]) -> float | None:
-        """Returns the row's score, larger is better; None where it has none that is finite.
+        """The row's score, larger is better; None where it has none that is finite.
 
         >>> parse_score("min test_loss").of({"step": 9, "test_loss": 0.25})
         -0.25
@@ -70,41 +55,15 @@ class Score:
 
 
 def parse_score(text: str) -> Score:
-    """Reads "max test_accuracy" or "min test_loss".
-
-    Raises:
-      UsageError: it is neither.
-
-    >>> parse_score("max test_accuracy")
-    Score(metric='test_accuracy', is_loss=False)
-    """
-    match = _SCORE.fullmatch(text.strip())
+    """Reads "max test_accuracy" or "min test_loss"."""
+    match = re.fullmatch(r"(max|min)\s+(\S+)", text.strip())
     if match is None:
         raise UsageError(f"{text!r} is no score, write it as 'max test_accuracy'.")
     return Score(match[2], match[1] == "min")
 
 
-def parse_period(text: str | int) -> Duration:
-    """Reads how often something happens, such as "1ep", longer than nothing.
-
-    Raises:
-      UsageError: it is no duration, or nothing.
-    """
-    period = parse_duration(text)
-    if period.value <= 0:
-        raise UsageError(f"must be longer than nothing, got {text!r}.")
-    return period
-
-
 def parse_profiled(text: str) -> tuple[int, int]:
-    """Reads a range of updates such as "10:20", the second one excluded.
-
-    Raises:
-      UsageError: it is none.
-
-    >>> parse_profiled("10:20")
-    (10, 20)
-    """
+    """Reads a range of updates such as "10:20", the second one excluded."""
     start, _, stop = text.partition(":")
     if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
         raise UsageError(

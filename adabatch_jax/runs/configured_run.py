@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from adabatch_jax.config.settings import Operation
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import Operation, TrainConfig
 from adabatch_jax.data.abstract_arrays import example_types
 from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
 from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adabatch_jax.config.declarations import Role, declarations, flattened
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.epoch_order import order_digest
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.schedules.learning_rate_at_step import resolve

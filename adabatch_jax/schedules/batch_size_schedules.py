@@ -1,7 +1,4 @@
-"""Schedules: what the batch size should be, before any dataset is known.
-
-A schedule is an initial size and a sequence of (duration, size): from there on, this size.
-"""
+"""Schedules: what the batch size should be, before any dataset is known."""
 
 import dataclasses
 import decimal
@@ -10,15 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from adabatch_jax.schedules.durations import Duration, parse_duration
+from adabatch_jax.schedules.durations import Duration, parse_duration, positive_duration
 from adabatch_jax.schedules.text_reader import decimal_text, exact, positive_integer
 from adabatch_jax.system.errors import UsageError
-
-
-def _positive(duration: Duration, name: str) -> Duration:
-    if duration.value <= 0:
-        raise UsageError(f"`{name}` must be longer than nothing, got {str(duration)!r}.")
-    return duration
 
 
 def _round_half_up(value: Fraction, multiple_of: int = 1) -> int:
@@ -41,7 +32,7 @@ def _rounded_growth(init_value: int, factor: Fraction, k: int, multiple_of: int)
 
 
 class Schedule:
-    """Base class: a schedule tells its sizes, and its text."""
+    """Base class: a schedule tells its sizes; `str` gives its text."""
 
     def sizes(self) -> Iterator[tuple[Duration, int]]:
         """Yields (duration since the start, batch size from there on), beginning at 0.
@@ -192,7 +183,7 @@ def exponential_growth(
     return ExponentialGrowth(
         init_value,
         factor,
-        _positive(parse_duration(every), "every"),
+        positive_duration(every, "`every`"),
         end_value,
         positive_integer(multiple_of, "multiple_of"),
     )
@@ -215,13 +206,14 @@ def piecewise_constant(
     '128, 20ep: 256, 40ep: 512'
     """
     boundaries = []
-    for duration, size in _items(boundaries_and_sizes):
+    for duration, size in items(boundaries_and_sizes):
         duration = parse_duration(duration)
         boundaries.append((duration, positive_integer(size, f"batch size from {duration}")))
     return PiecewiseConstant(positive_integer(init_value, "init_value"), tuple(boundaries))
 
 
-def _items(pairs: Any) -> Any:
+def items(pairs: Any) -> Any:
+    """The pairs of a mapping, or of anything that yields some."""
     return pairs.items() if isinstance(pairs, Mapping) else pairs
 
 
@@ -245,7 +237,7 @@ def linear_ramp(
     return LinearRamp(
         positive_integer(init_value, "init_value"),
         positive_integer(end_value, "end_value"),
-        _positive(parse_duration(over), "over"),
+        positive_duration(over, "`over`"),
         num_stages,
     )
 
@@ -274,7 +266,7 @@ def growth_from_decay(
     bound = None if end_value is None else positive_integer(end_value, "end_value")
     exponent = exact(power, "power")
     product, boundaries = Fraction(1), []
-    for duration, decay in _items(boundaries_and_decays):
+    for duration, decay in items(boundaries_and_decays):
         factor = exact(decay, f"decay at {duration}")
         if factor <= 0:
             raise UsageError(f"the decay at {duration} must be above 0, got {decay}.")

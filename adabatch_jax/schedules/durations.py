@@ -25,7 +25,7 @@ class Duration:
     """An exact length of training; the plan turns it into samples, once.
 
     Attributes:
-      value: the number, exact.
+      value: the number.
       unit: "ep" (epochs), "st" (steps), "sp" (samples) or "%" (of the whole run).
       spelling: the text it was read from, so that `str` gives it back.
     """
@@ -38,7 +38,6 @@ class Duration:
         return self.spelling or f"{decimal_text(self.value)}{self.unit}"
 
     def times(self, factor: Fraction | int) -> "Duration":
-        """Returns this duration `factor` times."""
         return Duration(self.value * factor, self.unit)
 
 
@@ -103,18 +102,19 @@ def _samples(value: int) -> Duration:
     return Duration(Fraction(count), "sp")
 
 
-def run_duration(duration: str | int | Duration, num_examples: int | None) -> Duration:
-    """Reads the length of a whole run.
+def positive_duration(text: str | int | Duration, what: str = "a duration") -> Duration:
+    """Reads a duration; raises a UsageError, which says `what` it is, unless it is above 0."""
+    duration = parse_duration(text)
+    if duration.value <= 0:
+        raise UsageError(f"{what} must be longer than nothing, got {str(duration)!r}.")
+    return duration
 
-    Raises:
-      UsageError: as `parse_duration`, or it is in percent, is 0, or has no unit and is less than
-        one epoch as samples.
-    """
-    run = parse_duration(duration)
+
+def run_duration(duration: str | int | Duration, num_examples: int | None) -> Duration:
+    """Reads the length of a whole run: no share, and no epochs whose unit was forgotten."""
+    run = positive_duration(duration, "a run's duration")
     if run.unit == "%":
         raise UsageError(f"a run's duration can't be a share of itself, got {str(run)!r}.")
-    if run.value <= 0:
-        raise UsageError(f"a run's duration must be longer than nothing, got {str(run)!r}.")
     bare = not isinstance(duration, Duration) and not str(duration).endswith(("sp", "st", "ep"))
     if bare and num_examples is not None and run.value < num_examples:
         raise UsageError(
@@ -129,14 +129,8 @@ def sample_count(
 ) -> int | None:
     """Converts to samples, rounded up, what needs no plan; None for a number of steps.
 
-    Args:
-      duration: what is converted.
-      num_examples: the length of an epoch; None for an endless stream.
-      num_samples: the run's length, which a percentage is of; None while that is converted.
-      run: the run's length as it was asked for; in steps, a percentage is a number of steps.
-
-    Raises:
-      UsageError: epochs of an endless stream.
+    A percentage is of `num_samples`, which is None while `run` itself is converted; where that is
+    in steps, so is the percentage.
     """
     if duration.unit == "st" or (duration.unit == "%" and run.unit == "st"):
         return None

@@ -1,8 +1,7 @@
 """A learning rate that has met a plan: tables of steps and rates, evaluated with numpy or JAX.
 
 The tables are made on the host with exact integers and fractions; what is left for each step is
-a look-up and, for smooth shapes and warm-up, float64 arithmetic on integer positions. The same
-code runs on numpy (plan tables, logs) and inside jit.
+a look-up and, for smooth shapes and warm-up, float64 arithmetic on integer positions.
 """
 
 import dataclasses
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from adabatch_jax.schedules.learning_rate_text import LearningRate, coupling_power
-from adabatch_jax.schedules.plan import BatchPlan, first_step_from, stride_of
+from adabatch_jax.schedules.plan import BatchPlan, first_step_from
+from adabatch_jax.schedules.strides import Stride
 from adabatch_jax.schedules.text_reader import excerpt, positive_integer
 from adabatch_jax.system.errors import UsageError
 
@@ -27,85 +27,59 @@ _MAX_EXACT_DECAYS = 400
 def coupling_factors(
     plan: BatchPlan, coupling: Coupling, reference_batch_size: int | None
 ) -> list[Fraction]:
-    """The factor on the base learning rate in each phase of the plan.
-
-    Raises:
-      UsageError: an unknown coupling, or `reference_batch_size` < 1.
-    """
+    """The factor on the base learning rate in each phase of the plan."""
     reference = plan.phases[0].batch_size if reference_batch_size is None else reference_batch_size
     reference = positive_integer(reference, "reference_batch_size")
-    rule = _coupling_rule(coupling)
-    return [rule(Fraction(phase.batch_size, reference)) for phase in plan.phases]
-
-
-def _coupling_rule(coupling: Coupling) -> Callable[[Fraction], Fraction]:
+    ratios = [Fraction(phase.batch_size, reference) for phase in plan.phases]
     if callable(coupling):
-        return lambda ratio: Fraction(float(coupling(float(ratio))))
+        return [Fraction(float(coupling(float(ratio)))) for ratio in ratios]
     power = coupling_power(coupling)
     if power.denominator == 1:
-        return lambda ratio: ratio ** int(power)
-    return lambda ratio: Fraction(float(ratio) ** float(power))
+        return [ratio ** int(power) for ratio in ratios]
+    return [Fraction(float(ratio) ** float(power)) for ratio in ratios]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepClock:
-    """Integer positions of steps, from tables; see `BatchPlan.samples_at` for the meaning."""
+    """A plan's positions as arrays (phases,) of int64, for NumPy and JAX."""
 
-    start_steps: np.ndarray  # int64 (phases,)
+    start_steps: np.ndarray
     start_samples: np.ndarray
     batch_sizes: np.ndarray
-    steps_in_first_epoch: np.ndarray
-    steps_per_epoch: np.ndarray
-    num_examples: int
-    carries: bool
+    num_examples: int | None
+    remainder: str
     last_step: int
 
     @classmethod
     def of(cls, plan: BatchPlan) -> "StepClock":
-        """Makes the tables for a plan; raises a UsageError for 2**31 steps or more."""
+        """Makes the arrays; raises a UsageError for 2**31 steps or more."""
         if plan.num_steps >= 2**31:
             raise UsageError(
                 f"the plan has {plan.num_steps:,} steps, and optax counts updates in int32; "
                 "make it fewer than 2**31 with larger batches."
             )
-        strides = [stride_of(plan, phase) for phase in plan.phases]
-        carries = plan.remainder == "carry"
-        zeros = [0] * len(strides)
-        first = zeros if carries else [s.steps_in_first_epoch for s in strides]
-        per = zeros if carries else [s.steps_per_epoch for s in strides]
-        columns = [
-            [phase.start_step for phase in plan.phases],
-            [phase.start_sample for phase in plan.phases],
-            [phase.batch_size for phase in plan.phases],
-            first,
-            per,
-        ]
-        tables = (np.array(column, dtype=np.int64) for column in columns)
-        return cls(*tables, plan.num_examples or 0, carries, plan.num_steps - 1)
+        columns = [(p.start_step, p.start_sample, p.batch_size) for p in plan.phases]
+        tables = np.array(columns, dtype=np.int64).T
+        return cls(*tables, plan.num_examples, plan.remainder, plan.num_steps - 1)
 
-    def samples_at(self, xp: ModuleType, count: Any) -> Any:
-        """Where update `count` begins, as int64."""
-        k = xp.searchsorted(xp.asarray(self.start_steps), count, side="right") - 1
-        within = count - xp.asarray(self.start_steps)[k]
-        start, size = xp.asarray(self.start_samples)[k], xp.asarray(self.batch_sizes)[k]
-        in_first = start + within * size
-        if self.carries:
-            return in_first
-        first = xp.asarray(self.steps_in_first_epoch)[k]
-        per = xp.asarray(self.steps_per_epoch)[k]
-        epochs, steps = xp.divmod(within - first, per)
-        later = (start // self.num_examples + 1 + epochs) * self.num_examples + steps * size
-        return xp.where(within < first, in_first, later)
+    def phase_and_sample(self, xp: ModuleType, count: Any) -> tuple[Any, Any]:
+        """The index of update `count`'s phase, and `BatchPlan.samples_at`."""
+        phase = xp.searchsorted(xp.asarray(self.start_steps), count, side="right") - 1
+        step, sample, size = (
+            xp.asarray(table)[phase]
+            for table in (self.start_steps, self.start_samples, self.batch_sizes)
+        )
+        return phase, Stride(sample, size, self.num_examples, self.remainder).begin(count - step)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResolvedRate:
-    """A described learning rate on a plan."""
+    """A described learning rate on a plan, in pieces of one base rate and one factor."""
 
     clock: StepClock
     num_samples: int
-    piece_steps: np.ndarray  # int64 (pieces,): first steps of the pieces
-    piece_rates: np.ndarray  # float64 (pieces,): base x coupling at their start
+    piece_steps: np.ndarray  # int64 (pieces,): where they begin
+    piece_rates: np.ndarray  # float64 (pieces,): base x coupling
     shape: str
     end_rates: np.ndarray  # float64 (pieces,): of a linear shape at the plan's end
     warmup_samples: int
@@ -118,7 +92,7 @@ class ResolvedRate:
         rate = xp.asarray(self.piece_rates)[piece]
         if self.shape == "constant" and not self.warmup_samples:
             return rate
-        sample = self.clock.samples_at(xp, count)
+        _, sample = self.clock.phase_and_sample(xp, count)
         if self.shape == "cosine":
             rate = rate * (1 + xp.cos(np.pi * (sample / self.num_samples))) / 2
         if self.shape == "linear":
@@ -141,12 +115,7 @@ def resolve(
     coupling: Coupling = "linear",
     reference_batch_size: int | None = None,
 ) -> ResolvedRate:
-    """Turns a described learning rate and a plan into tables.
-
-    Raises:
-      UsageError: an unknown coupling, `reference_batch_size` < 1, thresholds out of order, more
-        than 100,000 decays, or 2**31 steps or more.
-    """
+    """Turns a described learning rate and a plan into tables."""
     factors = coupling_factors(plan, coupling, reference_batch_size)
     pieces = _base_pieces(plan, base)
     starts = sorted({0, *(p.start_step for p in plan.phases), *(step for step, _ in pieces)})

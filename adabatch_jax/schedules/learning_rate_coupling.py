@@ -14,7 +14,7 @@ from adabatch_jax.schedules.learning_rate_at_step import (
     coupling_factors,
     resolve,
 )
-from adabatch_jax.schedules.learning_rate_text import LearningRate, constant_learning_rate
+from adabatch_jax.schedules.learning_rate_text import LearningRate
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.text_reader import exact
 from adabatch_jax.system.errors import UsageError
@@ -58,7 +58,9 @@ def coupled_learning_rate(
     if callable(base):
         return _of_epochs(plan, base, coupling_factors(plan, coupling, reference_batch_size))
     if not isinstance(base, LearningRate):
-        base = constant_learning_rate(exact(base, "base"))
+        base = LearningRate(exact(base, "base"))
+        if base.init_value < 0:
+            raise UsageError(f"a learning rate can't be negative, got {base}.")
     rate = resolve(plan, base, coupling, reference_batch_size)
 
     def schedule(count):
@@ -90,8 +92,8 @@ def epoch_and_phase(clock: StepClock, count: Any) -> tuple[jax.Array, jax.Array]
     """The float32 epoch of an update, with the exact integer part, and its phase's index."""
     with jax.enable_x64(True):
         count = jnp.minimum(jnp.asarray(count, jnp.int64), clock.last_step)
-        phase = jnp.searchsorted(jnp.asarray(clock.start_steps), count, side="right") - 1
-        whole, rest = jnp.divmod(clock.samples_at(jnp, count), clock.num_examples)
+        phase, sample = clock.phase_and_sample(jnp, count)
+        whole, rest = jnp.divmod(sample, clock.num_examples)
         epoch = (whole + rest / clock.num_examples).astype(jnp.float32)
         # Rounding to float32 must not reach the next epoch before its first sample.
         after = (whole + 1).astype(jnp.float32)

@@ -4,7 +4,7 @@ import dataclasses
 from fractions import Fraction
 
 from adabatch_jax.schedules.durations import Duration
-from adabatch_jax.schedules.schedule_text import read_duration
+from adabatch_jax.schedules.schedule_text import read_boundaries, read_duration
 from adabatch_jax.schedules.text_reader import Reader, decimal_text, exact
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
@@ -74,16 +74,16 @@ def parse_learning_rate(text: str) -> LearningRate:
         if fields["decay_rate"] <= 0:
             raise reader.error("a decay above 0", place)
         reader.require("every")
-        fields["decay_every"] = _positive_duration(reader)
+        fields["decay_every"] = read_duration(reader)
     elif reader.peek == ",":
-        fields["boundaries"] = _read_pieces(reader)
+        fields["boundaries"] = read_boundaries(reader, lambda: _rate(reader))
     elif reader.take_if("cosine"):
         fields["shape"] = "cosine"
     elif reader.take_if("linear"):
         reader.require("to")
         fields |= {"shape": "linear", "end_value": _rate(reader)}
     if reader.take_if("warmup"):
-        fields["warmup"] = _positive_duration(reader)
+        fields["warmup"] = read_duration(reader)
         if reader.take_if("from"):
             fields["warmup_from"] = _rate(reader)
     reader.finish(
@@ -96,15 +96,6 @@ def parse_learning_rate(text: str) -> LearningRate:
     return LearningRate(**fields)
 
 
-def _read_pieces(reader: Reader) -> tuple[tuple[Duration, Fraction], ...]:
-    boundaries = []
-    while reader.take_if(","):
-        duration = read_duration(reader)
-        reader.require(":")
-        boundaries.append((duration, _rate(reader)))
-    return tuple(boundaries)
-
-
 def _rate(reader: Reader) -> Fraction:
     place = reader.place
     rate = reader.number("a learning rate such as 0.1")
@@ -113,23 +104,12 @@ def _rate(reader: Reader) -> Fraction:
     return rate
 
 
-def _positive_duration(reader: Reader) -> Duration:
-    place = reader.place
-    duration = read_duration(reader)
-    if duration.value <= 0:
-        raise reader.error("a duration longer than nothing", place)
-    return duration
-
-
 COUPLINGS = {"none": Fraction(0), "linear": Fraction(1), "sqrt": Fraction(1, 2)}
 _LARGEST_POWER = 10
 
 
 def coupling_power(coupling: str | float) -> Fraction:
     """The power of the batch ratio that a coupling stands for.
-
-    Raises:
-      UsageError: it is no name of a coupling, and no number from -10 to 10.
 
     >>> coupling_power("sqrt"), coupling_power(0.75)
     (Fraction(1, 2), Fraction(3, 4))
@@ -147,10 +127,3 @@ def coupling_power(coupling: str | float) -> Fraction:
         f"unknown coupling {coupling!r}: it is none, linear, sqrt, or a power from "
         f"-{_LARGEST_POWER} to {_LARGEST_POWER}{hint or '.'}"
     )
-
-
-def constant_learning_rate(value: Fraction) -> LearningRate:
-    """A learning rate that stays; raises a UsageError if `value` < 0."""
-    if value < 0:
-        raise UsageError(f"a learning rate can't be negative, got {decimal_text(value)}.")
-    return LearningRate(value)

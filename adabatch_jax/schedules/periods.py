@@ -4,7 +4,7 @@ import dataclasses
 import math
 from fractions import Fraction
 
-from adabatch_jax.schedules.durations import Duration, parse_duration
+from adabatch_jax.schedules.durations import Duration, positive_duration
 from adabatch_jax.schedules.plan import BatchPlan, first_step_from
 from adabatch_jax.system.errors import UsageError
 
@@ -57,9 +57,7 @@ def every(plan: BatchPlan, duration: str | int | Duration) -> Period:
     >>> [step for step in range(1, plan.num_steps + 1) if every(plan, "1ep").is_due(step)]
     [4, 7, 10]
     """
-    duration = parse_duration(duration)
-    if duration.value <= 0:
-        raise UsageError(f"a period must be longer than nothing, got {str(duration)!r}.")
+    duration = positive_duration(duration, "a period")
     in_steps = plan.duration.unit == "st"
     if duration.unit == "st":
         return Period(plan, duration.value, counts_steps=True)

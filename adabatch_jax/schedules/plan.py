@@ -9,7 +9,6 @@ import hashlib
 import json
 import operator
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 from adabatch_jax.schedules.durations import (
@@ -26,6 +25,9 @@ from adabatch_jax.schedules.strides import REMAINDERS, Stride
 from adabatch_jax.schedules.text_reader import positive_integer
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
+_START_STEP = operator.attrgetter("start_step")
+_START_SAMPLE = operator.attrgetter("start_sample")
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
@@ -34,7 +36,6 @@ class BatchPlan:
     Look-ups take O(log(number of phases)), and no attribute takes more than O(phases).
 
     Attributes:
-      phases: the stretches of one batch size, in order.
       num_examples: the length of an epoch; None for an endless stream.
       num_samples: the run's length in samples.
       remainder: "carry", "partial" or "drop".
@@ -51,14 +52,6 @@ class BatchPlan:
     duration: Duration
     divisible_by: int = 1
     ends: tuple[int, ...] = ()
-
-    @cached_property
-    def _start_steps(self) -> list[int]:
-        return [phase.start_step for phase in self.phases]
-
-    @cached_property
-    def _start_samples(self) -> list[int]:
-        return [phase.start_sample for phase in self.phases]
 
     @property
     def num_steps(self) -> int:
@@ -89,7 +82,7 @@ class BatchPlan:
         step = operator.index(step)  # an int32 array would overflow further down
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} is outside the plan's {self.num_steps} steps.")
-        return self.phases[bisect.bisect_right(self._start_steps, step) - 1]
+        return self.phases[bisect.bisect_right(self.phases, step, key=_START_STEP) - 1]
 
     def batch_size_at(self, step: int) -> int:
         """The batch size of the update's phase, even where the batch is partial.
@@ -117,12 +110,10 @@ class BatchPlan:
         Raises:
           IndexError: unless `0 <= sample <= num_samples`.
         """
-        sample = operator.index(sample)
-        if not 0 <= sample <= self.num_samples:
-            raise IndexError(f"sample {sample} is outside the plan's {self.num_samples} samples.")
+        sample = _position(sample, self.num_samples, "sample")
         if sample == self.num_samples:
             return self.num_steps
-        phase = self.phases[bisect.bisect_right(self._start_samples, sample) - 1]
+        phase = self.phases[bisect.bisect_right(self.phases, sample, key=_START_SAMPLE) - 1]
         begun = stride_of(self, phase).steps_before(sample + 1)
         return phase.start_step + min(begun, phase.num_steps) - 1
 
@@ -161,10 +152,8 @@ class BatchPlan:
         Raises:
           IndexError: unless `0 <= start_step <= num_steps`.
         """
-        start_step = operator.index(start_step)
-        if not 0 <= start_step <= self.num_steps:
-            raise IndexError(f"step {start_step} is outside the plan's {self.num_steps} steps.")
-        first = max(bisect.bisect_right(self._start_steps, start_step) - 1, 0)
+        start_step = _position(start_step, self.num_steps, "step")
+        first = bisect.bisect_right(self.phases, start_step, key=_START_STEP) - 1
         for phase in map(self.phases.__getitem__, range(first, len(self.phases))):
             stride = stride_of(self, phase)
             for step in range(max(start_step, phase.start_step), phase.stop_step):
@@ -202,15 +191,8 @@ class BatchPlan:
             for phase in self.phases
             if phase.start_step < step
         ]
-        return _planned(
-            schedule,
-            self.num_examples,
-            duration,
-            self.remainder,
-            self.divisible_by,
-            kept,
-            cut_ends(self, from_sample),
-        )
+        rules = self.num_examples, self.remainder, self.divisible_by
+        return _planned(schedule, duration, *rules, kept, cut_ends(self, from_sample))
 
     def fingerprint(self, until_sample: int | None = None) -> str:
         """Hashes the steps before `until_sample` (default: the whole run).
@@ -221,9 +203,8 @@ class BatchPlan:
         Raises:
           IndexError: unless `0 <= until_sample <= num_samples`.
         """
-        cut = self.num_samples if until_sample is None else operator.index(until_sample)
-        if not 0 <= cut <= self.num_samples:
-            raise IndexError(f"sample {cut} is outside the plan's {self.num_samples} samples.")
+        cut = self.num_samples if until_sample is None else until_sample
+        cut = _position(cut, self.num_samples, "sample")
         phases = [
             (p.start_step, p.start_sample, p.batch_size, min(p.stop_sample, cut))
             for p in self.phases
@@ -256,14 +237,12 @@ class BatchPlan:
           UsageError: it described none.
         """
         try:
+            same = ("num_examples", "num_samples", "remainder", "divisible_by")
             return cls(
                 phases=tuple(Phase(**phase) for phase in content["phases"]),
-                num_examples=content["num_examples"],
-                num_samples=content["num_samples"],
-                remainder=content["remainder"],
                 duration=parse_duration(content["duration"]),
-                divisible_by=content["divisible_by"],
                 ends=tuple(content.get("ends", ())),
+                **{name: content[name] for name in same},
             )
         except (KeyError, TypeError) as error:
             raise UsageError(f"this is no plan as `to_dict` writes it: {error}.") from None
@@ -311,13 +290,21 @@ def make_plan(
         raise UsageError(
             f"an endless stream (num_examples=None) can only carry, got remainder={remainder!r}."
         )
-    return _planned(schedule, num_examples, duration, remainder, divisible_by)
+    return _planned(schedule, duration, num_examples, remainder, divisible_by)
+
+
+def _position(value: int, length: int, unit: str) -> int:
+    """A step or sample of a plan, or its end, as an int; an array of int32 would overflow."""
+    value = operator.index(value)
+    if not 0 <= value <= length:
+        raise IndexError(f"{unit} {value} is outside the plan's {length} {unit}s.")
+    return value
 
 
 def _planned(
     schedule: Any,
-    num_examples: int | None,
     duration: str | int | Duration,
+    num_examples: int | None,
     remainder: str,
     divisible_by: int,
     kept: Sequence[Phase] = (),
@@ -338,19 +325,13 @@ def stride_of(plan: BatchPlan, phase: Phase) -> Stride:
 
 def first_step_from(plan: BatchPlan, sample: int) -> int:
     """The first update that begins at a sample or later; `num_steps` if none does."""
-    sample = operator.index(sample)
-    if sample >= plan.num_samples:
-        return plan.num_steps
+    sample = min(sample, plan.num_samples)
     step = plan.step_at(sample)
     return step if plan.samples_at(step) == sample else step + 1
 
 
 def step_beginning_at(plan: BatchPlan, sample: int, name: str) -> int:
-    """The update that begins at a sample, or `num_steps` at the end.
-
-    Raises:
-      UsageError: none does; the error calls the sample `name`.
-    """
+    """The update that begins at a sample, or `num_steps` at the end; a UsageError if none does."""
     sample = operator.index(sample)
     if not 0 <= sample <= plan.num_samples:
         raise UsageError(f"`{name}`={sample} is outside the plan's {plan.num_samples} samples.")

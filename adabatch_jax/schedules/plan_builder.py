@@ -1,6 +1,7 @@
 """Where a plan's phases begin: a schedule's thresholds meet the sample clock, left to right."""
 
 import bisect
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,31 +21,19 @@ def build_phases(
     divisible_by: int,
     kept: Sequence[Phase] = (),
 ) -> tuple[Phase, ...]:
-    """Walks along a schedule to the end of a run, behind phases that are kept.
-
-    The last phase ends with the run, and the kept ones keep their starts.
-
-    Raises:
-      UsageError: thresholds out of order, a batch below 1, larger than the dataset or, behind what
-        is kept, not divisible, a duration that can't be converted, a run that ends in what is
-        kept, or one without steps.
-    """
+    """Walks along a schedule to the end of a run, behind phases that keep their starts."""
     phases = _Builder(schedule, num_examples, run, remainder, kept).build()
     _check_divisible(phases[len(kept) :], divisible_by)
     return phases
 
 
 class _Start(NamedTuple):
-    """The first step of a phase, where it begins, and its batch size."""
-
     step: int
     sample: int
     batch_size: int
 
 
 class _Threshold(NamedTuple):
-    """From a sample, or from a step, on."""
-
     duration: Duration
     sample: int | None
     step: int | None
@@ -79,7 +68,6 @@ class _Builder:
         self._next = next(thresholds, None)
 
     def build(self) -> tuple[Phase, ...]:
-        """Walks to the end of the run."""
         while not self._ended():
             self._pass_thresholds()
             self._check_size()
@@ -93,10 +81,10 @@ class _Builder:
                 f"{self.num_samples} samples with remainder={self.remainder!r}."
             )
         end = self.sample if self.num_samples is None else self.num_samples
-        stops = [*self.starts[1:], _Start(self.step, end, 0)]
+        pairs = itertools.pairwise([*self.starts, _Start(self.step, end, 0)])
         return tuple(
             Phase(index, start.step, stop.step, start.sample, stop.sample, start.batch_size)
-            for index, (start, stop) in enumerate(zip(self.starts, stops, strict=True))
+            for index, (start, stop) in enumerate(pairs)
         )
 
     def _ended(self) -> bool:
@@ -155,7 +143,6 @@ class _Builder:
         return Stride(start_sample, batch_size, self.num_examples, self.remainder)
 
     def _check_size(self) -> None:
-        """Raises a UsageError for a size that is due and can't be."""
         size, num_examples = self._size, self.num_examples
         if size >= 1 and (num_examples is None or size <= num_examples):
             return
@@ -181,15 +168,12 @@ class _Builder:
 
     def _add_phase(self) -> None:
         stride = self._stride(self.sample, self._size)
-        limits = [self._steps_until_end(stride)]
-        if self._next is not None:
-            limits.append(
-                stride.steps_before(self._next.sample)
-                if self._next.step is None
-                else self._next.step - self.step
-            )
-        count = min(limits)
-        if count > 0 and not self._goes_on(self.sample):
+        count = self._steps_until_end(stride)
+        if self._next is not None and self._next.step is not None:
+            count = min(count, self._next.step - self.step)
+        elif self._next is not None:
+            count = min(count, stride.steps_before(self._next.sample))
+        if count > 0 and not self._goes_on():
             self.starts.append(_Start(self.step, self.sample, self._size))
         self.step += count
         # Without a step (under "drop", where it would pass the run's end) the run is over.
@@ -205,12 +189,12 @@ class _Builder:
             count -= 1
         return count
 
-    def _goes_on(self, sample: int) -> bool:
-        """Whether the steps from `sample` on only prolong the phase before."""
+    def _goes_on(self) -> bool:
+        """Whether the steps from here on only prolong the phase before."""
         if not self.starts or self.starts[-1].batch_size != self._size:
             return False
         start = self.starts[-1]
-        return self._stride(start.sample, self._size).begin(self.step - start.step) == sample
+        return self._stride(start.sample, self._size).begin(self.step - start.step) == self.sample
 
     def _check_rest(self) -> None:
         """Complains about a threshold within the run that stands behind one after its end."""

@@ -1,34 +1,46 @@
 """The text form of schedules, both ways: `parse_schedule(str(s)) == s`."""
 
-from collections.abc import Iterable, Mapping
-from fractions import Fraction
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from adabatch_jax.schedules.batch_size_schedules import (
     ExponentialGrowth,
     LinearRamp,
-    PiecewiseConstant,
     Schedule,
     constant,
     exponential_growth,
+    items,
     linear_ramp,
     piecewise_constant,
 )
-from adabatch_jax.schedules.durations import Duration, parse_duration
+from adabatch_jax.schedules.durations import Duration, parse_duration, positive_duration
 from adabatch_jax.schedules.text_reader import Reader, excerpt
 from adabatch_jax.system.errors import UsageError
+
+T = TypeVar("T")
 
 _DURATION = 'a duration such as "20ep", "1500st", "2.5Msp" or "30%"'
 
 
 def read_duration(reader: Reader) -> Duration:
-    """Reads a duration; raises a UsageError that points at a word that is none."""
+    """Reads a duration above 0; raises a UsageError that points at a word that is none."""
     place = reader.place
     word = reader.take(_DURATION)
     try:
-        return parse_duration(word)
+        return positive_duration(word)
     except UsageError as error:
         pointing = str(reader.error(_DURATION, place)).removesuffix(".")
         raise UsageError(f"{pointing}; {error}") from None
+
+
+def read_boundaries(reader: Reader, read_value: Callable[[], T]) -> tuple[tuple[Duration, T], ...]:
+    """Reads ", 20ep: VALUE, 40ep: VALUE"."""
+    boundaries = []
+    while reader.take_if(","):
+        duration = read_duration(reader)
+        reader.require(":")
+        boundaries.append((duration, read_value()))
+    return tuple(boundaries)
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -52,22 +64,14 @@ def parse_schedule(text: str) -> Schedule:
     if not reader.peek:
         return constant(init_value)
     if reader.peek == ",":
-        return _read_pieces(reader, init_value)
+        boundaries = read_boundaries(reader, lambda: reader.whole("a whole batch size"))
+        reader.finish("',' or nothing more")
+        return piecewise_constant(init_value, boundaries)
     if reader.take_if("to"):
         return _read_ramp(reader, init_value)
     if reader.peek.startswith("x"):
         return _read_growth(reader, init_value)
     raise reader.error("'x2 every ...', 'to ...', ', 20ep: ...' or nothing more")
-
-
-def _read_pieces(reader: Reader, init_value: int) -> PiecewiseConstant:
-    boundaries = []
-    while reader.take_if(","):
-        duration = read_duration(reader)
-        reader.require(":")
-        boundaries.append((duration, reader.whole("a whole batch size")))
-    reader.finish("',' or nothing more")
-    return piecewise_constant(init_value, boundaries)
 
 
 def _read_ramp(reader: Reader, init_value: int) -> LinearRamp:
@@ -104,9 +108,6 @@ def as_schedule(
 ) -> Schedule:
     """Makes a schedule of an int, a text, or an iterable of (duration, size) that begins at 0.
 
-    Raises:
-      UsageError: it is none of them, a size < 1, or a text that can't be read.
-
     >>> str(as_schedule([(0, 64), ("10ep", 128)]))
     '64, 10ep: 128'
     """
@@ -116,16 +117,14 @@ def as_schedule(
         return parse_schedule(schedule)
     if hasattr(schedule, "__index__"):
         return constant(schedule)
-    if isinstance(schedule, Mapping):
-        schedule = schedule.items()
     try:
-        pairs = [(parse_duration(duration), size) for duration, size in schedule]
+        pairs = [(parse_duration(duration), size) for duration, size in items(schedule)]
     except TypeError:
         raise UsageError(
             "a batch-size schedule is an int, a text, a schedule or pairs of (duration, size), "
             f"got {schedule!r}."
         ) from None
-    if not pairs or pairs[0][0].value != Fraction(0):
+    if not pairs or pairs[0][0].value != 0:
         raise UsageError(
             f"the first pair of a schedule must begin at 0, got {excerpt(repr(schedule))}."
         )

@@ -10,15 +10,11 @@ REMAINDERS = ("carry", "partial", "drop")
 class Stride:
     """Consecutive steps of one batch size, from a sample on, as if they never ended.
 
-    Attributes:
-      start_sample: where the first step begins.
-      batch_size: examples per step.
-      num_examples: the length of an epoch; None for an endless stream.
-      remainder: what happens at an epoch's end: "carry" goes on across it, "partial" cuts the
-        batch short, "drop" skips what is left when it is less than a batch.
+    At an epoch's end, "carry" goes on across it, "partial" cuts the batch short, and "drop" skips
+    what is left when it is less than a batch.
     """
 
-    start_sample: int
+    start_sample: int  # or arrays of NumPy or JAX, for `begin`; so is the batch size
     batch_size: int
     num_examples: int | None
     remainder: str
@@ -36,11 +32,14 @@ class Stride:
 
     def begin(self, k: int) -> int:
         """The sample at which step k (from 0) begins."""
-        if self.remainder == "carry" or k < self.steps_in_first_epoch:
-            return self.start_sample + k * self.batch_size
+        in_first_epoch = self.start_sample + k * self.batch_size
+        if self.remainder == "carry":
+            return in_first_epoch
         epochs, within = divmod(k - self.steps_in_first_epoch, self.steps_per_epoch)
-        first_epoch = self.start_sample // self.num_examples
-        return (first_epoch + 1 + epochs) * self.num_examples + within * self.batch_size
+        epoch = self.start_sample // self.num_examples + 1 + epochs
+        later = epoch * self.num_examples + within * self.batch_size
+        # Without a branch, which arrays can't take.
+        return later + (epochs < 0) * (in_first_epoch - later)
 
     def end(self, k: int) -> int:
         """The sample after the last one of step k; what a "drop" skips is not in it."""

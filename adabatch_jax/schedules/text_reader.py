@@ -13,13 +13,10 @@ _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d{1,3})?(/\d+)?")
 
 
 def exact(value: int | float | str | Decimal | Fraction, name: str) -> Fraction:
-    """Returns the number that `value` shows when printed, exactly: 0.1 is 1/10.
+    """Returns the number that `value` shows when printed, exactly.
 
-    Raises:
-      UsageError: `value` is no finite number; the error calls it `name`.
-
-    >>> exact(0.375, "growth_factor")
-    Fraction(3, 8)
+    >>> exact(0.1, "growth_factor")
+    Fraction(1, 10)
     """
     try:
         if isinstance(value, bool):
@@ -34,14 +31,7 @@ def exact(value: int | float | str | Decimal | Fraction, name: str) -> Fraction:
 
 
 def positive_integer(value: int, name: str) -> int:
-    """Returns a whole number of at least 1.
-
-    Raises:
-      UsageError: `value` is no whole number, or < 1; the error calls it `name`.
-
-    >>> positive_integer(128, "batch_size")
-    128
-    """
+    """Returns a whole number of at least 1; errors call it `name`."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -87,13 +77,7 @@ def excerpt(text: str, place: int = 0, length: int = 200) -> str:
 
 
 class Reader:
-    """Walks over the words of a text; every complaint names the place.
-
-    Attributes:
-      text: what is read.
-      what: its name in complaints.
-      place: the number of the next word; a complaint can point back at it.
-    """
+    """Walks over the words of a text; complaints call it `what` and name the word's place."""
 
     def __init__(self, text: str, what: str):
         self.text, self.what, self.place = text, what, 0
@@ -105,11 +89,7 @@ class Reader:
         return self._words[self.place][0] if self.place < len(self._words) else ""
 
     def take(self, expected: str) -> str:
-        """Returns the next word and moves on.
-
-        Raises:
-          UsageError: there is none; `expected` says what should stand there.
-        """
+        """Returns the next word, which should be what is `expected`, and moves on."""
         if not self.peek:
             raise self.error(expected)
         self.place += 1
@@ -133,11 +113,7 @@ class Reader:
             raise self.error(expected)
 
     def number(self, expected: str, prefix: str = "") -> Fraction:
-        """Reads a decimal or `p/q` behind `prefix`.
-
-        Raises:
-          UsageError: it is no number, or outside of a float's range.
-        """
+        """Reads a decimal or `p/q` behind `prefix`, in a float's range."""
         place = self.place
         word = self.take(expected)
         if not word.startswith(prefix) or not _NUMBER.fullmatch(word, len(prefix)):
@@ -150,7 +126,7 @@ class Reader:
         return number
 
     def whole(self, expected: str) -> int:
-        """Reads a whole number; raises a UsageError if it is none."""
+        """Reads a whole number."""
         place = self.place
         word = self.take(expected)
         try:

@@ -98,7 +98,7 @@ def test_one_sentence_of_each_kind():
                                "'auto'?"),
         "seed": (-1, "must be at least 0, got -1."),
         "epochs": ("ten", "must be a number, got 'ten'."),
-        "log_every": ("0st", "must be longer than nothing, got '0st'."),
+        "log_every": ("0st", "a duration must be longer than nothing, got '0st'."),
     }  # fmt: skip
     for name, (value, sentence) in sentences.items():
         with pytest.raises(UsageError) as caught:

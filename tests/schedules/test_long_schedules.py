@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.reporting.planning.plan_table import plan_notes, plan_rows
 from adabatch_jax.runs.resuming import _check_rates
 from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate

@@ -114,7 +114,7 @@ def test_endless_streams():
         ("128, 20ep: 256, 10ep: 512", {}, "must increase.*10ep"),
         ("128, 20ep: 256, 20ep: 512", {}, "must increase"),
         ("128, 20ep: 256, 1Msp: 512", {}, "must increase"),
-        ("128, 0ep: 256", {}, "must increase.*the start"),
+        ([(0, 128), ("0ep", 256)], {}, "must increase.*the start"),
         ([("5ep", 128)], {}, "must begin at 0"),
         ("128 x8 every 20ep", {}, r"size 65536 of phase 4, which.*epoch 60.*exceeds num_examples"),
         (60_000, {}, "batch size 60000 of phase 1,.*exceeds num_examples=50000.*max 50000"),

@@ -66,7 +66,7 @@ def test_growth_round_trips(init_value, factor, every, bounded, multiple_of):
         ("128 x every 20ep", "expected a growth factor"),
         ("128 x2 every 20", None),
         ("128 x2 every 20epochs", "'20epochs' .character 14.*did you mean 'ep'"),
-        ("128 x2 every 0ep", "`every` must be longer than nothing"),
+        ("128 x2 every 0ep", "at '0ep'.*must be longer than nothing"),
         ("128 x0 every 20ep", "`growth_factor` must be above 0, got 0"),
         ("128 x-2 every 20ep", "`growth_factor` must be above 0"),
         ("128 x2 every 20ep min 64", "bounded by 'max'"),

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.datasets.prepared_folders import is_prepared, prepare_command
 from adabatch_jax.reporting.diagnosis.checkpoints import num_bytes
 from adabatch_jax.reporting.diagnosis.findings import (

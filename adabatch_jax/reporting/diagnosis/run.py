@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.reporting.diagnosis.checkpoints import checkpoint_findings
 from adabatch_jax.reporting.diagnosis.findings import (
     ENVIRONMENT,

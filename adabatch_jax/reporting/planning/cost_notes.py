@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from adabatch_jax.config.settings import AUTO
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import AUTO, TrainConfig
 from adabatch_jax.reporting.planning.microbatch_comparison import MicrobatchComparison
 from adabatch_jax.system.number_texts import count_text, seconds_text
 from adabatch_jax.system.quantities import bytes_text

@@ -5,8 +5,7 @@ import functools
 
 import jax
 
-from adabatch_jax.config.settings import AUTO
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import AUTO, TrainConfig
 from adabatch_jax.data.abstract_arrays import tree_bytes
 from adabatch_jax.data.row_layout import BatchLayout, Layouts
 from adabatch_jax.reporting.planning.memory_by_layout import UpdateMemory, update_memory

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adabatch_jax.config.settings import AUTO
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import AUTO, TrainConfig
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.plan import BatchPlan, Phase, fixed_batch_plan

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.abstract_arrays import abstract_batch
 from adabatch_jax.data.datasets.dataset_specs import dataset_spec
 from adabatch_jax.data.mesh import batch_sharding, data_mesh

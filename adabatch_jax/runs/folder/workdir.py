@@ -4,7 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from adabatch_jax.config.train_config import TrainConfig
+from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.runs.folder.contents import CHECKPOINTS
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.files import read_file
