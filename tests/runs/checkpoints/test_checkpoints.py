@@ -220,7 +220,7 @@ def test_what_has_its_name_is_set_aside(two_saved, tmp_path, stray):
     directory = tmp_path / "checkpoints"
     shutil.copytree(two_saved, directory)
     if stray == "damaged":
-        (directory / "7/run/metadata").unlink()
+        (directory / "7/manifest").unlink()
     elif stray != "sound":
         shutil.rmtree(directory / "7")
         make = {
@@ -258,7 +258,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
                 assert committed_steps(tmp_path) == [2, 3, 4]
     assert committed_steps(tmp_path) == [2, 5, 6]
     with opened(tmp_path, best=best) as checkpoints:  # the scores are on disk
-        (tmp_path / "5/digests/manifest").unlink()  # counts no more, and isn't ours to delete
+        (tmp_path / "5/manifest").unlink()  # counts no more, and isn't ours to delete
         checkpoints.measured({"step": 7, "test_accuracy": 1.0})
         checkpoints.save(7, plain_state(), {})
     assert committed_steps(tmp_path) == [5, 6, 7]

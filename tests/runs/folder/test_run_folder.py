@@ -65,7 +65,7 @@ def test_a_newest_one_that_is_gone_is_told(run):
 
 
 def test_a_start_that_is_killed_having_put_one_aside_is_followed_by_one_that_tells(run):
-    (run / "checkpoints" / "30" / "digests" / "manifest").unlink()
+    (run / "checkpoints" / "30" / "manifest").unlink()
     for _ in range(2):
         step, (note,) = opened(run)
         assert step == 20 and "checkpoint 30 can't be used" in note and "now bad-30" in note
