@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 
 import jax.numpy as jnp
 import pytest
@@ -106,7 +107,7 @@ def test_lost_rows_may_be_left_behind_once_and_stay_known_as_lost(run):
         assert folder.changes == [{"kind": "rows_lost", "step": 30}]
     assert (run / "bad-metrics-30.jsonl").read_bytes() == damaged
     # Killed before the next checkpoint, which the new rows belong to.
-    with MetricsWriter(run) as metrics:
+    with closing(MetricsWriter(run)) as metrics:
         metrics.write({"step": 31})
     for allowed in ((), ("rows",)):
         with RunFolder(run, allow_change=allowed) as folder:
