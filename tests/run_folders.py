@@ -49,11 +49,9 @@ def write_checkpoint(folder, step, **changes):
         **changes,
     }
     checkpoint = folder / "checkpoints" / str(step)
-    for part in ("state", "run"):
-        (checkpoint / part).mkdir(parents=True)
+    (checkpoint / "state").mkdir(parents=True)
     (checkpoint / "state" / "data").write_bytes(bytes(range(256)) * step)
-    (checkpoint / "run" / "metadata").write_text(json.dumps(run))
-    write_manifest(checkpoint, {"params/w": "0" * 64})
+    write_manifest(checkpoint, run, {"params/w": ("float32[]", "0" * 64)})
     return checkpoint
 
 

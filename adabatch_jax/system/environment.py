@@ -26,12 +26,8 @@ def describe_environment(devices: Iterable[str] = ()) -> dict[str, Any]:
     """Describes where a program runs, as JSON values.
 
     Args:
-      devices: a name for each device, such as `device.device_kind` of `jax.devices()`; equal
-        names are counted. They are an argument so that describing needs no jax.
-
-    >>> environment = describe_environment(["cpu", "cpu"])
-    >>> environment["devices"], "numpy" in environment["packages"]
-    ({'cpu': 2}, True)
+      devices: a name for each device, such as `device.device_kind` of `jax.devices()`. They are an
+        argument so that describing needs no jax.
     """
     return {
         "command": shlex.join(sys.orig_argv),
@@ -66,6 +62,6 @@ def _cpu_model() -> str:
 
 
 def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
+    if hasattr(os, "sched_getaffinity"):  # on Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -37,10 +37,10 @@ POINTS = (
 )
 
 _SIGNALS = {
-    "kill9": "SIGKILL",
-    "sigterm": "SIGTERM",
-    "sigint": "SIGINT",
-    "sigusr1": "SIGUSR1",
+    "kill9": signal.SIGKILL,
+    "sigterm": signal.SIGTERM,
+    "sigint": signal.SIGINT,
+    "sigusr1": signal.SIGUSR1,
 }
 ACTIONS = (*_SIGNALS, "raise", "sleep", "nan")
 
@@ -61,23 +61,10 @@ _lock = threading.Lock()
 def reach(point: str, before: Callable[[], Any] | None = None) -> str | None:
     """Tells that the program is at one of the `POINTS`; almost free where no fault is asked for.
 
-    Args:
-      point: which one.
-      before: called before a fault that is due, such as a file's `flush`.
-
-    Returns:
-      "nan" where the caller is to spoil what it holds, else None.
-
-    Raises:
-      InjectedFault: the action `raise`.
-      UsageError: the variable names no such point or action.
-
-    >>> reach("step.begin")
+    Calls `before` before a fault that is due, such as a file's `flush`. Returns "nan" where the
+    caller is to spoil what it holds. Raises a UsageError where the variable can't be meant.
     """
-    if VARIABLE not in os.environ:
-        return None
-    text = os.environ[VARIABLE]
-    if not text:
+    if VARIABLE not in os.environ or not (text := os.environ[VARIABLE]):
         return None
     with _lock:  # points are reached by threads too
         _counts[point] += 1
@@ -90,12 +77,7 @@ def reach(point: str, before: Callable[[], Any] | None = None) -> str | None:
 
 
 def poisoned(weight: Any, place: Any = ...) -> Any:
-    """Returns a batch's weights with which its loss and its gradients are not finite.
-
-    Args:
-      weight: a `jax.Array`.
-      place: which part of it is to be spoiled, an index; the whole of it by default.
-    """
+    """Returns a batch's weights, spoiled at `place`: its loss and gradients are not finite then."""
     import jax
     import numpy as np
 
@@ -113,7 +95,7 @@ def _perform(point: str, fault: _Fault) -> str | None:
     if fault.action == "sleep":
         time.sleep(float(fault.argument))
     else:
-        os.kill(os.getpid(), getattr(signal, _SIGNALS[fault.action]))
+        os.kill(os.getpid(), _SIGNALS[fault.action])
     return None
 
 

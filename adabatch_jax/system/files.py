@@ -31,10 +31,7 @@ def storage_errors(path: os.PathLike | str, action: str = "write") -> Iterator[N
 
 
 def read_file(path: Path) -> bytes:
-    """Reads a file, and nothing that would never end, such as a pipe of that name.
-
-    Raises:
-      OSError: it can't be read, or it is no regular file.
+    """Reads a file, and nothing that would never end: an OSError, such as for a pipe of that name.
 
     >>> read_file(Path("/dev/zero"))
     Traceback (most recent call last):
@@ -48,11 +45,7 @@ def read_file(path: Path) -> bytes:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces `path` with `content`; a reader or a crash sees the old file or the new one.
-
-    Raises:
-      StorageError: the folder is not writable or the disk is full.
-    """
+    """Replaces `path` with `content`; a reader or a crash sees the old file or the new one."""
     temporary = temporary_path(path)
     with storage_errors(path):
         temporary.unlink(missing_ok=True)  # left of a kill; a link would lead elsewhere
@@ -65,11 +58,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk: a loss of power can't undo them.
-
-    Raises:
-      OSError: the disk fails.
-    """
+    """Waits until the names in a folder are on the disk: a loss of power can't undo them."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -97,10 +86,6 @@ def existing_folder(path: Path) -> Path:
 
 
 def free_bytes(path: Path) -> int:
-    """The bytes that this user may still write on the disk of `path`, which need not exist yet.
-
-    Raises:
-      StorageError: the disk doesn't say.
-    """
+    """The bytes that this user may still write on the disk of `path`, which need not exist yet."""
     with storage_errors(path, action="read"):
         return shutil.disk_usage(existing_folder(path)).free

@@ -57,13 +57,9 @@ class ForgivingStream:
             return None
 
     def _lead_to_null_device(self) -> None:
-        try:
-            descriptor = self._stream.fileno()
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, descriptor)
-            os.close(null)
-        except (OSError, ValueError):
-            pass  # no file descriptor behind it: nothing will be flushed at exit either
+        # Without a file descriptor behind it nothing will be flushed at exit either.
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), self._stream.fileno())
 
 
 @contextlib.contextmanager
@@ -73,7 +69,7 @@ def forgiving_output() -> Iterator[None]:
     What a command returns then tells of its work alone: `| head -1`, a terminal that was closed
     or a descriptor that never was open change nothing.
     """
-    open_standard_streams()
+    _open_standard_streams()
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (ForgivingStream(stream) for stream in streams)
     try:
@@ -85,7 +81,7 @@ def forgiving_output() -> Iterator[None]:
         sys.stdout, sys.stderr = streams
 
 
-def open_standard_streams() -> None:
+def _open_standard_streams() -> None:
     """Opens the null device in place of standard streams that were closed (`>&-`).
 
     Otherwise the next file or socket that is opened gets the number of standard output, and
@@ -96,7 +92,5 @@ def open_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")

@@ -25,17 +25,11 @@ _LONGEST_INTERVAL_SECONDS = 1.0
 
 @dataclasses.dataclass
 class _Watch:
-    """Something that is watched.
+    """Something that is watched."""
 
-    Attributes:
-      what: what it is, for people.
-      thread: whose beats count for it; None: none.
-      since: when it began or last got on, by the watchdog's clock.
-    """
-
-    what: str
-    thread: int | None
-    since: float
+    what: str  # for people
+    thread: int | None  # whose beats count for it
+    since: float  # when it began or last got on, by the watchdog's clock
 
 
 class Watchdog:
@@ -48,11 +42,8 @@ class Watchdog:
     entered, and with `timeout_seconds` None, it does nothing.
 
     Args:
-      timeout_seconds: how long anything watched may go without an end or a beat.
+      timeout_seconds: how long anything watched may go without an end or a beat, above 0.
       log_path: a text file that the stacks of all threads are appended to; None: stderr.
-
-    Raises:
-      UsageError: if `timeout_seconds` <= 0.
 
     >>> with Watchdog(timeout_seconds=600, log_path=None) as watchdog:
     ...     save = watchdog.begin("the checkpoint of update 10")

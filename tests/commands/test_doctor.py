@@ -113,10 +113,9 @@ def _flip(path):
     ("damage", "reason"),
     [
         (lambda folder: _flip(folder / "state" / "data"), "state/data was changed"),
-        (lambda folder: _flip(folder / "digests" / "manifest"), "digests/manifest was changed"),
-        (lambda folder: (folder / "run" / "metadata").unlink(), "run/metadata is missing"),
+        (lambda folder: _flip(folder / "manifest"), "manifest was changed"),
         (lambda folder: os.truncate(folder / "state" / "data", 9), "9 bytes instead of 7,680"),
-        (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "it is empty"),
+        (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "manifest is missing"),
         (lambda folder: (folder / "state" / "x").write_text(""), "state/x doesn't belong to it"),
     ],
 )

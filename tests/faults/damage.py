@@ -57,22 +57,20 @@ def _later_copy_with_other_step(checkpoint: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "bit flipped in the arrays": lambda c: flip_bit(arrays(c)),
     "first bit flipped in the arrays": lambda c: flip_bit(arrays(c), 0),
-    "bit flipped in run/metadata": lambda c: flip_bit(c / "run" / "metadata"),
     "bit flipped in the manifest of the arrays": lambda c: flip_bit(c / "state" / "manifest.ocdbt"),
-    "bit flipped in the digests": lambda c: flip_bit(c / "digests" / "manifest"),
-    "bit flipped in a digest of an array": lambda c: flip_bit(c / "digests" / "manifest", 0.2),
+    "bit flipped in the manifest": lambda c: flip_bit(c / "manifest"),
+    "bit flipped at the manifest's beginning": lambda c: flip_bit(c / "manifest", 0.01),
+    "bit flipped in a digest of an array": lambda c: flip_bit(c / "manifest", 0.1),
     "4 KiB of the arrays zeroed": _zero_block,
     "arrays truncated": lambda c: _truncate(arrays(c)),
     "arrays emptied": lambda c: os.truncate(arrays(c), 0),
     "arrays deleted": lambda c: arrays(c).unlink(),
     "a file added": lambda c: (c / "state" / "stray").write_text(""),
-    "run/metadata truncated": lambda c: _truncate(c / "run" / "metadata"),
-    "run/metadata deleted": lambda c: (c / "run" / "metadata").unlink(),
-    "digests emptied": lambda c: os.truncate(c / "digests" / "manifest", 0),
-    "digests deleted": lambda c: shutil.rmtree(c / "digests"),
+    "manifest truncated": lambda c: _truncate(c / "manifest"),
+    "manifest emptied": lambda c: os.truncate(c / "manifest", 0),
+    "manifest deleted": lambda c: (c / "manifest").unlink(),
     "state deleted": lambda c: shutil.rmtree(c / "state"),
     "state a file": lambda c: _replace_by_file(c / "state"),
-    "run deleted": lambda c: shutil.rmtree(c / "run"),
     "manifest.ocdbt deleted": lambda c: (c / "state" / "manifest.ocdbt").unlink(),
     "empty folder": _replace_by_empty_folder,
     "a file in its place": _replace_by_file,
@@ -144,8 +142,7 @@ def damage_at_random(checkpoint: Path, draw: random.Random) -> str:
     """Damages one file that a restore reads; returns what was done."""
     read = [
         path
-        for name in ("state", "run", "digests")
-        for path in files(checkpoint / name)
+        for path in (checkpoint / "manifest", *files(checkpoint / "state"))
         if path.stat().st_size and path.name != "commit_success.txt"
     ]
     path = draw.choice(read)

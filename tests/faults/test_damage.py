@@ -1,7 +1,6 @@
 """Damaged checkpoints and metrics: an older one is used, or it is said why none can be."""
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -216,23 +215,11 @@ def test_a_damaged_configuration_is_written_again(oracle, begun, text):
 def test_a_state_of_another_type_is_not_cast(begun):
     """Files that are whole but say something else, as if another program had written them."""
     for step in begun.steps():
-        _rewrite_run(begun.checkpoint(step), lambda run: run["arrays"].update(
-            {name: text.replace("float32", "float16") for name, text in run["arrays"].items()}
-        ))  # fmt: skip
+        manifest = begun.checkpoint(step) / "manifest"
+        text = manifest.read_bytes().partition(b"\n")[2].replace(b"float32[", b"float16[")
+        manifest.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
     outcome = begun.go(code=4)
     assert len(outcome.err.splitlines()) <= 3
-
-
-def _rewrite_run(checkpoint, change):
-    run = json.loads((checkpoint / "run" / "metadata").read_text())
-    change(run)
-    text = json.dumps(run).encode()
-    (checkpoint / "run" / "metadata").write_bytes(text)
-    manifest = checkpoint / "digests" / "manifest"
-    body = json.loads(manifest.read_bytes().partition(b"\n")[2])
-    body["files"]["run/metadata"] = [len(text), hashlib.sha256(text).hexdigest()]
-    text = json.dumps(body, sort_keys=True).encode()
-    manifest.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
 
 
 @pytest.mark.parametrize("damage", [flip_bit, lambda path: os.truncate(path, 1000)])

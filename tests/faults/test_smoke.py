@@ -34,7 +34,7 @@ def test_killed_stopped_poisoned_and_damaged(oracle, begin):
     outcome = run.go("phase.switch:1", code=KILLED, sound=42)  # in the middle of an epoch
     assert outcome.resumed_after == 42
     sound = run.steps()[-2]
-    os.truncate(run.checkpoint() / "run" / "metadata", 100)
+    os.truncate(run.checkpoint() / "manifest", 100)
     run.go(f"step.end:{100 - sound},metrics.mid_line:9", code=KILLED, sound=sound)
     run.go(says="done: ")
     assert_same(run, whole)

@@ -56,8 +56,10 @@ def run(body, **options):
 
 
 def ended(process):
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    with process:
+        process.wait(60)
+        # Not `communicate`: it loses what came together with the first line.
+        return process.returncode, process.stdout.read(), process.stderr and process.stderr.read()
 
 
 @pytest.mark.parametrize("where", ["wait", "wait_for_device", "wait_for_compiler"])

@@ -57,7 +57,7 @@ def _described(found: Found, size: int) -> str:
     samples = found.run.get("samples")
     if isinstance(samples, int):
         parts.append(f"sample {samples:,}")
-    parts.append(f"{len(found.array_digests)} arrays, {bytes_text(size)}")
+    parts.append(f"{len(found.arrays)} arrays, {bytes_text(size)}")
     if found.run.get("keep") is True:
         parts.append("kept")
     return ", ".join(parts)

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adabatch_jax.runs.checkpoints.manifest import RUN, write_manifest
-from adabatch_jax.runs.checkpoints.verifying import UNFINISHED, Damaged, Found
+from adabatch_jax.runs.checkpoints.manifest import STATE, Damaged, write_manifest
+from adabatch_jax.runs.checkpoints.verifying import UNFINISHED, Found
 from adabatch_jax.system.errors import RestoreError
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import sync_folder
@@ -36,58 +36,46 @@ class Contents:
     """What a checkpoint is to hold, as it was when this was made.
 
     Attributes:
-      run: the run's values as JSON.
+      run: the run's own values; "step", the number of finished updates, is the checkpoint's name.
       descriptions: dtype and shape of each array, by its name.
       arrays: the values, on the host.
     """
 
-    run: str
+    run: Mapping[str, Any]
     descriptions: Mapping[str, str]
     arrays: Mapping[str, np.ndarray]
 
     @classmethod
     def of(cls, state: Any, run: Mapping[str, Any]) -> "Contents":
-        """Copies a state, which may be donated then.
+        """Copies a state of arrays and scalars, however sharded, which may be donated then.
 
-        Args:
-          state: a pytree of arrays on this process's devices, however sharded; host arrays and
-            scalars.
-          run: JSON values; "step", the number of finished updates, is the checkpoint's name.
-
-        Raises:
-          TypeError: `run` holds something that JSON can't.
+        Raises a TypeError where `run` holds something that JSON can't.
         """
         leaves = named_arrays(state)
         descriptions = {name: _described(leaf) for name, leaf in leaves.items()}
-        text = json.dumps({**run, "arrays": descriptions})
         # Copies also on a CPU: while a view of an array lives, it can't be donated.
         arrays = {name: np.array(_stored(leaf), order="C") for name, leaf in leaves.items()}
-        return cls(text, descriptions, arrays)
+        return cls(json.loads(json.dumps(run)), descriptions, arrays)
 
 
 def write_checkpoint(path: Path, contents: Contents) -> None:
-    """Writes a checkpoint; the folder gets its name when all is on the disk.
+    """Writes a checkpoint; the folder gets its name, the step, when all is on the disk.
 
-    Args:
-      path: a folder that isn't there yet, named by the step.
-      contents: what it is to hold.
-
-    Raises:
-      Exception: of many kinds, where a file can't be written.
+    Raises exceptions of many kinds where a file can't be written.
     """
     # Another name each time: after an error Orbax may go on writing for a while.
     temporary = path.with_name(f"{path.name}{UNFINISHED}-{secrets.token_hex(4)}")
-    (temporary / RUN).parent.mkdir(parents=True)
-    (temporary / RUN).write_text(contents.run)
+    temporary.mkdir(parents=True)
     # Orbax doesn't save arrays without elements.
     arrays = {name: array for name, array in contents.arrays.items() if array.size}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(temporary / "state", args=ocp.args.PyTreeSave(arrays))
+        checkpointer.save(temporary / STATE, args=ocp.args.PyTreeSave(arrays))
     reach("save.mid")
     digests = {
-        name: _digest(contents.descriptions[name], array) for name, array in contents.arrays.items()
+        name: (text, _digest(text, contents.arrays[name]))
+        for name, text in contents.descriptions.items()
     }
-    write_manifest(temporary, digests)
+    write_manifest(temporary, contents.run, digests)
     for folder, _, _ in os.walk(temporary):
         sync_folder(Path(folder))
     os.rename(temporary, path)
@@ -108,12 +96,12 @@ def restore(found: Found, like: Any) -> Any:
     leaves = named_arrays(like)
     descriptions = {name: _described(leaf) for name, leaf in leaves.items()}
     _compare(found, descriptions)
-    # Orbax saves no arrays without elements.
     read = _read(found, [name for name, leaf in leaves.items() if np.size(leaf)])
     restored = {name: _as_leaf(read.get(name), leaf) for name, leaf in leaves.items()}
     for name, leaf in restored.items():
         # Of what reached the devices.
-        if _digest(descriptions[name], np.asarray(_stored(leaf))) != found.array_digests.get(name):
+        digest = _digest(descriptions[name], np.asarray(_stored(leaf)))
+        if (descriptions[name], digest) != found.arrays[name]:
             raise Damaged(f"{name} has other values than were saved")
     return jax.tree.unflatten(jax.tree.structure(like), restored.values())
 
@@ -142,9 +130,7 @@ class _WithoutClosedLoop:
 
 
 def _compare(found: Found, wanted: Mapping[str, str]) -> None:
-    saved = found.run.get("arrays")
-    if not isinstance(saved, dict):
-        raise Damaged(f"{RUN} lists no arrays")
+    saved = {name: description for name, (description, _) in found.arrays.items()}
     for name in sorted({*saved, *wanted}):
         if saved.get(name) != wanted.get(name):
             raise RestoreError(
@@ -159,7 +145,7 @@ def _read(found: Found, names: list[str]) -> dict[str, np.ndarray]:
     )
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(found.path.absolute() / "state", args=args)
+            return checkpointer.restore(found.path.absolute() / STATE, args=args)
     except MemoryError:
         raise  # an older checkpoint would fare no better
     except Exception as error:  # Orbax raises many kinds, some of them bare
@@ -171,11 +157,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _described(leaf: Any) -> str:
-    """The dtype and the shape of a leaf.
-
-    >>> _described(np.ones((2, 3), np.float32)), _described(jax.random.key(0)), _described(2.5)
-    ('float32[2, 3]', 'key<fry>[]', 'float64[]')
-    """
+    """The dtype and the shape of a leaf, as in "float32[2, 3]" or "key<fry>[]"."""
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"
 
@@ -200,11 +182,7 @@ def _as_leaf(array: np.ndarray | None, like: Any) -> Any:
 
 
 def _digest(description: str, values: np.ndarray) -> str:
-    """sha256 of an array's dtype, shape and values, wherever they lay and however sharded.
-
-    >>> _digest("float32[2]", np.zeros(2, np.float32))[:8]
-    '5a374acd'
-    """
+    """sha256 of an array's dtype, shape and values, wherever they lay and however sharded."""
     digest = hashlib.sha256(f"{description};".encode())
     digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
     return digest.hexdigest()

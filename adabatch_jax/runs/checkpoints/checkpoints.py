@@ -21,6 +21,7 @@ from adabatch_jax.runs.checkpoints.deleting_old import delete_leftovers, delete_
 from adabatch_jax.runs.checkpoints.disk_space import check_free_space, checkpoint_bytes
 from adabatch_jax.runs.checkpoints.verifying import Found, set_aside
 from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.runs.display.status import is_evaluation
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.system.errors import StorageError, one_line
 from adabatch_jax.system.fault_points import reach
@@ -34,25 +35,17 @@ _EXPECTED_BYTES_PER_SECOND = 100e6
 
 @dataclass(frozen=True)
 class _Save:
-    """A save under way.
-
-    Attributes:
-      step: finished updates.
-      began: when, in seconds of `time.monotonic`.
-      watch: the watchdog's token.
-      written: done when the checkpoint has its name, or has failed.
-      cleared: done when the old ones are gone, behind `written`.
-    """
+    """A save under way."""
 
     step: int
-    began: float
-    watch: int
+    began: float  # by `time.monotonic`
+    watch: int  # the watchdog's token
     written: Future[None]
-    cleared: Future[None]
+    cleared: Future[None]  # of old ones, behind `written`
 
 
 class Checkpoints:
-    """Saves and restores in a folder that no other process writes to; a context manager.
+    """Saves and restores in a folder that no other process writes to.
 
     A save copies the state to the host and leaves the rest to a thread. What fails there is raised
     by the next call, `save`, `check`, `wait` or `close`, as one StorageError, or with `on_error`
@@ -62,8 +55,8 @@ class Checkpoints:
       directory: where they lie, each in a folder named by its step; it is made if need be, and
         what a kill left behind is deleted.
       newest: how many of the newest are kept, at least 1.
-      best: the best one by this score is kept too, or None.
-      every: the first one in each such period is kept for good, or None.
+      best: the best one by this score is kept too.
+      every: the first one in each such period is kept for good.
       on_error: "stop" or "warn".
       watchdog: looks after saves.
       progress: told about what isn't as it should be.
@@ -73,9 +66,6 @@ class Checkpoints:
       latest: the newest step that was saved or restored here; None before.
       save_seconds: the longest that a save took, until all was on the disk; before one was seen
         to its end, what is expected of it.
-
-    Raises:
-      StorageError: the folder can't be used.
     """
 
     def __init__(
@@ -108,17 +98,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, run: Mapping[str, Any]) -> None:
         """Begins to save a checkpoint, when an earlier save has ended; the state may be donated.
 
-        Whatever has this step's name already is set aside.
-
-        Args:
-          step: finished updates.
-          state: the state after them, on this process's devices, however sharded.
-          run: JSON values that belong to it; "is_planned" False: it takes no other's place among
-            the newest.
-
-        Raises:
-          StorageError: see above.
-          TypeError: `run` holds something that JSON can't.
+        Whatever has this step's name already is set aside. With "is_planned" False in `run`, the
+        run's own values, it takes no other's place among the newest.
         """
         self.wait()
         began, path = time.monotonic(), self._directory / str(step)
@@ -134,26 +115,17 @@ class Checkpoints:
             cleared = self._thread.submit(
                 delete_old, self._directory, step, self._newest, self._scores
             )
-            self._under_way = _Save(
-                step, began, self._watchdog.begin("a checkpoint"), written, cleared
-            )
+            watch = self._watchdog.begin("a checkpoint")
+            self._under_way = _Save(step, began, watch, written, cleared)
             reach("save.scheduled")
 
     def check(self) -> None:
-        """Looks whether a save has ended, in microseconds.
-
-        Raises:
-          StorageError: it has failed.
-        """
+        """Looks whether a save has ended, in microseconds."""
         if self._under_way is not None and self._under_way.cleared.done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for a save under way.
-
-        Raises:
-          StorageError: it has failed.
-        """
+        """Waits for a save under way."""
         if self._under_way is None:
             return
         save, self._under_way = self._under_way, None
@@ -175,14 +147,10 @@ class Checkpoints:
         return state
 
     def measured(self, row: Mapping[str, Any]) -> None:
-        """Takes note of a row of metrics: it says how good the checkpoint of its step is.
-
-        That may be known only after the checkpoint was saved.
-        """
+        """Takes note of how good the checkpoint of a row's step is, maybe after it was saved."""
         if self._best is None:
             return
-        is_evaluated = any(key.startswith("test_") for key in row)
-        if is_evaluated and self._best.metric not in row:
+        if is_evaluation(row) and self._best.metric not in row:
             self._warn_once(
                 f"no {self._best.metric} is measured, so no checkpoint is kept as the best"
             )
@@ -191,11 +159,7 @@ class Checkpoints:
             self._scores[row["step"]] = score
 
     def check_space(self, state: TrainState) -> None:
-        """Warns where the disk is short of room for checkpoints of this size.
-
-        Raises:
-          StorageError: it hasn't room for one.
-        """
+        """Warns where the disk is short of room; raises a StorageError where it has none for one."""
         num_bytes = checkpoint_bytes(state)
         self.save_seconds = self.save_seconds or num_bytes / _EXPECTED_BYTES_PER_SECOND
         warning = check_free_space(self._directory, num_bytes, self._newest)
@@ -211,21 +175,11 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits for a save under way, and ends the thread; raises as `wait`."""
+        """Waits for a save under way, and ends the thread."""
         try:
             self.wait()
         finally:
             self._thread.shutdown()
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        try:
-            self.close()
-        except StorageError:
-            if error is None:  # what went wrong first is what the user has to know
-                raise
 
     def _write(self, path: Path, contents: Contents) -> None:
         try:

@@ -19,17 +19,7 @@ from adabatch_jax.system.files import storage_errors
 
 
 def delete_old(directory: Path, saved: int, newest: int, scores: Mapping[int, float]) -> None:
-    """Deletes what need not be kept any more, and what a kill or an error left behind.
-
-    Args:
-      directory: where the checkpoints lie; no other process writes there.
-      saved: the step that was saved last; it stays, whatever else is there.
-      newest: how many of the newest stay.
-      scores: as in `old_steps`.
-
-    Raises:
-      StorageError: one can't be deleted.
-    """
+    """Deletes what a kill left behind and what need not be kept, never the step `saved`."""
     delete_leftovers(directory)
     runs = {}
     for step in committed_steps(directory):
@@ -51,9 +41,9 @@ def old_steps(
     the best of all, so only finite scores count.
 
     Args:
-      runs: the JSON values of the checkpoints, by step: "score", "is_planned", "keep".
+      runs: the checkpoints' own values, by step: "score", "is_planned", "keep".
       newest: at least 1.
-      scores: larger is better; what was measured after a checkpoint was saved isn't in it.
+      scores: larger is better; also those that were measured after a checkpoint was saved.
 
     >>> runs = {10: {"score": 0.7}, 20: {"score": 0.9}, 30: {"keep": True}, 40: {}, 50: {}}
     >>> old_steps(runs, newest=1, scores={})
@@ -71,7 +61,7 @@ def old_steps(
 
 
 def delete_leftovers(directory: Path) -> None:
-    """Deletes what a kill left of a save or a deletion; only where no other process is at work."""
+    """Deletes what a kill left of a save or a deletion; no other process may be at work."""
     for name in leftovers(directory):
         _delete_files(directory / name)
 

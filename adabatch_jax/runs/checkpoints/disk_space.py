@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
+from adabatch_jax.data.abstract_arrays import tree_bytes
 from adabatch_jax.runs.checkpoints.verifying import committed_steps
 from adabatch_jax.system.errors import StorageError
 from adabatch_jax.system.files import free_bytes
@@ -15,31 +13,15 @@ _OWN_BYTES = 2**16  # JSON, digests and Orbax's own files, with some hundred arr
 
 
 def checkpoint_bytes(state: Any) -> int:
-    """What a checkpoint of a state takes on disk, in bytes; it may be compressed to less.
-
-    Args:
-      state: a pytree of arrays, or of `jax.ShapeDtypeStruct`.
-
-    >>> checkpoint_bytes({"w": jax.ShapeDtypeStruct((1000, 1000), np.float32)}) // 1000
-    4065
-    """
-    leaves = (x if hasattr(x, "dtype") else np.asarray(x) for x in jax.tree.leaves(state))
-    return _OWN_BYTES + sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    """What a checkpoint of a state, or of its shapes, takes on disk; it may be compressed to less."""
+    return _OWN_BYTES + tree_bytes(state)
 
 
 def check_free_space(directory: Path, num_bytes: int, newest: int) -> str | None:
-    """Compares the free space with what a run's checkpoints will take.
+    """Says where there is too little room for all checkpoints that are kept, of so many bytes each.
 
-    Args:
-      directory: theirs; those that it holds already take no new space.
-      num_bytes: the size of one.
-      newest: how many are kept, beside the best and the one that is being written.
-
-    Returns:
-      A warning where there is room for one but not for all, None where there is for all.
-
-    Raises:
-      StorageError: there isn't even room for one.
+    Kept are the `newest`, the best and the one that is being written; those that are there already
+    take no new space. Raises a StorageError where there is room for none.
     """
     free = free_bytes(directory)
     if free < num_bytes:

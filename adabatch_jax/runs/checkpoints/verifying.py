@@ -6,20 +6,17 @@ folder for the newest checkpoint, and gives back flipped bits without a word.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adabatch_jax.runs.checkpoints.manifest import (
-    LISTED,
     MANIFEST,
-    RUN,
+    STATE,
     Damaged,
     Manifest,
     check_files,
-    parse_json,
-    read_listed,
     read_manifest,
 )
 from adabatch_jax.system.files import storage_errors
@@ -37,55 +34,36 @@ class Found:
     Attributes:
       step: finished updates.
       path: its folder.
-      run: the JSON values that were saved with the arrays.
-      array_digests: sha256 of each array, by its name.
+      run: the run's own values, from JSON.
+      arrays: dtype and shape, and sha256 of each array, by its name.
     """
 
     step: int
     path: Path
-    run: dict[str, Any]
-    array_digests: dict[str, str]
+    run: Mapping[str, Any]
+    arrays: Mapping[str, tuple[str, str]]
 
 
 def committed_steps(directory: Path) -> list[int]:
-    """The steps that were saved whole, oldest first; what became of them since is not looked at.
-
-    Raises:
-      StorageError: the folder can't be read; one that doesn't exist holds none.
-    """
+    """The steps that were saved whole, oldest first; what became of them since is not looked at."""
     return sorted(int(entry.name) for entry in _entries(directory) if _STEP.fullmatch(entry.name))
 
 
 def leftovers(directory: Path) -> list[str]:
-    """The names of what a kill left behind of a save or a deletion, or a live run is at.
-
-    Raises:
-      StorageError: the folder can't be read; one that doesn't exist holds none.
-    """
+    """The names of what a kill left behind of a save or a deletion, or a live run is at."""
     return sorted(entry.name for entry in _entries(directory) if _LEFTOVER.fullmatch(entry.name))
 
 
 def check_checkpoint(path: Path) -> Found:
-    """Reads and verifies all files of a checkpoint.
-
-    Args:
-      path: a folder that is named by its step.
-
-    Raises:
-      Damaged: it isn't what was saved, or not by this program.
-    """
+    """Verifies all files of a checkpoint; raises `Damaged` where it isn't what was saved."""
     manifest = _manifest(path)
     check_files(path, manifest)
-    return Found(int(path.name), path, _run(path, manifest), dict(manifest.arrays))
+    return Found(int(path.name), path, manifest.run, manifest.arrays)
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint's JSON values and verifies only them.
-
-    Raises:
-      Damaged: they aren't what was saved.
-    """
-    return _run(path, _manifest(path))
+def read_run(path: Path) -> Mapping[str, Any]:
+    """A checkpoint's own values, the only ones that are verified; raises `Damaged`."""
+    return _manifest(path).run
 
 
 def newest_good(
@@ -100,9 +78,6 @@ def newest_good(
     Returns:
       The checkpoint, or None; and those that are newer, each with the reason against it, newest
       first.
-
-    Raises:
-      StorageError: the folder can't be read.
     """
     rejected = []
     for step in reversed(committed_steps(directory)):
@@ -129,16 +104,12 @@ def other_checkpoints(directory: Path) -> list[str]:
         if not _STEP.fullmatch(entry.name)
         and not _LEFTOVER.fullmatch(entry.name)
         and entry.is_dir(follow_symlinks=False)
-        and any(os.path.lexists(directory / entry.name / part) for part in (*LISTED, MANIFEST))
+        and any(os.path.lexists(directory / entry.name / part) for part in (STATE, MANIFEST))
     )
 
 
 def set_aside(directory: Path, step: int) -> Path:
-    """Renames what has a step's name to `bad-<step>`, or `bad-<step>-2` and so on.
-
-    Raises:
-      StorageError: it can't be renamed.
-    """
+    """Renames what has a step's name to `bad-<step>`, or `bad-<step>-2` and so on."""
     path, number = directory / f"bad-{step}", 1
     while os.path.lexists(path):
         number += 1
@@ -149,6 +120,7 @@ def set_aside(directory: Path, step: int) -> Path:
 
 
 def _entries(directory: Path) -> list[os.DirEntry]:
+    """What lies in a folder; one that doesn't exist holds nothing."""
     with storage_errors(directory, action="read"):
         try:
             return list(os.scandir(directory))
@@ -159,19 +131,12 @@ def _entries(directory: Path) -> list[os.DirEntry]:
 def _manifest(path: Path) -> Manifest:
     if path.is_symlink() or not path.is_dir():
         raise Damaged("it is no folder" if path.exists() else "it is missing")
-    try:
-        return read_manifest(path)
-    except Damaged:
-        if not os.listdir(path):
-            raise Damaged("it is empty") from None
-        raise
-
-
-def _run(path: Path, manifest: Manifest) -> dict[str, Any]:
-    run = parse_json(read_listed(path, manifest, RUN), RUN)
-    step = run.get("step")
+    if (path / "digests" / MANIFEST).exists():
+        raise Damaged("it was written by another version of this program")
+    manifest = read_manifest(path)
+    step = manifest.run.get("step")
     if type(step) is not int:
-        raise Damaged(f"{RUN} names no step")
+        raise Damaged(f"{MANIFEST} names no step")
     if str(step) != path.name:
         raise Damaged(f"it was saved as step {step}, not {path.name}")
-    return run
+    return manifest

@@ -24,12 +24,7 @@ _EXPENDABLE = ("phase", "lr", "step", "batch")
 
 
 class LiveProgress(Progress):
-    """A bar with the phases marked and the latest figures; each evaluation leaves a line above.
-
-    Args:
-      plan: the run's plan.
-      stream: a terminal.
-    """
+    """A bar with the phases marked and the latest figures; each evaluation leaves a line above."""
 
     def __init__(self, plan: "BatchPlan", stream: TextIO):
         self._plan = plan

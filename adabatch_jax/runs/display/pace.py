@@ -10,9 +10,6 @@ RESOLUTION_SECONDS = 0.5
 class Pace:
     """Examples per second over the last minute.
 
-    Args:
-      clock: seconds that never run backwards.
-
     >>> now = iter([0.0, 10.0])
     >>> pace = Pace(lambda: next(now))
     >>> pace.observe(0), pace.observe(5_000), pace.examples_per_second

@@ -42,13 +42,7 @@ class Progress:
 
 
 class LineProgress(Progress):
-    """Plain lines: the first row, each evaluation, otherwise one every ten seconds at most.
-
-    Args:
-      plan: the run's plan.
-      stream: where the lines go.
-      clock: seconds that never run backwards.
-    """
+    """Plain lines: the first row, each evaluation, otherwise one every ten seconds at most."""
 
     def __init__(
         self, plan: "BatchPlan", stream: TextIO, clock: Callable[[], float] = time.monotonic

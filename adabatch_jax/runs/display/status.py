@@ -17,17 +17,10 @@ _WITHOUT_LABEL = ("speed", "left")
 def status_parts(
     plan: "BatchPlan", row: Mapping[str, Any], step: int, pace: float | None
 ) -> dict[str, str]:
-    """Describes a moment of a run.
+    """Describes a moment of a run, `pace` being examples per second of late, all included.
 
-    Args:
-      plan: the run's plan.
-      row: the latest metrics, as far as they were measured.
-      step: how many steps are finished.
-      pace: examples per second of late, everything included.
-
-    Returns:
-      label -> value, as far as known, in the order to be shown. The values are padded, so that
-      those of one plan align.
+    Returns label -> value, as far as known, in the order to be shown. The values are padded, so
+    that those of one plan align.
     """
     phase = plan.phase_at(min(max(step - 1, 0), plan.num_steps - 1))
     num_phases, max_size = len(plan.phases), max(plan.batch_sizes)

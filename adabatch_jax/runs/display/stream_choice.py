@@ -11,15 +11,11 @@ if TYPE_CHECKING:
 
 
 def make_progress(plan: "BatchPlan", *, stream: TextIO | None = None) -> Progress:
-    """Chooses how to show progress on a stream.
+    """Chooses how to show progress on a stream, or on standard output.
 
     A live display needs a terminal that can move its cursor; a file, a pipe, a notebook and
     `TERM=dumb` get plain lines. `NO_COLOR` takes the colours away and leaves the display. A
     stream that breaks (`| head`, a closed terminal) ends the display, never the training.
-
-    Args:
-      plan: the run's plan.
-      stream: where to show it; standard output if not given.
     """
     stream = sys.stdout if stream is None else stream
     if stream is None:  # started with standard output closed

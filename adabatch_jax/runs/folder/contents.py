@@ -39,25 +39,15 @@ _KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class LastCheckpoint:
-    """What `last_checkpoint.json` says: a run that lost its checkpoints doesn't begin anew.
+    """What `last_checkpoint.json` says: a run that lost its checkpoints doesn't begin anew."""
 
-    Attributes:
-      run_id: the run's, which its checkpoints have too; None where it isn't known.
-      step: of the newest checkpoint that was saved; None where it isn't known.
-      rows_lost_at: the checkpoint that the run went on from without the rows before it, or None.
-    """
-
-    run_id: str | None = None
-    step: int | None = None
-    rows_lost_at: int | None = None
+    run_id: str | None = None  # its checkpoints have it too
+    step: int | None = None  # of the newest that was saved
+    rows_lost_at: int | None = None  # the one that the run went on from without the rows before
 
 
 def read_last_checkpoint(path: Path) -> LastCheckpoint:
-    """What a run's folder says of its newest checkpoint; nothing where the file is damaged.
-
-    >>> read_last_checkpoint(Path("no/such/folder"))
-    LastCheckpoint(run_id=None, step=None, rows_lost_at=None)
-    """
+    """What a run's folder says of its newest checkpoint; nothing where the file is damaged."""
     try:
         last = LastCheckpoint(**json.loads(read_file(path / LAST_CHECKPOINT)))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -73,10 +63,7 @@ def find_checkpoint(
     """Returns a run's newest sound checkpoint, and why newer ones can't be used, newest first.
 
     It is None where none was saved yet. Reasons that are `known` already are taken as given.
-
-    Raises:
-      RestoreError: there were checkpoints, and none of them is sound.
-      StorageError: the folder can't be read.
+    Raises a RestoreError where there were checkpoints, and none of them is sound.
     """
     reasons = dict(known)
     found, rejected = newest_usable(path, lambda found: reasons.get(found.step))
@@ -122,9 +109,7 @@ def newest_usable(
 def position_of_rows(path: Path, found: Found) -> MetricsPosition | None:
     """Where the rows before a checkpoint end; None where the run went on without them.
 
-    Raises:
-      RestoreError: they are damaged or missing.
-      StorageError: they can't be read.
+    Raises a RestoreError where they are damaged or missing.
     """
     lost_at = read_last_checkpoint(path).rows_lost_at
     if lost_at is not None and found.step <= lost_at:

@@ -40,18 +40,12 @@ os.register_at_fork(after_in_child=_close_copies)
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """Who has, or had, a run's folder.
-
-    Attributes:
-      host, pid, since: the machine's name, the process, and when it took the folder (UTC, as in
-        "2026-08-01T12:00:00Z"); None where the file doesn't say.
-      is_alive: whether it has the folder still; None on a file system that knows no locks.
-    """
+    """Who has, or had, a run's folder; None is what the lock doesn't say."""
 
     host: str | None
     pid: int | None
-    since: str | None
-    is_alive: bool | None
+    since: str | None  # UTC, as in "2026-08-01T12:00:00Z"
+    is_alive: bool | None  # None on a file system that knows no locks
 
     def __str__(self) -> str:
         if self.host is None:
@@ -66,7 +60,7 @@ def locked(
     wait_seconds: float = LOCK_SECONDS,
     take_over: bool = False,
 ) -> Iterator[None]:
-    """Keeps other processes out of a run's folder.
+    """Keeps other processes out of a run's folder; raises a UsageError where one has it.
 
     Args:
       workdir: the folder.
@@ -74,17 +68,6 @@ def locked(
       wait_seconds: how long to wait for a lock that another process has.
       take_over: goes on without waiting for it, and where the file system knows no locks. For
         users who know that no other process is at work there.
-
-    Raises:
-      UsageError: another process has the folder, or its lock can't be had.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with locked(Path(folder)):
-    ...         lock_owner(Path(folder)).is_alive
-    ...     lock_owner(Path(folder)) is None
-    True
-    True
     """
     path = workdir / LOCK_NAME
     try:
@@ -95,7 +78,9 @@ def locked(
         ) from None
     _held.add(fd)
     try:
-        _write(fd, json.dumps(_own_record()) + "\n")
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+        _write(fd, json.dumps(record) + "\n")
         yield
     finally:
         if fd in _held:  # else this is a child
@@ -178,17 +163,10 @@ def _write(fd: int, text: str) -> None:
         os.pwrite(fd, text.encode(), 0)
 
 
-def _own_record() -> dict[str, str | int]:
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
-
-
 def _owner(text: bytes, is_alive: bool | None) -> Owner:
-    try:
+    with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
         record = json.loads(text)
         host, pid, since = record["host"], record["pid"], record["since"]
-    except (ValueError, TypeError, LookupError, RecursionError):
-        return Owner(None, None, None, is_alive)
-    if not (isinstance(host, str) and type(pid) is int and isinstance(since, str)):
-        return Owner(None, None, None, is_alive)
-    return Owner(printable(host), pid, printable(since), is_alive)
+        if isinstance(host, str) and type(pid) is int and isinstance(since, str):
+            return Owner(printable(host), pid, printable(since), is_alive)
+    return Owner(None, None, None, is_alive)

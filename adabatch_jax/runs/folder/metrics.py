@@ -38,29 +38,22 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class MetricsPosition:
-    """How far `metrics.jsonl` was written at some time; `dataclasses.asdict` makes it JSON.
-
-    Attributes:
-      num_bytes: its length then, the end of a line.
-      sha256: of its content then, hexadecimal.
-    """
+    """How far `metrics.jsonl` was written at some time; `dataclasses.asdict` makes it JSON."""
 
     num_bytes: int
     sha256: str
 
     @classmethod
     def after(cls, content: bytes) -> "MetricsPosition":
-        """Where a file with this content ends."""
         return cls(len(content), hashlib.sha256(content).hexdigest())
 
     def content(self, path: Path) -> bytes:
-        """Reads `metrics.jsonl` up to here.
+        """Reads `metrics.jsonl` up to here; raises a RestoreError if that isn't what was written.
 
-        Raises:
-          RestoreError: that isn't what was written.
-          StorageError: the file is there and can't be read, so its rows may not be lost.
+        A StorageError says that it is there and can't be read, so its rows may not be lost.
         """
-        content = _content(path)[: self.num_bytes]
+        with storage_errors(path, action="read"):
+            content = read_file(path)[: self.num_bytes] if path.exists() else b""
         if self.after(content) != self:
             raise RestoreError(
                 f"rows before the checkpoint are damaged or missing in {path}; put the file back, "
@@ -83,29 +76,14 @@ class MetricsWriter:
       resume_from: where `metrics.jsonl` ended at the state that training goes on from. What
         follows is removed, so that the finished files equal an uninterrupted run's, except for
         the keys that end in `_seconds` or `_per_second`. `None` starts empty.
-
-    Raises:
-      StorageError: a file can't be read or written.
-      RestoreError: `metrics.jsonl` doesn't have the rows to resume after.
-
-    >>> import tempfile
-    >>> directory = Path(tempfile.mkdtemp())
-    >>> with MetricsWriter(directory) as metrics:
-    ...     metrics.write({"step": 50, "batch_size": 128, "train_loss": 0.1})
-    ...     position = metrics.position()
-    ...     metrics.write({"step": 100, "batch_size": 128, "train_loss": 0.2})
-    >>> with MetricsWriter(directory, resume_from=position) as metrics:
-    ...     metrics.write({"step": 100, "batch_size": 256, "train_loss": float("nan")})
-    >>> print((directory / "metrics.jsonl").read_text())
-    {"step": 50, "batch_size": 128, "train_loss": 0.1}
-    {"step": 100, "batch_size": 256, "train_loss": null}
     """
 
-    def __init__(self, directory: os.PathLike | str, resume_from: MetricsPosition | None = None):
-        self._directory = Path(directory)
+    def __init__(self, directory: Path, resume_from: MetricsPosition | None = None):
+        self._directory = directory
         self._jsonl_path = self._directory / "metrics.jsonl"
         self._csv_path = self._directory / "metrics.csv"
         content = b"" if resume_from is None else resume_from.content(self._jsonl_path)
+        self._columns = COLUMNS
         self._num_bytes, self._sha256 = len(content), hashlib.sha256(content)
         with storage_errors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -117,11 +95,7 @@ class MetricsWriter:
             self._events = EventFile(self._directory / "tensorboard", purge_step)
 
     def write(self, row: Mapping[str, int | float | str]) -> None:
-        """Appends one row, which must have the key `step`.
-
-        Raises:
-          StorageError: a file can't be written.
-        """
+        """Appends one row, which must have the key `step`."""
         row = {key: _plain(row[key]) for key in (*self._columns, *row) if key in row}
         with storage_errors(self._jsonl_path):
             self._append_line(json.dumps(row, allow_nan=False).encode() + b"\n")
@@ -136,11 +110,7 @@ class MetricsWriter:
         self._events.write(row["step"], _scalars(row))
 
     def position(self) -> MetricsPosition:
-        """Returns where `metrics.jsonl` ends, when all of it is on the disk.
-
-        Raises:
-          StorageError: it can't be written.
-        """
+        """Returns where `metrics.jsonl` ends, when all of it is on the disk."""
         with storage_errors(self._jsonl_path):
             os.fsync(self._jsonl.fileno())
         return MetricsPosition(self._num_bytes, self._sha256.hexdigest())
@@ -151,12 +121,6 @@ class MetricsWriter:
             self._jsonl.close()
             self._csv.close()
             self._events.close()
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _append_line(self, line: bytes) -> None:
         half = len(line) // 2
@@ -177,34 +141,21 @@ class MetricsWriter:
         return rows
 
 
-def read_metrics(path: os.PathLike | str) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Reads the rows of a `metrics.jsonl`, null as NaN, a last line cut short left out.
 
-    Raises:
-      StorageError: the file can't be read, or a line before the last is damaged.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
-    >>> _ = path.write_text('{"step": 50, "train_loss": null}\\n{"step": 100, "tra')
-    >>> read_metrics(path)
-    [{'step': 50, 'train_loss': nan}]
+    Raises a StorageError where the file can't be read, or a line before the last is damaged.
     """
-    if not Path(path).exists():
-        raise StorageError(f"cannot read {os.fspath(path)}: No such file or directory.")
     return [
         {key: math.nan if value is None else value for key, value in row.items()}
-        for row in _complete_rows(Path(path))
+        for row in _complete_rows(path)
     ]
 
 
-def _content(path: Path) -> bytes:
-    with storage_errors(path, action="read"):
-        return read_file(path) if path.exists() else b""
-
-
 def _complete_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows that were written whole; none where there is no file."""
-    *lines, _torn = _content(path).split(b"\n")
+    """The rows that were written whole."""
+    with storage_errors(path, action="read"):
+        *lines, _torn = read_file(path).split(b"\n")
     return [_row(line, path, number) for number, line in enumerate(lines, 1)]
 
 

@@ -29,7 +29,7 @@ from adabatch_jax.runs.folder.metrics import MetricsWriter, read_metrics
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import describe_environment
-from adabatch_jax.system.errors import AdabatchError, RestoreError, explain_missing
+from adabatch_jax.system.errors import RestoreError, explain_missing
 from adabatch_jax.system.files import read_file, storage_errors, write_atomically, write_json
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.time_prediction import Prediction
@@ -52,7 +52,6 @@ class RunFolder:
       lock_seconds, take_over: as in `locked`.
 
     Attributes:
-      path: the folder.
       checkpoint: the newest sound checkpoint, when entered; None where none was saved yet.
       notes: what was found and is worth a line each.
       changes: what differs from what the checkpoint says, as JSON values.
@@ -80,7 +79,6 @@ class RunFolder:
         self._lock = locked(self.path, flag, lock_seconds, take_over)
         self._stack = contextlib.ExitStack()
         self._run_id = secrets.token_hex(8)
-        self._has_changed = False
         self._checkpoints: Checkpoints | None = None
         self._rows: MetricsWriter | None = None
 
@@ -160,16 +158,13 @@ class RunFolder:
         watchdog: Watchdog,
         progress: Progress,
     ) -> None:
-        """Opens the checkpoints for a run, `period` being `keep.every`; what `close` ends."""
+        """Opens the checkpoints, `period` being `keep.every`; `close` ends what this begins."""
         try:
             # Not needed in memory.
             from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
         except ModuleNotFoundError as error:
             raise explain_missing(error) or error from error
 
-        if self._has_changed:  # a run has gone on here since the folder was entered
-            self._has_changed = False
-            self._find()
         self._checkpoints = Checkpoints(
             self.path / CHECKPOINTS,
             newest=keep.newest,
@@ -192,7 +187,7 @@ class RunFolder:
                     (self.path / name).unlink(missing_ok=True)
         # It also tells a run's folder from a foreign one.
         write_json(self.path / "config.json", identity)
-        predicted = self._predicted()
+        predicted = self._prediction(plan)
         kept = {} if predicted is None else {"prediction": predicted.to_dict()}
         write_json(self.path / "plan.json", plan.to_dict() | kept)
         found = self.checkpoint
@@ -209,32 +204,32 @@ class RunFolder:
         return read_metrics(path) if path.exists() else []
 
     def write_row(self, row: Mapping[str, Any]) -> None:
-        """Adds a row of metrics; one with an evaluation says how good its checkpoint is."""
+        """Adds a row of metrics."""
         self._rows.write(row)
         self._checkpoints.measured(row)
 
     def wants_prediction(self, plan: BatchPlan) -> bool:
-        """Whether nothing was predicted for this very plan; a run may have been prolonged."""
-        predicted = self._predicted()
-        if predicted is None:
-            return True
-        phases = [(phase.batch_size, phase.num_updates) for phase in predicted.phases]
-        return phases != [(phase.batch_size, phase.num_steps) for phase in plan.phases]
+        """Whether nothing was predicted for this very plan."""
+        return self._prediction(plan) is None
 
     def write_prediction(self, plan: BatchPlan, prediction: Mapping[str, Any]) -> None:
         """Adds what the run should take to plan.json."""
         write_json(self.path / "plan.json", plan.to_dict() | {"prediction": dict(prediction)})
 
-    def _predicted(self) -> Prediction | None:
+    def _prediction(self, plan: BatchPlan) -> Prediction | None:
+        """What was predicted for this very plan; a run may have been prolonged."""
         try:
             content = json.loads(read_file(self.path / "plan.json"))
-            return Prediction.from_dict(content["prediction"])
+            predicted = Prediction.from_dict(content["prediction"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
-                RecursionError, AdabatchError):  # fmt: skip
+                RecursionError):  # fmt: skip
             return None  # not there yet, or damaged: it decides nothing
+        phases = [(phase.batch_size, phase.num_updates) for phase in predicted.phases]
+        is_its = phases == [(phase.batch_size, phase.num_steps) for phase in plan.phases]
+        return predicted if is_its else None
 
     def write_environment(self, layout: Mapping[str, Any], restarts: int) -> None:
-        """Writes environment.json."""
+        """Describes what the run was made with."""
         environment = describe_environment(device.device_kind for device in jax.devices())
         environment |= {"layout": dict(layout), "restarts": restarts}
         write_json(self.path / "environment.json", environment)
@@ -252,10 +247,7 @@ class RunFolder:
         return summary
 
     def restored(self, like: TrainState, check: Callable[[Found], None]) -> TrainState:
-        """The state of `checkpoint`, or of the newest older one that can be restored.
-
-        `check` raises an error where the run can't go on from a checkpoint.
-        """
+        """The state of the newest checkpoint that can be restored, if `check` raises no error."""
         while True:
             check(self.checkpoint)
             try:
@@ -273,10 +265,7 @@ class RunFolder:
             ) from error
 
     def newest_planned_checkpoint(self) -> Found | None:
-        """Waits for a save under way; the newest sound checkpoint that was due, or None.
-
-        Where a run was stopped changes nothing about it.
-        """
+        """Waits for a save under way; the newest sound checkpoint that no stop made be saved."""
         self.wait_for_saves()
         return newest_usable(
             self.path, lambda found: None if found.run["is_planned"] else "a stop made it be saved"
@@ -284,7 +273,7 @@ class RunFolder:
 
     @property
     def save_seconds(self) -> float:
-        """The longest that a save took; before one was seen to its end, what is expected."""
+        """The longest that a save took, or what is expected of the first."""
         return self._checkpoints.save_seconds
 
     def check_space(self, state: TrainState) -> None:
@@ -310,7 +299,6 @@ class RunFolder:
             self._checkpoints.check_is_saved(step)
 
     def _note_saved(self, step: int) -> None:
-        self._has_changed = True
         self._write_last_checkpoint(step=step)
 
     def close(self) -> None:
@@ -329,12 +317,7 @@ class RunFolder:
 def run_store(
     workdir: str | os.PathLike | RunFolder | None, allow_change: Collection[str] = ()
 ) -> Iterator[RunFolder | InMemory]:
-    """Where a run leaves what it leaves.
-
-    Args:
-      workdir: its folder, which is then held; one that is held already; None: nowhere.
-      allow_change: as in `RunFolder`.
-    """
+    """Where a run leaves what it leaves: in a folder, held already or from now on, or nowhere."""
     if workdir is None:
         yield InMemory()
     elif isinstance(workdir, RunFolder):

@@ -11,11 +11,7 @@ from adabatch_jax.system.files import read_file
 
 
 def default_workdir(config: TrainConfig) -> Path:
-    """The folder of a run that was given none: other settings, another folder.
-
-    >>> default_workdir(TrainConfig(seed=1)) == default_workdir(TrainConfig(seed=2))
-    False
-    """
+    """The folder of a run that was given none: other settings, another folder."""
     return Path("runs") / f"{config.run_name}-{config.digest[:8]}"
 
 

@@ -3,7 +3,7 @@
 import resource
 import shutil
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import jax
 import pytest
@@ -37,7 +37,7 @@ class Said(Progress):
 def opened(directory, newest=2, **further):
     options = {"best": None, "every": None, "on_error": "stop", "on_saved": lambda step: None}
     options |= {"watchdog": Watchdog(None, None), "progress": Progress(), **further}
-    return Checkpoints(directory, newest=newest, **options)
+    return closing(Checkpoints(directory, newest=newest, **options))
 
 
 def names(directory):
@@ -205,11 +205,7 @@ def test_an_error_before_the_commit_commits_nothing(tmp_path, monkeypatch):
     assert committed_steps(tmp_path) == [5]
 
 
-def test_what_went_wrong_first_is_told(tmp_path):
-    with pytest.raises(KeyError, match="first"), largest_file(100):
-        with opened(tmp_path) as checkpoints:
-            checkpoints.save(5, plain_state(), {"long": "x" * 200})
-            raise KeyError("first")
+def test_what_goes_wrong_last_is_told(tmp_path):
     with pytest.raises(StorageError), largest_file(100):
         with opened(tmp_path) as checkpoints:
             checkpoints.save(5, plain_state(), {"long": "x" * 200})
@@ -220,7 +216,7 @@ def test_what_has_its_name_is_set_aside(two_saved, tmp_path, stray):
     directory = tmp_path / "checkpoints"
     shutil.copytree(two_saved, directory)
     if stray == "damaged":
-        (directory / "7/run/metadata").unlink()
+        (directory / "7/manifest").unlink()
     elif stray != "sound":
         shutil.rmtree(directory / "7")
         make = {
@@ -258,7 +254,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
                 assert committed_steps(tmp_path) == [2, 3, 4]
     assert committed_steps(tmp_path) == [2, 5, 6]
     with opened(tmp_path, best=best) as checkpoints:  # the scores are on disk
-        (tmp_path / "5/digests/manifest").unlink()  # counts no more, and isn't ours to delete
+        (tmp_path / "5/manifest").unlink()  # counts no more, and isn't ours to delete
         checkpoints.measured({"step": 7, "test_accuracy": 1.0})
         checkpoints.save(7, plain_state(), {})
     assert committed_steps(tmp_path) == [5, 6, 7]

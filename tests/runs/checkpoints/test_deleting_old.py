@@ -68,7 +68,7 @@ def test_a_kill_leaves_nothing_that_looks_like_a_checkpoint(tmp_path, monkeypatc
 def test_what_is_damaged_or_was_just_saved_stays(tmp_path):
     for step in (3, 5, 7, 9):
         write_checkpoint(tmp_path, step)
-    (tmp_path / "3/digests/manifest").unlink()
+    (tmp_path / "3/manifest").unlink()
     delete_old(tmp_path, saved=5, newest=1, scores={})
     assert names(tmp_path) == ["3", "5", "9"]
 

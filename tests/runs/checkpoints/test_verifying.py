@@ -22,7 +22,7 @@ from adabatch_jax.runs.checkpoints.verifying import (
 )
 from adabatch_jax.system.errors import StorageError
 
-ARRAYS = {"params.w": "ab" * 32, "step": "cd" * 32}
+ARRAYS = {"params.w": ("float32[2]", "ab" * 32), "step": ("int32[]", "cd" * 32)}
 
 
 def write_checkpoint(directory, step, named=None, **run):
@@ -34,12 +34,11 @@ def write_checkpoint(directory, step, named=None, **run):
         "state/d/0a1b": bytes(range(200)),
         "state/empty": b"",
         "state/commit_success.txt": b"it was",
-        "run/metadata": json.dumps({"step": step, **run}).encode(),
         "beside": b"is never read",
     }.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
-    write_manifest(path, ARRAYS)
+    write_manifest(path, {"step": step, **run}, ARRAYS)
     return path
 
 
@@ -66,7 +65,7 @@ def reason(path):
 def test_what_was_saved_is_found(tmp_path):
     path = write_checkpoint(tmp_path, 30, samples=960)
     found = check_checkpoint(path)
-    assert (found.step, found.path, found.array_digests) == (30, path, ARRAYS)
+    assert (found.step, found.path, found.arrays) == (30, path, ARRAYS)
     assert found.run == read_run(path) == {"step": 30, "samples": 960}
 
 
@@ -135,7 +134,7 @@ def test_damaged_files_are_noticed(tmp_path, damage):
         shutil.rmtree(path)
 
 
-@pytest.mark.parametrize("folder", ["state", "state/d", "run", "digests"])
+@pytest.mark.parametrize("folder", ["state", "state/d"])
 def test_missing_folders_are_noticed(tmp_path, folder):
     path = write_checkpoint(tmp_path, 30)
     shutil.rmtree(path / folder)
@@ -146,10 +145,9 @@ def test_missing_folders_are_noticed(tmp_path, folder):
     ("stray", "good"),
     [
         ("state/d/ffff", False),
-        ("run/another", False),
         ("state/sub/file", False),
         ("notes.txt", True),  # never read
-        ("digests/notes", True),
+        ("notes/state", True),
         (".DS_Store", True),
     ],
 )
@@ -166,8 +164,9 @@ def _signed(path, text):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"[]", b"{}", b'{"files": 3, "arrays": {}}', b'{"files": {"a": 3}, "arrays": {}}']
-    + [b'{"files": {}, "arrays": {}}', b"[" * 100_000, b"\xff"],
+    [b"", b"[]", b"{}", b'{"run": {}, "files": {"a": 3}, "arrays": {}}', b"[" * 100_000, b"\xff"]
+    + [b'{"run": {"step": 30}, "files": 3, "arrays": {}}', b'{"files": {}, "arrays": {}}']
+    + [b'{"run": {"step": 30}, "files": {}, "arrays": {"a": "ab"}}'],
 )
 def test_a_manifest_that_fits_its_digest_need_not_be_one(tmp_path, text):
     path = write_checkpoint(tmp_path, 30)
@@ -186,11 +185,12 @@ def test_a_manifest_reaches_no_other_files(tmp_path):
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda path: path.mkdir(), "it is empty"),
-        (lambda path: (path / "junk").mkdir(parents=True), "digests/manifest is missing"),
+        (lambda path: path.mkdir(), "manifest is missing"),
+        (lambda path: (path / "junk").mkdir(parents=True), "manifest is missing"),
         (lambda path: path.write_text("a file"), "it is no folder"),
+        (lambda path: (path / "digests" / "manifest").mkdir(parents=True), "another version"),
     ],
-    ids=["empty", "junk", "file"],
+    ids=["empty", "junk", "file", "old"],
 )
 def test_foreign_things_with_a_steps_name(tmp_path, make, why):
     make(tmp_path / "99")
@@ -199,8 +199,8 @@ def test_foreign_things_with_a_steps_name(tmp_path, make, why):
 
 def test_a_renamed_checkpoint_is_noticed(tmp_path):
     assert reason(write_checkpoint(tmp_path, 30, named=40)) == "it was saved as step 30, not 40"
-    assert reason(write_checkpoint(tmp_path, "30", named=30)) == "run/metadata names no step"
-    assert reason(write_checkpoint(tmp_path, True, named=1)) == "run/metadata names no step"
+    assert reason(write_checkpoint(tmp_path, "30", named=30)) == "manifest names no step"
+    assert reason(write_checkpoint(tmp_path, True, named=1)) == "manifest names no step"
 
 
 def test_what_is_named_by_a_step_is_listed(tmp_path):
@@ -223,7 +223,7 @@ def test_the_newest_good_one_is_used(tmp_path):
     (tmp_path / "100/state/_METADATA").unlink()
     found, rejected = newest_good(tmp_path)
     assert found.step == 30
-    assert rejected == [(200, "it is empty"), (100, "state/_METADATA is missing")]
+    assert rejected == [(200, "manifest is missing"), (100, "state/_METADATA is missing")]
     found, rejected = newest_good(tmp_path, lambda f: "too new" if f.run["samples"] > 10 else None)
     assert found.step == 5
     assert rejected[2:] == [(30, "too new"), (20, "too new")]

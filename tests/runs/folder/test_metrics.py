@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def training_row(step):
 
 def write_steps(directory, steps, resume_from=None):
     """Returns the positions before the first row and after each."""
-    with MetricsWriter(directory, resume_from) as metrics:
+    with closing(MetricsWriter(directory, resume_from)) as metrics:
         positions = {0: metrics_end(directory)}
         for step in steps:
             metrics.write(training_row(step))
@@ -74,7 +75,7 @@ def tensorboard_scalars(directory):
 
 def test_floats_round_trip(tmp_path):
     values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, 1e16, float(np.float32(0.1))]
-    with MetricsWriter(tmp_path) as metrics:
+    with closing(MetricsWriter(tmp_path)) as metrics:
         for step, value in enumerate(values):
             metrics.write({"step": step, "train_loss": value})
     assert [row["train_loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == values
@@ -93,7 +94,7 @@ def test_csv_has_fixed_columns_and_empty_cells(tmp_path):
 
 
 def test_unknown_metrics_get_columns_of_their_own(tmp_path):
-    with MetricsWriter(tmp_path) as metrics:
+    with closing(MetricsWriter(tmp_path)) as metrics:
         metrics.write({"step": 1, "train_loss": 2.0})
         metrics.write({"step": 2, "test_top5": 0.5})
         metrics.write({"step": 3, "train_loss": 1.0})
@@ -105,7 +106,7 @@ def test_unknown_metrics_get_columns_of_their_own(tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan")])
 def test_non_finite_values_stay_strict_json(tmp_path, value):
-    with MetricsWriter(tmp_path) as metrics:
+    with closing(MetricsWriter(tmp_path)) as metrics:
         metrics.write({"step": 1, "train_loss": value})
 
     def refuse(constant):
@@ -118,7 +119,7 @@ def test_non_finite_values_stay_strict_json(tmp_path, value):
 
 
 def test_numpy_numbers_are_written_as_numbers(tmp_path):
-    with MetricsWriter(tmp_path) as metrics:
+    with closing(MetricsWriter(tmp_path)) as metrics:
         metrics.write({"step": np.int64(3), "train_loss": np.float32(0.5)})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 3, "train_loss": 0.5}]
 
@@ -141,7 +142,7 @@ def test_resumed_files_equal_an_uninterrupted_runs(tmp_path, checkpoint_step, to
 
 def test_a_position_is_where_the_file_ends_and_survives_json(tmp_path):
     rows = [training_row(step) for step in (50, 100)]
-    with MetricsWriter(tmp_path) as metrics:
+    with closing(MetricsWriter(tmp_path)) as metrics:
         positions = [metrics.position()]
         for row in rows:
             metrics.write(row)
@@ -151,7 +152,7 @@ def test_a_position_is_where_the_file_ends_and_survives_json(tmp_path):
         assert position == MetricsPosition.after(b"".join(lines[:number]))
         saved = json.loads(json.dumps(dataclasses.asdict(position)))
         assert MetricsPosition(**saved) == position
-    with MetricsWriter(tmp_path, positions[1]) as metrics:
+    with closing(MetricsWriter(tmp_path, positions[1])) as metrics:
         assert metrics.position() == positions[1]
         metrics.write(rows[1])
         assert metrics.position() == positions[2]
@@ -190,7 +191,7 @@ ROWS = [
 
 
 def write_rows(directory, rows, resume_from=None):
-    with MetricsWriter(directory, resume_from) as metrics:
+    with closing(MetricsWriter(directory, resume_from)) as metrics:
         positions = [metrics_end(directory)]
         for row in rows:
             metrics.write(row)
@@ -232,8 +233,8 @@ def test_killed_in_the_middle_of_a_line(tmp_path):
     """Half of the line has reached the file, and is gone after a resume."""
     whole = write_steps(tmp_path / "whole", [50, 100, 150])
     code = (
-        "import sys; from tests.runs.folder.test_metrics import write_steps\n"
-        "write_steps(sys.argv[1], [50, 100])"
+        "import pathlib, sys; from tests.runs.folder.test_metrics import write_steps\n"
+        "write_steps(pathlib.Path(sys.argv[1]), [50, 100])"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "killed")],
@@ -275,7 +276,7 @@ def test_tensorboard_has_every_number(tmp_path):
 
 
 def test_each_row_is_on_disk_when_written(tmp_path):
-    with MetricsWriter(tmp_path) as metrics:
+    with closing(MetricsWriter(tmp_path)) as metrics:
         metrics.write(training_row(50))
         assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
         assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
@@ -303,7 +304,7 @@ def test_a_planted_link_leads_nowhere(tmp_path):
     run.mkdir()
     for name in ("metrics.jsonl", "metrics.csv"):
         (run / f".{name}.tmp").symlink_to(precious)
-    with MetricsWriter(run) as metrics:
+    with closing(MetricsWriter(run)) as metrics:
         metrics.write(training_row(50))
     assert precious.read_text() == "kept"
     assert not any(path.is_symlink() for path in run.iterdir())
@@ -319,7 +320,7 @@ def test_disk_errors_are_one_sentence(tmp_path):
 
 def test_full_disk_is_a_storage_error_and_leaves_the_rows_before_it(tmp_path):
     resource = pytest.importorskip("resource")
-    with MetricsWriter(tmp_path) as metrics:
+    with closing(MetricsWriter(tmp_path)) as metrics:
         metrics.write(training_row(50))
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         size = (tmp_path / "metrics.jsonl").stat().st_size

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 
 import jax.numpy as jnp
 import pytest
@@ -65,7 +66,7 @@ def test_a_newest_one_that_is_gone_is_told(run):
 
 
 def test_a_start_that_is_killed_having_put_one_aside_is_followed_by_one_that_tells(run):
-    (run / "checkpoints" / "30" / "digests" / "manifest").unlink()
+    (run / "checkpoints" / "30" / "manifest").unlink()
     for _ in range(2):
         step, (note,) = opened(run)
         assert step == 20 and "checkpoint 30 can't be used" in note and "now bad-30" in note
@@ -106,7 +107,7 @@ def test_lost_rows_may_be_left_behind_once_and_stay_known_as_lost(run):
         assert folder.changes == [{"kind": "rows_lost", "step": 30}]
     assert (run / "bad-metrics-30.jsonl").read_bytes() == damaged
     # Killed before the next checkpoint, which the new rows belong to.
-    with MetricsWriter(run) as metrics:
+    with closing(MetricsWriter(run)) as metrics:
         metrics.write({"step": 31})
     for allowed in ((), ("rows",)):
         with RunFolder(run, allow_change=allowed) as folder:
