@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from adabatch_jax.config.settings import AUTO
 from adabatch_jax.config.train_config import TrainConfig
-from adabatch_jax.reporting.planning.microbatch_comparison import MicrobatchComparison
 from adabatch_jax.system.number_texts import count_text, seconds_text
 from adabatch_jax.system.quantities import bytes_text
 from adabatch_jax.training.time_prediction import Prediction
@@ -15,32 +14,32 @@ if TYPE_CHECKING:
 
 def cost_notes(config: TrainConfig, costs: "PlanCosts") -> list[str]:
     """Sentences about what a plan costs, warnings last."""
-    notes = []
+    notes, updates = [], costs.updates
     if config.microbatch_size == AUTO:
-        size = costs.microbatch_size
+        size = costs.layouts.microbatch_size
         chosen = "the whole batch" if size is None else f"micro-batches of {size}"
         notes.append(f"--microbatch-size auto: {chosen} on this machine.")
     if any(memory.is_interpolated for memory in costs.memory.values()):
         notes.append("~ in memory: between two updates that were compiled.")
-    if config.shard_params and costs.num_devices > costs.num_used_devices:
+    if config.shard_params and updates.num_devices > updates.num_used_devices:
         notes.append(
             "memory: with whole parameters and optimizer state, --shard-params spreads them over "
-            f"the {costs.num_devices} devices."
+            f"the {updates.num_devices} devices."
         )
     if costs.prediction is not None:
-        machine = f"{costs.num_used_devices} {costs.device} device"
-        if costs.num_used_devices > 1:
+        machine = f"{updates.num_used_devices} {updates.device_kind} device"
+        if updates.num_used_devices > 1:
             machine += "s"
-        elif costs.num_devices > 1:
-            machine += f" with its share of what {costs.num_devices} would do"
-        notes += prediction_notes(costs.prediction, machine)
-        notes.append(microbatch_note(config, costs))
-    notes.append(checkpoint_note(config, costs.checkpoint_bytes))
+        elif updates.num_devices > 1:
+            machine += f" with its share of what {updates.num_devices} would do"
+        notes += _prediction_notes(costs.prediction, machine)
+        notes.append(_microbatch_note(config, costs))
+    notes.append(checkpoint_note(config, updates.checkpoint_bytes))
     most = max(memory.num_bytes for memory in costs.memory.values())
-    if most > costs.limit_bytes:
+    if most > updates.limit_bytes:
         notes.append(
             f"warning: the largest update needs {bytes_text(most)} on each device, and here are "
-            f"{bytes_text(costs.limit_bytes)}."
+            f"{bytes_text(updates.limit_bytes)}."
         )
     return notes
 
@@ -61,7 +60,7 @@ def checkpoint_note(config: TrainConfig, num_bytes: int) -> str:
     )
 
 
-def prediction_notes(prediction: Prediction, machine: str) -> list[str]:
+def _prediction_notes(prediction: Prediction, machine: str) -> list[str]:
     """Time in all, speed-up and break-even."""
     total = f"{seconds_text(prediction.total_seconds)} of updates, as measured on {machine}"
     first = prediction.phases[0].batch_size
@@ -103,31 +102,22 @@ def paying_text(prediction: Prediction) -> str:
     return f"Batches above {size} gain less than 5 % for each doubling."
 
 
-def microbatch_note(config: TrainConfig, costs: "PlanCosts") -> str:
-    """The best micro-batch, or why none was looked for."""
-    comparison = costs.microbatches
-    if comparison is not None:
-        return comparison_text(comparison)
-    if costs.has_free_microbatch:
+def _microbatch_note(config: TrainConfig, costs: "PlanCosts") -> str:
+    """The times of all micro-batches that were compared, or why none was."""
+    compared = costs.microbatches
+    if compared is not None:
+        best, seconds = compared.best, compared.seconds
+        rest = "".join(
+            f"; {size}: {seconds_text(seconds[size])}" for size in sorted(seconds) if size != best
+        )
+        return (
+            f"Best micro-batch at batch {compared.batch_size}: {best} (an update takes "
+            f"{seconds_text(seconds[best])}{rest})."
+        )
+    if costs.updates.update.independent_groups is not None:
         return "The batches are too small for micro-batches."
     kept = "that of --microbatch-size" if config.microbatch_size != AUTO else "the whole batch"
     return (
         f"Best micro-batch: {kept} is kept, a smaller one would change what BatchNorm normalizes "
         "over; with --batchnorm-group-size others are compared."
-    )
-
-
-def comparison_text(comparison: MicrobatchComparison) -> str:
-    """The times of all micro-batches that were compared, the best first.
-
-    >>> comparison_text(MicrobatchComparison(64, {64: 0.2, 8: 0.1}))
-    'Best micro-batch at batch 64: 8 (an update takes 0.1 s; 64: 0.2 s).'
-    """
-    best, seconds = comparison.best, comparison.seconds
-    rest = "".join(
-        f"; {size}: {seconds_text(seconds[size])}" for size in sorted(seconds) if size != best
-    )
-    return (
-        f"Best micro-batch at batch {comparison.batch_size}: {best} (an update takes "
-        f"{seconds_text(seconds[best])}{rest})."
     )
