@@ -95,7 +95,7 @@ def plan_notes(config: TrainConfig, plan: BatchPlan, layouts: Layouts) -> list[s
 
 
 def row_texts(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row's texts by the headers of their columns; ~ marks what was neither compiled nor timed."""
+    """A row's texts by their columns' headers; ~ marks what was neither compiled nor timed."""
     texts = {
         "phase": str(row["phase"] + 1),
         "from step": f"{row['start_step']:,}",
