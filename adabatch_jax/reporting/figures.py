@@ -92,18 +92,15 @@ def outcome(run: Run) -> str:
             f"Unfinished: {length}{time} so far{result}, {count_text(step)} of "
             f"{count_text(num_steps)} updates.{_divergence(run)}"
         )
-    constant = fixed_batch_plan(BatchPlan.from_dict(run.plan)).num_steps
-    comparison = ""
+    constant, comparison = fixed_batch_plan(BatchPlan.from_dict(run.plan)).num_steps, ""
     if constant != num_steps and step == num_steps:
         first = count_text(run.plan["phases"][0]["batch_size"])
         comparison = (
             f" A constant batch of {first} would have needed {count_text(constant)} updates, "
             f"{constant / num_steps:.3g} times as many."
         )
-    return (
-        f"Trained {length}{time}{result} after {count_text(step)} updates."
-        f"{comparison}{_divergence(run)}"
-    )
+    updates = count_text(step)
+    return f"Trained {length}{time}{result} after {updates} updates.{comparison}{_divergence(run)}"
 
 
 def comparison_table(runs: Sequence[Run]) -> list[list[str]]:

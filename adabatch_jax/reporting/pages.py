@@ -6,7 +6,7 @@ from typing import Any
 
 from adabatch_jax.config.declarations import flattened
 from adabatch_jax.reporting import figures, html
-from adabatch_jax.reporting.planning.cost_notes import fit_text, paying_text
+from adabatch_jax.reporting.planning.cost_notes import gain_text
 from adabatch_jax.reporting.plots import AXES, curves, inline_svg
 from adabatch_jax.reporting.runs import Run, run_labels
 from adabatch_jax.system.number_texts import count_text, percent_text, seconds_text
@@ -149,7 +149,7 @@ def _prediction_section(run: Run) -> list[str]:
         "Predicted before the run from the time of a few updates (~: from the fit to the others); "
         "measured are updates and waiting for input."
     )
-    gain = f"{fit_text(prediction)} {paying_text(prediction)}"
+    gain = gain_text(prediction)
     if len(prediction.phases) > 1:
         speedup = f"Predicted speed-up over the first batch throughout: {prediction.speedup:.2f}."
         gain = f"{speedup} {gain}"

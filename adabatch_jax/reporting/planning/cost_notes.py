@@ -74,32 +74,27 @@ def _prediction_notes(prediction: Prediction, machine: str) -> list[str]:
         notes.append(
             "~ in times: from the fit, because measuring would take too long or too much memory."
         )
-    notes.append(f"{fit_text(prediction)} {paying_text(prediction)}")
-    return notes
+    return [*notes, gain_text(prediction)]
 
 
-def fit_text(prediction: Prediction) -> str:
-    """The fit, and where it flattens."""
-    cost = prediction.cost
-    line = (
+def gain_text(prediction: Prediction) -> str:
+    """The fit, where it flattens, and which of the planned sizes is the last that is worth it."""
+    cost, sizes = prediction.cost, [phase.batch_size for phase in prediction.phases]
+    fit = (
         f"An update takes about {1e3 * cost.overhead_seconds:.3g} ms + batch x "
-        f"{1e3 * cost.example_seconds:.3g} ms"
+        f"{1e3 * cost.example_seconds:.3g} ms: "
     )
-    size = cost.saturating_batch_size
-    if size is None:
-        return f"{line}: examples cost nothing yet."
-    limit = count_text(1 / cost.example_seconds)
-    return f"{line}: 90 % of the limit of {limit} examples/s at batch {count_text(size)}."
-
-
-def paying_text(prediction: Prediction) -> str:
-    """Which of the planned sizes is the last that is worth it."""
-    size, sizes = prediction.largest_paying_size, [p.batch_size for p in prediction.phases]
+    if cost.saturating_batch_size is None:
+        fit += "examples cost nothing yet."
+    else:
+        limit, size = count_text(1 / cost.example_seconds), count_text(cost.saturating_batch_size)
+        fit += f"90 % of the limit of {limit} examples/s at batch {size}."
     if len(set(sizes)) == 1:
-        return "The batch doesn't change."
-    if size == max(sizes):
-        return "Each doubling that is planned gains 5 % or more."
-    return f"Batches above {size} gain less than 5 % for each doubling."
+        return f"{fit} The batch doesn't change."
+    if prediction.largest_paying_size == max(sizes):
+        return f"{fit} Each doubling that is planned gains 5 % or more."
+    paying = prediction.largest_paying_size
+    return f"{fit} Batches above {paying} gain less than 5 % for each doubling."
 
 
 def _microbatch_note(config: TrainConfig, costs: "PlanCosts") -> str:
