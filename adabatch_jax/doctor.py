@@ -25,11 +25,7 @@ in use or holds no run, 4 for checkpoints and what belongs to them, 5 for files 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints what was found; returns the exit code."""
-    try:
-        arguments = _parser().parse_args(argv)
-    except SystemExit as stop:  # help was printed, or what is wrong with the arguments
-        return int(stop.code or 0)
-    return command_lines.run(lambda: _examine(arguments))
+    return command_lines.run(lambda: _examine(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +51,6 @@ def _parser() -> argparse.ArgumentParser:
 def _examine(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from adabatch_jax.reporting.diagnosis.environment import environment_findings
-    from adabatch_jax.reporting.diagnosis.findings import first_exit_code
     from adabatch_jax.reporting.diagnosis.run import run_findings
     from adabatch_jax.runs.folder.workdir import saved_config
 
@@ -65,20 +60,17 @@ def _examine(arguments: argparse.Namespace) -> int:
     sections = {"environment": list(environment_findings(workdir, data_dir))}
     if workdir is not None:
         sections["run"] = list(run_findings(workdir))
-    exit_code = first_exit_code(finding for findings in sections.values() for finding in findings)
+    codes = [f.exit_code for findings in sections.values() for f in findings if f.exit_code]
+    exit_code = codes[0] if codes else 0
     if arguments.json:
-        _print_json(sections, exit_code)
+        content = {name: [f.to_dict() for f in findings] for name, findings in sections.items()}
+        print(json.dumps({**content, "exit_code": exit_code}, indent=2))
     else:
-        _print_tables(sections)
+        _print_tables(sections, num_problems=len(codes))
     return exit_code
 
 
-def _print_json(sections: dict[str, list["Finding"]], exit_code: int) -> None:
-    content = {name: [f.to_dict() for f in findings] for name, findings in sections.items()}
-    print(json.dumps({**content, "exit_code": exit_code}, indent=2))
-
-
-def _print_tables(sections: dict[str, list["Finding"]]) -> None:
+def _print_tables(sections: dict[str, list["Finding"]], num_problems: int) -> None:
     from adabatch_jax.reporting.diagnosis.findings import table_lines
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -86,8 +78,8 @@ def _print_tables(sections: dict[str, list["Finding"]]) -> None:
         print(name.capitalize())
         for line in table_lines(findings, width):
             print(line)
-    problems = sum(f.state == "problem" for findings in sections.values() for f in findings)
-    print("No problem was found." if not problems else f"{problems} problem{'s'[: problems > 1]}.")
+    number = f"{num_problems} problem{'s'[: num_problems > 1]}."
+    print(number if num_problems else "No problem was found.")
 
 
 if __name__ == "__main__":

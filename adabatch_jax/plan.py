@@ -79,47 +79,44 @@ def _main(argv: Sequence[str] | None) -> int:
     return _show(options, config, plan)
 
 
-def _check_devices(num_devices: int, plan: "BatchPlan") -> None:
-    largest = max(plan.batch_sizes)
+def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
+    """Prints the plan, with costs where they are wanted."""
+    has_costs = options.memory or options.measure
+    if has_costs:
+        _before_compiling(options)
+    from adabatch_jax.config.settings import AUTO
+    from adabatch_jax.data.row_layout import Layouts
+    from adabatch_jax.reporting.planning.plan_table import (
+        plan_as_json,
+        plan_notes,
+        plan_rows,
+        row_texts,
+    )
+
+    num_devices, largest = _num_devices(options), max(plan.batch_sizes)
     if num_devices > largest:
         raise UsageError(
             f"--devices: {num_devices} are more than the largest batch has examples ({largest}), "
             f"so some would never work; give at most {largest}."
         )
-
-
-def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
-    """Prints the plan, with costs where they are wanted."""
-    from adabatch_jax.reporting.planning.plan_table import (
-        HEADER,
-        as_json,
-        plan_notes,
-        plan_rows,
-        table_cells,
-    )
-
-    num_devices, costs, notes = options.devices or 1, None, []
-    _check_devices(num_devices, plan)
-    rows = plan_rows(config, plan, num_devices)  # finds mistakes before anything is compiled
-    if options.memory or options.measure:
-        _before_compiling(options)
+    microbatch_size = None if config.microbatch_size == AUTO else config.microbatch_size
+    layouts, costs, notes = Layouts(microbatch_size, num_devices), None, []
+    rows = plan_rows(config, plan, layouts)  # finds mistakes before anything is compiled
+    if has_costs:
         from adabatch_jax.reporting.planning.cost_notes import cost_notes
         from adabatch_jax.reporting.planning.plan_costs import plan_costs
 
-        if options.measure:
-            num_devices = _measured_devices(options)
-            _check_devices(num_devices, plan)
         costs = plan_costs(config, plan, num_devices, has_seconds=options.measure)
-        notes = cost_notes(config, costs)
-        rows = plan_rows(config, plan, num_devices, costs)
-    notes = plan_notes(config, plan, rows) + notes
+        layouts, notes = costs.layouts, cost_notes(config, costs)
+        rows = plan_rows(config, plan, layouts, costs)
+    notes = plan_notes(config, plan, layouts) + notes
     if options.json:
-        content = as_json(config, plan, rows, num_devices, notes, costs)
+        content = plan_as_json(config, plan, num_devices, rows, notes, costs)
         print(json.dumps(content, indent=2))
         return 0
-    _print_table([HEADER, *map(table_cells, rows)])
-    for note in notes:
-        print(note)
+    texts = [row_texts(row) for row in rows]
+    _print_table([list(texts[0]), *(list(row.values()) for row in texts)])
+    print(*notes, sep="\n")
     return 0
 
 
@@ -134,7 +131,7 @@ def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
     )
 
     rule = growth_rule(config.schedule, plan)
-    num_devices = _measured_devices(options)
+    num_devices = _num_devices(options)
     seconds, left_out = timed_doublings(config, plan, rule, options.max_batch, num_devices)
     schedule = str(suggested_schedule(rule, seconds))
     suggested = dataclasses.replace(config, batch_schedule=schedule)
@@ -162,10 +159,12 @@ def _before_compiling(options: Options) -> None:
     check_backend(options.cpu_devices)
 
 
-def _measured_devices(options: Options) -> int:
-    import jax
+def _num_devices(options: Options) -> int:
+    if options.devices is None and (options.measure or options.suggest):
+        import jax
 
-    return options.devices or jax.local_device_count()
+        return jax.local_device_count()
+    return options.devices or 1
 
 
 def _print_table(table: Sequence[Sequence[str]]) -> None:

@@ -86,12 +86,8 @@ def _progress_display() -> Iterator[Callable[["StageProgress"], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[amount]}"),
-        TimeElapsedColumn(),
-    )
+    description, amount = TextColumn("{task.description}"), TextColumn("{task.fields[amount]}")
+    columns = (description, BarColumn(), amount, TimeElapsedColumn())
     # The stream is fixed here: tfds's own output is redirected while it works.
     with Progress(*columns, console=Console(file=sys.stderr)) as bars:
         tasks = {}
@@ -99,11 +95,9 @@ def _progress_display() -> Iterator[Callable[["StageProgress"], None]]:
         def report(progress: "StageProgress") -> None:
             if progress.stage not in tasks:
                 tasks[progress.stage] = bars.add_task(progress.stage, amount="")
+            amount = _amount(progress)
             bars.update(
-                tasks[progress.stage],
-                completed=progress.done,
-                total=progress.total,
-                amount=_amount(progress),
+                tasks[progress.stage], completed=progress.done, total=progress.total, amount=amount
             )
 
         yield report
@@ -123,12 +117,10 @@ def _plain_lines() -> Callable[["StageProgress"], None]:
 
 
 def _amount(progress: "StageProgress") -> str:
-    scale, unit = (1e6, "MB") if progress.unit == "bytes" else (1, progress.unit)
-    digits = 1 if progress.unit == "bytes" else 0
-    done = f"{progress.done / scale:,.{digits}f}"
-    if progress.total is None:
-        return f"{done} {unit}"
-    return f"{done} of {progress.total / scale:,.{digits}f} {unit}"
+    scale, digits, unit = (1e6, 1, "MB") if progress.unit == "bytes" else (1, 0, progress.unit)
+    amounts = (progress.done, progress.total)
+    texts = [f"{amount / scale:,.{digits}f}" for amount in amounts if amount is not None]
+    return f"{' of '.join(texts)} {unit}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from adabatch_jax.reporting.runs import Run
+
+_ANY_WIDTH = 100_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,11 +48,7 @@ def write_report(run_directory: os.PathLike | str, out: os.PathLike | str | None
 
 
 def write_comparison(runs: Sequence["Run"], out: Path) -> None:
-    """Writes the comparison of several runs: HTML, and the curves as PNG beside it.
-
-    Raises:
-      StorageError: a file can't be written.
-    """
+    """Writes the comparison of several runs: HTML, and the curves as PNG beside it."""
     from adabatch_jax.reporting.pages import comparison_page
 
     _write_page(out, comparison_page(runs))
@@ -105,48 +105,41 @@ def _write_plots(runs: Sequence["Run"], directory: Path, prefix: str) -> None:
 
 
 def _print_comparison(runs: Sequence["Run"]) -> None:
-    """The comparison as a table: drawn on a terminal, whole lines of plain text elsewhere."""
+    """The comparison as a table: whole lines of plain text where it isn't on a terminal.
+
+    On one that is too narrow for a line per run it has a column for each.
+    """
+    from rich.console import Console
+
     from adabatch_jax.reporting import figures
 
-    rows = figures.comparison_rows(runs)
-    if sys.stdout.isatty():
-        _print_rich_table(figures.COMPARED, rows)
-    else:
-        for line in _plain_table([figures.COMPARED, *rows]):
-            print(line)
+    cells = figures.comparison_table(runs)
+    is_terminal = sys.stdout.isatty()
+    console, table = Console(), _table(cells, num_text_columns=2, has_rule=is_terminal)
+    width = console.measure(table, options=console.options.update(width=_ANY_WIDTH)).maximum
+    if not is_terminal:
+        console = Console(width=width)
+    elif width > console.width:
+        table = _table([*zip(*cells, strict=True)], num_text_columns=1, has_rule=True)
+    console.print(table)
     print(figures.digests_sentence(runs))
 
 
-def _print_rich_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """One line for each run where the terminal is wide enough, else one column for each."""
+def _table(cells: Sequence[Sequence[str]], num_text_columns: int, has_rule: bool) -> "Table":
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
-    cells = [list(header), *map(list, rows)]
-    is_wide = max(map(len, _plain_table(cells))) < console.width - 1
-    if not is_wide:
-        cells = [list(column) for column in zip(*cells, strict=True)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    space = 1 if has_rule else 2  # the rule's box has another between columns
+    table = Table(
+        box=box.SIMPLE_HEAD if has_rule else None, pad_edge=False, padding=(0, space, 0, 0)
+    )
     for column, name in enumerate(cells[0]):
-        is_text = column < (2 if is_wide else 1)
-        table.add_column(escape(name), justify="left" if is_text else "right", overflow="fold")
+        justify = "left" if column < num_text_columns else "right"
+        table.add_column(escape(name), justify=justify, overflow="fold")
     for row in cells[1:]:
         table.add_row(*map(escape, row))
-    console.print(table)
-
-
-def _plain_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return table
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)
+    lock_wait = parse_seconds(options.lock_wait)
     summary = finished_summary(workdir, config.digest)
     if summary is not None:
         is_reported = (workdir / "report.html").exists()
@@ -84,7 +85,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             from adabatch_jax.report import write_report
             from adabatch_jax.runs.folder.lock import locked
 
-            with locked(workdir, "--workdir", parse_seconds(options.lock_wait), options.take_over):
+            with locked(workdir, "--workdir", lock_wait, options.take_over):
                 write_report(workdir)
         print(f"finished already: {_result(summary)}; run folder {workdir}")
         return 0
@@ -107,8 +108,8 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             profile=options.profile,
         )
         result = train(
-            config, workdir, operation, options.allow_change, write_report,
-            parse_seconds(options.lock_wait), options.take_over,
+            config, workdir, operation, options.allow_change, write_report, lock_wait,
+            options.take_over,
         )  # fmt: skip
         if result.stopped:
             command = shlex.join([*PROG.split(), *(sys.argv[1:] if argv is None else argv)])
@@ -130,12 +131,10 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
 
 
 def _result(summary: dict) -> str:
-    parts = []
+    text = f"{summary['step']:,} updates, {summary['total_seconds']:.0f} s"
     if "test_accuracy" in summary:
-        parts.append(f"test accuracy {100 * summary['test_accuracy']:.2f} %")
-    parts.append(f"{summary['step']:,} updates")
-    parts.append(f"{summary['total_seconds']:.0f} s")
-    return ", ".join(parts)
+        text = f"test accuracy {100 * summary['test_accuracy']:.2f} %, {text}"
+    return text
 
 
 if __name__ == "__main__":

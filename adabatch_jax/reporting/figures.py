@@ -12,20 +12,6 @@ from adabatch_jax.training.time_prediction import Prediction
 
 TIMED = ("step", "compile", "input", "evaluation", "checkpoint")
 UNKNOWN = "-"
-COMPARED = (
-    "run",
-    "batch size",
-    "epochs",
-    "updates",
-    "examples",
-    "accuracy",
-    "error",
-    "best",
-    "time",
-    "in steps",
-    "predicted / measured",
-    "digest",
-)
 
 
 def first_learning_rates(run: Run) -> list[float | None]:
@@ -37,11 +23,6 @@ def first_learning_rates(run: Run) -> list[float | None]:
         logged = [row for row in rows[place : place + 1] if row["step"] <= phase["stop_step"]]
         rates.append(logged[0]["learning_rate"] if logged else None)
     return rates
-
-
-def constant_num_steps(run: Run) -> int:
-    """How many updates the first batch size would have needed for the same samples."""
-    return fixed_batch_plan(BatchPlan.from_dict(run.plan)).num_steps
 
 
 def batch_sizes_text(run: Run) -> str:
@@ -90,14 +71,9 @@ def prediction(run: Run) -> Prediction | None:
     return predicted if expected == planned else None
 
 
-def phase_training_seconds(run: Run) -> list[float] | None:
-    """Measured seconds of each phase, updates and waiting for input; None while unfinished."""
-    return None if run.summary is None else run.summary.get("phase_training_seconds")
-
-
 def predicted_over_measured(run: Run) -> float | None:
     """The time of all updates as it was predicted over what it was, where both are known."""
-    predicted, measured = prediction(run), phase_training_seconds(run)
+    predicted, measured = prediction(run), run.final("phase_training_seconds")
     if predicted is None or not measured or not sum(measured):
         return None
     return predicted.total_seconds / sum(measured)
@@ -116,26 +92,24 @@ def outcome(run: Run) -> str:
             f"Unfinished: {length}{time} so far{result}, {count_text(step)} of "
             f"{count_text(num_steps)} updates.{_divergence(run)}"
         )
-    constant = constant_num_steps(run)
-    comparison = ""
+    constant, comparison = fixed_batch_plan(BatchPlan.from_dict(run.plan)).num_steps, ""
     if constant != num_steps and step == num_steps:
         first = count_text(run.plan["phases"][0]["batch_size"])
         comparison = (
             f" A constant batch of {first} would have needed {count_text(constant)} updates, "
             f"{constant / num_steps:.3g} times as many."
         )
-    return (
-        f"Trained {length}{time}{result} after {count_text(step)} updates."
-        f"{comparison}{_divergence(run)}"
-    )
+    updates = count_text(step)
+    return f"Trained {length}{time}{result} after {updates} updates.{comparison}{_divergence(run)}"
 
 
-def comparison_rows(runs: Sequence[Run]) -> list[list[str]]:
-    """A row of texts for each run, in the order of `COMPARED`."""
-    return [
-        [label if run.summary else f"{label} (unfinished)", *_compared(run)]
+def comparison_table(runs: Sequence[Run]) -> list[list[str]]:
+    """A header, and a row of texts for each run."""
+    rows = [
+        {"run": label if run.summary else f"{label} (unfinished)", **_compared(run)}
         for label, run in zip(run_labels(runs), runs, strict=True)
     ]
+    return [list(rows[0]), *(list(row.values()) for row in rows)]
 
 
 def digests_sentence(runs: Sequence[Run]) -> str:
@@ -156,25 +130,24 @@ def digests_sentence(runs: Sequence[Run]) -> str:
     return f"All runs saw the same {count_text(samples)} examples first, in the same order."
 
 
-def _compared(run: Run) -> list[str]:
+def _compared(run: Run) -> dict[str, str]:
     accuracy, digest = run.final("test_accuracy"), run.final("examples_digest")
-    done = run.final("step") or 0
-    updates = count_text(done)
+    updates = count_text(run.final("step") or 0)
     if run.summary is None:
         updates += f" of {count_text(run.plan['num_steps'])}"
-    return [
-        batch_sizes_text(run),
-        _or_unknown(run.final("epoch"), lambda epoch: f"{epoch:.4g}"),
-        updates,
-        _or_unknown(run.final("samples"), count_text),
-        _or_unknown(accuracy, lambda value: percent_text(value, 2)),
-        _or_unknown(accuracy, lambda value: percent_text(1 - value, 2)),
-        _or_unknown(best_accuracy(run), lambda value: percent_text(value, 2)),
-        _or_unknown(total_seconds(run), seconds_text),
-        _or_unknown(run.final("step_seconds"), seconds_text),
-        _or_unknown(predicted_over_measured(run), lambda ratio: f"{ratio:.2f}"),
-        _or_unknown(digest, lambda value: str(value)[:8]),
-    ]
+    return {
+        "batch size": batch_sizes_text(run),
+        "epochs": _or_unknown(run.final("epoch"), lambda epoch: f"{epoch:.4g}"),
+        "updates": updates,
+        "examples": _or_unknown(run.final("samples"), count_text),
+        "accuracy": _or_unknown(accuracy, lambda value: percent_text(value, 2)),
+        "error": _or_unknown(accuracy, lambda value: percent_text(1 - value, 2)),
+        "best": _or_unknown(best_accuracy(run), lambda value: percent_text(value, 2)),
+        "time": _or_unknown(total_seconds(run), seconds_text),
+        "in steps": _or_unknown(run.final("step_seconds"), seconds_text),
+        "predicted / measured": _or_unknown(predicted_over_measured(run), "{:.2f}".format),
+        "digest": _or_unknown(digest, lambda value: str(value)[:8]),
+    }
 
 
 def _divergence(run: Run) -> str:

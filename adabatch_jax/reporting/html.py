@@ -60,12 +60,7 @@ details { margin: .6rem 0; } summary { cursor: pointer; color: var(--soft); }
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole page that needs nothing from elsewhere.
-
-    Args:
-      title: plain text.
-      body: elements, as the functions of this module make them.
-    """
+    """A whole page that needs nothing from elsewhere; `body` are elements of this module's."""
     return _PAGE.format(title=escaped(title), style=_STYLE, body="\n".join(body))
 
 
@@ -83,24 +78,9 @@ def section(title: str, *elements: str) -> str:
     return f"<section>\n<h2>{escaped(title)}</h2>\n" + "\n".join(elements) + "\n</section>"
 
 
-def heading(text: str, level: int = 2) -> str:
-    """A heading, level 2 or 3."""
-    return f"<h{level}>{escaped(text)}</h{level}>"
-
-
 def paragraph(text: str, kind: str = "") -> str:
     """A paragraph; `kind` is "lead", "note" or nothing."""
     return f'<p class="{escaped(kind)}">{escaped(text)}</p>'
-
-
-def items(texts: Iterable[str]) -> str:
-    """A list."""
-    return "<ul>\n" + "\n".join(f"<li>{escaped(text)}</li>" for text in texts) + "\n</ul>"
-
-
-def code(lines: Iterable[str]) -> str:
-    """Lines to type, as they are."""
-    return "<pre>" + escaped("\n".join(lines)) + "</pre>"
 
 
 def figure(svg: str, caption: str) -> str:

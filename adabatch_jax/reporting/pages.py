@@ -6,7 +6,7 @@ from typing import Any
 
 from adabatch_jax.config.declarations import flattened
 from adabatch_jax.reporting import figures, html
-from adabatch_jax.reporting.planning.cost_notes import fit_text, paying_text
+from adabatch_jax.reporting.planning.cost_notes import gain_text
 from adabatch_jax.reporting.plots import AXES, curves, inline_svg
 from adabatch_jax.reporting.runs import Run, run_labels
 from adabatch_jax.system.number_texts import count_text, percent_text, seconds_text
@@ -45,7 +45,8 @@ def run_page(run: Run) -> str:
 def comparison_page(runs: Sequence[Run]) -> str:
     """The comparison of several runs as HTML."""
     labels = run_labels(runs)
-    table = html.table(figures.COMPARED, figures.comparison_rows(runs), text_columns=(0, 1))
+    header, *rows = figures.comparison_table(runs)
+    table = html.table(header, rows, text_columns=(0, 1))
     return html.page(
         f"{len(runs)} runs compared",
         [
@@ -71,8 +72,7 @@ def _curves(runs: Sequence[Run], caption: str) -> str:
 def _phase_table(run: Run) -> str:
     num_examples = run.plan["num_examples"]
     rows = []
-    rates = figures.first_learning_rates(run)
-    for phase, rate in zip(run.plan["phases"], rates, strict=True):
+    for phase, rate in zip(run.plan["phases"], figures.first_learning_rates(run), strict=True):
         start, stop = phase["start_sample"], phase["stop_sample"]
         epochs = f"{start / num_examples:.2f} to {stop / num_examples:.2f}" if num_examples else ""
         rows.append(
@@ -129,7 +129,7 @@ def _prediction_section(run: Run) -> list[str]:
     prediction = figures.prediction(run)
     if prediction is None:
         return []
-    measured = figures.phase_training_seconds(run) or [None] * len(prediction.phases)
+    measured = run.final("phase_training_seconds") or [None] * len(prediction.phases)
     rows = [
         [
             phase.phase + 1,
@@ -149,19 +149,12 @@ def _prediction_section(run: Run) -> list[str]:
         "Predicted before the run from the time of a few updates (~: from the fit to the others); "
         "measured are updates and waiting for input."
     )
-    gain = f"{fit_text(prediction)} {paying_text(prediction)}"
+    gain = gain_text(prediction)
     if len(prediction.phases) > 1:
-        speedup = f"{prediction.speedup:.2f}"
-        gain = f"Predicted speed-up over the first batch throughout: {speedup}. {gain}"
-    table = html.table(header, rows)
-    return [
-        html.section(
-            "Predicted and measured time",
-            table,
-            html.paragraph(gain, "note"),
-            html.paragraph(note, "note"),
-        )
-    ]
+        speedup = f"Predicted speed-up over the first batch throughout: {prediction.speedup:.2f}."
+        gain = f"{speedup} {gain}"
+    notes = [html.paragraph(text, "note") for text in (gain, note)]
+    return [html.section("Predicted and measured time", html.table(header, rows), *notes)]
 
 
 def _predicted_and_measured(predicted: float, measured: float | None) -> list[str]:

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -71,9 +71,6 @@ class Panel:
     offset: float = 0.0
     is_stepwise: bool = False
 
-    def values(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return np.array([self.offset + self.scale * row[self.key] for row in rows], float)
-
 
 class _Band(NamedTuple):
     """A phase on an axis."""
@@ -103,7 +100,8 @@ def curves(runs: Sequence[Run], axis: Axis) -> Figure:
     Phases are shaded where all runs have the same ones, and not too many to see; several runs are
     overlaid, one colour each. What was not measured, or not finite, is left out.
     """
-    axis = _axis_of(runs, axis)
+    if axis.key == "epoch" and any(run.plan["num_examples"] is None for run in runs):
+        axis = Axis(axis.name, "samples", "examples")  # of a stream, which has no epochs
     phases = _common_phases(runs, axis)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 5.9), layout="constrained")
@@ -133,9 +131,7 @@ def png(figure: Figure) -> bytes:
 def inline_svg(figure: Figure, name: str) -> str:
     """Returns a figure as an `<svg>` element for a page, in the page's own text colour.
 
-    Args:
-      figure: the figure.
-      name: tells the identifiers inside from those of the page's other figures.
+    The name tells the identifiers inside from those of the page's other figures.
     """
     content = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -152,13 +148,6 @@ def inline_svg(figure: Figure, name: str) -> str:
     for colour, variable in themed.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg
-
-
-def _axis_of(runs: Sequence[Run], axis: Axis) -> Axis:
-    """Examples in the place of epochs for streams that have none."""
-    if axis.key == "epoch" and any(run.plan["num_examples"] is None for run in runs):
-        return Axis(axis.name, "samples", "examples")
-    return axis
 
 
 def _draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel, axis: Axis) -> None:
@@ -185,7 +174,7 @@ def _draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel, axis: Axis) -> No
 def _points(run: Run, panel: Panel, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
     rows = [row for row in run.rows if panel.key in row and axis.key in row]
     x = np.array([row[axis.key] for row in rows], float)
-    y = panel.values(rows)
+    y = panel.offset + panel.scale * np.array([row[panel.key] for row in rows], float)
     if panel.is_stepwise and len(x):
         # A row tells of the update that it follows: the first value holds from the start on.
         x, y = np.concatenate([[0.0], x]), np.concatenate([y[:1], y])
@@ -264,7 +253,7 @@ def _name_phases(axes: Axes, phases: Sequence[_Band]) -> None:
 
 
 def _common_phases(runs: Sequence[Run], axis: Axis) -> list[_Band]:
-    """The phases on an axis as far as the longest run has come, where all have the same, several."""
+    """The phases on an axis, as far as the longest run has come; none where runs have others."""
     phases = runs[0].plan["phases"]
     if any(run.plan["phases"] != phases for run in runs):
         return []

@@ -25,13 +25,10 @@ class Run:
     """What a run directory says about a run, finished or not.
 
     Attributes:
-      directory: where it lies.
       name: the configuration's name, or the directory's where that has none.
-      config: the settings, nested where the configuration is.
       plan: the batch plan, as `BatchPlan.to_dict` writes it.
-      rows: the metrics rows in order; see `read_metrics`.
       summary: the final figures, None while the run is unfinished.
-      environment: what it was made with; empty where that wasn't written.
+      environment: empty where it wasn't written.
     """
 
     directory: Path
@@ -81,7 +78,7 @@ def load_run(directory: os.PathLike | str) -> Run:
         )
     return Run(
         directory=directory,
-        name=_printable(config.get("name") or directory.resolve().name),
+        name=printable(str(config.get("name") or directory.resolve().name)),
         config=config,
         plan=plan,
         rows=rows,
@@ -93,10 +90,10 @@ def load_run(directory: os.PathLike | str) -> Run:
 def run_labels(runs: Sequence[Run]) -> list[str]:
     """Short labels that tell the runs apart: names, else directory names, else paths."""
     for label in (lambda run: run.name, lambda run: run.directory.resolve().name):
-        labels = [_printable(label(run)) for run in runs]
+        labels = [printable(label(run)) for run in runs]
         if len(set(labels)) == len(runs):
             return labels
-    return [_printable(run.directory) for run in runs]
+    return [printable(str(run.directory)) for run in runs]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -130,11 +127,6 @@ def _check_is_run(directory: Path) -> None:
             f"{str(directory)!r} is not a run directory: {' and '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing{hint}."
         )
-
-
-def _printable(name: Any) -> str:
-    """A name as text that any page, plot and terminal can show: folders needn't be in UTF-8."""
-    return printable(str(name))
 
 
 def _check_plan(path: Path, plan: Mapping[str, Any]) -> None:

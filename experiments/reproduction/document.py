@@ -130,14 +130,15 @@ def _inline(text: str) -> str:
 def _html(part: Part) -> str:
     match part:
         case Heading(level, text):
-            return html.heading(text, level)
+            return f"<h{level}>{html.escaped(text)}</h{level}>"
         case Paragraph(text, kind):
             return html.paragraph(text, kind)
         case Items(texts):
-            return html.items(texts)
+            items = (f"<li>{html.escaped(text)}</li>" for text in texts)
+            return "<ul>\n" + "\n".join(items) + "\n</ul>"
         case Table(header, rows, text_columns):
             return html.table(header, rows, text_columns)
         case Picture(figure, name, _, caption):
             return html.figure(inline_svg(figure, name), caption)
         case Code(lines):
-            return html.code(lines)
+            return "<pre>" + html.escaped("\n".join(lines)) + "</pre>"

@@ -1,5 +1,6 @@
 """Seconds forward and backward, apart, as the paper times them."""
 
+import dataclasses
 import math
 import statistics
 import time
@@ -14,8 +15,8 @@ from jax import lax
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.data.datasets.dataset_specs import dataset_spec
 from adabatch_jax.data.mesh import batch_sharding, data_mesh, replicated
-from adabatch_jax.data.row_layout import BatchLayout, Layouts, row_table
-from adabatch_jax.reporting.planning.plan_costs import resolved_microbatch_size
+from adabatch_jax.data.row_layout import BatchLayout, row_table
+from adabatch_jax.reporting.planning.plan_costs import resolved_layouts
 from adabatch_jax.reporting.planning.timed_updates import configured_updates, image_shape
 from adabatch_jax.runs.configured_run import network_functions
 from adabatch_jax.schedules.plan import BatchPlan
@@ -74,9 +75,8 @@ def _seconds_per_update(config: TrainConfig, batch_size: int) -> tuple[float, fl
     params, model_state, loss_fn, *_ = network_functions(config, spec, shape)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     num_devices = 1 if mesh is None else mesh.size
-    updates = configured_updates(config, num_devices)
-    size = resolved_microbatch_size(config, updates, batch_size, math.inf)
-    layout = Layouts(size, num_devices).of(batch_size)
+    updates = dataclasses.replace(configured_updates(config, num_devices), limit_bytes=math.inf)
+    layout = resolved_layouts(config, updates, batch_size).of(batch_size)
     num_measured = min(layout.num_microbatches, _MOST_MICROBATCHES)
     batch = _synthetic_batch(layout, num_measured, shape, spec.num_classes)
     arguments = params, model_state, batch, jax.random.key(0)

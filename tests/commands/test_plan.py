@@ -14,7 +14,7 @@ from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.plan import Options, main
 from adabatch_jax.reporting.planning import plan_costs
 from adabatch_jax.reporting.planning.microbatch_comparison import MicrobatchComparison
-from adabatch_jax.reporting.planning.plan_table import plan_notes, plan_rows
+from adabatch_jax.reporting.planning.plan_table import plan_notes
 from adabatch_jax.reporting.planning.timed_updates import configured_updates
 from adabatch_jax.training import step_timing
 from adabatch_jax.training.time_prediction import Prediction
@@ -62,10 +62,10 @@ def test_devices_micro_batches_and_padding(command):
 def test_many_sizes_draw_a_warning():
     config = TrainConfig(batch_schedule="100 to 1000 over 90% in 20", epochs=50)
     plan = config.plan(5000)
-    notes = plan_notes(config, plan, plan_rows(config, plan, 1))
+    notes = plan_notes(config, plan, Layouts())
     assert any("20 batch sizes" in note for note in notes)
     split = dataclasses.replace(config, microbatch_size=100, accumulation="split")
-    notes = plan_notes(split, plan, plan_rows(split, plan, 1))
+    notes = plan_notes(split, plan, Layouts(100))
     assert "3 programs to compile." in notes and not any("batch sizes" in n for n in notes)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from adabatch_jax.config.settings import TrainConfig
+from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.reporting.planning.plan_table import plan_notes, plan_rows
 from adabatch_jax.runs.resuming import _check_rates
 from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
@@ -35,7 +36,6 @@ class Problem:
         self.plan = make_plan(self.schedule, NUM_EXAMPLES, self.duration)
         self.lr = coupled_learning_rate(self.plan, self.rate)
         self.config = TrainConfig(batch_schedule=self.text, epochs=num_entries)
-        self.rows = plan_rows(self.config, self.plan, 1)
 
     def check_rates(self):
         plan, config = self.plan, self.config
@@ -70,7 +70,10 @@ WORK = {
     "couple the rate": lambda p: coupled_learning_rate(p.plan, p.rate),
     "rates on the host": Problem.last_rates,
     "rates in jit": lambda p: jax.jit(p.lr)(3),
-    "table": lambda p: plan_notes(p.config, p.plan, plan_rows(p.config, p.plan, 1)),
+    "table": lambda p: (
+        plan_rows(p.config, p.plan, Layouts()),
+        plan_notes(p.config, p.plan, Layouts()),
+    ),
     "compare the past": Problem.check_rates,
 }
 

@@ -10,7 +10,8 @@ import pytest
 from adabatch_jax import TrainState, array_source, data_mesh, make_plan
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.data.feeds import Feed
-from adabatch_jax.reporting.planning.plan_table import plan_notes, plan_rows
+from adabatch_jax.data.row_layout import Layouts
+from adabatch_jax.reporting.planning.plan_table import plan_notes
 from adabatch_jax.training.dispatch import FusedDispatch, SplitDispatch
 from adabatch_jax.training.update import Update
 from tests.training.small_problem import linear_loss, linear_state
@@ -63,7 +64,7 @@ def test_plan_counts_the_programs_of_the_run(case):
         batch_schedule=schedule, microbatch_size=microbatch_size, accumulation=accumulation
     )
     plan = make_plan(schedule, NUM_EXAMPLES, "1ep")
-    notes = plan_notes(config, plan, plan_rows(config, plan, num_devices))
+    notes = plan_notes(config, plan, Layouts(microbatch_size, num_devices))
     (count,) = (note.split()[0] for note in notes if "to compile" in note)
     dispatch, feed, *_ = opened(plan, num_devices, microbatch_size, kind)
     feed.close()

@@ -19,9 +19,7 @@ from adabatch_jax.system.quantities import bytes_text
 def checkpoint_findings(directory: Path, is_in_use: bool) -> Iterator[Finding]:
     """A line for each checkpoint, which is verified, and for what else lies there.
 
-    Args:
-      directory: the folder of the checkpoints.
-      is_in_use: whether a process is at work there, and may remove one meanwhile.
+    Where a process is at work there, it may remove one meanwhile.
 
     Raises:
       StorageError: the folder can't be read; one that doesn't exist holds none.

@@ -27,12 +27,7 @@ _LITTLE_BYTES = 2**30
 
 
 def environment_findings(workdir: Path | None, data_dir: str | None) -> Iterator[Finding]:
-    """Looks at this machine.
-
-    Args:
-      workdir: the run's folder; None for the current one.
-      data_dir: where datasets are prepared; None for the default folder.
-    """
+    """Looks at this machine; None stands for the current folder, and for the datasets' default."""
     yield good("python", platform.python_version(), version=platform.python_version())
     yield from _packages()
     yield _devices()
@@ -40,7 +35,11 @@ def environment_findings(workdir: Path | None, data_dir: str | None) -> Iterator
     yield _disk("datasets in", resolve_data_dir(data_dir))
     compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or compilation_cache.default_folder()
     yield _disk("compiled in", Path(compiled))
-    yield from _datasets(data_dir)
+    names = prepared_names(data_dir)
+    if not names:
+        yield good("datasets", "none is prepared; digits is on first use", prepared=[])
+    for name in names:
+        yield _dataset(name, data_dir)
 
 
 def _packages() -> Iterator[Finding]:
@@ -91,14 +90,6 @@ def _disk(subject: str, folder: Path) -> Finding:
     if free < _LITTLE_BYTES:
         return note(subject, f"{text}, which is little.", **data)
     return good(subject, text, **data)
-
-
-def _datasets(data_dir: str | None) -> Iterator[Finding]:
-    names = prepared_names(data_dir)
-    if not names:
-        yield good("datasets", "none is prepared; digits is on first use", prepared=[])
-    for name in names:
-        yield _dataset(name, data_dir)
 
 
 def _dataset(name: str, data_dir: str | None) -> Finding:

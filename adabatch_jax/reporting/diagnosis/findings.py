@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adabatch_jax.system.errors import AdabatchError
@@ -17,8 +17,6 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-      subject: what it is, in a word or two.
-      text: what was found, one sentence or less.
       exit_code: of a problem; 0 where there is none.
       is_note: whether it is worth a second look all the same.
       data: what a program may want, as JSON values.
@@ -37,13 +35,8 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON values."""
-        return {
-            "subject": self.subject,
-            "state": self.state,
-            "text": self.text,
-            "exit_code": self.exit_code,
-            **self.data,
-        }
+        shown = {name: getattr(self, name) for name in ("subject", "state", "text", "exit_code")}
+        return shown | dict(self.data)
 
 
 def good(subject: str, text: str, **data: Any) -> Finding:
@@ -66,21 +59,8 @@ def of_error(subject: str, error: AdabatchError, **data: Any) -> Finding:
     return problem(subject, str(error), error.exit_code, **data)
 
 
-def first_exit_code(findings: Iterable[Finding]) -> int:
-    """The first problem's exit code, 0 where there is none.
-
-    >>> first_exit_code([good("a", "fine"), problem("b", "lost", 5), problem("c", "old", 4)])
-    5
-    """
-    return next((finding.exit_code for finding in findings if finding.exit_code), 0)
-
-
 def table_lines(findings: Sequence[Finding], width: int | None = None) -> list[str]:
-    """Aligned lines, the problems and notes marked.
-
-    Args:
-      findings: what to show.
-      width: columns to fit in where there are enough; None doesn't break lines.
+    """Aligned lines, the problems and notes marked; broken to fit into `width` columns, if any.
 
     >>> for line in table_lines([good("lock", "free"), problem("checkpoint 20", "damaged", 4)]):
     ...     print(line)

@@ -37,11 +37,9 @@ def resumption_findings(
     """Whether settings, dataset, rows and disk let a run go on, and where it would.
 
     Args:
-      workdir: the run's folder.
-      config: its settings; None where there are none of this program.
+      config: the run's settings; None where there are none of this program.
       newest: the checkpoint to go on from; None where none was saved yet.
       passed_over: newer ones that can't be used.
-      is_in_use: whether a process is training there now.
       rows: what was found about the rows of metrics.
     """
     words = ("--config", workdir / "config.json", "--workdir", workdir)
@@ -95,10 +93,10 @@ def _planned(
 def _dataset(config: TrainConfig | None) -> Iterator[Finding]:
     if config is None or config.dataset == "digits":  # prepared on first use
         return
-    name, data_dir = config.dataset, config.data.dir
-    if not is_prepared(name, data_dir):
-        command = prepare_command(name, data_dir)
-        yield problem("dataset", f"{name!r} is not prepared here; run {command}.", ENVIRONMENT)
+    named = config.dataset, config.data.dir
+    if not is_prepared(*named):
+        text = f"{config.dataset!r} is not prepared here; run {prepare_command(*named)}."
+        yield problem("dataset", text, ENVIRONMENT)
 
 
 def _obstacles(workdir: Path) -> Iterator[Finding]:

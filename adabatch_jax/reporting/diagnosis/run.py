@@ -116,9 +116,8 @@ def _plan(workdir: Path, newest: Found | None) -> Finding:
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError):
         return problem(name, "it is damaged: it holds no plan.", STORAGE)
     if not has_past:
-        return note(
-            name, f"{text}; checkpoint {newest.step} wasn't made by it, a run writes it anew."
-        )
+        text += f"; checkpoint {newest.step} wasn't made by it, a run writes it anew."
+        return note(name, text)
     return good(name, text, num_steps=plan.num_steps)
 
 

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from adabatch_jax.config.settings import AUTO, TrainConfig
-from adabatch_jax.reporting.planning.microbatch_comparison import MicrobatchComparison
 from adabatch_jax.system.number_texts import count_text, seconds_text
 from adabatch_jax.system.quantities import bytes_text
 from adabatch_jax.training.time_prediction import Prediction
@@ -14,32 +13,32 @@ if TYPE_CHECKING:
 
 def cost_notes(config: TrainConfig, costs: "PlanCosts") -> list[str]:
     """Sentences about what a plan costs, warnings last."""
-    notes = []
+    notes, updates = [], costs.updates
     if config.microbatch_size == AUTO:
-        size = costs.microbatch_size
+        size = costs.layouts.microbatch_size
         chosen = "the whole batch" if size is None else f"micro-batches of {size}"
         notes.append(f"--microbatch-size auto: {chosen} on this machine.")
     if any(memory.is_interpolated for memory in costs.memory.values()):
         notes.append("~ in memory: between two updates that were compiled.")
-    if config.shard_params and costs.num_devices > costs.num_used_devices:
+    if config.shard_params and updates.num_devices > updates.num_used_devices:
         notes.append(
             "memory: with whole parameters and optimizer state, --shard-params spreads them over "
-            f"the {costs.num_devices} devices."
+            f"the {updates.num_devices} devices."
         )
     if costs.prediction is not None:
-        machine = f"{costs.num_used_devices} {costs.device} device"
-        if costs.num_used_devices > 1:
+        machine = f"{updates.num_used_devices} {updates.device_kind} device"
+        if updates.num_used_devices > 1:
             machine += "s"
-        elif costs.num_devices > 1:
-            machine += f" with its share of what {costs.num_devices} would do"
-        notes += prediction_notes(costs.prediction, machine)
-        notes.append(microbatch_note(config, costs))
-    notes.append(checkpoint_note(config, costs.checkpoint_bytes))
+        elif updates.num_devices > 1:
+            machine += f" with its share of what {updates.num_devices} would do"
+        notes += _prediction_notes(costs.prediction, machine)
+        notes.append(_microbatch_note(config, costs))
+    notes.append(checkpoint_note(config, updates.checkpoint_bytes))
     most = max(memory.num_bytes for memory in costs.memory.values())
-    if most > costs.limit_bytes:
+    if most > updates.limit_bytes:
         notes.append(
             f"warning: the largest update needs {bytes_text(most)} on each device, and here are "
-            f"{bytes_text(costs.limit_bytes)}."
+            f"{bytes_text(updates.limit_bytes)}."
         )
     return notes
 
@@ -60,7 +59,7 @@ def checkpoint_note(config: TrainConfig, num_bytes: int) -> str:
     )
 
 
-def prediction_notes(prediction: Prediction, machine: str) -> list[str]:
+def _prediction_notes(prediction: Prediction, machine: str) -> list[str]:
     """Time in all, speed-up and break-even."""
     total = f"{seconds_text(prediction.total_seconds)} of updates, as measured on {machine}"
     first = prediction.phases[0].batch_size
@@ -74,59 +73,45 @@ def prediction_notes(prediction: Prediction, machine: str) -> list[str]:
         notes.append(
             "~ in times: from the fit, because measuring would take too long or too much memory."
         )
-    notes.append(f"{fit_text(prediction)} {paying_text(prediction)}")
-    return notes
+    return [*notes, gain_text(prediction)]
 
 
-def fit_text(prediction: Prediction) -> str:
-    """The fit, and where it flattens."""
-    cost = prediction.cost
-    line = (
+def gain_text(prediction: Prediction) -> str:
+    """The fit, where it flattens, and which of the planned sizes is the last that is worth it."""
+    cost, sizes = prediction.cost, [phase.batch_size for phase in prediction.phases]
+    fit = (
         f"An update takes about {1e3 * cost.overhead_seconds:.3g} ms + batch x "
-        f"{1e3 * cost.example_seconds:.3g} ms"
+        f"{1e3 * cost.example_seconds:.3g} ms: "
     )
-    size = cost.saturating_batch_size
-    if size is None:
-        return f"{line}: examples cost nothing yet."
-    limit = count_text(1 / cost.example_seconds)
-    return f"{line}: 90 % of the limit of {limit} examples/s at batch {count_text(size)}."
-
-
-def paying_text(prediction: Prediction) -> str:
-    """Which of the planned sizes is the last that is worth it."""
-    size, sizes = prediction.largest_paying_size, [p.batch_size for p in prediction.phases]
+    if cost.saturating_batch_size is None:
+        fit += "examples cost nothing yet."
+    else:
+        limit, size = count_text(1 / cost.example_seconds), count_text(cost.saturating_batch_size)
+        fit += f"90 % of the limit of {limit} examples/s at batch {size}."
     if len(set(sizes)) == 1:
-        return "The batch doesn't change."
-    if size == max(sizes):
-        return "Each doubling that is planned gains 5 % or more."
-    return f"Batches above {size} gain less than 5 % for each doubling."
+        return f"{fit} The batch doesn't change."
+    if prediction.largest_paying_size == max(sizes):
+        return f"{fit} Each doubling that is planned gains 5 % or more."
+    paying = prediction.largest_paying_size
+    return f"{fit} Batches above {paying} gain less than 5 % for each doubling."
 
 
-def microbatch_note(config: TrainConfig, costs: "PlanCosts") -> str:
-    """The best micro-batch, or why none was looked for."""
-    comparison = costs.microbatches
-    if comparison is not None:
-        return comparison_text(comparison)
-    if costs.has_free_microbatch:
+def _microbatch_note(config: TrainConfig, costs: "PlanCosts") -> str:
+    """The times of all micro-batches that were compared, or why none was."""
+    compared = costs.microbatches
+    if compared is not None:
+        best, seconds = compared.best, compared.seconds
+        rest = "".join(
+            f"; {size}: {seconds_text(seconds[size])}" for size in sorted(seconds) if size != best
+        )
+        return (
+            f"Best micro-batch at batch {compared.batch_size}: {best} (an update takes "
+            f"{seconds_text(seconds[best])}{rest})."
+        )
+    if costs.updates.update.independent_groups is not None:
         return "The batches are too small for micro-batches."
     kept = "that of --microbatch-size" if config.microbatch_size != AUTO else "the whole batch"
     return (
         f"Best micro-batch: {kept} is kept, a smaller one would change what BatchNorm normalizes "
         "over; with --batchnorm-group-size others are compared."
-    )
-
-
-def comparison_text(comparison: MicrobatchComparison) -> str:
-    """The times of all micro-batches that were compared, the best first.
-
-    >>> comparison_text(MicrobatchComparison(64, {64: 0.2, 8: 0.1}))
-    'Best micro-batch at batch 64: 8 (an update takes 0.1 s; 64: 0.2 s).'
-    """
-    best, seconds = comparison.best, comparison.seconds
-    rest = "".join(
-        f"; {size}: {seconds_text(seconds[size])}" for size in sorted(seconds) if size != best
-    )
-    return (
-        f"Best micro-batch at batch {comparison.batch_size}: {best} (an update takes "
-        f"{seconds_text(seconds[best])}{rest})."
     )

@@ -10,12 +10,7 @@ from adabatch_jax.data.row_layout import BatchLayout
 
 @dataclasses.dataclass(frozen=True)
 class UpdateMemory:
-    """Memory of an update on each device: state, batch, and temporaries.
-
-    Attributes:
-      num_bytes: how much.
-      is_interpolated: whether it lies on the line between two layouts that were compiled.
-    """
+    """Memory of an update on each device: state, batch, and temporaries."""
 
     num_bytes: int
     is_interpolated: bool = False
@@ -25,15 +20,11 @@ def update_memory(
     layouts: Iterable[BatchLayout],
     compiled_bytes: Callable[[Sequence[BatchLayout]], Mapping[BatchLayout, int]],
 ) -> dict[BatchLayout, UpdateMemory]:
-    """Memory of the updates of a plan.
+    """Memory of a plan's updates; `compiled_bytes` compiles those of some layouts.
 
     Bytes grow with the rows that are computed at a time, and with the micro-batches that wait,
     in straight lines; so of the updates without micro-batches, and of those with micro-batches
     of one size, the smallest and the largest are compiled.
-
-    Args:
-      layouts: those of the plan's phases.
-      compiled_bytes: compiles the updates of layouts and returns what they need.
 
     >>> from adabatch_jax.data.row_layout import Layouts
     >>> def compiled_bytes(layouts):

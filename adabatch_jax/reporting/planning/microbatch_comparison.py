@@ -2,19 +2,19 @@
 
 import dataclasses
 
+from adabatch_jax.data.row_layout import BatchLayout, Layouts
+from adabatch_jax.reporting.planning.timed_updates import Updates
+from adabatch_jax.training.step_timing import seconds_per_update
+
 _MIN_ROWS = 8
 _SPACING = 4
 _MAX_CANDIDATES = 4
+_BUDGET_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class MicrobatchComparison:
-    """Times of the same update in micro-batches of several sizes.
-
-    Attributes:
-      batch_size: examples per update.
-      seconds: micro-batch -> seconds per update; the whole batch counts as one too.
-    """
+    """Seconds of the same update by its micro-batch; the whole batch counts as one too."""
 
     batch_size: int
     seconds: dict[int, float]
@@ -25,25 +25,48 @@ class MicrobatchComparison:
         return min(self.seconds, key=lambda size: (self.seconds[size], -size))
 
 
+def compare_microbatches(
+    updates: Updates, measured: Layouts, seconds_by_size: dict[int, float]
+) -> MicrobatchComparison | None:
+    """Times a batch that was measured in several micro-batches: the largest that there is time for.
+
+    None where the network doesn't say that micro-batches leave its numbers alone, or the batches
+    are too small to be cut.
+    """
+    group_rows, num_devices = updates.update.independent_groups, measured.num_devices
+    if group_rows is None:
+        return None
+
+    def others(size: int) -> list[BatchLayout]:
+        cut = microbatch_candidates(size, group_rows, num_devices)
+        layouts = [Layouts(m, num_devices).of(size) for m in (*cut, size)]
+        return [layout for layout in layouts if layout != measured.of(size)]
+
+    sizes = [size for size in sorted(seconds_by_size) if others(size)]
+    if not sizes:
+        return None
+    affordable = [s for s in sizes if 3 * len(others(s)) * seconds_by_size[s] < _BUDGET_SECONDS]
+    size = max(affordable, default=sizes[0])
+    layouts = others(size)
+    seconds = {measured.of(size).microbatch_size: seconds_by_size[size]}
+    for layout, program in updates.compiled(layouts).items():
+        if program.num_bytes <= updates.machine_bytes:
+            budget = _BUDGET_SECONDS / len(layouts)
+            seconds[layout.microbatch_size] = seconds_per_update(updates.prepared(layout), budget)
+    return MicrobatchComparison(size, seconds)
+
+
 def microbatch_candidates(batch_size: int, group_rows: int, num_devices: int) -> list[int]:
-    """Micro-batches that are worth trying, in examples over all devices.
+    """Micro-batches of a batch that are worth trying, in examples over all devices.
 
-    Each device gets whole groups, at least eight rows: a group may be computed anywhere, and
-    fewer rows leave processors idle.
-
-    Args:
-      batch_size: the batch that is to be cut; candidates are smaller.
-      group_rows: rows that are normalized together, 1 where none are.
-      num_devices: devices that share a micro-batch.
+    Each device gets whole groups of rows that are normalized together, at least eight rows: a
+    group may be computed anywhere, and fewer rows leave processors idle.
 
     >>> microbatch_candidates(512, group_rows=1, num_devices=1)
     [8, 32, 128]
     >>> microbatch_candidates(512, group_rows=12, num_devices=2)
     [24, 96, 384]
     """
-    size = -(-_MIN_ROWS // group_rows) * group_rows * num_devices
-    candidates = []
-    while size < batch_size and len(candidates) < _MAX_CANDIDATES:
-        candidates.append(size)
-        size *= _SPACING
-    return candidates
+    smallest = -(-_MIN_ROWS // group_rows) * group_rows * num_devices
+    sizes = (smallest * _SPACING**power for power in range(_MAX_CANDIDATES))
+    return [size for size in sizes if size < batch_size]

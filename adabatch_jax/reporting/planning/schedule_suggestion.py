@@ -20,10 +20,6 @@ PAPER_FACTOR, PAPER_INTERVAL = 2, "20%"
 def growth_rule(schedule: Schedule, plan: BatchPlan) -> ExponentialGrowth:
     """The schedule without its bound if it grows by a factor, else the paper's doubling.
 
-    Args:
-      schedule: any.
-      plan: its plan; the paper's rule begins with the plan's first batch.
-
     >>> from adabatch_jax.schedules.schedule_text import parse_schedule
     >>> schedule = parse_schedule("64, 5ep: 100")
     >>> str(growth_rule(schedule, make_plan(schedule, 1000, "10ep")))
@@ -36,12 +32,7 @@ def growth_rule(schedule: Schedule, plan: BatchPlan) -> ExponentialGrowth:
 
 
 def sizes_to_try(rule: ExponentialGrowth, plan: BatchPlan, max_batch: int | None) -> list[int]:
-    """The doublings of the first batch that the rule can reach within the run.
-
-    Args:
-      rule: how to grow.
-      plan: any plan of the run: its duration, dataset and remainder count.
-      max_batch: the largest batch that is allowed; None for no limit but the dataset.
+    """The doublings of the first batch that the rule can reach within the run of a plan.
 
     Raises:
       UsageError: the first batch is larger than allowed.

@@ -18,6 +18,7 @@ from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes
 from adabatch_jax.runs.configured_run import make_optimizer, network_functions
 from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.quantities import parse_bytes
 from adabatch_jax.training.compiled_programs import Program, program_of
 from adabatch_jax.training.device_memory import device_memory_bytes
 from adabatch_jax.training.program_names import program_names
@@ -39,11 +40,9 @@ class Updates:
 
     Attributes:
       update: an update on the devices that compute here, whole batches.
-      params: initial weights.
-      model_state: the rest of the network's initial state.
-      image_shape: (height, width, channels).
-      num_classes: labels are below it.
       num_devices: the devices that a batch is laid out on.
+      machine_bytes: memory of each device that computes here; infinite where that isn't known.
+      limit_bytes: memory of each device by the settings, or else the same.
     """
 
     update: Update
@@ -52,17 +51,19 @@ class Updates:
     image_shape: tuple[int, int, int]
     num_classes: int
     num_devices: int
+    machine_bytes: float
+    limit_bytes: float
     _programs: dict[Hashable, Program] = dataclasses.field(default_factory=dict)
 
     @property
     def num_used_devices(self) -> int:
-        """The devices that compute here: all, or one that stands for each of them."""
+        """The devices that compute here: all, or one that stands for each."""
         return 1 if self.update.mesh is None else self.update.mesh.size
 
     @property
-    def device_memory_bytes(self) -> float:
-        """Memory of each of them; infinite where that isn't known."""
-        return device_memory_bytes(jax.local_devices()[: self.num_used_devices])
+    def device_kind(self) -> str:
+        """The devices' name."""
+        return jax.devices()[0].device_kind
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -80,10 +81,7 @@ class Updates:
         return {layout: self._programs[name] for layout, name in by_layout.items()}
 
     def arguments(self, layout: BatchLayout) -> tuple[Any, ...]:
-        """What the compiled update is called with: state, batch, key, and the step's constants.
-
-        The images are random, and the weights as they begin.
-        """
+        """What the compiled update is called with: state, random batch, key, step's constants."""
         random = np.random.default_rng(0)
         bounds = {"image": 256, "label": self.num_classes}
         batch = {
@@ -141,9 +139,9 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
     """
     spec, shape = dataset_spec(config.dataset, config.data.dir), image_shape(config)
     params, model_state, loss_fn, _, properties = network_functions(config, spec, shape)
-    mesh = None
-    if 1 < num_devices <= jax.local_device_count():
-        mesh = data_mesh(jax.local_devices()[:num_devices])
+    devices = jax.local_devices()
+    devices = devices[: num_devices if num_devices <= len(devices) else 1]
+    mesh = data_mesh(devices) if len(devices) > 1 else None
     update = Update(
         loss_fn,
         make_optimizer(config, lambda count: jnp.float32(_LEARNING_RATE)),
@@ -151,7 +149,11 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
         shard_params=config.shard_params and mesh is not None,
         **properties,
     )
-    return Updates(update, params, model_state, shape, spec.num_classes, num_devices)
+    machine = device_memory_bytes(devices)
+    limit = machine if config.device_memory is None else parse_bytes(config.device_memory)
+    return Updates(
+        update, params, model_state, shape, spec.num_classes, num_devices, machine, limit
+    )
 
 
 def image_shape(config: TrainConfig) -> tuple[int, int, int]:
