@@ -17,10 +17,11 @@ from adabatch_jax.runs.profiling import Profile
 from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.runs.rows import Rows
 from adabatch_jax.runs.state_copies import COPY, StateCopies
-from adabatch_jax.system.fault_points import poisoned, reach
+from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.interruption import Interruption
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.evaluation import Evaluator
+from adabatch_jax.training.nonfinite import poisoned
 from adabatch_jax.training.setup import Setup
 from adabatch_jax.training.train_state import TrainState
 

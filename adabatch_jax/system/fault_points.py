@@ -76,17 +76,6 @@ def reach(point: str, before: Callable[[], Any] | None = None) -> str | None:
     return _perform(point, fault)
 
 
-def poisoned(weight: Any, place: Any = ...) -> Any:
-    """Returns a batch's weights, spoiled at `place`: its loss and gradients are not finite then."""
-    import jax
-    import numpy as np
-
-    # A NaN would not do: a micro-batch whose weights don't sum up to more than 0 is left out.
-    spoiled = np.array(jax.device_get(weight))
-    spoiled[place] = np.inf
-    return jax.device_put(spoiled, weight.sharding)
-
-
 def _perform(point: str, fault: _Fault) -> str | None:
     if fault.action == "nan":
         return "nan"

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -63,6 +64,14 @@ def rolled_back(saved: TrainState, current: TrainState) -> TrainState:
         lambda old, new: old if _is_float(old) else new, saved.opt_state, current.opt_state
     )
     return TrainState(current.step, saved.params, saved.model_state, opt_state)
+
+
+def poisoned(weight: Any, place: Any = ...) -> Any:
+    """Returns a batch's weights, spoiled at `place`: its loss and gradients are not finite then."""
+    # A NaN would not do: a micro-batch whose weights don't sum up to more than 0 is left out.
+    spoiled = np.array(jax.device_get(weight))
+    spoiled[place] = np.inf
+    return jax.device_put(spoiled, weight.sharding)
 
 
 def _is_float(leaf: Any) -> bool:
