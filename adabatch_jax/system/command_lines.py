@@ -1,5 +1,6 @@
 """What every command line shares: one sentence for an expected error, the right exit code."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,8 @@ def run(body: Callable[[], int]) -> int:
     >>> run(lambda: 0)
     0
     """
+    # TensorFlow, where one is, and others read this when they are imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with forgiving_output():
         return _code_of(body)
 
