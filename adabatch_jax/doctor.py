@@ -5,7 +5,6 @@ It reads and writes nothing: neither in the run's folder nor in any other.
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -49,7 +48,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _examine(arguments: argparse.Namespace) -> int:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from adabatch_jax.reporting.diagnosis.environment import environment_findings
     from adabatch_jax.reporting.diagnosis.run import run_findings
     from adabatch_jax.runs.folder.workdir import saved_config

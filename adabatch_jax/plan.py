@@ -5,7 +5,6 @@ It takes the same arguments as adabatch_jax.train.
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -151,7 +150,6 @@ def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
 
 
 def _before_compiling(options: Options) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from adabatch_jax.data.mesh import check_backend
     from adabatch_jax.training import compilation_cache
 

@@ -1,7 +1,6 @@
 """`python -m adabatch_jax.prepare NAME`: gets a dataset ready to be trained on."""
 
 import argparse
-import os
 import signal
 import sys
 import time
@@ -60,8 +59,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    # Where tfds needs TensorFlow, its C++ side would log past any redirection.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from adabatch_jax.data.datasets.preparation import prepare
 
     started = time.monotonic()

@@ -90,8 +90,6 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         print(f"finished already: {_result(summary)}; run folder {workdir}")
         return 0
 
-    # Orbax and others read this when they are imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     max_seconds = None if options.max_time is None else parse_seconds(options.max_time)
     with Interruption(max_seconds, started) as interruption:
         from adabatch_jax.data.mesh import check_backend

@@ -49,9 +49,9 @@ def time_split(run: Run) -> dict[str, float]:
     """Seconds by what they went to, the rest as "other"; empty while unfinished."""
     if run.summary is None:
         return {}
-    split = {name: run.summary.get(f"{name}_seconds") for name in TIMED}
-    split = {name: seconds for name, seconds in split.items() if seconds is not None}
-    total = run.summary.get("total_seconds")
+    timed = {name: run.summary.get(f"{name}_seconds") for name in (*TIMED, "total")}
+    split = {name: seconds for name, seconds in timed.items() if seconds is not None}
+    total = split.pop("total", None)
     if total is not None:
         split["other"] = max(total - sum(split.values()), 0.0)
     return split

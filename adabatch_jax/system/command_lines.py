@@ -1,5 +1,6 @@
 """What every command line shares: one sentence for an expected error, the right exit code."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -16,6 +17,8 @@ def run(body: Callable[[], int]) -> int:
     traceback (exit code 1). Where the output can't be written, as its reader (`| head -1`) has
     gone, nothing more is said and the code is still that of the work.
     """
+    # TensorFlow, where one is, and others read this when they are imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with forgiving_output():
         return _code_of(body)
 

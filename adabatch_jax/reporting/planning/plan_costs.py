@@ -89,11 +89,7 @@ def timed_doublings(
     max_batch: int | None,
     num_devices: int,
 ) -> tuple[dict[int, float], list[int]]:
-    """Times the sizes that a rule of growth could reach.
-
-    Returns:
-      Seconds per update by batch size, and the sizes that time or memory left out: this
-      machine's memory, and that of the settings.
+    """Seconds of the updates that a rule of growth could reach, and the sizes that were left out.
 
     Raises:
       UsageError: not even the first size fits.
