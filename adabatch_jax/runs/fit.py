@@ -20,10 +20,10 @@ from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.folder.run_folder import RunFolder, run_store
 from adabatch_jax.runs.kept_layout import check_microbatches
 from adabatch_jax.runs.loop import Loop, StepCallback, evaluation_program
+from adabatch_jax.runs.metric_rows import Rows
 from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import make_profile
 from adabatch_jax.runs.record import RunRecord
-from adabatch_jax.runs.rows import Rows
 from adabatch_jax.runs.state_copies import COPY, lower_copy
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan

@@ -14,6 +14,7 @@ from adabatch_jax.data.mesh import replicated
 from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.compiled_programs import Programs
+from adabatch_jax.training.pieces_of_the_plan import microbatch_pieces, pieces
 from adabatch_jax.training.program_names import program_names
 from adabatch_jax.training.traced_dispatches import (
     abstract_batch,
@@ -24,7 +25,6 @@ from adabatch_jax.training.traced_dispatches import (
 )
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.update import Metrics, Update
-from adabatch_jax.training.updates_of_a_dispatch import microbatch_pieces, pieces
 
 
 class Dispatched(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
-from adabatch_jax.config.flags import command_arguments, parse_arguments
+from adabatch_jax.config.command_line import command_arguments, parse_arguments
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.plan import Options, main
 from adabatch_jax.reporting.planning import plan_costs

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from adabatch_jax.config.settings import TrainConfig
-from adabatch_jax.runs.folder.contents import CHECKPOINTS
+from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.files import read_file
 
