@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from adabatch_jax.data.feeds import Piece
+from adabatch_jax.runs.background_compilation import evaluation_program
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.in_flight import BadUpdate, InFlight, Settled
@@ -280,8 +281,3 @@ class _StopTime:
     def skip(self) -> None:
         """What passed since the last piece says nothing about pieces."""
         self._since = time.monotonic()
-
-
-def evaluation_program(name: str) -> Hashable:
-    """What the program that evaluates on a source is called among the run's programs."""
-    return ("evaluation", name)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from adabatch_jax.config import Keep, Operation
-from adabatch_jax.runs.loop import evaluation_program
+from adabatch_jax.runs.background_compilation import evaluation_program
 from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.training.compiled_programs import Programs
 from tests.runs.small_run import N, reproducible, train

@@ -1,4 +1,4 @@
-"""The folder of a run: its name, whether it can be used, whether its run is finished."""
+"""Which folder a run takes: its default name, whether it can be used, what is saved in it."""
 
 import json
 import tempfile
