@@ -6,60 +6,45 @@ from pathlib import Path
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
-from adabatch_jax.runs.checkpoints.verifying import Found
-from adabatch_jax.runs.resuming import _replanned, digest_of_order, plan_of_run
+from adabatch_jax.runs.resuming import plan_of_run
 from adabatch_jax.system.errors import RestoreError, UsageError
+from tests.run_folders import found_checkpoint
+
+N = 100
+BEGUN = TrainConfig(batch_schedule="10, 1ep: 20", lr="0.1 x0.5 every 1ep", epochs=3)
+WORKDIR = Path("runs/x")
+
+
+def begun(config=BEGUN, step=12, plan=None):
+    """A checkpoint of this configuration."""
+    return found_checkpoint(config, plan or config.plan(N), step, WORKDIR)
+
+
+def planned(config, found=None, allowed=()):
+    """The plan, and the changes."""
+    return plan_of_run(config, N, found or begun(), WORKDIR, allowed)
 
 
 @pytest.mark.parametrize("remainder", ["carry", "partial", "drop"])
 @pytest.mark.parametrize("schedule", ["7", "4 x2 every 1ep max 32", "30, 35st: 9"])
 def test_planned_again_as_it_was_prolonged(schedule, remainder):
     config = TrainConfig(batch_schedule=schedule, remainder=remainder, epochs=1.3)
-    plan = config.plan(100)
+    plan = config.plan(N)
     for epochs in (1.3, 1.71, 1.71, 2.5, 4.05, 9):
-        longer = TrainConfig(batch_schedule=schedule, remainder=remainder, epochs=epochs)
-        prolonged = _replanned(longer, 100, plan, plan.num_samples)
+        longer = dataclasses.replace(config, epochs=epochs)
+        prolonged, _ = planned(longer, begun(config, plan.num_steps, plan))
         # What was done stays as it was, and the rest follows the schedule.
         done = list(plan.steps())
         assert list(prolonged.steps())[: len(done)] == done
-        assert prolonged.num_samples == round(100 * epochs)
+        assert prolonged.num_samples == round(N * epochs)
         for step in range(0, prolonged.num_steps, 3):
             # Stopped anywhere on the way, it is planned the same again.
             position = prolonged.samples_at(step)
-            again = _replanned(longer, 100, prolonged, position)
+            again, _ = planned(longer, begun(longer, step, prolonged))
             if position >= plan.num_samples:
                 assert again.fingerprint() == prolonged.fingerprint()
             assert again.fingerprint(position) == prolonged.fingerprint(position)
-        plan = prolonged
-
-
-N = 100
-BEGUN = TrainConfig(batch_schedule="10, 1ep: 20", lr="0.1 x0.5 every 1ep", epochs=3)
-
-
-WORKDIR = Path("runs/x")
-
-
-def begun(config=BEGUN, step=12, plan=None):
-    """A checkpoint of this configuration."""
-    plan = config.plan(N) if plan is None else plan
-    samples = plan.samples_at(step)
-    run = {
-        "step": step,
-        "samples": samples,
-        "seed": config.seed,
-        "plan": plan.to_dict(),
-        "fingerprint": plan.fingerprint(samples),
-        "order_digest": digest_of_order(plan, config.seed, samples),
-        "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0"},
-        "identity": config.to_dict(),
-    }
-    return Found(step, WORKDIR / "checkpoints" / str(step), run, {})
-
-
-def planned(config, found=None, allowed=()):
-    """The plan, and the changes."""
-    return plan_of_run(config, N, begun() if found is None else found, WORKDIR, allowed)
+        plan, config = prolonged, longer
 
 
 def sizes(plan):
