@@ -19,6 +19,20 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("XLA_FLAGS", "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0")
 
 import jax
+import pytest
+
+from adabatch_jax.system import fault_points
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def faults(monkeypatch):
+    """`faults("eval.mid:3:sigterm")`: what goes wrong from now on, counted anew at each call."""
+
+    def arrange(text: str) -> None:
+        fault_points._counts.clear()
+        monkeypatch.setenv(fault_points.VARIABLE, text)
+
+    return arrange

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.runs.checkpoints.manifest import write_manifest
+from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.folder.folder_reading import FORMAT
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
 from adabatch_jax.runs.resuming import digest_of_order
@@ -22,21 +24,34 @@ def metrics_content(steps):
     return "".join(json.dumps(row(step)) + "\n" for step in steps).encode()
 
 
+def done_so_far(config, plan, step):
+    """What a checkpoint of this configuration says of the updates before it."""
+    samples = plan.samples_at(step)
+    return {
+        "step": step,
+        "samples": samples,
+        "seed": config.seed,
+        "plan": plan.to_dict(),
+        "fingerprint": plan.fingerprint(samples),
+        "order_digest": digest_of_order(plan, config.seed, samples),
+        "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0.0"},
+        "identity": config.to_dict(),
+    }
+
+
+def found_checkpoint(config, plan, step, workdir=Path("runs/x")):
+    """A checkpoint as one finds it, which is on no disk."""
+    path = workdir / "checkpoints" / str(step)
+    return Found(step, path, done_so_far(config, plan, step), {})
+
+
 def write_checkpoint(folder, step, **changes):
     """A checkpoint of files alone: the doctor needs neither JAX nor Orbax to verify it."""
-    samples = PLAN.samples_at(step)
     position = MetricsPosition.after(metrics_content(range(0, step + 1, 5)))
     run = {
         "format": FORMAT,
-        "step": step,
-        "samples": samples,
-        "seed": CONFIG.seed,
-        "plan": PLAN.to_dict(),
-        "fingerprint": PLAN.fingerprint(samples),
-        "examples_digest": f"digest of {samples}",
-        "identity": CONFIG.to_dict(),
-        "order_digest": digest_of_order(PLAN, CONFIG.seed, samples),
-        "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0.0"},
+        **done_so_far(CONFIG, PLAN, step),
+        "examples_digest": f"digest of {PLAN.samples_at(step)}",
         "metrics": dataclasses.asdict(position),
         "decisions": [],
         "is_planned": True,

@@ -1,8 +1,11 @@
 """Runs commands in this process, as `python -m` would."""
 
 import dataclasses
+import re
 
 import pytest
+
+from tests.sentences import says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ def command(capfd, tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(command):
-    """`refused(main, arguments, text, code=2)`: one sentence with the text, and the exit code."""
+    """`refused(main, arguments, "setting … value", code=2)`: one sentence that names them."""
 
     def check(main, arguments, text, code=2):
         outcome = command(main, arguments)
@@ -36,6 +39,6 @@ def refused(command):
         lines = outcome.err.strip().splitlines()
         assert len(lines) == 1 and lines[0].startswith("error: "), outcome.err
         assert lines[0][-1] in ".?", outcome.err
-        assert text in lines[0], outcome.err
+        assert re.search(says(text), lines[0]), outcome.err
 
     return check

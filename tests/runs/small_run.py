@@ -46,7 +46,7 @@ def make_params():
     return {n: random.normal(size=s).astype(np.float32) for n, s in shapes.items()}
 
 
-def train(plan, workdir=None, **kwargs):
+def train(plan, workdir=None, loss_fn=loss_fn, **kwargs):
     lr = coupled_learning_rate(plan, 0.05)
     tx = optax.sgd(lr, momentum=0.9)
     state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})

@@ -9,7 +9,7 @@ from adabatch_jax.config import Operation
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.runs.fit import fit
 from adabatch_jax.schedules.plan import make_plan
-from adabatch_jax.system import fault_points
+from adabatch_jax.system.fault_points import InjectedFault
 from adabatch_jax.system.interruption import Interruption
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.train_state import TrainState
@@ -29,17 +29,6 @@ def loss_fn(params, model_state, batch, rng):
 
 def eval_fn(params, model_state, batch):
     return {"loss": loss_fn(params, model_state, batch, None)[0]}
-
-
-@pytest.fixture
-def faults(monkeypatch):
-    """`faults("eval.mid:3:sigterm")`: what goes wrong in the next call of `fit`."""
-
-    def arrange(text: str) -> None:
-        fault_points._counts.clear()
-        monkeypatch.setenv(fault_points.VARIABLE, text)
-
-    return arrange
 
 
 def train(workdir, on_nan="stop", **kwargs):
@@ -110,7 +99,7 @@ def test_what_was_left_out_is_part_of_the_checkpoint_behind_it(tmp_path, faults)
     faults("batch.ready:8:nan")
     whole = train(tmp_path / "whole", on_nan="skip:3")
     faults("batch.ready:8:nan,step.end:11:raise")
-    with pytest.raises(fault_points.InjectedFault):
+    with pytest.raises(InjectedFault):
         train(tmp_path / "cut", on_nan="skip:3")
     faults("")
     assert_same(train(tmp_path / "cut", on_nan="skip:3"), whole)

@@ -1,15 +1,13 @@
 """Stops that come from outside, wherever a run is: nothing is lost, nothing is waited for."""
 
-from threading import Event
+from threading import Event, Timer, current_thread, main_thread
 from types import SimpleNamespace
 
 import pytest
 
 from adabatch_jax.config import Keep, Operation
-from adabatch_jax.runs.background_compilation import evaluation_program
 from adabatch_jax.schedules.plan import make_plan
-from adabatch_jax.training.compiled_programs import Programs
-from tests.runs.small_run import N, reproducible, train
+from tests.runs.small_run import N, eval_fn, loss_fn, reproducible, train
 
 
 class StopIn:
@@ -48,26 +46,37 @@ def test_the_best_checkpoint_stays_although_its_evaluation_was_cut_off(tmp_path)
     assert saved() == [epoch, plan.num_steps]
 
 
-@pytest.mark.parametrize(("slow", "step"), [(("update", 1, 4), 5), (evaluation_program("test"), 3)])
-def test_a_stop_does_not_wait_for_a_compiler(slow, step, tmp_path, monkeypatch):
-    released, compile_now, wait = Event(), Programs._compile, Programs.wait
+@pytest.mark.parametrize(("slow", "step"), [("the update of 4", 5), ("the evaluation", 3)])
+def test_a_stop_does_not_wait_for_a_compiler(slow, step, tmp_path):
     plan = make_plan("6, 5st: 4, 7st: 8", N, "1ep")  # the first and the largest are there at once
     asked = SimpleNamespace(requested=False, defer=lambda: None, expect=lambda seconds: None)
+    begun, released, compiled = Event(), Event(), []
 
-    def compile_slowly(programs, name):
-        if name == slow:
-            released.wait(60)
-        return compile_now(programs, name)
+    def compile_slowly(function, what):
+        """The function, which takes long to trace in the background."""
 
-    def stop_meanwhile(programs, name, seconds):
-        asked.requested = name == slow
-        return False if asked.requested else wait(programs, name, seconds)
+        def traced(params, model_state, batch, *rng):
+            is_slow = slow == what or slow == f"{what} of {len(batch['x'])}"
+            if is_slow and current_thread() is not main_thread():
+                begun.set()
+                released.wait(60)
+                compiled.append(slow)
+            return function(params, model_state, batch, *rng)
 
-    monkeypatch.setattr(Programs, "_compile", compile_slowly)
-    monkeypatch.setattr(Programs, "wait", stop_meanwhile)
-    cut = train(plan, tmp_path, operation=Operation(interruption=asked), eval_every=f"{step}st")
+        return traced
+
+    def on_step(finished, state, metrics):
+        if finished == step:  # while the loop waits for what comes next
+            Timer(0.2, lambda: setattr(asked, "requested", True)).start()
+
+    cut = train(
+        plan, tmp_path, loss_fn=compile_slowly(loss_fn, "the update"),
+        eval_fn=compile_slowly(eval_fn, "the evaluation"), eval_every=f"{step}st",
+        on_step=on_step, operation=Operation(interruption=asked),
+    )  # fmt: skip
+    waited_for = list(compiled)
     released.set()
-    assert cut.stopped and cut.state.step == step
+    assert cut.stopped and cut.state.step == step and begun.is_set() and not waited_for
     assert (tmp_path / "checkpoints" / str(step)).is_dir()
 
 

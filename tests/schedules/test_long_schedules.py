@@ -11,12 +11,13 @@ import pytest
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.reporting.planning.plan_table import plan_notes, plan_rows
-from adabatch_jax.runs.resuming import _check_rates
+from adabatch_jax.runs.resuming import plan_of_run
 from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
 from adabatch_jax.schedules.plan import BatchPlan, make_plan
 from adabatch_jax.schedules.schedule_text import parse_schedule
 from adabatch_jax.system.errors import UsageError
+from tests.run_folders import found_checkpoint
 
 FEW, MANY = 2_000, 20_000
 NUM_EXAMPLES = 100
@@ -37,9 +38,9 @@ class Problem:
         self.lr = coupled_learning_rate(self.plan, self.rate)
         self.config = TrainConfig(batch_schedule=self.text, epochs=num_entries)
 
-    def check_rates(self):
-        plan, config = self.plan, self.config
-        _check_rates(config, plan, config, plan, plan.num_steps, Path("runs/x"), ())
+    def compare_the_past(self):
+        found = found_checkpoint(self.config, self.plan, self.plan.num_steps)
+        plan_of_run(self.config, NUM_EXAMPLES, found, Path("runs/x"))
 
     def edited(self):
         return self.plan.continued(
@@ -74,7 +75,7 @@ WORK = {
         plan_rows(p.config, p.plan, Layouts()),
         plan_notes(p.config, p.plan, Layouts()),
     ),
-    "compare the past": Problem.check_rates,
+    "compare the past": Problem.compare_the_past,
 }
 
 

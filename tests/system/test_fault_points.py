@@ -11,18 +11,8 @@ from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import InjectedFault, reach
 
 
-@pytest.fixture(autouse=True)
-def uncounted(monkeypatch):
-    monkeypatch.setattr(fault_points, "_counts", fault_points.Counter())
-
-
-@pytest.fixture
-def ask(monkeypatch):
-    return lambda text: monkeypatch.setenv(fault_points.VARIABLE, text)
-
-
-def test_only_the_nth_time_of_the_named_point(ask):
-    ask("step.begin:3:nan, step.end:1:nan,step.begin:5:raise")
+def test_only_the_nth_time_of_the_named_point(faults):
+    faults("step.begin:3:nan, step.end:1:nan,step.begin:5:raise")
     seen = [(reach("step.begin"), reach("batch.ready")) for _ in range(4)]
     assert seen == [(None, None), (None, None), ("nan", None), (None, None)]
     assert reach("step.end") == "nan"
@@ -31,16 +21,16 @@ def test_only_the_nth_time_of_the_named_point(ask):
     assert reach("step.begin") is None
 
 
-def test_what_is_to_come_before_a_fault_comes_only_with_it(ask):
-    ask("metrics.mid_line:2:nan")
+def test_what_is_to_come_before_a_fault_comes_only_with_it(faults):
+    faults("metrics.mid_line:2:nan")
     calls = []
     reach("metrics.mid_line", before=lambda: calls.append("first"))
     reach("metrics.mid_line", before=lambda: calls.append("second"))
     assert calls == ["second"]
 
 
-def test_points_reached_by_several_threads_are_counted_together(ask):
-    ask("save.mid:50:nan")
+def test_points_reached_by_several_threads_are_counted_together(faults):
+    faults("save.mid:50:nan")
     seen = []
     threads = [
         threading.Thread(target=lambda: seen.extend(reach("save.mid") for _ in range(25)))
@@ -53,19 +43,19 @@ def test_points_reached_by_several_threads_are_counted_together(ask):
     assert sorted(map(str, seen)) == ["None"] * 99 + ["nan"]
 
 
-def test_sleep_takes_the_seconds_that_it_is_told(ask, monkeypatch):
+def test_sleep_takes_the_seconds_that_it_is_told(faults, monkeypatch):
     slept = []
     monkeypatch.setattr(fault_points.time, "sleep", slept.append)
-    ask("eval.mid:1:sleep:2.5")
+    faults("eval.mid:1:sleep:2.5")
     assert reach("eval.mid") is None and slept == [2.5]
 
 
 @pytest.mark.parametrize("name", ["sigterm", "sigint", "sigusr1"])
-def test_signals_go_to_this_process(ask, name):
+def test_signals_go_to_this_process(faults, name):
     number, heard = getattr(signal, name.upper()), []
     before = signal.signal(number, lambda number, _: heard.append(number))
     try:
-        ask(f"step.end:1:{name}")
+        faults(f"step.end:1:{name}")
         reach("step.end")
     finally:
         signal.signal(number, before)
@@ -95,7 +85,7 @@ def test_the_process_ends_by_sigkill(action):
         "step.begin:1,",
     ],
 )
-def test_what_can_not_be_meant_is_refused(ask, text):
-    ask(text)
-    with pytest.raises(UsageError, match="ADABATCH_FAULT must be point:n"):
+def test_what_can_not_be_meant_is_refused(faults, text):
+    faults(text)
+    with pytest.raises(UsageError, match="ADABATCH_FAULT"):
         reach("step.begin")

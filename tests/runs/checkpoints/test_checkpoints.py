@@ -315,12 +315,16 @@ def test_with_warnings_a_failed_save_is_one_and_no_success(tmp_path):
             checkpoints.check_is_saved(3)
 
 
-def test_the_watchdog_looks_after_a_save_up_to_its_note(tmp_path, monkeypatch):
-    watchdog, done = Watchdog(None, None), []
-    monkeypatch.setattr(watchdog, "end", lambda token: done.append("watched no more"))
-    with opened(tmp_path, watchdog=watchdog, on_saved=done.append) as checkpoints:
+def test_the_watchdog_looks_after_a_save_up_to_its_note(tmp_path):
+    watchdog, seen = Watchdog(10, None), []
+
+    def overdue(step=None):
+        seen.append({watchdog.overdue(1.0) for _ in range(12)} - {None})
+
+    with opened(tmp_path, watchdog=watchdog, on_saved=overdue) as checkpoints:
         checkpoints.save(3, plain_state(), {})
-    assert done == [3, "watched no more"]
+    overdue()
+    assert seen == [{"a checkpoint"}, set()]
     assert 0 < checkpoints.save_seconds < 60
 
 

@@ -17,11 +17,13 @@ from adabatch_jax.data.tfds_images import tfds_source
 from adabatch_jax.system.errors import StorageError, UsageError
 
 
-def test_prepared_data_is_left_alone(digits_dir, monkeypatch):
-    import adabatch_jax.data.datasets.preparation.prepare_dataset as preparing
+def test_prepared_data_is_left_alone(digits_dir):
+    def files():
+        return {path: path.stat().st_mtime_ns for path in digits_dir.rglob("*")}
 
-    monkeypatch.setattr(preparing, "_prepare", lambda *arguments: pytest.fail("prepared again"))
+    before = files()
     assert prepare("digits", digits_dir) == digits_dir / "digits" / "1.0.0"
+    assert files() == before
 
 
 def test_overwrite_replaces_damaged_data(tmp_path):
@@ -81,12 +83,12 @@ def test_two_processes_may_prepare_at_once(tmp_path):
 
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match="'digits' can't be prepared in .*Not a directory"):
+    with pytest.raises(StorageError, match=f"'digits' .*{tmp_path / 'file'}.*Not a directory"):
         prepare("digits", tmp_path / "file")
 
 
 def test_a_version_that_cannot_be_prepared(tmp_path):
-    with pytest.raises(UsageError, match="version 1.0.0 of 'cifar10' can't .* only 3.0.2"):
+    with pytest.raises(UsageError, match="1.0.0 .*'cifar10' .*3.0.2"):
         prepare("cifar10:1.0.0", tmp_path)
 
 
