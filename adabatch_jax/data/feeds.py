@@ -10,7 +10,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from adabatch_jax.data.abstract_arrays import abstract_batch, example_types
+from adabatch_jax.data.abstract_arrays import (
+    abstract_batch,
+    abstract_rows,
+    example_types,
+    tree_bytes,
+)
 from adabatch_jax.data.batches import batch_rows, check, examples_of, put_share, read_rows
 from adabatch_jax.data.epoch_order import prepare_next_order
 from adabatch_jax.data.example_digest import Share, shares_of_digest
@@ -55,10 +60,11 @@ class Inputs(NamedTuple):
     digest_shares: list[Share]
 
 
-# Pieces of a resident feed that are indexed, hashed and sent together: what that costs once for
+# Updates of examples in memory that are indexed, hashed and sent together: what that costs once for
 # each would take as long as a short update.
-_PIECES_TOGETHER = 64
-_ROWS_TOGETHER = 2**16
+_UPDATES_TOGETHER = 64
+_BYTES_TOGETHER = 2**21
+_INDEX_BYTES = 16  # of a row: its index, epoch and weight, and what is left free
 
 
 class Feed:
@@ -73,7 +79,8 @@ class Feed:
       steps_per_dispatch: the most updates in a piece.
       kind: "resident": the examples are put on the devices now, on each of them where they fit
         so, else spread over them. "streaming": they are read and sent as they are needed. "auto":
-        resident if the source is in memory and takes no more than half of `available_bytes`.
+        resident if the source is in memory and takes no more than half of `available_bytes`; on a
+        CPU, which has no other memory, it is then streamed from there.
       available_bytes: memory that is free on each device; infinite where that isn't known.
       split: whether each piece is one micro-batch.
 
@@ -95,7 +102,7 @@ class Feed:
     ...     for piece, inputs in feed.run(Piece((step,)) for step in plan.steps(2)):
     ...         place = int(inputs.first)
     ...         print(inputs.arrays["index"][place], inputs.arrays["weight"][place])
-    resident: 40 bytes of examples fit on the device
+    streaming: 40 bytes of examples are in memory already
     [0 5 7 6] [1. 1. 1. 1.]
     [8 1 8 8] [1. 1. 0. 0.]
     """
@@ -129,8 +136,9 @@ class Feed:
             self._whole = replicated(self._mesh)
             spec = batch_sharding(self._mesh, self._has_microbatches).spec
             self._sharding = NamedSharding(self._mesh, PartitionSpec(None, *spec))
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         placement = choose_placement(
-            source, plan.num_examples, kind, self.layouts.num_devices, available_bytes
+            source, plan.num_examples, kind, self.layouts.num_devices, available_bytes, platform
         )
         self.kind, self.reason = placement.kind, placement.reason
         self.tables: dict[str, jax.Array] = {}
@@ -138,6 +146,11 @@ class Feed:
             arrays = (source if isinstance(source, ArraySource) else in_memory(source)).arrays
             self.tables = put_tables(arrays, self._mesh, placement.spread)
         self._examples = {} if self.tables else example_types(source)
+        self._is_sent_in_blocks = bool(self.tables) or placement.from_memory
+        self._row_bytes = tree_bytes(abstract_rows(self._examples)) + _INDEX_BYTES
+        # XLA has work for all cores of a CPU: a thread of ours would hold up single updates there by
+        # more than it takes to copy what lies in memory between two of them.
+        self._is_prepared_between = placement.from_memory and steps_per_dispatch == 1
         self._numbers: dict[int, jax.Array] = {}
         self._thread = BackgroundThread("feed")
 
@@ -159,7 +172,7 @@ class Feed:
     ) -> Iterator[tuple[Piece, Inputs]]:
         """Yields each piece with its inputs, which a thread prepares ahead.
 
-        Streamed examples are at most 2 pieces ahead.
+        Streamed examples are at most 2 pieces ahead, or 2 times 2 MiB of pieces.
 
         Args:
           pieces: what to prepare, in order.
@@ -170,7 +183,10 @@ class Feed:
           Exception: whatever the source raises.
         """
         blocks = self._blocks(pieces)
-        prepared = prefetched(self._prepare, blocks, self._thread, should_stop=should_stop)
+        if self._is_prepared_between:
+            prepared = ((block, self._prepare(block)) for block in blocks)
+        else:
+            prepared = prefetched(self._prepare, blocks, self._thread, should_stop=should_stop)
         for block, inputs in prepared:
             yield from zip(block, inputs, strict=True)
 
@@ -186,17 +202,17 @@ class Feed:
     def _updates_together(self, layout: BatchLayout) -> int:
         """How many updates' arrays are sent together."""
         most, number = self._steps_per_dispatch, 1
-        if self.tables and not self._split:
+        if self._is_sent_in_blocks and not self._split:
             rows = most * layout.num_microbatches * layout.padded_size
-            number = max(1, min(_PIECES_TOGETHER // most, _ROWS_TOGETHER // rows))
-        return number * most
+            number = min(_UPDATES_TOGETHER // most, _BYTES_TOGETHER // (rows * self._row_bytes))
+        return max(1, number) * most
 
     def _blocks(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, ...]]:
         """Puts consecutive pieces of a phase together, as many as their arrays have room for."""
         for _, alike in itertools.groupby(pieces, lambda piece: piece.steps[0].phase):
             block, room = [], 0
             for piece in alike:
-                if len(piece.steps) > room or not self.tables:
+                if len(piece.steps) > room or not self._is_sent_in_blocks:
                     if block:
                         yield tuple(block)
                     layout = self.layouts.of(piece.steps[0].batch_size)

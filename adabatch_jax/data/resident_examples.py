@@ -17,12 +17,14 @@ from adabatch_jax.system.quantities import bytes_text
 class Placement(NamedTuple):
     """Where a run's examples live, "resident" or "streaming", and why, for people.
 
-    `spread` is whether they are shared out among the devices rather than on each of them.
+    `spread` is whether they are shared out among the devices rather than on each of them,
+    `from_memory` whether they are streamed from memory with room to spare.
     """
 
     kind: str
     reason: str
     spread: bool = False
+    from_memory: bool = False
 
 
 def choose_placement(
@@ -31,12 +33,13 @@ def choose_placement(
     kind: str,
     num_devices: int,
     available_bytes: float,
+    platform: str,
 ) -> Placement:
     """Decides where the examples live; see `Feed`.
 
     >>> from adabatch_jax.data.sources import array_source
     >>> source = array_source({"image": np.zeros((50_000, 32, 32, 3), np.uint8)})
-    >>> choose_placement(source, 50_000, "auto", 1, available_bytes=2**33).reason
+    >>> choose_placement(source, 50_000, "auto", 1, 2**33, "gpu").reason
     'resident: 146.5 MiB of examples fit on the device'
     """
     if kind == "streaming":
@@ -55,6 +58,9 @@ def choose_placement(
     where = "the device" if num_devices == 1 else f"each of {num_devices} devices"
     # Unless it was asked for, half of the memory is left to the training.
     room = available_bytes / 2 if kind == "auto" else available_bytes
+    if kind == "auto" and platform == "cpu":  # it has no other memory
+        reason = f"streaming: {what} are in memory already"
+        return Placement("streaming", reason, from_memory=num_bytes <= room)
     if num_bytes <= room:
         return Placement("resident", f"resident: {what} fit on {where}")
     if share_bytes <= room:

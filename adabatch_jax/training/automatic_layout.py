@@ -13,8 +13,8 @@ from adabatch_jax.system.errors import UsageError
 _CACHED_BYTES = 16 * 2**20
 _MIN_CPU_ROWS, _MAX_CPU_ROWS = 8, 32
 
-# An update below this is over before the next one is dispatched: about a millisecond.
-_SHORT_UPDATE_FLOPS = {"cpu": 1e8, "gpu": 1e10, "tpu": 1e10}
+# So much is computed in a few milliseconds, beside which a dispatch is nothing.
+_SHORT_UPDATE_FLOPS = {"cpu": 2e8, "gpu": 1e10, "tpu": 1e10}
 _MAX_STEPS_PER_DISPATCH = 32
 
 
@@ -199,7 +199,7 @@ def choose_steps_per_dispatch(
     per device; `probe` tells them, and whether a loop would slow them down on a CPU.
 
     >>> [choose_steps_per_dispatch(1e6, "cpu", lambda: (f, False)) for f in (2e7, 3e9)]
-    [4, 1]
+    [8, 1]
     """
     short = _SHORT_UPDATE_FLOPS.get(platform, _SHORT_UPDATE_FLOPS["gpu"])
     if 2 * least_flops > short:

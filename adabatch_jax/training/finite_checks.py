@@ -19,7 +19,14 @@ def all_finite(tree: Any) -> jax.Array:
     (True, False)
     """
     leaves = (leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf))
-    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]))
+    return jnp.all(jnp.array([_is_finite(jnp.asarray(leaf)) for leaf in leaves]))
+
+
+def _is_finite(leaf: jax.Array) -> jax.Array:
+    # Rows of 8 first: XLA's reduction to one number takes one number at a time on a CPU.
+    whole = leaf.size // 8 * 8
+    flat = jnp.isfinite(leaf).ravel()
+    return flat[:whole].reshape(-1, 8).all(axis=0).all() & flat[whole:].all()
 
 
 def is_finite_update(loss: jax.Array, grads: Any, mesh: Mesh | None) -> jax.Array:

@@ -12,7 +12,7 @@ import pytest
 from adabatch_jax.data.batches import batches
 from adabatch_jax.data.feeds import Feed, Piece
 from adabatch_jax.data.mesh import data_mesh
-from adabatch_jax.data.resident_examples import gather
+from adabatch_jax.data.resident_examples import choose_placement, gather
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.schedules.plan import make_plan
@@ -75,18 +75,20 @@ def feed_threads():
 @pytest.mark.parametrize("length", [1, 4])
 @pytest.mark.parametrize("microbatch_size", [None, 5])
 @pytest.mark.parametrize("num_devices", [None, 1, 8])
-def test_both_kinds_give_the_batches(num_devices, microbatch_size, length, available_bytes):
+def test_every_kind_gives_the_batches(num_devices, microbatch_size, length, available_bytes):
     mesh = mesh_of(num_devices)
     if available_bytes == 250 and num_devices != 8:
         available_bytes = 1000  # only several devices can hold more than one of them
-    for plan, kind in itertools.product(PLANS, ("resident", "streaming")):
+    for plan, kind in itertools.product(PLANS, ("resident", "streaming", "auto")):
         settings = {"mesh": mesh, "microbatch_size": microbatch_size}
         expected = batches(SOURCE, plan, 7, **settings)
         with Feed(
             SOURCE, plan, 7, kind=kind, steps_per_dispatch=length, **settings,
             available_bytes=available_bytes,
         ) as feed:  # fmt: skip
-            assert feed.kind == kind and feed.reason.startswith(kind)
+            is_resident = kind == "resident"  # a CPU streams from its memory, if it may choose
+            assert feed.kind == ("resident" if is_resident else "streaming")
+            assert feed.reason.startswith(feed.kind)
             for piece, inputs in feed.run(pieces_of(plan, length)):
                 abstract = feed.abstract_inputs(feed.layouts.of(piece.steps[0].batch_size))
                 assert jax.tree.map(
@@ -96,7 +98,7 @@ def test_both_kinds_give_the_batches(num_devices, microbatch_size, length, avail
                 )
                 assert int(inputs.count) == len(piece.steps) == len(inputs.digest_shares)
                 assert set(inputs.arrays) == {"index", "epoch", "weight"} | (
-                    set(ARRAYS) if kind == "streaming" else set()
+                    set() if is_resident else set(ARRAYS)
                 )
                 for place in range(len(piece.steps)):
                     wanted = next(expected)
@@ -108,7 +110,7 @@ def test_both_kinds_give_the_batches(num_devices, microbatch_size, length, avail
 
 
 @pytest.mark.parametrize("num_devices", [None, 8])
-@pytest.mark.parametrize("kind", ["resident", "streaming"])
+@pytest.mark.parametrize("kind", ["resident", "streaming", "auto"])
 def test_a_piece_may_be_one_micro_batch(kind, num_devices):
     plan, mesh = PLANS[1], mesh_of(num_devices)
     settings = {"mesh": mesh, "microbatch_size": 5}
@@ -225,41 +227,50 @@ def test_nothing_is_transferred_implicitly():
                 jax.config.update("jax_transfer_guard", "allow")
 
 
-def test_resident_examples_are_spread_where_they_have_to_be():
+def test_examples_are_spread_where_they_have_to_be():
     # 53 examples of 6 + 4 bytes; 7 of them on each of 8 devices.
+    def chosen(num_devices, available_bytes, platform="gpu"):
+        return choose_placement(SOURCE, 53, "auto", num_devices, available_bytes, platform)
+
+    assert chosen(1, 1060) == (
+        "resident",
+        "resident: 530 bytes of examples fit on the device",
+        False,
+        False,
+    )
+    assert chosen(8, 1060)[1:3] == (
+        "resident: 530 bytes of examples fit on each of 8 devices", False
+    )  # fmt: skip
+    assert chosen(8, 1059)[1:3] == ("resident: 530 bytes of examples, spread over 8 devices", True)
+    kind, reason, *_ = chosen(8, 139)
+    assert kind == "streaming"
+    assert reason.endswith("don't fit in half of the 139 bytes on each of 8 devices")
+    reason = "streaming: 530 bytes of examples are in memory already"
+    assert chosen(8, 1060, "cpu") == ("streaming", reason, False, True)
+    assert chosen(8, 1059, "cpu") == ("streaming", reason, False, False)
+
+
+def test_resident_examples_lie_whole_or_spread_on_the_devices():
     mesh, plan = mesh_of(8), PLANS[0]
 
     def opened(**settings):
-        with Feed(SOURCE, plan, 0, **settings) as feed:
-            shards = {name: a.addressable_shards[0].data.shape for name, a in feed.tables.items()}
-        return feed.reason, shards
+        with Feed(SOURCE, plan, 0, kind="resident", **settings) as feed:
+            return {name: a.addressable_shards[0].data.shape for name, a in feed.tables.items()}
 
     whole, spread = {"image": (53, 2, 3), "label": (53,)}, {"image": (7, 2, 3), "label": (7,)}
-    assert opened(available_bytes=1060) == (
-        "resident: 530 bytes of examples fit on the device",
-        whole,
-    )
-    assert opened(mesh=mesh, available_bytes=1060) == (
-        "resident: 530 bytes of examples fit on each of 8 devices", whole
-    )  # fmt: skip
-    assert opened(mesh=mesh, available_bytes=1059) == (
-        "resident: 530 bytes of examples, spread over 8 devices", spread
-    )  # fmt: skip
-    assert opened(mesh=mesh, available_bytes=70, kind="resident")[1] == spread
-    reason, shards = opened(mesh=mesh, available_bytes=139)
-    assert reason.endswith("don't fit in half of the 139 bytes on each of 8 devices")
-    assert shards == {}
-    assert opened(available_bytes=530, kind="resident")[1] == whole
+    assert opened(mesh=mesh, available_bytes=530) == whole
+    assert opened(mesh=mesh, available_bytes=70) == spread
+    assert opened(available_bytes=530) == whole
     with pytest.raises(
         UsageError, match="can't be resident: .* take 530 bytes on the device, wh.*529"
     ):
-        opened(available_bytes=529, kind="resident")
+        opened(available_bytes=529)
     with pytest.raises(UsageError, match="take 70 bytes on each of 8 devices, where 69 are free"):
-        opened(mesh=mesh, available_bytes=69, kind="resident")
+        opened(mesh=mesh, available_bytes=69)
 
 
 def test_images_stay_bytes_on_the_device():
-    with Feed(SOURCE, PLANS[0], 0) as feed:
+    with Feed(SOURCE, PLANS[0], 0, kind="resident") as feed:
         assert {name: a.dtype.name for name, a in feed.tables.items()} == {
             "image": "uint8",
             "label": "int32",

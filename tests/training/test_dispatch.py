@@ -85,8 +85,9 @@ def plain():
 )
 def test_resident_and_streaming_input_give_the_same_bits(plain, options):
     options = options | ({"mesh": data_mesh(jax.devices()[:4])} if "mesh" in options else {})
-    resident = train(input="resident", **options) if options else plain  # its examples fit
-    assert equal_bits(resident, train(input="streaming", **options))
+    from_memory = train(**options) if options else plain
+    assert equal_bits(from_memory, train(input="resident", **options))
+    assert equal_bits(from_memory, train(input="streaming", **options))
 
 
 @pytest.mark.parametrize("number", [2, 8])
