@@ -70,9 +70,9 @@ class RunRecord:
 
     def begin(self, state: TrainState) -> TrainState:
         """Returns the state of the store's checkpoint, or where it has none `state`."""
-        self._tell_notes()
         num_steps, is_done = self.plan.num_steps, False
         if self.store.checkpoint is None:
+            self._tell_notes()
             self.start_step = int(state.step)
             if self.start_step > num_steps:
                 raise UsageError(
@@ -81,9 +81,12 @@ class RunRecord:
                 )
         else:
             state = self._resume(state)
-            self._tell_notes()
             is_done = self.start_step == num_steps
             self._finished = self.store.read_summary(self._identity) if is_done else None
+            if self._finished and self._finished.get("decisions") != self.decisions:
+                # Such as that its rows were lost since.
+                summary = self._finished | {"decisions": self.decisions}
+                self._finished = self.store.write_summary(summary, self._identity)
         if self._finished is None:
             self.history = self.store.begin(self.plan, self._identity, is_done)
         else:
@@ -110,6 +113,8 @@ class RunRecord:
             check_past(found.run, self.plan, self._seed, self.store.path)
 
         state = self.store.restored(state, check)
+        self.store.put_right()
+        self._tell_notes()
         found = self.store.checkpoint
         run = found.run
         self.start_step = found.step
