@@ -307,16 +307,22 @@ class RunFolder:
     def _note_saved(self, step: int) -> None:
         self._write_last_checkpoint(step=step)
 
-    def close(self) -> None:
-        """Ends what `open` and `begin` began, also after an error; the folder stays locked."""
-        checkpoints, rows = self._checkpoints, self._rows
+    def close(self, _: Any = None, failure: BaseException | None = None, *__: Any) -> None:
+        """Ends what `open` and `begin` began; the folder stays locked.
+
+        Called as an `__exit__` it raises nothing after a `failure`: the first one tells the cause.
+        """
+        parts = (self._checkpoints, self._rows)
         self._checkpoints = self._rows = None
-        try:
-            if checkpoints is not None:
-                checkpoints.close()
-        finally:
-            if rows is not None:
-                rows.close()
+        first = failure
+        for part in parts:
+            try:
+                if part is not None:
+                    part.close()
+            except Exception as error:
+                first = first or error
+        if first is not failure:
+            raise first
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, and what it says of those that it can't."""
 
+import contextlib
 import json
 import shutil
 from contextlib import closing
@@ -9,6 +10,7 @@ import pytest
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.config.settings import Keep
+from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.folder_reading import (
     LastCheckpoint,
@@ -147,6 +149,24 @@ def saved(path, step=5, before=lambda: None, progress=None, on_save_error="stop"
         folder.wait_for_saves(step)
         folder.close()
     return folder
+
+
+@pytest.mark.parametrize("failure", [None, KeyError("first")])
+def test_the_first_error_is_the_one_that_is_raised(tmp_path, failure, monkeypatch):
+    def fail(self):
+        raise StorageError(type(self).__name__)
+
+    for part in (Checkpoints, MetricsWriter):
+        monkeypatch.setattr(part, "close", fail)
+    with RunFolder(tmp_path) as folder, Watchdog(None, None) as watchdog:
+        folder.open(Keep(), None, "stop", watchdog, Progress())
+        folder.begin(PLAN, {}, False)
+        first = StorageError if failure is None else KeyError
+        with pytest.raises(first, match="Checkpoints" if failure is None else "first"):
+            with contextlib.ExitStack() as stack:
+                stack.push(folder.close)
+                if failure is not None:
+                    raise failure
 
 
 def test_a_new_run_has_an_id_of_its_own(tmp_path):
