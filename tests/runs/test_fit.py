@@ -338,6 +338,14 @@ def test_checkpoints_that_vanish_while_the_run_goes_on_are_made_again(tmp_path):
         assert again.summary == result.summary | lost and again.history == []
 
 
+@pytest.mark.parametrize(
+    ("allowed", "said"), [("rows", r"give \('rows',\)"), (("row",), "did you mean 'rows'")]
+)
+def test_what_is_allowed_to_change_is_checked(allowed, said, tmp_path):
+    with pytest.raises(UsageError, match=f"^allow_change: .*{said}"):
+        train(make_plan("4", N, "2ep"), tmp_path, allow_change=allowed)
+
+
 def test_sources_to_evaluate_on_have_names(tmp_path):
     plan = make_plan("4", N, "2ep")
     alone = train(plan)
