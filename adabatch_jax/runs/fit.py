@@ -168,12 +168,15 @@ def fit(
         )
         stack.push(store.close)
         saved_layout = record.open()
-        state = record.begin(update.place(state))
-        if record.start_step == plan.num_steps and record.pending_row is None:
+        state = record.restored(update.place(state))
+        is_done = record.start_step == plan.num_steps and record.pending_row is None
+        if not is_done:
+            check_microbatches(saved_layout, layout, plan, independent_groups, allow_change)
+        record.begin()
+        if is_done:
             record.save_given(state)
             summary = record.finish(state, False)
             return FitResult(state, record.history, summary, False, record.start_step)
-        check_microbatches(saved_layout, layout, plan, independent_groups, allow_change)
         store.check_space(state)
         rng = update.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {
