@@ -70,6 +70,12 @@ def write_checkpoint(folder, step, **changes):
     return checkpoint
 
 
+def content(run):
+    """Every file of a run's folder, the lock excepted."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
 def write_summary(run, step, **changes):
     samples = PLAN.samples_at(step)
     summary = {

@@ -23,6 +23,7 @@ from adabatch_jax.runs.metric_rows import Rows
 from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import make_profile
 from adabatch_jax.runs.record import RunRecord
+from adabatch_jax.runs.resuming import check_allowed
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
@@ -140,6 +141,7 @@ def fit(
     3.0
     """
     check_arguments(state, eval_fn, eval_source, plan, mesh)
+    check_allowed(allow_change, "allow_change")
     if on_step is not None and layout.steps_per_dispatch == AUTO:
         layout = dataclasses.replace(layout, steps_per_dispatch=1)
     eval_sources = dict(eval_source) if isinstance(eval_source, Mapping) else {"test": eval_source}
@@ -164,14 +166,17 @@ def fit(
         record = RunRecord(
             plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress
         )
-        stack.callback(store.close)
+        stack.push(store.close)
         saved_layout = record.open()
-        state = record.begin(update.place(state))
-        if record.start_step == plan.num_steps and record.pending_row is None:
+        state = record.restored(update.place(state))
+        is_done = record.start_step == plan.num_steps and record.pending_row is None
+        if not is_done:
+            check_microbatches(saved_layout, layout, plan, independent_groups, allow_change)
+        record.begin()
+        if is_done:
             record.save_given(state)
             summary = record.finish(state, False)
             return FitResult(state, record.history, summary, False, record.start_step)
-        check_microbatches(saved_layout, layout, plan, independent_groups, allow_change)
         store.check_space(state)
         rng = update.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {

@@ -68,27 +68,43 @@ class RunRecord:
         found = self.store.checkpoint
         return {} if found is None else found.run["layout"]
 
-    def begin(self, state: TrainState) -> TrainState:
-        """Returns the state of the store's checkpoint, or where it has none `state`."""
-        self._tell_notes()
-        num_steps, is_done = self.plan.num_steps, False
+    def restored(self, state: TrainState) -> TrainState:
+        """Returns the state of the store's checkpoint, or where it has none `state`.
+
+        On disk nothing is changed: the run may still be refused.
+        """
+        if self.store.checkpoint is not None:
+            state = self.store.restored(state, self._check)
+            self.start_step = self.store.checkpoint.step
+            self.pending_row = self.store.checkpoint.run["pending_row"]
+            return state
+        self.start_step = int(state.step)
+        if self.start_step > self.plan.num_steps:
+            raise UsageError(
+                f"the state has {self.start_step} updates behind it, more than the plan's "
+                f"{self.plan.num_steps}; give `TrainState.create(...)` to begin anew."
+            )
+        return state
+
+    def begin(self) -> None:
+        """Goes on from what was `restored`, or begins anew: from here on the run writes."""
+        is_done = False
         if self.store.checkpoint is None:
-            self.start_step = int(state.step)
-            if self.start_step > num_steps:
-                raise UsageError(
-                    f"the state has {self.start_step} updates behind it, more than the plan's "
-                    f"{num_steps}; give `TrainState.create(...)` to begin anew."
-                )
-        else:
-            state = self._resume(state)
             self._tell_notes()
-            is_done = self.start_step == num_steps
+        else:
+            self.store.put_right()
+            self._tell_notes()
+            self._resume(self.store.checkpoint)
+            is_done = self.start_step == self.plan.num_steps
             self._finished = self.store.read_summary(self._identity) if is_done else None
+            if self._finished and self._finished.get("decisions") != self.decisions:
+                # Such as that its rows were lost since.
+                summary = self._finished | {"decisions": self.decisions}
+                self._finished = self.store.write_summary(summary, self._identity)
         if self._finished is None:
             self.history = self.store.begin(self.plan, self._identity, is_done)
         else:
             self.history = self.store.read_rows()
-        return state
 
     def _tell_notes(self) -> None:
         """Shows what was found in the folder, once."""
@@ -105,18 +121,14 @@ class RunRecord:
             self.decisions.append(change)
             self._progress.message(change_text(change))
 
-    def _resume(self, state: TrainState) -> TrainState:
-        def check(found: Found) -> None:
-            check_past(found.run, self.plan, self._seed, self.store.path)
+    def _check(self, found: Found) -> None:
+        check_past(found.run, self.plan, self._seed, self.store.path)
 
-        state = self.store.restored(state, check)
-        found = self.store.checkpoint
+    def _resume(self, found: Found) -> None:
         run = found.run
-        self.start_step = found.step
         self.examples = ExamplesDigest(run["examples_digest"])
         changes = (change for change in self.store.changes if change not in run["decisions"])
         self.decisions = [*run["decisions"], *changes]
-        self.pending_row = run["pending_row"]
         self.clocks.restore(run)
         self._restarts = run["restarts"] + 1
         if found.step < self.plan.num_steps:
@@ -131,7 +143,6 @@ class RunRecord:
                     f"note: the run was begun with {package} {before} and goes on with {version}: "
                     "the bits of its results may differ"
                 )
-        return state
 
     def write_row(self, row: dict[str, Any]) -> None:
         """Adds a row of metrics."""

@@ -19,6 +19,8 @@ _DECLARED = declarations(TrainConfig)
 CHANGEABLE = [name for name, declared in _DECLARED.items() if declared.is_changeable]
 """Settings that a run may go on with changed, if its user says so; all others are what it is."""
 
+_ALLOWABLE = [*CHANGEABLE, "rows"]  # and going on without rows of metrics that were lost
+
 # Their changes are told, but need no leave: they are checked by what they did to the past.
 _OF_THE_FUTURE = [name for name, declared in _DECLARED.items() if declared.role is Role.FUTURE]
 
@@ -45,6 +47,20 @@ class Change:
         return what | {"from": self.before, "to": self.now}
 
 
+def check_allowed(allow_change: Collection[str], flag: str = "--allow-change") -> None:
+    """Raises a UsageError where something else is to change than what may change in a run."""
+    if isinstance(allow_change, str):
+        raise UsageError(
+            f"{flag}: {allow_change!r} is no tuple of names; give ({allow_change!r},)."
+        )
+    for name in allow_change:
+        if name not in _ALLOWABLE:
+            raise UsageError(
+                f"{flag}: {name!r} can't change in a run; those that can are "
+                f"{', '.join(_ALLOWABLE)}{did_you_mean(name, _ALLOWABLE) or '.'}"
+            )
+
+
 def plan_of_run(
     config: TrainConfig,
     num_examples: int,
@@ -62,12 +78,7 @@ def plan_of_run(
       RestoreError: the change isn't allowed.
       UsageError: `allow_change` holds something else.
     """
-    for name in allow_change:
-        if name not in (*CHANGEABLE, "rows"):
-            raise UsageError(
-                f"--allow-change: {name!r} can't change in a run; those that can are "
-                f"{', '.join(CHANGEABLE)}{did_you_mean(name, CHANGEABLE) or '.'}"
-            )
+    check_allowed(allow_change)
     if found is None:
         return config.plan(num_examples), []
     run = found.run
@@ -197,7 +208,7 @@ def check_past(
             f"{_first_difference(saved, plan)}; the past of a schedule can't be edited: use another "
             f"workdir{override}."
         )
-    if run["order_digest"] != digest_of_order(plan, seed, run["samples"]):
+    if run["order_digest"] != digest_of_order(saved, seed, run["samples"]):
         versions = run["versions"]
         raise RestoreError(
             f"the examples of the run in {workdir} were in another order than this program's "
@@ -213,10 +224,15 @@ def is_past(run: Mapping[str, Any], plan: BatchPlan) -> bool:
 
 
 def digest_of_order(plan: BatchPlan, seed: int, samples: int) -> str | None:
-    """A digest of the order in which the epoch at a position is trained; None without epochs."""
+    """A digest of the order in which the epoch at a position is trained; None without epochs.
+
+    At the plan's end it is the last epoch's: another one would be worked out for this alone.
+    """
     if plan.num_examples is None:
         return None
-    return order_digest(plan.num_examples, seed, samples // plan.num_examples)
+    return order_digest(
+        plan.num_examples, seed, min(samples, plan.num_samples - 1) // plan.num_examples
+    )
 
 
 def _first_difference(saved: BatchPlan, plan: BatchPlan) -> str:

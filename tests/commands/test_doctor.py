@@ -323,6 +323,9 @@ def test_rows_that_are_known_as_lost(run, doctor):
     code, findings = doctor(run)
     assert code == 0 and findings["metrics.jsonl"]["text"] == "no row yet"
     assert findings["resume"]["step"] == 30
+    assert findings["lost rows"]["text"] == "the rows up to update 30 were lost; nothing was left."
+    (run / "bad-metrics-30.jsonl").write_text("garbage")
+    assert "bad-metrics-30.jsonl" in doctor(run)[1]["lost rows"]["text"]
 
 
 def test_a_torn_line_and_rows_beyond(run, doctor):

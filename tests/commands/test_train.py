@@ -15,6 +15,7 @@ from adabatch_jax.runs.folder.folder_reading import read_summary
 from adabatch_jax.runs.folder.lock import lock_owner
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.train import main
+from tests.run_folders import content
 
 SHORT = "--epochs 3 --batch-schedule 64 x2 every 1ep --log-every 7st --checkpoint-every 9st"
 
@@ -191,6 +192,29 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew(oracle, tmp_path, 
     longer = f"{SHORT} --epochs 9 --workdir {tmp_path / 'run'}"
     refused(main, longer, "had checkpoints", code=4)
     assert reproducible(tmp_path / "run") == reproducible(oracle)
+
+
+@pytest.mark.parametrize("allowed", ["", " --allow-change rows"])
+def test_a_refusal_changes_no_file(allowed, oracle, tmp_path, refused):
+    run = tmp_path / "run"
+    shutil.copytree(oracle, run)
+    newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    (newest / "manifest").write_text("")
+    if allowed:
+        (run / "metrics.jsonl").write_text("garbage")
+    before = content(run)
+    refused(main, f"{SHORT} --seed 99 --workdir {run}{allowed}", "seed", code=4)
+    assert content(run) == before
+
+
+def test_a_finished_run_says_that_its_rows_were_lost(oracle, tmp_path, command):
+    run = tmp_path / "run"
+    shutil.copytree(oracle, run)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "metrics.jsonl").write_text("garbage")
+    assert command(main, f"{SHORT} --workdir {run} --allow-change rows").code == 0
+    lost = {"kind": "rows_lost", "step": summary["step"]}
+    assert json.loads((run / "summary.json").read_text()) == summary | {"decisions": [lost]}
 
 
 def test_lost_files_are_told(oracle, tmp_path, command, refused):

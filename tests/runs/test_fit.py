@@ -332,9 +332,18 @@ def test_checkpoints_that_vanish_while_the_run_goes_on_are_made_again(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(RestoreError, match="metrics.jsonl"):
         train(plan, tmp_path)
+    lost = {"decisions": [{"kind": "rows_lost", "step": plan.num_steps}]}
     for allowed in (("rows",), ()):  # it need be said once
         again = train(plan, tmp_path, allow_change=allowed)
-        assert again.summary == result.summary and again.history == []
+        assert again.summary == result.summary | lost and again.history == []
+
+
+@pytest.mark.parametrize(
+    ("allowed", "said"), [("rows", r"give \('rows',\)"), (("row",), "did you mean 'rows'")]
+)
+def test_what_is_allowed_to_change_is_checked(allowed, said, tmp_path):
+    with pytest.raises(UsageError, match=f"^allow_change: .*{said}"):
+        train(make_plan("4", N, "2ep"), tmp_path, allow_change=allowed)
 
 
 def test_sources_to_evaluate_on_have_names(tmp_path):
@@ -359,11 +368,11 @@ def begun_with(tmp_path, layout, **options):
 
 def test_other_microbatches_are_refused_where_they_may_change_more_than_rounding(tmp_path):
     begun_with(tmp_path, Layout(microbatch_size=4, steps_per_dispatch=1))
-    before = modification_times(tmp_path / "checkpoints")
+    before = modification_times(tmp_path)
     for size in (None, 2):
         with pytest.raises(UsageError, match="^microbatch_size: .* with 4, .*--allow-change"):
             train(PLANS["carry"], tmp_path, layout=Layout(microbatch_size=size))
-    assert modification_times(tmp_path / "checkpoints") == before
+    assert modification_times(tmp_path) == before
     # One that its user allows is recorded.
     kept = train(
         PLANS["carry"], tmp_path, layout=Layout(microbatch_size=2),

@@ -1,12 +1,14 @@
 """Plans of runs that go on: prolonged again and again, or with changed settings."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
+from adabatch_jax.runs import resuming
 from adabatch_jax.runs.resuming import plan_of_run
 from adabatch_jax.system.errors import RestoreError, UsageError
 from tests.run_folders import found_checkpoint
@@ -145,6 +147,26 @@ def test_what_a_run_is_cannot_change(change, named):
     assert named in str(caught.value) and "--allow-change" not in str(caught.value)
     with pytest.raises(UsageError, match=f"--allow-change: .*{next(iter(change))}"):
         planned(config, allowed=tuple(change))
+
+
+@pytest.mark.parametrize("name", ["row", "foo"])
+def test_what_may_be_allowed_is_listed_and_rows_are_among_it(name):
+    with pytest.raises(UsageError, match=r"^--allow-change: .*, rows") as caught:
+        planned(BEGUN, allowed=(name,))
+    assert ("did you mean" in str(caught.value)) == (name == "row")
+
+
+@pytest.mark.parametrize("epochs", [2, 2.5])
+def test_the_end_asks_for_no_order_but_the_last_and_a_longer_run_goes_on(epochs, monkeypatch):
+    asked, digest = [], resuming.order_digest
+    monkeypatch.setattr(resuming, "order_digest", lambda *of: asked.append(of[2]) or digest(*of))
+    config = dataclasses.replace(BEGUN, epochs=epochs)
+    found = begun(config, config.plan(N).num_steps)
+    planned(dataclasses.replace(config, epochs=4), found)
+    assert set(asked) == {math.ceil(epochs) - 1}
+    found.run["order_digest"] = "another"
+    with pytest.raises(RestoreError, match="in another order"):
+        planned(dataclasses.replace(config, epochs=4), found)
 
 
 def test_a_run_shorter_than_what_was_done_has_no_override():

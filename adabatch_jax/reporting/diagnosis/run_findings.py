@@ -19,7 +19,12 @@ from adabatch_jax.reporting.diagnosis.findings import (
 from adabatch_jax.reporting.diagnosis.resumption_findings import resumption_findings
 from adabatch_jax.reporting.saved_run import read_json
 from adabatch_jax.runs.checkpoints.verifying import Found
-from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, find_checkpoint, position_of_rows
+from adabatch_jax.runs.folder.folder_reading import (
+    CHECKPOINTS,
+    find_checkpoint,
+    position_of_rows,
+    read_last_checkpoint,
+)
 from adabatch_jax.runs.folder.lock import Owner, lock_owner
 from adabatch_jax.runs.folder.metrics_files import read_metrics
 from adabatch_jax.runs.resuming import is_past
@@ -53,6 +58,7 @@ def run_findings(workdir: Path) -> Iterator[Finding]:
     yield from _summary(workdir, newest)
     rows = list(_rows(workdir, newest, is_in_use))
     yield from rows
+    yield from _lost_rows(workdir)
     if refusal is not None:
         yield refusal
     else:
@@ -173,6 +179,15 @@ def _rows(workdir: Path, newest: Found | None, is_in_use: bool) -> Iterator[Find
         yield note(name, text, num_beyond=num_beyond, **data)
     else:
         yield good(name, text, **data)
+
+
+def _lost_rows(workdir: Path) -> Iterator[Finding]:
+    step = read_last_checkpoint(workdir).rows_lost_at
+    if step is not None:
+        aside = workdir / f"bad-metrics-{step}.jsonl"
+        left = f"what was left of them is {aside.name}" if aside.exists() else "nothing was left"
+        text = f"the rows up to update {step:,} were lost; {left}."
+        yield note("lost rows", text, rows_lost_at=step)
 
 
 def _counted(num_rows: int) -> str:

@@ -14,29 +14,41 @@ class InMemory:
     notes = ()
     save_seconds = 0.0
 
-    def open(self, *_: Any) -> None: ...
+    def open(self, *_: Any) -> None:
+        """Has nothing to open."""
 
     def begin(self, *_: Any) -> list[dict[str, Any]]:
+        """No rows: the run is a new one."""
         return []
 
     def wants_prediction(self, *_: Any) -> bool:
+        """Nobody would read a prediction."""
         return False
 
-    def check_space(self, state: TrainState) -> None: ...
+    def check_space(self, state: TrainState) -> None:
+        """Needs no room on a disk."""
 
-    def write_environment(self, *_: Any) -> None: ...
+    def write_environment(self, *_: Any) -> None:
+        """Writes nothing."""
 
-    def write_row(self, row: Mapping[str, Any]) -> None: ...
+    def write_row(self, row: Mapping[str, Any]) -> None:
+        """Writes nothing; the run's history has the row."""
 
-    def save(self, *_: Any) -> None: ...
+    def save(self, *_: Any) -> None:
+        """Saves nothing."""
 
-    def check_saves(self) -> None: ...
+    def check_saves(self) -> None:
+        """No save is ever under way."""
 
-    def wait_for_saves(self, step: int | None = None) -> None: ...
+    def wait_for_saves(self, step: int | None = None) -> None:
+        """No save is ever under way."""
 
-    def newest_planned_checkpoint(self) -> None: ...
+    def newest_planned_checkpoint(self) -> None:
+        """None: nothing is saved."""
 
     def write_summary(self, summary: Mapping[str, Any], *_: Any) -> dict[str, Any]:
+        """Returns the summary, which is written nowhere."""
         return dict(summary)
 
-    def close(self) -> None: ...
+    def close(self, *_: Any) -> None:
+        """Has nothing to close."""

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 class RunFolder:
     """A run's folder, made if need be; a context manager that keeps other processes out.
 
-    What lies there already is never trusted to be readable, and is left as it is where a run
-    can't go on from it.
+    What lies there already is never trusted to be readable, and is left as it is until `put_right`:
+    where a run is refused, nothing is changed.
 
     Args:
       path: the folder.
@@ -54,7 +54,8 @@ class RunFolder:
     Attributes:
       checkpoint: the newest sound checkpoint, when entered; None where none was saved yet.
       notes: what was found and is worth a line each.
-      changes: what differs from what the checkpoint says, as JSON values.
+      changes: what differs from what the checkpoint says, as JSON values; of lost rows it is known
+        from `put_right` on.
 
     Raises (when entered):
       UsageError: another process is training there.
@@ -76,6 +77,8 @@ class RunFolder:
         self.notes: list[str] = []
         self.changes: list[dict[str, Any]] = []
         self._may_lose_rows = "rows" in allow_change
+        self._rejected: list[tuple[int, str]] = []  # newer checkpoints, and why not to use them
+        self._loses_rows = False
         self._lock = locked(self.path, flag, lock_seconds, take_over)
         self._stack = contextlib.ExitStack()
         self._run_id = secrets.token_hex(8)
@@ -94,9 +97,9 @@ class RunFolder:
     def __exit__(self, *exception: Any) -> None:
         self._stack.close()
 
-    def _find(self, known: Collection[tuple[int, str]] = ()) -> None:
-        """Finds the checkpoint to go on from; newer ones are put aside."""
-        self.checkpoint, rejected = find_checkpoint(self.path, known)
+    def _find(self) -> None:
+        """Finds the checkpoint to go on from, and whether its rows are lost; changes nothing."""
+        self.checkpoint, self._rejected = find_checkpoint(self.path, self._rejected)
         if self.checkpoint is None:
             if (self.path / "metrics.jsonl").exists():
                 self.notes.append(
@@ -104,34 +107,36 @@ class RunFolder:
                     "again"
                 )
             return
-        self._run_id, here = self.checkpoint.run["run_id"], self.checkpoint.step
-        self._check_rows()
-        newest = read_last_checkpoint(self.path).step or 0
-        if newest > here and newest not in dict(rejected):
+        self._run_id, self._loses_rows = self.checkpoint.run["run_id"], False
+        try:
+            position_of_rows(self.path, self.checkpoint)
+        except RestoreError:
+            if not self._may_lose_rows:
+                raise
+            self._loses_rows = True
+
+    def put_right(self) -> None:
+        """Sets aside what the run can't go on with, when nothing refuses the run any more."""
+        here = self.checkpoint.step
+        if self._loses_rows:
+            self._go_on_without_rows(here)
+        last = read_last_checkpoint(self.path)
+        newest, lost_at = last.step or 0, last.rows_lost_at
+        if lost_at is not None and here <= lost_at:
+            self.changes.append({"kind": "rows_lost", "step": lost_at})
+        if newest > here and newest not in dict(self._rejected):
             # A start that was killed may not have got to tell it.
             is_aside = (self.path / CHECKPOINTS / f"bad-{newest}").exists()
             why = f"can't be used and is now bad-{newest}" if is_aside else "is gone"
             self.notes.append(
                 f"warning: checkpoint {newest} {why}, and the run goes on from checkpoint {here}"
             )
-        for step, reason in rejected:
+        for step, reason in self._rejected:
             moved = set_aside(self.path / CHECKPOINTS, step)
             self.notes.append(
                 f"warning: checkpoint {step} can't be used ({reason}); it is now {moved.name}, "
                 f"and the run goes on from checkpoint {here}"
             )
-
-    def _check_rows(self) -> None:
-        """Raises a RestoreError where rows were lost, unless the run may go on without them."""
-        try:
-            if position_of_rows(self.path, self.checkpoint) is not None:
-                return
-        except RestoreError:
-            if not self._may_lose_rows:
-                raise
-            self._go_on_without_rows(self.checkpoint.step)
-        lost_at = read_last_checkpoint(self.path).rows_lost_at
-        self.changes.append({"kind": "rows_lost", "step": lost_at})
 
     def _go_on_without_rows(self, step: int) -> None:
         """Remembers that rows were lost: the run then has other ones where they were."""
@@ -253,7 +258,8 @@ class RunFolder:
             try:
                 return self._checkpoints.restore(self.checkpoint, like)
             except Damaged as error:
-                self._find([(self.checkpoint.step, str(error))])
+                self._rejected.append((self.checkpoint.step, str(error)))
+                self._find()
 
     def restore_saved(self, found: Found, like: TrainState) -> TrainState:
         """Reads a checkpoint that this process saved; raises a RestoreError where it can't be."""
@@ -301,16 +307,22 @@ class RunFolder:
     def _note_saved(self, step: int) -> None:
         self._write_last_checkpoint(step=step)
 
-    def close(self) -> None:
-        """Ends what `open` and `begin` began, also after an error; the folder stays locked."""
-        checkpoints, rows = self._checkpoints, self._rows
+    def close(self, _: Any = None, failure: BaseException | None = None, *__: Any) -> None:
+        """Ends what `open` and `begin` began; the folder stays locked.
+
+        Called as an `__exit__` it raises nothing after a `failure`: the first one tells the cause.
+        """
+        parts = (self._checkpoints, self._rows)
         self._checkpoints = self._rows = None
-        try:
-            if checkpoints is not None:
-                checkpoints.close()
-        finally:
-            if rows is not None:
-                rows.close()
+        first = failure
+        for part in parts:
+            try:
+                if part is not None:
+                    part.close()
+            except Exception as error:
+                first = first or error
+        if first is not failure:
+            raise first
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, and what it says of those that it can't."""
 
+import contextlib
 import json
 import shutil
 from contextlib import closing
@@ -9,6 +10,7 @@ import pytest
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.config.settings import Keep
+from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.folder_reading import (
     LastCheckpoint,
@@ -20,7 +22,7 @@ from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.system.errors import RestoreError, StorageError
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.train_state import TrainState
-from tests.run_folders import CONFIG, PLAN, metrics_content, write_checkpoint
+from tests.run_folders import CONFIG, PLAN, content, metrics_content, write_checkpoint
 
 RUN_ID = "0" * 16
 
@@ -45,6 +47,8 @@ def run(tmp_path):
 
 def opened(path, **arguments):
     with RunFolder(path, **arguments) as folder:
+        if folder.checkpoint is not None:
+            folder.put_right()
         return folder.checkpoint and folder.checkpoint.step, folder.notes
 
 
@@ -63,6 +67,19 @@ def test_a_newest_one_that_is_gone_is_told(run):
     shutil.rmtree(run / "checkpoints" / "30")
     step, (note,) = opened(run)
     assert step == 20 and note.startswith("warning: checkpoint 30 is gone")
+
+
+def test_until_it_is_put_right_nothing_is_changed(run):
+    (run / "checkpoints" / "30" / "manifest").unlink()
+    (run / "metrics.jsonl").write_text("garbage")
+    before = content(run)
+    with RunFolder(run, allow_change=("rows",)) as folder:
+        assert folder.checkpoint.step == 20
+        assert content(run) == before and folder.notes == folder.changes == []
+        folder.put_right()
+        assert (run / "checkpoints" / "bad-30").is_dir()
+        assert (run / "bad-metrics-20.jsonl").read_text() == "garbage"
+        assert len(folder.notes) == 2
 
 
 def test_a_start_that_is_killed_having_put_one_aside_is_followed_by_one_that_tells(run):
@@ -93,16 +110,17 @@ def test_lost_rows_are_refused_and_nothing_is_changed(run):
         rows.unlink(missing_ok=True)
         if damaged is not None:
             rows.write_bytes(damaged)
-        before = {path for path in run.rglob("*") if path.name != ".lock"}
+        before = content(run)
         with pytest.raises(RestoreError, match="metrics.jsonl.*--allow-change rows"):
             opened(run)
-        assert {path for path in run.rglob("*") if path.name != ".lock"} == before
+        assert content(run) == before
 
 
 def test_lost_rows_may_be_left_behind_once_and_stay_known_as_lost(run):
     rows, damaged = run / "metrics.jsonl", metrics_content(range(1, 31, 5))
     rows.write_bytes(damaged)
     with RunFolder(run, allow_change=("rows",)) as folder:
+        folder.put_right()
         assert folder.checkpoint.step == 30 and "without the rows" in folder.notes[-1]
         assert folder.changes == [{"kind": "rows_lost", "step": 30}]
     assert (run / "bad-metrics-30.jsonl").read_bytes() == damaged
@@ -111,6 +129,7 @@ def test_lost_rows_may_be_left_behind_once_and_stay_known_as_lost(run):
         metrics.write({"step": 31})
     for allowed in ((), ("rows",)):
         with RunFolder(run, allow_change=allowed) as folder:
+            folder.put_right()
             assert folder.checkpoint.step == 30 and folder.notes == []
             assert folder.changes == [{"kind": "rows_lost", "step": 30}]
     write_checkpoint(run, 35)  # says that rows before it exist
@@ -130,6 +149,24 @@ def saved(path, step=5, before=lambda: None, progress=None, on_save_error="stop"
         folder.wait_for_saves(step)
         folder.close()
     return folder
+
+
+@pytest.mark.parametrize("failure", [None, KeyError("first")])
+def test_the_first_error_is_the_one_that_is_raised(tmp_path, failure, monkeypatch):
+    def fail(self):
+        raise StorageError(type(self).__name__)
+
+    for part in (Checkpoints, MetricsWriter):
+        monkeypatch.setattr(part, "close", fail)
+    with RunFolder(tmp_path) as folder, Watchdog(None, None) as watchdog:
+        folder.open(Keep(), None, "stop", watchdog, Progress())
+        folder.begin(PLAN, {}, False)
+        first = StorageError if failure is None else KeyError
+        with pytest.raises(first, match="Checkpoints" if failure is None else "first"):
+            with contextlib.ExitStack() as stack:
+                stack.push(folder.close)
+                if failure is not None:
+                    raise failure
 
 
 def test_a_new_run_has_an_id_of_its_own(tmp_path):
