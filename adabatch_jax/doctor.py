@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = command_lines.Parser(
         prog="python -m adabatch_jax.doctor",
         description="Looks at this machine, and at a run's folder: its lock, every checkpoint, "
         "the metrics, and what training there would do. Changes nothing.",

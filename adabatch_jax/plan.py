@@ -98,8 +98,9 @@ def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
             f"--devices: {num_devices} are more than the largest batch has examples ({largest}), "
             f"so some would never work; give at most {largest}."
         )
-    microbatch_size = None if config.microbatch_size == AUTO else config.microbatch_size
-    layouts, costs, notes = Layouts(microbatch_size, num_devices), None, []
+    layouts, costs, notes = None, None, []
+    if config.microbatch_size != AUTO:
+        layouts = Layouts(config.microbatch_size, num_devices)
     rows = plan_rows(config, plan, layouts)  # finds mistakes before anything is compiled
     if has_costs:
         from adabatch_jax.reporting.planning.cost_notes import cost_notes

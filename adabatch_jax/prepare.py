@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from adabatch_jax.system.command_lines import run
+from adabatch_jax.system.command_lines import Parser, run
 
 if TYPE_CHECKING:
     from adabatch_jax.data.datasets.preparation import StageProgress
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m adabatch_jax.prepare",
         description="Get a dataset ready to be trained on.",
         epilog=_EPILOG,

@@ -56,7 +56,7 @@ def write_comparison(runs: Sequence["Run"], out: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = command_lines.Parser(
         prog="python -m adabatch_jax.report",
         description="Writes one self-contained HTML page about a run, or one that compares "
         "several, and the curves as PNG.",

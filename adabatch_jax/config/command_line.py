@@ -7,11 +7,12 @@ import functools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from adabatch_jax.config.declarations import Declaration, Role, declarations, flattened, replaced
 from adabatch_jax.config.files import load_config
 from adabatch_jax.config.settings import TrainConfig
+from adabatch_jax.system.command_lines import Parser
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ def parse_arguments(
       SystemExit: after `--help`.
     """
     argv = sys.argv[1:] if argv is None else argv
-    first = _Parser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     path = first.parse_known_args([*_words(argv)])[0].config
     config = TrainConfig() if path is None else load_config(path)
@@ -57,7 +58,7 @@ def parse_flags(
       UsageError: an unknown flag, or a value that can't work.
       SystemExit: after `--help`.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=prog, usage=" ".join([prog, *filter(None, [positional]), "[flags]"]),
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False, argument_default=argparse.SUPPRESS,
@@ -115,11 +116,6 @@ def _negated(name: str) -> str:
     return flag_of(f"{group}{dot}no-{field}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message.removeprefix('argument ')}.")
-
-
 class _Words(argparse.Action):
     """Keeps the words behind a flag as one text, or as a list's items."""
 
@@ -144,7 +140,7 @@ def _add_flag(group: Any, name: str, declared: Declaration, default: Any) -> Non
     text = f"{declared.help} (default: {'none' if shown in (None, '') else shown})"
     text = text.replace("%", "%%")
     add = functools.partial(group.add_argument, dest=name)
-    if declared.kinds == (bool,):
+    if bool in declared.kinds:
         add(flag_of(name), action="store_true", help=text)
         add(_negated(name), action="store_false", help=f"not {flag_of(name)}")
         return

@@ -26,7 +26,7 @@ from adabatch_jax.config.value_texts import (
     parse_score,
 )  # fmt: skip
 from adabatch_jax.schedules.batch_size_schedules import Schedule
-from adabatch_jax.schedules.durations import Duration, parse_duration, positive_duration
+from adabatch_jax.schedules.durations import Duration, parse_duration, period_duration
 from adabatch_jax.schedules.learning_rate_text import (
     LearningRate,
     coupling_power,
@@ -42,6 +42,9 @@ from adabatch_jax.system.quantities import parse_bytes, parse_seconds
 NUMBERS, FUTURE, LAYOUT, OPERATION = Role
 
 AUTO = "auto"  # left to the program
+
+# What "auto" was before there was one; runs keep the names and digests that they had.
+_BEFORE_AUTO = {"accumulation": "fused", "shard_params": False}
 
 # fmt: off
 
@@ -62,9 +65,9 @@ class Layout:
         help="Examples, over all devices, that are computed at a time; none: the whole batch; "
         "auto: what fits and is fast.")
     accumulation: str = setting(
-        "fused", LAYOUT, choices=("fused", "split"),
-        help="How micro-batches are computed: fused (in one program per batch size) or split (one "
-        "per call of a program that all batch sizes share).")
+        AUTO, LAYOUT, choices=(AUTO, "fused", "split"),
+        help="How micro-batches are computed: fused (in one program per batch size), split (one "
+        "per call of a program that all batch sizes share), or auto: as the run was begun, fused.")
     steps_per_dispatch: int | str = setting(
         AUTO, LAYOUT, choices=(AUTO,), at_least=1,
         help="Updates per call of a program, a number or auto: several where they are short.")
@@ -72,9 +75,10 @@ class Layout:
         AUTO, LAYOUT, choices=(AUTO, "resident", "streaming"),
         help="Where the examples live: resident (on the devices), streaming (from the host), or "
         "auto.")
-    shard_params: bool = setting(
-        False, LAYOUT,
-        help="Whether to spread parameters and optimizer state over the devices too (FSDP).")
+    shard_params: bool | str = setting(
+        AUTO, LAYOUT, choices=(AUTO,),
+        help="Whether to spread parameters and optimizer state over the devices too (FSDP); auto: "
+        "as the run was begun, not.")
     device_memory: int | str | None = setting(
         None, LAYOUT, read=parse_bytes, at_least=1,
         help="Memory of each device, such as 16GiB; none: what the device reports.")
@@ -102,7 +106,7 @@ class Keep:
         help="Which checkpoint to keep beside the newest: max or min, and a figure of the "
         "evaluation; none: none.")
     every: str | int | None = setting(
-        None, OPERATION, read=positive_duration, at_least=1,
+        None, OPERATION, read=period_duration, at_least=1,
         help="How often to keep a checkpoint for good, such as 20ep; none: never.")
 
     def __post_init__(self):
@@ -234,7 +238,7 @@ class TrainConfig:
     accumulation: str = as_in(Layout, "accumulation")
     steps_per_dispatch: int | str = as_in(Layout, "steps_per_dispatch")
     input: str = as_in(Layout, "input")
-    shard_params: bool = as_in(Layout, "shard_params")
+    shard_params: bool | str = as_in(Layout, "shard_params")
     device_memory: str | None = as_in(Layout, "device_memory")
     batchnorm_group_size: int | None = setting(
         None, NUMBERS, at_least=1, is_changeable=True,
@@ -250,20 +254,20 @@ class TrainConfig:
         "carry", NUMBERS, choices=REMAINDERS, help="At an epoch's end: carry (on into the next), "
         "partial (batch), or drop (the rest).")
     eval_every: str = setting(
-        "1ep", OPERATION, read=positive_duration,
+        "1ep", OPERATION, read=period_duration,
         help="How often to evaluate on the test set; always at the end.")
     eval_batch_size: int = setting(
         512, OPERATION, at_least=1,
         help="Examples per batch of the evaluation; doesn't change its result.")
     checkpoint_every: str = setting(
-        "1ep", OPERATION, read=positive_duration,
+        "1ep", OPERATION, read=period_duration,
         help="How often to save a checkpoint; always at the end.")
     keep_checkpoints: int = as_in(Keep, "newest")
     keep_best: str | None = as_in(Keep, "best")
     keep_every: str | None = as_in(Keep, "every")
     on_nan: str = as_in(Operation, "on_nan")
     log_every: str = setting(
-        "10st", OPERATION, read=positive_duration, help="How often to write a row of metrics.")
+        "10st", OPERATION, read=period_duration, help="How often to write a row of metrics.")
     data: DataSettings = DataSettings()
 
     def __post_init__(self):
@@ -331,7 +335,10 @@ class TrainConfig:
         """
         if not isinstance(content, dict):
             raise UsageError(f"{origin} must be an object with fields, got {content!r}.")
-        fields, names = flattened(content), declarations(cls)
+        names = declarations(cls)
+        groups = {name.partition(".")[0] for name in names if "." in name}
+        empty = [name for name in content if name in groups and content[name] == {}]
+        fields = flattened({name: content[name] for name in content if name not in empty})
         for name in fields:
             if name not in names:
                 raise UsageError(
@@ -344,4 +351,5 @@ class TrainConfig:
 
 def settings_digest(content: Mapping[str, Any]) -> str:
     """A hash of settings in any order, in hex."""
+    content = {k: _BEFORE_AUTO.get(k, v) if v == AUTO else v for k, v in content.items()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from adabatch_jax.runs.background_compilation import compile_in_background
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.folder.run_folder import RunFolder, run_store
-from adabatch_jax.runs.kept_layout import check_microbatches
+from adabatch_jax.runs.kept_layout import check_microbatches, kept
 from adabatch_jax.runs.loop import Loop, StepCallback
 from adabatch_jax.runs.metric_rows import Rows
 from adabatch_jax.runs.nonfinite_recovery import Recovery
@@ -140,7 +141,7 @@ def fit(
     >>> round(float(result.state.params["w"]), 3)
     3.0
     """
-    check_arguments(state, eval_fn, eval_source, plan, mesh)
+    check_arguments(state, eval_fn, eval_source, plan, mesh, layout, keep, operation, identity)
     check_allowed(allow_change, "allow_change")
     if on_step is not None and layout.steps_per_dispatch == AUTO:
         layout = dataclasses.replace(layout, steps_per_dispatch=1)
@@ -154,10 +155,6 @@ def fit(
     )
     policy = operation.nan_policy
     progress = Progress() if operation.progress is None else operation.progress
-    update = Update(
-        loss_fn, tx, mesh, None, sequential_model_state, independent_groups, layout.shard_params,
-        skip_nonfinite=policy.kind == "skip",
-    )  # fmt: skip
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(run_store(workdir, allow_change))
         trace = make_profile(operation.profile, store.path, plan.num_steps)
@@ -168,6 +165,11 @@ def fit(
         )
         stack.push(store.close)
         saved_layout = record.open()
+        layout = kept(saved_layout, layout, 1 if mesh is None else mesh.size)
+        update = Update(
+            loss_fn, tx, mesh, None, sequential_model_state, independent_groups,
+            layout.shard_params, skip_nonfinite=policy.kind == "skip",
+        )  # fmt: skip
         state = record.restored(update.place(state))
         is_done = record.start_step == plan.num_steps and record.pending_row is None
         if not is_done:
@@ -220,15 +222,37 @@ def check_arguments(
     eval_source: Any,
     plan: BatchPlan,
     mesh: Mesh | None,
+    layout: Layout,
+    keep: Keep,
+    operation: Operation,
+    identity: Mapping[str, Any] | None,
 ) -> None:
-    """Raises a UsageError where the arguments of `fit` can't go together."""
+    """Raises a UsageError where the arguments of `fit` can't work, or can't go together."""
+    for name, value, kind in (
+        ("state", state, TrainState), ("plan", plan, BatchPlan), ("mesh", mesh, Mesh),
+        ("layout", layout, Layout), ("keep", keep, Keep), ("operation", operation, Operation),
+        ("identity", identity, Mapping),
+    ):  # fmt: skip
+        may_be_left_out = value is None and name in ("mesh", "identity")
+        if not isinstance(value, kind) and not may_be_left_out:
+            raise UsageError(
+                f"`{name}` must be of type {kind.__name__}, got one of type {type(value).__name__}."
+            )
+    try:
+        json.dumps(identity and dict(identity))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"`identity` must be made of JSON values, but: {error}.") from None
     if (eval_fn is None) != (eval_source is None):
         raise UsageError("`eval_fn` and `eval_source` belong together: give both or neither.")
-    if state.step.is_deleted():
+    if isinstance(eval_source, Mapping) and not eval_source:
+        raise UsageError("`eval_source` has no source; name one, or give neither it nor `eval_fn`.")
+    if isinstance(state.step, jax.Array) and state.step.is_deleted():
         raise UsageError(
             "`state` was given to an earlier call, which took its arrays; go on with the state "
             "that the call returned, or with a new `TrainState.create(...)`."
         )
+    if int(state.step) < 0:
+        raise UsageError(f"`state.step` must be at least 0, got {int(state.step)}.")
     largest = max(plan.batch_sizes)
     if mesh is not None and mesh.size > largest:
         raise UsageError(

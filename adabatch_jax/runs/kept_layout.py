@@ -1,12 +1,35 @@
 """The layout that a run was begun with, which it keeps unless its user says otherwise."""
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from adabatch_jax.config.settings import AUTO, Layout
-from adabatch_jax.data.row_layout import Layouts
+from adabatch_jax.data.row_layout import BatchLayout, Layouts
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
+
+
+def kept(saved: Mapping[str, Any], layout: Layout, num_devices: int) -> Layout:
+    """The layout with "auto" replaced, where nothing is chosen by probes: as the run was begun.
+
+    It stays split only as long as nothing else is asked for that split can't do.
+
+    >>> kept({"accumulation": "split", "microbatch_size": 8}, Layout(), 1).accumulation
+    'split'
+    """
+    accumulation, sharded = layout.accumulation, layout.shard_params
+    size, number = layout.microbatch_size, layout.steps_per_dispatch
+    if accumulation == AUTO and saved.get("accumulation") == "split":
+        size = saved["microbatch_size"] if size == AUTO else size
+        accumulation = "split" if size is not None and number in (1, AUTO) else AUTO
+    if accumulation == AUTO:
+        size, accumulation = layout.microbatch_size, "fused"
+    if sharded == AUTO:
+        sharded = num_devices > 1 and saved.get("shard_params", False)
+    return dataclasses.replace(
+        layout, microbatch_size=size, accumulation=accumulation, shard_params=sharded
+    )
 
 
 def check_microbatches(
@@ -18,21 +41,25 @@ def check_microbatches(
 ) -> None:
     """Raises a UsageError where other micro-batches would change more than rounding.
 
-    They do where the loss doesn't say which rows it keeps apart: BatchNorm without a group
-    normalizes over a whole micro-batch. A new run has no `saved` layout.
+    They do where they cut what the loss computes together: BatchNorm without a group normalizes
+    over a whole micro-batch, and with one over so many rows. A new run has no `saved` layout.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("8", num_examples=80, duration="1ep")
     >>> check_microbatches({"microbatch_size": 4}, Layout(microbatch_size=2), plan, None, ())
     Traceback (most recent call last):
     adabatch_jax.system.errors.UsageError: microbatch_size: the run was begun with 4, and 2 ...
-    >>> check_microbatches({"microbatch_size": 4}, Layout(microbatch_size=2), plan, 1, ())
+    >>> check_microbatches({"microbatch_size": 4}, Layout(microbatch_size=2), plan, 2, ())
     """
     size, name = layout.microbatch_size, "microbatch_size"
-    if name not in saved or size == AUTO or independent_groups is not None or name in allow_change:
+    if name not in saved or size == AUTO or name in allow_change:
         return
     before, now = Layouts(saved[name]), Layouts(size)
-    if all(before.of(batch) == now.of(batch) for batch in plan.batch_sizes):
+    group = independent_groups
+    for old, new in ((before.of(batch), now.of(batch)) for batch in plan.batch_sizes):
+        if old != new and not (_keeps(old, group) and _keeps(new, group)):
+            break
+    else:
         return
     raise UsageError(
         f"{name}: the run was begun with {_text(saved[name])}, and {_text(size)} may change what is "
@@ -58,10 +85,20 @@ def layout_changes(
 
 def change_text(change: Mapping[str, Any]) -> str:
     """A change of the layout, for people."""
-    return (
+    text = (
         f"note: the run goes on with {change['setting']} {_text(change['to'])} instead of "
         f"{_text(change['from'])}: the same examples in the same batches, rounded differently"
     )
+    if change["setting"] == "microbatch_size":
+        text += "; BatchNorm without a group that divides both normalizes over other rows from now"
+    return text
+
+
+def _keeps(layout: BatchLayout, group_rows: int | None) -> bool:
+    """Whether micro-batches are known to cut no group of rows that are computed together."""
+    if group_rows is None:
+        return False
+    return layout.num_microbatches == 1 or layout.microbatch_size % group_rows == 0
 
 
 def _text(value: Any) -> str:

@@ -110,6 +110,17 @@ def positive_duration(text: str | int | Duration, what: str = "a duration") -> D
     return duration
 
 
+def period_duration(text: str | int | Duration) -> Duration:
+    """Reads how often something happens: in a text with its unit."""
+    duration = positive_duration(text, "a period")
+    if isinstance(text, str) and not text.rstrip().endswith(_UNITS):
+        raise UsageError(
+            f"the period {text!r} has no unit; units are ep (epochs), st (steps), sp (samples) and "
+            "% (of the run)."
+        )
+    return duration
+
+
 def run_duration(duration: str | int | Duration, num_examples: int | None) -> Duration:
     """Reads the length of a whole run: no share, and no epochs whose unit was forgotten."""
     run = positive_duration(duration, "a run's duration")

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from fractions import Fraction
 
-from adabatch_jax.schedules.durations import Duration, positive_duration
+from adabatch_jax.schedules.durations import Duration, period_duration
 from adabatch_jax.schedules.plan import BatchPlan, first_step_from
 from adabatch_jax.system.errors import UsageError
 
@@ -57,7 +57,7 @@ def every(plan: BatchPlan, duration: str | int | Duration) -> Period:
     >>> [step for step in range(1, plan.num_steps + 1) if every(plan, "1ep").is_due(step)]
     [4, 7, 10]
     """
-    duration = positive_duration(duration, "a period")
+    duration = period_duration(duration)
     in_steps = plan.duration.unit == "st"
     if duration.unit == "st":
         return Period(plan, duration.value, counts_steps=True)

@@ -1,13 +1,22 @@
 """What every command line shares: one sentence for an expected error, the right exit code."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from adabatch_jax.system.errors import AdabatchError, explain_missing
+from adabatch_jax.system.errors import AdabatchError, UsageError, explain_missing
 from adabatch_jax.system.output_streams import forgiving_output
 
 INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose mistakes are expected errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.removeprefix('argument ')}.")
 
 
 def run(body: Callable[[], int]) -> int:
@@ -35,7 +44,7 @@ def _code_of(body: Callable[[], int]) -> int:
             raise
         print(f"error: {explained}", file=sys.stderr)
         return explained.exit_code
-    except SystemExit as stop:  # --help was printed, or what is wrong with the arguments
+    except SystemExit as stop:  # --help was printed
         return int(stop.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

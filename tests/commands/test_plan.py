@@ -43,11 +43,24 @@ def test_the_table_for_readers(command):
     outcome = command(main, f"{PAPER} --no-memory --remainder drop")
     assert outcome.code == 0 and outcome.err == ""
     header, *lines = outcome.out.splitlines()
-    for word in ("phase", "steps", "samples", "epoch", "batch", "per device", "lr/batch"):
+    for word in ("phase", "steps", "samples", "epoch", "batch", "lr/batch"):
         assert word in header
     assert lines[1].split()[:7] == ["2", "7,800", "3,900", "1,000,000", "1,000,000", "20.00", "256"]
     assert "15,080 updates" in outcome.out and "would be 39,000" in outcome.out
     assert "43,840 positions are dropped" in outcome.out
+
+
+def test_what_follows_from_an_undecided_micro_batch_is_not_told(command):
+    arguments = "--no-memory --batch-schedule 36, 1ep: 40, 2ep: 64 --epochs 3"
+    out = command(main, arguments).out
+    assert "--microbatch-size auto is chosen by --memory or when the run begins" in out
+    for word in ("programs to compile", " micro-batch ", "36 x 1", "0.0 %"):
+        assert word not in out
+    rows = json.loads(command(main, f"{arguments} --json").out)["rows"]
+    for name in ("rows_per_device", "microbatch_size", "num_microbatches", "padding_share"):
+        assert {row[name] for row in rows} == {None}
+    out = command(main, f"{arguments} --microbatch-size 32").out
+    assert "1 program to compile." in out and "32 x 2" in out
 
 
 def test_devices_micro_batches_and_padding(command):

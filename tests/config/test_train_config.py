@@ -98,7 +98,7 @@ def test_one_sentence_of_each_kind():
                                "'auto'?"),
         "seed": (-1, "must be at least 0, got -1."),
         "epochs": ("ten", "must be a number, got 'ten'."),
-        "log_every": ("0st", "a duration must be longer than nothing, got '0st'."),
+        "log_every": ("0st", "a period must be longer than nothing, got '0st'."),
     }  # fmt: skip
     for name, (value, sentence) in sentences.items():
         with pytest.raises(UsageError) as caught:
@@ -161,3 +161,15 @@ def test_batchnorm_groups_divide_what_is_computed_at_a_time(batch_schedule, micr
     else:
         with pytest.raises(UsageError, match=f"batchnorm_group_size: 32 must divide the {rows} "):
             config.plan(400)
+
+
+def test_a_group_that_is_left_empty_has_its_defaults():
+    assert TrainConfig.from_dict({"data": {}}) == TrainConfig()
+    with pytest.raises(UsageError, match="seed"):
+        TrainConfig.from_dict({"seed": {}})
+
+
+@pytest.mark.parametrize("name", ["log_every", "eval_every", "checkpoint_every", "keep_every"])
+def test_a_period_has_a_unit(name):
+    with pytest.raises(UsageError, match=f"{name}: the period '30' has no unit; units are ep"):
+        TrainConfig(**{name: "30"})

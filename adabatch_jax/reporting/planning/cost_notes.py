@@ -20,7 +20,7 @@ def cost_notes(config: TrainConfig, costs: "PlanCosts") -> list[str]:
         notes.append(f"--microbatch-size auto: {chosen} on this machine.")
     if any(memory.is_interpolated for memory in costs.memory.values()):
         notes.append("~ in memory: between two updates that were compiled.")
-    if config.shard_params and updates.num_devices > updates.num_used_devices:
+    if config.shard_params is True and updates.num_devices > updates.num_used_devices:
         notes.append(
             "memory: with whole parameters and optimizer state, --shard-params spreads them over "
             f"the {updates.num_devices} devices."

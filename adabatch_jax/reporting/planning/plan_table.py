@@ -21,9 +21,11 @@ Row = dict[str, Any]
 
 
 def plan_rows(
-    config: TrainConfig, plan: BatchPlan, layouts: Layouts, costs: "PlanCosts | None" = None
+    config: TrainConfig, plan: BatchPlan, layouts: Layouts | None, costs: "PlanCosts | None" = None
 ) -> list[Row]:
     """A row for each phase, as `--json` prints it; None for what wasn't asked for.
+
+    Without `layouts` the micro-batch is still to be chosen, and so is what follows from it.
 
     Learning rates are those of the phase's first update, bytes those of one device, seconds those
     of one update and of all, and the speed-up is of examples per second, over the first phase's.
@@ -33,7 +35,7 @@ def plan_rows(
     learning_rates = rate(np, starts).astype(np.float32)
     rows = []
     for phase, learning_rate in zip(plan.phases, learning_rates.tolist(), strict=True):
-        layout = layouts.of(phase.batch_size)
+        layout = None if layouts is None else layouts.of(phase.batch_size)
         row = {
             "phase": phase.index,
             "start_step": phase.start_step,
@@ -42,10 +44,10 @@ def plan_rows(
             "num_samples": phase.stop_sample - phase.start_sample,
             "start_epoch": plan.epoch_at(phase.start_step),
             "batch_size": phase.batch_size,
-            "rows_per_device": layout.rows_per_device,
-            "microbatch_size": layout.microbatch_size,
-            "num_microbatches": layout.num_microbatches,
-            "padding_share": layout.padding_share,
+            "rows_per_device": layout and layout.rows_per_device,
+            "microbatch_size": layout and layout.microbatch_size,
+            "num_microbatches": layout and layout.num_microbatches,
+            "padding_share": layout and layout.padding_share,
             "learning_rate": learning_rate,
             "learning_rate_per_example": learning_rate / phase.batch_size,
         }
@@ -53,7 +55,7 @@ def plan_rows(
     return rows
 
 
-def _costs_of_phase(phase: Phase, layout: BatchLayout, costs: "PlanCosts | None") -> Row:
+def _costs_of_phase(phase: Phase, layout: BatchLayout | None, costs: "PlanCosts | None") -> Row:
     memory = None if costs is None else costs.memory[layout]
     prediction = None if costs is None else costs.prediction
     cost = None if prediction is None else prediction.phases[phase.index]
@@ -68,7 +70,7 @@ def _costs_of_phase(phase: Phase, layout: BatchLayout, costs: "PlanCosts | None"
     }
 
 
-def plan_notes(config: TrainConfig, plan: BatchPlan, layouts: Layouts) -> list[str]:
+def plan_notes(config: TrainConfig, plan: BatchPlan, layouts: Layouts | None) -> list[str]:
     """Sentences below the table: totals first, then warnings."""
     totals = f"{plan.num_steps:,} updates for {plan.num_samples:,} samples"
     if len(plan.batch_sizes) > 1:
@@ -77,6 +79,12 @@ def plan_notes(config: TrainConfig, plan: BatchPlan, layouts: Layouts) -> list[s
     notes = [f"{totals}.", "lr and lr/batch are those of each phase's first update."]
     if plan.num_dropped:
         notes.append(f"{plan.num_dropped:,} positions are dropped at the ends of epochs.")
+    if layouts is None:
+        notes.append(
+            "--microbatch-size auto is chosen by --memory or when the run begins, and so are the "
+            "rows per device, the padding and how many programs are compiled."
+        )
+        return notes
     programs = num_programs(map(layouts.of, plan.batch_sizes), split=config.accumulation == "split")
     notes.append(f"{programs} program{'s' if programs > 1 else ''} to compile.")
     if programs > MANY_PROGRAMS:
@@ -104,12 +112,16 @@ def row_texts(row: Mapping[str, Any]) -> dict[str, str]:
         "samples": f"{row['num_samples']:,}",
         "from epoch": f"{row['start_epoch']:.2f}",
         "batch": str(row["batch_size"]),
-        "per device": str(row["rows_per_device"]),
-        "micro-batch": f"{row['microbatch_size']} x {row['num_microbatches']}",
-        "padding": f"{100 * row['padding_share']:.1f} %",
+        "per device": "",
+        "micro-batch": "",
+        "padding": "",
         "lr": f"{row['learning_rate']:.6g}",
         "lr/batch": f"{row['learning_rate_per_example']:.4g}",
     }
+    if row["microbatch_size"] is not None:
+        texts["per device"] = str(row["rows_per_device"])
+        texts["micro-batch"] = f"{row['microbatch_size']} x {row['num_microbatches']}"
+        texts["padding"] = f"{100 * row['padding_share']:.1f} %"
     if row["memory_bytes"] is not None:
         about = "~" if row["memory_is_interpolated"] else ""
         texts["memory"] = about + bytes_text(row["memory_bytes"])

@@ -146,7 +146,7 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
         loss_fn,
         make_optimizer(config, lambda count: jnp.float32(_LEARNING_RATE)),
         mesh,
-        shard_params=config.shard_params and mesh is not None,
+        shard_params=config.shard_params is True and mesh is not None,
         **properties,
     )
     machine = device_memory_bytes(devices)
