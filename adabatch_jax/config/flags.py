@@ -96,7 +96,7 @@ def command_arguments(config: TrainConfig, path: str | None = None) -> str:
         if isinstance(value, bool):
             words.append(flag_of(name) if value else _negated(name))
         else:
-            words += [flag_of(name), f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [flag_of(name), str(value).removesuffix(".0")]
     return shlex.join(words)
 
 

@@ -250,11 +250,9 @@ def test_resident_examples_are_spread_where_they_have_to_be():
     assert reason.endswith("don't fit in half of the 139 bytes on each of 8 devices")
     assert shards == {}
     assert opened(available_bytes=530, kind="resident")[1] == whole
-    with pytest.raises(
-        UsageError, match="can't be resident: .* take 530 bytes on the device, wh.*529"
-    ):
+    with pytest.raises(UsageError, match="resident: .* 530 bytes .* 529"):
         opened(available_bytes=529, kind="resident")
-    with pytest.raises(UsageError, match="take 70 bytes on each of 8 devices, where 69 are free"):
+    with pytest.raises(UsageError, match="resident: .* 70 bytes .* 8 devices.* 69"):
         opened(mesh=mesh, available_bytes=69, kind="resident")
 
 
@@ -291,7 +289,7 @@ def test_endless_streams():
         assert feed.reason == "streaming: the examples never end"
         got = [inputs.arrays["x"][0].tolist() for _, inputs in feed.run(pieces_of(plan, 1))]
     assert sum(got, []) == [i**2 for i in range(20)]
-    with pytest.raises(UsageError, match="its examples never end"):
+    with pytest.raises(UsageError, match="resident"):
         Feed(Squares(), plan, 0, kind="resident")
 
 

@@ -129,7 +129,7 @@ def test_a_state_in_the_middle_goes_on_from_there():
     both = "".join(f"{sum(lane) % 2**64:016x}" for lane in zip(*lanes, strict=True))
     assert both == whole.summary["examples_digest"]
     short = make_plan(4, N, "1ep")
-    with pytest.raises(UsageError, match="has 34 updates behind it, more than the plan's 15"):
+    with pytest.raises(UsageError, match="34 updates.* 15"):
         fit(loss_fn, optax.sgd(lr, momentum=0.9), rest.state, TRAIN, short, seed=5)
 
 
@@ -234,9 +234,9 @@ def test_endless_streams():
     result = fit(loss_fn, tx, state, Stream(), plan, log_every="5st")
     assert [row["samples"] for row in result.history] == [20, 40, 80, 100]
     assert "epoch" not in result.history[0]
-    with pytest.raises(UsageError, match="period '1ep' is in epochs"):
+    with pytest.raises(UsageError, match="'1ep'"):
         fit(loss_fn, tx, result.state, Stream(), plan, eval_fn=eval_fn, eval_source=TEST)
-    with pytest.raises(UsageError, match="`state` was given to an earlier call"):
+    with pytest.raises(UsageError, match="`state`"):
         fit(loss_fn, tx, state, Stream(), plan)
 
 
@@ -285,15 +285,11 @@ def test_a_longer_run_and_an_edited_future_go_on(tmp_path):
 def test_another_past_is_refused_by_name(tmp_path):
     train(make_plan("4, 1ep: 8", N, "2ep"), tmp_path)
     for plan, kwargs, message in [
-        (make_plan("6, 1ep: 8", N, "2ep"), {}, "phase 1 had batch_size 4 there and has 6 here"),
-        (make_plan("4, 1.5ep: 8", N, "2ep"), {}, "phase 2 had start_sample 60 there and has 92"),
-        (
-            make_plan("4, 1ep: 8", N, "1ep"),
-            {},
-            "had 120 samples in 2 phases and this one has 60 in 1",
-        ),
-        (make_plan("4, 1ep: 8", N, "2ep", "drop"), {}, "remainder='carry' and this one 'drop'"),
-        (make_plan("4, 1ep: 8", N, "2ep"), {"seed": 6}, "has seed 5, not 6"),
+        (make_plan("6, 1ep: 8", N, "2ep"), {}, "phase 1 .*batch_size 4 .* 6 "),
+        (make_plan("4, 1.5ep: 8", N, "2ep"), {}, "phase 2 .*start_sample 60 .* 92"),
+        (make_plan("4, 1ep: 8", N, "1ep"), {}, "120 samples in 2 phases .* 60 in 1"),
+        (make_plan("4, 1ep: 8", N, "2ep", "drop"), {}, "remainder='carry' .*'drop'"),
+        (make_plan("4, 1ep: 8", N, "2ep"), {"seed": 6}, "seed 5, not 6"),
     ]:
         with pytest.raises(RestoreError, match=message):
             train(plan, tmp_path, **kwargs)
@@ -304,15 +300,15 @@ def test_another_model_is_refused_by_name(tmp_path):
     train(plan, tmp_path)
     tx = optax.adam(1e-3)
     state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
-    with pytest.raises(RestoreError, match="another model or optimizer: opt_state.*absent"):
+    with pytest.raises(RestoreError, match="opt_state"):
         fit(loss_fn, tx, state, TRAIN, plan, workdir=tmp_path, seed=5)
 
 
 def test_mistakes(tmp_path):
     plan = make_plan("4", N, "1ep")
-    with pytest.raises(UsageError, match="`eval_fn` and `eval_source` belong together"):
+    with pytest.raises(UsageError, match="`eval_fn` .*`eval_source`"):
         train(plan, eval_source=None)
-    with pytest.raises(UsageError, match="a period must be longer than nothing"):
+    with pytest.raises(UsageError, match="0st"):
         train(plan, log_every="0st")
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -361,7 +357,7 @@ def test_other_microbatches_are_refused_where_they_may_change_more_than_rounding
     begun_with(tmp_path, Layout(microbatch_size=4, steps_per_dispatch=1))
     before = modification_times(tmp_path / "checkpoints")
     for size in (None, 2):
-        with pytest.raises(UsageError, match="^microbatch_size: .* with 4, .*--allow-change"):
+        with pytest.raises(UsageError, match="^microbatch_size: .* 4, .*--allow-change"):
             train(PLANS["carry"], tmp_path, layout=Layout(microbatch_size=size))
     assert modification_times(tmp_path / "checkpoints") == before
     # One that its user allows is recorded.
