@@ -48,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _examine(arguments: argparse.Namespace) -> int:
-    from adabatch_jax.reporting.diagnosis.environment import environment_findings
-    from adabatch_jax.reporting.diagnosis.run import run_findings
-    from adabatch_jax.runs.folder.workdir import saved_config
+    from adabatch_jax.reporting.diagnosis.environment_findings import environment_findings
+    from adabatch_jax.reporting.diagnosis.run_findings import run_findings
+    from adabatch_jax.runs.folder.workdir_choice import saved_config
 
     workdir = None if arguments.workdir is None else Path(arguments.workdir)
     settings = None if workdir is None else saved_config(workdir)

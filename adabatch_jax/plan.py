@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adabatch_jax import train
+from adabatch_jax.config.command_line import command_arguments, parse_arguments
 from adabatch_jax.config.declarations import flag
-from adabatch_jax.config.flags import command_arguments, parse_arguments
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 

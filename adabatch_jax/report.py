@@ -13,7 +13,7 @@ from adabatch_jax.system.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from adabatch_jax.reporting.runs import Run
+    from adabatch_jax.reporting.saved_run import Run
 
 _ANY_WIDTH = 100_000
 
@@ -37,8 +37,8 @@ def write_report(run_directory: os.PathLike | str, out: os.PathLike | str | None
       UsageError: the folder isn't a run directory.
       StorageError: a file can't be read or written.
     """
-    from adabatch_jax.reporting.pages import run_page
-    from adabatch_jax.reporting.runs import load_run
+    from adabatch_jax.reporting.report_pages import run_page
+    from adabatch_jax.reporting.saved_run import load_run
 
     run = load_run(run_directory)
     out = Path(out) if out is not None else run.directory / "report.html"
@@ -49,7 +49,7 @@ def write_report(run_directory: os.PathLike | str, out: os.PathLike | str | None
 
 def write_comparison(runs: Sequence["Run"], out: Path) -> None:
     """Writes the comparison of several runs: HTML, and the curves as PNG beside it."""
-    from adabatch_jax.reporting.pages import comparison_page
+    from adabatch_jax.reporting.report_pages import comparison_page
 
     _write_page(out, comparison_page(runs))
     _write_plots(runs, out.parent, out.stem)
@@ -79,7 +79,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if len(directories) == 1:
         print(f"Report: {write_report(directories[0], out)}")
         return 0
-    from adabatch_jax.reporting.runs import load_run
+    from adabatch_jax.reporting.saved_run import load_run
 
     runs = [load_run(directory) for directory in directories]
     path = Path(out or "report.html")
@@ -111,9 +111,9 @@ def _print_comparison(runs: Sequence["Run"]) -> None:
     """
     from rich.console import Console
 
-    from adabatch_jax.reporting import figures
+    from adabatch_jax.reporting import quoted_figures
 
-    cells = figures.comparison_table(runs)
+    cells = quoted_figures.comparison_table(runs)
     is_terminal = sys.stdout.isatty()
     console, table = Console(), _table(cells, num_text_columns=2, has_rule=is_terminal)
     width = console.measure(table, options=console.options.update(width=_ANY_WIDTH)).maximum
@@ -122,7 +122,7 @@ def _print_comparison(runs: Sequence["Run"]) -> None:
     elif width > console.width:
         table = _table([*zip(*cells, strict=True)], num_text_columns=1, has_rule=True)
     console.print(table)
-    print(figures.digests_sentence(runs))
+    print(quoted_figures.digests_sentence(runs))
 
 
 def _table(cells: Sequence[Sequence[str]], num_text_columns: int, has_rule: bool) -> "Table":

@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from adabatch_jax.config.command_line import flag_of, parse_arguments
 from adabatch_jax.config.declarations import as_in, check, flag
-from adabatch_jax.config.flags import flag_of, parse_arguments
 from adabatch_jax.config.settings import Operation
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str] | None, started: float) -> int:
     from pathlib import Path
 
-    from adabatch_jax.runs.folder.contents import finished_summary
-    from adabatch_jax.runs.folder.workdir import default_workdir
+    from adabatch_jax.runs.folder.folder_reading import finished_summary
+    from adabatch_jax.runs.folder.workdir_choice import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adabatch_jax.config.command_line import flag_of, parse_flags
 from adabatch_jax.config.declarations import check, flag
-from adabatch_jax.config.flags import flag_of, parse_flags
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.interruption import Interruption, exit_on_signals

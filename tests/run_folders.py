@@ -7,8 +7,8 @@ from pathlib import Path
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.runs.checkpoints.manifest import write_manifest
 from adabatch_jax.runs.checkpoints.verifying import Found
-from adabatch_jax.runs.folder.contents import FORMAT
-from adabatch_jax.runs.folder.metrics import MetricsPosition
+from adabatch_jax.runs.folder.folder_reading import FORMAT
+from adabatch_jax.runs.folder.metrics_files import MetricsPosition
 from adabatch_jax.runs.resuming import digest_of_order
 
 CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", seed=3)

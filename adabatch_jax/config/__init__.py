@@ -1,6 +1,6 @@
 """What a user may say about a run, checked: from flags, Python files, JSON, or as arguments.
 
-`settings` declares every setting, `flags` reads command lines. Nothing here knows jax, data or
+`settings` declares every setting, `command_line` reads command lines. Nothing here knows jax, data
 folders.
 """
 

@@ -13,9 +13,9 @@ __all__ = [
 
 # Command lines look names up before they know whether they need jax and flax at all.
 _LAZY = {
-    "functions": "functional",
+    "functions": "pure_functions",
     "load_torch_weights": "torch_weights",
-    "loss_properties": "functional",
+    "loss_properties": "pure_functions",
     "to_torch_arrays": "torch_weights",
 }
 

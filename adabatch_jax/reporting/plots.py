@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from adabatch_jax.reporting.runs import Run, run_labels
+from adabatch_jax.reporting.saved_run import Run, run_labels
 
 # Okabe and Ito's colours, which the colour-blind can tell apart too, the pale yellow left out.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

@@ -16,16 +16,16 @@ from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
 from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.sources import Source, in_memory
-from adabatch_jax.data.tfds_source import tfds_source
+from adabatch_jax.data.tfds_images import tfds_source
 from adabatch_jax.models import create, functions, loss_properties
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.display.stream_choice import make_progress
 from adabatch_jax.runs.fit import FitResult, fit
 from adabatch_jax.runs.folder.lock import LOCK_SECONDS
 from adabatch_jax.runs.folder.run_folder import RunFolder
-from adabatch_jax.runs.folder.workdir import check_workdir
+from adabatch_jax.runs.folder.workdir_choice import check_workdir
 from adabatch_jax.runs.resuming import plan_of_run
-from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
+from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.evaluation import EvalFn
 from adabatch_jax.training.loss_functions import LossFn

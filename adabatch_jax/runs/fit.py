@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,18 @@ import optax
 from jax.sharding import Mesh
 
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
-from adabatch_jax.data.abstract_arrays import abstract
 from adabatch_jax.data.epoch_order import prepare_order
 from adabatch_jax.data.sources import Source
+from adabatch_jax.runs.background_compilation import compile_in_background
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.folder.run_folder import RunFolder, run_store
 from adabatch_jax.runs.kept_layout import check_microbatches
-from adabatch_jax.runs.loop import Loop, StepCallback, evaluation_program
+from adabatch_jax.runs.loop import Loop, StepCallback
+from adabatch_jax.runs.metric_rows import Rows
 from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import make_profile
 from adabatch_jax.runs.record import RunRecord
-from adabatch_jax.runs.rows import Rows
-from adabatch_jax.runs.state_copies import COPY, lower_copy
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
@@ -232,19 +230,6 @@ def check_arguments(
             f"there are {mesh.size} devices, more than the largest batch has examples ({largest}), "
             f"so some would never work; use at most {largest}."
         )
-
-
-def compile_in_background(
-    setup: Setup, evaluators: Mapping[str, Evaluator], state: TrainState, has_room: bool
-) -> None:
-    """Begins to compile what isn't needed at once; evaluations come before most phases."""
-    like, programs = abstract(state), setup.dispatch.programs
-    for name, evaluator in evaluators.items():
-        lower = functools.partial(evaluator.lower, like.params, like.model_state)
-        programs.add(evaluation_program(name), lower)
-    shardings = setup.update.state_shardings(state)
-    programs.add(COPY, functools.partial(lower_copy, like, shardings, has_room))
-    programs.compile_rest()
 
 
 def _predict(

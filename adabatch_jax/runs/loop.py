@@ -9,19 +9,20 @@ from typing import Any
 import jax
 
 from adabatch_jax.data.feeds import Piece
+from adabatch_jax.runs.background_compilation import evaluation_program
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.in_flight import BadUpdate, InFlight, Settled
+from adabatch_jax.runs.metric_rows import Rows
 from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import Profile
 from adabatch_jax.runs.record import RunRecord
-from adabatch_jax.runs.rows import Rows
 from adabatch_jax.runs.state_copies import COPY, StateCopies
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.interruption import Interruption
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.evaluation import Evaluator
-from adabatch_jax.training.nonfinite import poisoned
+from adabatch_jax.training.finite_checks import poisoned
 from adabatch_jax.training.setup import Setup
 from adabatch_jax.training.train_state import TrainState
 
@@ -280,8 +281,3 @@ class _StopTime:
     def skip(self) -> None:
         """What passed since the last piece says nothing about pieces."""
         self._since = time.monotonic()
-
-
-def evaluation_program(name: str) -> Hashable:
-    """What the program that evaluates on a source is called among the run's programs."""
-    return ("evaluation", name)

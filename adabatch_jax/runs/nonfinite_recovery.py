@@ -3,10 +3,10 @@
 from adabatch_jax.config.value_texts import NanPolicy
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.in_flight import BadUpdate
+from adabatch_jax.runs.metric_rows import Rows
 from adabatch_jax.runs.record import RunRecord
-from adabatch_jax.runs.rows import Rows
 from adabatch_jax.system.errors import DivergedError
-from adabatch_jax.training.nonfinite import rolled_back
+from adabatch_jax.training.finite_checks import rolled_back
 from adabatch_jax.training.train_state import TrainState
 
 

@@ -11,7 +11,7 @@ from adabatch_jax.data.example_digest import ExamplesDigest
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.clocks import ACTIVITIES, Clocks
 from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.runs.folder.contents import FORMAT
+from adabatch_jax.runs.folder.folder_reading import FORMAT
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.kept_layout import change_text, layout_changes
@@ -21,8 +21,8 @@ from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import package_versions
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.watchdog import Watchdog
-from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.weights_digest import weights_digest
 
 
 class RunRecord:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.record import RunRecord
-from adabatch_jax.training.nonfinite import all_finite
+from adabatch_jax.training.finite_checks import all_finite
 from adabatch_jax.training.train_state import TrainState
 
 # What the program of `copied` is called among the run's programs.

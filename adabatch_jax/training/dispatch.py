@@ -14,17 +14,17 @@ from adabatch_jax.data.mesh import replicated
 from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.compiled_programs import Programs
+from adabatch_jax.training.pieces_of_the_plan import microbatch_pieces, pieces
 from adabatch_jax.training.program_names import program_names
 from adabatch_jax.training.traced_dispatches import (
-    abstract_batch,
     add_microbatch,
     one_update,
     scalars,
     several_updates,
+    with_gathered_rows,
 )
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.update import Metrics, Update
-from adabatch_jax.training.updates_of_a_dispatch import microbatch_pieces, pieces
 
 
 class Dispatched(NamedTuple):
@@ -189,7 +189,7 @@ class SplitDispatch(Dispatch):
     def _lowerings(self, layouts, state):
         update, feed = self._update, self._feed
         stacked = feed.abstract_inputs(layouts[0]).arrays
-        microbatch = abstract_batch(jax.tree.map(_of_one_update, stacked), feed.tables)
+        microbatch = with_gathered_rows(jax.tree.map(_of_one_update, stacked), feed.tables)
 
         def begin(state: TrainState) -> Any:
             return update.begin(state, microbatch, self._key(self._key_data), update.constants)

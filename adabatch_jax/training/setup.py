@@ -13,7 +13,7 @@ from adabatch_jax.data.feeds import Feed
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.data.sources import Source
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.training.choose_layout import (
+from adabatch_jax.training.automatic_layout import (
     Choice,
     Circumstances,
     Need,

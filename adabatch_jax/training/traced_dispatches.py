@@ -117,7 +117,9 @@ def gathered(
     return lax.optimization_barrier(batch)
 
 
-def abstract_batch(inputs: Mapping[str, Any], tables: Tables) -> dict[str, jax.ShapeDtypeStruct]:
+def with_gathered_rows(
+    inputs: Mapping[str, Any], tables: Tables
+) -> dict[str, jax.ShapeDtypeStruct]:
     """What a batch looks like when what is gathered from `tables` was added to its inputs."""
     shape = inputs["index"].shape
     rows = {

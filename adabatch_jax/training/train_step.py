@@ -1,4 +1,4 @@
-"""One update of a model from one batch, on any number of devices and micro-batches."""
+"""`make_train_step` and the step it returns: the public, compiled form of `update.Update`."""
 
 import dataclasses
 import functools

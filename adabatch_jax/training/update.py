@@ -15,13 +15,13 @@ from adabatch_jax.data.mesh import as_data_mesh, replicated
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training import accumulation, parameter_sharding
 from adabatch_jax.training.accumulation import Sums
+from adabatch_jax.training.finite_checks import is_finite_update, rolled_back
 from adabatch_jax.training.gradient_reduction import (
     sharded_gradient_function,
     sum_up_on_each_device,
 )
 from adabatch_jax.training.gradients import GradFn, Outputs, gradient_function, metrics_like
 from adabatch_jax.training.loss_functions import LossFn
-from adabatch_jax.training.nonfinite import is_finite_update, rolled_back
 from adabatch_jax.training.train_state import TrainState
 
 Metrics = dict[str, jax.Array]

@@ -13,7 +13,7 @@ import numpy as np
 
 from adabatch_jax.data.datasets.image_decoding import decode_image, resize_and_crop
 from adabatch_jax.data.datasets.tfds_import import import_tfds
-from adabatch_jax.data.tfds_source import tfds_source
+from adabatch_jax.data.tfds_images import tfds_source
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import alternate, ratio, timed

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from matplotlib.figure import Figure
 
-from adabatch_jax.reporting import html
+from adabatch_jax.reporting import html_elements
 from adabatch_jax.reporting.plots import inline_svg
 
 
@@ -77,7 +77,7 @@ def to_markdown(title: str, parts: Iterable[Part]) -> str:
 
 def to_html(title: str, parts: Iterable[Part]) -> str:
     """The document as one page that needs nothing from elsewhere."""
-    return html.page(title, [_html(part) for part in parts])
+    return html_elements.page(title, [_html(part) for part in parts])
 
 
 def _markdown(part: Part) -> str:
@@ -130,15 +130,15 @@ def _inline(text: str) -> str:
 def _html(part: Part) -> str:
     match part:
         case Heading(level, text):
-            return f"<h{level}>{html.escaped(text)}</h{level}>"
+            return f"<h{level}>{html_elements.escaped(text)}</h{level}>"
         case Paragraph(text, kind):
-            return html.paragraph(text, kind)
+            return html_elements.paragraph(text, kind)
         case Items(texts):
-            items = (f"<li>{html.escaped(text)}</li>" for text in texts)
+            items = (f"<li>{html_elements.escaped(text)}</li>" for text in texts)
             return "<ul>\n" + "\n".join(items) + "\n</ul>"
         case Table(header, rows, text_columns):
-            return html.table(header, rows, text_columns)
+            return html_elements.table(header, rows, text_columns)
         case Picture(figure, name, _, caption):
-            return html.figure(inline_svg(figure, name), caption)
+            return html_elements.figure(inline_svg(figure, name), caption)
         case Code(lines):
-            return "<pre>" + html.escaped("\n".join(lines)) + "</pre>"
+            return "<pre>" + html_elements.escaped("\n".join(lines)) + "</pre>"

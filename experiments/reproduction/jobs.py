@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.reporting.runs import read_json
-from adabatch_jax.runs.folder.contents import has_figures
+from adabatch_jax.reporting.saved_run import read_json
+from adabatch_jax.runs.folder.folder_reading import has_figures
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.text_reader import decimal_text, exact
 from adabatch_jax.system.errors import StorageError, UsageError
@@ -136,7 +136,7 @@ def _job(
 def _num_examples(
     dataset: str, split: str | None, data_dir: str | None, image_size: int | None
 ) -> int:
-    from adabatch_jax.data.tfds_source import tfds_source
+    from adabatch_jax.data.tfds_images import tfds_source
 
     return len(tfds_source(dataset, split or "train", data_dir, image_size))
 

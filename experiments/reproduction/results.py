@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.reporting.runs import REQUIRED, Run, load_run, read_json
+from adabatch_jax.reporting.saved_run import REQUIRED, Run, load_run, read_json
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
 from experiments.reproduction.jobs import failure_message

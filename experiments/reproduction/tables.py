@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adabatch_jax.reporting.figures import UNKNOWN
+from adabatch_jax.reporting.quoted_figures import UNKNOWN
 from adabatch_jax.system.number_texts import count_text
 from experiments.reproduction.comparisons import Comparison, compare
 from experiments.reproduction.document import Table

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from adabatch_jax.reporting.figures import UNKNOWN
+from adabatch_jax.reporting.quoted_figures import UNKNOWN
 from adabatch_jax.system.number_texts import count_text
 from experiments.reproduction.results import ArmResult
 from experiments.reproduction.statistics import Estimate, Interval

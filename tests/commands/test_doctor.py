@@ -13,7 +13,7 @@ import pytest
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.doctor import main
-from adabatch_jax.runs.folder.contents import FORMAT
+from adabatch_jax.runs.folder.folder_reading import FORMAT
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from tests.run_folders import CONFIG, PLAN, STEPS, metrics_content, write_checkpoint, write_summary
 

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
-from adabatch_jax.config.flags import command_arguments, parse_arguments
+from adabatch_jax.config.command_line import command_arguments, parse_arguments
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.plan import Options, main
 from adabatch_jax.reporting.planning import plan_costs
@@ -205,7 +205,10 @@ def test_nothing_is_written(command, tmp_path):
             "--device-memory 1.5MB --batch-schedule 8, 1ep: 64 --epochs 2 --microbatch-size None",
             "batch 64 (micro-batch 64) … 2,",
         ),
-        ("--device-memory 100kB --batch-schedule 8 --microbatch-size None", "8 (micro-batch 8) … 100,000 … microbatch_size"),
+        (
+            "--device-memory 100kB --batch-schedule 8 --microbatch-size None",
+            "8 (micro-batch 8) … 100,000 … microbatch_size",
+        ),
         ("--device-memory 100kB --batch-schedule 8", "micro-batch 1 … device_memory"),
         ("--devices 0", "--devices: … 0"),
         ("--devices 513", "--devices: 513 … 512"),

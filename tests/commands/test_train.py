@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adabatch_jax.runs.folder.contents import read_summary
+from adabatch_jax.runs.folder.folder_reading import read_summary
 from adabatch_jax.runs.folder.lock import lock_owner
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.train import main

@@ -8,7 +8,7 @@ import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.config.files import load_config
-from adabatch_jax.runs.folder.workdir import default_workdir
+from adabatch_jax.runs.folder.workdir_choice import default_workdir
 from adabatch_jax.schedules.batch_size_schedules import exponential_growth
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
 from adabatch_jax.system.errors import UsageError

@@ -13,7 +13,7 @@ import pytest
 from adabatch_jax.data.datasets.preparation import prepare
 from adabatch_jax.data.datasets.preparation.own_datasets import DEBIAN_FASHION_MNIST
 from adabatch_jax.data.sources import in_memory
-from adabatch_jax.data.tfds_source import tfds_source
+from adabatch_jax.data.tfds_images import tfds_source
 
 
 @pytest.fixture(scope="session")

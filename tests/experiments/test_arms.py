@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
+from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from experiments.sections import SECTIONS, load_arms
 
 EXPERIMENTS = [name for s in SECTIONS.values() for name in s.experiments.values()]

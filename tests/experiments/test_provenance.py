@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.config.flags import parse_arguments
+from adabatch_jax.config.command_line import parse_arguments
 from adabatch_jax.train import Options
 from experiments.reproduction import provenance
 from experiments.reproduction.adjustments import with_epochs, with_holdout, with_lr_scale

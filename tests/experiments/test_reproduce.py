@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
+from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from experiments import sections
 from experiments.reproduce import main
 from experiments.reproduction import studies

@@ -5,9 +5,9 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 
-from adabatch_jax.reporting.figures import first_learning_rates
 from adabatch_jax.reporting.plots import AXES, PANELS, curves, inline_svg, png
-from adabatch_jax.reporting.runs import load_run
+from adabatch_jax.reporting.quoted_figures import first_learning_rates
+from adabatch_jax.reporting.saved_run import load_run
 
 EPOCHS, UPDATES, SECONDS = AXES
 

@@ -8,7 +8,7 @@ import optax
 from adabatch_jax.config import Layout
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.runs.fit import fit
-from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
+from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.train_state import TrainState
 

@@ -12,8 +12,8 @@ from adabatch_jax import TrainState, array_source, data_mesh, make_plan
 from adabatch_jax.data.feeds import Feed
 from adabatch_jax.data.mesh import batch_sharding
 from adabatch_jax.training.dispatch import FusedDispatch, SplitDispatch
+from adabatch_jax.training.finite_checks import poisoned, rolled_back
 from adabatch_jax.training.loss_functions import weighted_mean
-from adabatch_jax.training.nonfinite import poisoned, rolled_back
 from adabatch_jax.training.update import Update
 from tests.training.small_problem import make_batch as make_images
 from tests.training.small_problem import make_loss, make_params, mlp

@@ -11,17 +11,17 @@ import pytest
 from adabatch_jax.config import Layout, Operation
 from adabatch_jax.data.batches import batches
 from adabatch_jax.data.mesh import data_mesh
-from adabatch_jax.reporting.runs import load_run
+from adabatch_jax.reporting.saved_run import load_run
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.fit import fit
-from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
+from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.errors import DivergedError, RestoreError, StorageError, UsageError
-from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.evaluation import evaluate
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.time_prediction import Prediction
 from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.weights_digest import weights_digest
 from tests.runs.small_run import (
     PLAIN,
     TEST,

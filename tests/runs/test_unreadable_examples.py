@@ -10,9 +10,9 @@ from adabatch_jax.config import Layout
 from adabatch_jax.data.sources import array_source, in_memory
 from adabatch_jax.runs.fit import fit
 from adabatch_jax.schedules.plan import make_plan
-from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.weights_digest import weights_digest
 
 N, BAD = 40, 23
 X = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)

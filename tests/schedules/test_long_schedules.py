@@ -12,7 +12,7 @@ from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.reporting.planning.plan_table import plan_notes, plan_rows
 from adabatch_jax.runs.resuming import plan_of_run
-from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate
+from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
 from adabatch_jax.schedules.plan import BatchPlan, make_plan
 from adabatch_jax.schedules.schedule_text import parse_schedule

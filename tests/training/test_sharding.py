@@ -8,12 +8,12 @@ import pytest
 from adabatch_jax.data.mesh import batch_sharding, data_mesh
 from adabatch_jax.runs.checkpoints.checkpoint_files import restore
 from adabatch_jax.system.errors import UsageError
-from adabatch_jax.training.digests import weights_digest
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.parameter_sharding import SMALLEST_SHARDED, sharded_axis
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.train_step import TrainStep, make_train_step
 from adabatch_jax.training.update import Update
+from adabatch_jax.training.weights_digest import weights_digest
 from tests.runs.checkpoints.conftest import written
 from tests.training.small_problem import make_batch, make_loss, make_params, mlp
 

@@ -19,7 +19,7 @@ from adabatch_jax.reporting.planning.timed_updates import Updates, configured_up
 from adabatch_jax.schedules.batch_size_schedules import ExponentialGrowth
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
-from adabatch_jax.training.choose_layout import (
+from adabatch_jax.training.automatic_layout import (
     Choice,
     Circumstances,
     Need,

@@ -28,7 +28,7 @@ from adabatch_jax.runs.checkpoints.verifying import UNFINISHED, Found
 from adabatch_jax.system.errors import RestoreError
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import sync_folder
-from adabatch_jax.training.digests import named_arrays
+from adabatch_jax.training.weights_digest import named_arrays
 
 
 @dataclass(frozen=True)

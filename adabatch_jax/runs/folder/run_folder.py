@@ -14,7 +14,7 @@ import jax
 from adabatch_jax.config.settings import Keep, settings_digest
 from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, set_aside
 from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.runs.folder.contents import (
+from adabatch_jax.runs.folder.folder_reading import (
     CHECKPOINTS,
     LAST_CHECKPOINT,
     find_checkpoint,
@@ -25,7 +25,7 @@ from adabatch_jax.runs.folder.contents import (
 )
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.lock import LOCK_SECONDS, locked
-from adabatch_jax.runs.folder.metrics import MetricsWriter, read_metrics
+from adabatch_jax.runs.folder.metrics_files import MetricsWriter, read_metrics
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import describe_environment

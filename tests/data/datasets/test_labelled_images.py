@@ -8,7 +8,7 @@ import pytest
 
 from adabatch_jax.data.datasets.dataset_specs import dataset_spec
 from adabatch_jax.data.datasets.labelled_images import check_feature_classes
-from adabatch_jax.data.tfds_source import tfds_source
+from adabatch_jax.data.tfds_images import tfds_source
 from adabatch_jax.system.errors import StorageError
 
 EVIL = "evil_features.Image"

@@ -10,12 +10,12 @@ import pytest
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.config.settings import Keep
 from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.runs.folder.contents import (
+from adabatch_jax.runs.folder.folder_reading import (
     LastCheckpoint,
     finished_summary,
     read_last_checkpoint,
 )
-from adabatch_jax.runs.folder.metrics import MetricsWriter
+from adabatch_jax.runs.folder.metrics_files import MetricsWriter
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.system.errors import RestoreError, StorageError
 from adabatch_jax.system.watchdog import Watchdog

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from adabatch_jax.runs.folder.metrics import MetricsWriter, read_metrics
+from adabatch_jax.runs.folder.metrics_files import MetricsWriter, read_metrics
 
 
 def _without_the_package(directory, monkeypatch):

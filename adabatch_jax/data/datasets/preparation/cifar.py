@@ -14,7 +14,7 @@ _IMAGE_BYTES = 3 * 32 * 32
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArchiveLayout:
     """What an archive holds.
 
     Attributes:
@@ -29,13 +29,13 @@ class Layout:
     names: dict[str, str]
 
 
-CIFAR10 = Layout(
+CIFAR10 = ArchiveLayout(
     "cifar-10-binary.tar.gz",
     "cifar-10-batches-bin",
     {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
     {"label": "batches.meta.txt"},
 )
-CIFAR100 = Layout(
+CIFAR100 = ArchiveLayout(
     "cifar-100-binary.tar.gz",
     "cifar-100-binary",
     {"train": ("train.bin",), "test": ("test.bin",)},
@@ -43,7 +43,7 @@ CIFAR100 = Layout(
 )
 
 
-def splits(read: Callable[[str], bytes], layout: Layout) -> dict[str, Split]:
+def splits(read: Callable[[str], bytes], layout: ArchiveLayout) -> dict[str, Split]:
     """The examples of both splits, in the files' order; nothing is extracted to a path."""
     unpacked = io.BytesIO(gzip.decompress(read(layout.archive)))
     with tarfile.open(fileobj=unpacked, mode="r:") as archive:

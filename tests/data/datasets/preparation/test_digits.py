@@ -15,7 +15,7 @@ from adabatch_jax.data.datasets.preparation.digits import (
     pixels_from_counts,
 )
 from adabatch_jax.data.sources import in_memory
-from adabatch_jax.data.tfds_source import tfds_source
+from adabatch_jax.data.tfds_images import tfds_source
 from adabatch_jax.system.errors import UsageError
 
 

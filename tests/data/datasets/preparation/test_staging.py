@@ -13,7 +13,7 @@ from adabatch_jax.data.datasets.preparation import prepare
 from adabatch_jax.data.datasets.preparation.staging import staging_folder
 from adabatch_jax.data.datasets.prepared_folders import is_prepared
 from adabatch_jax.data.sources import in_memory
-from adabatch_jax.data.tfds_source import tfds_source
+from adabatch_jax.data.tfds_images import tfds_source
 from adabatch_jax.system.errors import StorageError, UsageError
 
 

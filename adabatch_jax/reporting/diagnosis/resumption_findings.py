@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.datasets.prepared_folders import is_prepared, prepare_command
-from adabatch_jax.reporting.diagnosis.checkpoints import num_bytes
+from adabatch_jax.reporting.diagnosis.checkpoint_findings import num_bytes
 from adabatch_jax.reporting.diagnosis.findings import (
     ENVIRONMENT,
     STORAGE,
@@ -18,7 +18,7 @@ from adabatch_jax.reporting.diagnosis.findings import (
     problem,
 )
 from adabatch_jax.runs.checkpoints.verifying import Found
-from adabatch_jax.runs.folder.contents import CHECKPOINTS, WRITTEN_FILES, finished_summary
+from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, WRITTEN_FILES, finished_summary
 from adabatch_jax.runs.folder.lock import LOCK_NAME
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import AdabatchError

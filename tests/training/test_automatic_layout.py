@@ -3,7 +3,7 @@
 import pytest
 
 from adabatch_jax.system.errors import UsageError
-from adabatch_jax.training.choose_layout import (
+from adabatch_jax.training.automatic_layout import (
     Choice,
     Circumstances,
     Need,

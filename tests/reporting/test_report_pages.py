@@ -6,9 +6,9 @@ import re
 import pytest
 
 from adabatch_jax.report import write_comparison, write_report
-from adabatch_jax.reporting import figures
-from adabatch_jax.reporting.pages import comparison_page, run_page
-from adabatch_jax.reporting.runs import load_run
+from adabatch_jax.reporting import quoted_figures
+from adabatch_jax.reporting.report_pages import comparison_page, run_page
+from adabatch_jax.reporting.saved_run import load_run
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.time_prediction import predict
 
@@ -96,7 +96,7 @@ def test_what_is_not_known_of_a_prediction(make_run):
     run = predicted_run(make_run, folder="other")
     run.plan["phases"][-1]["stop_step"] += 1
     assert "Predicted and measured" not in plain(run_page(run))
-    assert figures.predicted_over_measured(run) is None
+    assert quoted_figures.predicted_over_measured(run) is None
 
 
 @pytest.mark.parametrize("make_page", [run_page, lambda run: comparison_page([run, run])])
@@ -190,18 +190,18 @@ def test_digests_decide_whether_the_examples_were_the_same(make_run, second, sen
         )
         for folder, digests in (("a", {100: "a", 200: "b"}), ("b", second))
     ]
-    assert sentence in figures.digests_sentence(runs)
+    assert sentence in quoted_figures.digests_sentence(runs)
 
 
 def test_time_split_adds_up_to_the_total(make_run):
     run = load_run(make_run())
-    split = figures.time_split(run)
+    split = quoted_figures.time_split(run)
     assert sum(split.values()) == pytest.approx(run.summary["total_seconds"])
     assert split["other"] == pytest.approx(0.04 * run.summary["total_seconds"])
 
 
 def test_run_with_a_constant_batch_is_compared_with_nothing(make_run):
-    outcome = figures.outcome(load_run(make_run(batch_sizes=(128,))))
+    outcome = quoted_figures.outcome(load_run(make_run(batch_sizes=(128,))))
     assert outcome.endswith("after 7,813 updates.")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from adabatch_jax.schedules.batch_size_schedules import growth_from_decay
 from adabatch_jax.schedules.learning_rate_at_step import StepClock, resolve
-from adabatch_jax.schedules.learning_rate_coupling import coupled_learning_rate, epoch_and_phase
+from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate, epoch_and_phase
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
 from adabatch_jax.schedules.plan import first_step_from, make_plan
 from adabatch_jax.system.errors import UsageError

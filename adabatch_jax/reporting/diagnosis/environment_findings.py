@@ -95,7 +95,7 @@ def _disk(subject: str, folder: Path) -> Finding:
 def _dataset(name: str, data_dir: str | None) -> Finding:
     subject = f"dataset {name}"
     try:
-        from adabatch_jax.data.tfds_source import check_dataset
+        from adabatch_jax.data.tfds_images import check_dataset
 
         sizes = check_dataset(name, data_dir)
     except AdabatchError as error:

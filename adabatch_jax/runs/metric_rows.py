@@ -13,7 +13,7 @@ from adabatch_jax.data.example_digest import Share
 from adabatch_jax.data.feeds import Piece
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
-from adabatch_jax.runs.folder.metrics import COLUMNS
+from adabatch_jax.runs.folder.metrics_files import COLUMNS
 from adabatch_jax.runs.in_flight import Settled
 from adabatch_jax.runs.record import RunRecord
 

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from adabatch_jax.reporting.runs import load_run, run_labels
+from adabatch_jax.reporting.saved_run import load_run, run_labels
 from adabatch_jax.system.errors import StorageError, UsageError
 
 

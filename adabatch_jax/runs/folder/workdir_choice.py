@@ -1,11 +1,11 @@
-"""The folder of a run: its name, whether it can be used, whether its run is finished."""
+"""Which folder a run takes: its default name, whether it can be used, what is saved in it."""
 
 import json
 import tempfile
 from pathlib import Path
 
 from adabatch_jax.config.settings import TrainConfig
-from adabatch_jax.runs.folder.contents import CHECKPOINTS
+from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.files import read_file
 

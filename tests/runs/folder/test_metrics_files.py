@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adabatch_jax.runs.folder.metrics import (
+from adabatch_jax.runs.folder.metrics_files import (
     COLUMNS,
     MetricsPosition,
     MetricsWriter,

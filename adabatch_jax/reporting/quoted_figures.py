@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adabatch_jax.reporting.runs import Run, run_labels
+from adabatch_jax.reporting.saved_run import Run, run_labels
 from adabatch_jax.schedules.plan import BatchPlan, fixed_batch_plan
 from adabatch_jax.system.number_texts import count_text, percent_text, seconds_text
 from adabatch_jax.training.time_prediction import Prediction

@@ -12,7 +12,7 @@ from adabatch_jax.runs.checkpoints.verifying import (
     leftovers,
     other_checkpoints,
 )
-from adabatch_jax.runs.folder.contents import CHECKPOINTS
+from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS
 from adabatch_jax.system.quantities import bytes_text
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adabatch_jax.config.settings import TrainConfig
-from adabatch_jax.reporting.diagnosis.checkpoints import checkpoint_findings
+from adabatch_jax.reporting.diagnosis.checkpoint_findings import checkpoint_findings
 from adabatch_jax.reporting.diagnosis.findings import (
     ENVIRONMENT,
     RESTORE,
@@ -16,12 +16,12 @@ from adabatch_jax.reporting.diagnosis.findings import (
     of_error,
     problem,
 )
-from adabatch_jax.reporting.diagnosis.resumption import resumption_findings
-from adabatch_jax.reporting.runs import read_json
+from adabatch_jax.reporting.diagnosis.resumption_findings import resumption_findings
+from adabatch_jax.reporting.saved_run import read_json
 from adabatch_jax.runs.checkpoints.verifying import Found
-from adabatch_jax.runs.folder.contents import CHECKPOINTS, find_checkpoint, position_of_rows
+from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, find_checkpoint, position_of_rows
 from adabatch_jax.runs.folder.lock import Owner, lock_owner
-from adabatch_jax.runs.folder.metrics import read_metrics
+from adabatch_jax.runs.folder.metrics_files import read_metrics
 from adabatch_jax.runs.resuming import is_past
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import AdabatchError, RestoreError, StorageError

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.runs.folder.contents import has_figures
-from adabatch_jax.runs.folder.metrics import COLUMNS, read_metrics
+from adabatch_jax.runs.folder.folder_reading import has_figures
+from adabatch_jax.runs.folder.metrics_files import COLUMNS, read_metrics
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean
 from adabatch_jax.system.files import read_file, storage_errors

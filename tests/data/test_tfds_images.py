@@ -14,7 +14,7 @@ import pytest
 
 from adabatch_jax.data.datasets.image_decoding import decode_image, resize_and_crop
 from adabatch_jax.data.sources import array_source, in_memory
-from adabatch_jax.data.tfds_source import tfds_source
+from adabatch_jax.data.tfds_images import tfds_source
 from adabatch_jax.system.errors import ExampleError, StorageError, UsageError
 
 
@@ -283,7 +283,7 @@ def test_large_images_are_shared_out_among_threads_in_order(digits_dir):
 
 def test_opening_loads_no_tensorflow_and_prints_nothing(digits_dir):
     code = (
-        "import sys, numpy as np; from adabatch_jax.data.tfds_source import tfds_source;"
+        "import sys, numpy as np; from adabatch_jax.data.tfds_images import tfds_source;"
         "tfds_source('digits', 'train', sys.argv[1]).read(np.arange(3));"
         "assert not {'tensorflow', 'torch', 'sklearn', 'jax'} & set(sys.modules)"
     )

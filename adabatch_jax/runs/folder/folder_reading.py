@@ -17,7 +17,7 @@ from adabatch_jax.runs.checkpoints.verifying import (
     newest_good,
     other_checkpoints,
 )
-from adabatch_jax.runs.folder.metrics import MetricsPosition
+from adabatch_jax.runs.folder.metrics_files import MetricsPosition
 from adabatch_jax.system.errors import RestoreError
 from adabatch_jax.system.files import read_file, storage_errors
 

@@ -1,0 +1,28 @@
+"""What a run compiles while its first updates are computed: evaluations, the copy, later phases."""
+
+import functools
+from collections.abc import Hashable, Mapping
+
+from adabatch_jax.data.abstract_arrays import abstract
+from adabatch_jax.runs.state_copies import COPY, lower_copy
+from adabatch_jax.training.evaluation import Evaluator
+from adabatch_jax.training.setup import Setup
+from adabatch_jax.training.train_state import TrainState
+
+
+def evaluation_program(name: str) -> Hashable:
+    """What the program that evaluates on a source is called among the run's programs."""
+    return ("evaluation", name)
+
+
+def compile_in_background(
+    setup: Setup, evaluators: Mapping[str, Evaluator], state: TrainState, has_room: bool
+) -> None:
+    """Begins to compile what isn't needed at once; evaluations come before most phases."""
+    like, programs = abstract(state), setup.dispatch.programs
+    for name, evaluator in evaluators.items():
+        lower = functools.partial(evaluator.lower, like.params, like.model_state)
+        programs.add(evaluation_program(name), lower)
+    shardings = setup.update.state_shardings(state)
+    programs.add(COPY, functools.partial(lower_copy, like, shardings, has_room))
+    programs.compile_rest()
