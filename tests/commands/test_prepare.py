@@ -26,7 +26,7 @@ def test_prepares_and_says_where(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_overwrite_prepares_again(tmp_path, capsys):
+def test_overwrite_prepares_again(tmp_path):
     arguments = ["digits", "--data-dir", str(tmp_path)]
     assert main(arguments) == 0
     (file,) = tmp_path.rglob("digits-test*")

@@ -127,7 +127,7 @@ def test_experiments_load_from_anywhere(tmp_path, monkeypatch):
     assert adaptive.plan(60_000).batch_sizes == (128, 256, 512, 1024)
 
 
-def test_an_arm_of_a_file(tmp_path):
+def test_an_arm_of_a_file():
     from experiments.digits_cnn import arms
 
     assert load_config(f"{EXPERIMENTS / 'digits_cnn.py'}:smith") == arms["smith"]

@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_read_each_time():
 
 
 @pytest.mark.parametrize("num_devices", [None, 4])
-def test_compiled_ahead(num_devices, tmp_path):
+def test_compiled_ahead(num_devices):
     mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
     state, compiled = make_state(), []
     with Evaluator(eval_fn, Numbers(10), 4, mesh) as evaluator:
