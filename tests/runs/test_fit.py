@@ -8,11 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from adabatch_jax.config import Layout, Operation
+from adabatch_jax.config import Layout
 from adabatch_jax.data.batches import batches
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.reporting.saved_run import load_run
-from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.fit import fit
 from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.plan import make_plan
@@ -345,56 +344,3 @@ def test_sources_to_evaluate_on_have_names(tmp_path):
     assert both.summary["holdout_accuracy"] == expected["accuracy"]
     seconds = [row["training_seconds"] for row in both.history]
     assert seconds == sorted(seconds) and 0 < seconds[-1] < both.history[-1]["elapsed_seconds"]
-
-
-def begun_with(tmp_path, layout, **options):
-    """A run that was stopped after 13 updates."""
-    stop = {"on_step": lambda finished, *_: finished == 13}
-    train(PLANS["carry"], tmp_path, layout=layout, **stop, **options)
-
-
-def test_other_microbatches_are_refused_where_they_may_change_more_than_rounding(tmp_path):
-    begun_with(tmp_path, Layout(microbatch_size=4, steps_per_dispatch=1))
-    before = modification_times(tmp_path / "checkpoints")
-    for size in (None, 2):
-        with pytest.raises(UsageError, match="^microbatch_size: .* 4, .*--allow-change"):
-            train(PLANS["carry"], tmp_path, layout=Layout(microbatch_size=size))
-    assert modification_times(tmp_path / "checkpoints") == before
-    # One that its user allows is recorded.
-    kept = train(
-        PLANS["carry"], tmp_path, layout=Layout(microbatch_size=2),
-        allow_change=("microbatch_size",),
-    )  # fmt: skip
-    assert {"kind": "layout", "step": 13, "setting": "microbatch_size", "from": 4, "to": 2} in (
-        kept.summary["decisions"]
-    )
-
-
-def test_another_layout_is_told_key_by_key(tmp_path):
-    said = []
-
-    class Said(Progress):
-        def message(self, text):
-            said.append(text)
-
-    layout = Layout(microbatch_size=4, steps_per_dispatch=1)
-    begun_with(tmp_path, layout, independent_groups=1)
-    result = train(
-        PLANS["carry"], tmp_path, layout=Layout(microbatch_size=2, accumulation="split"),
-        independent_groups=1, operation=Operation(progress=Said()),
-    )  # fmt: skip
-    changes = [d for d in result.summary["decisions"] if d["kind"] == "layout"]
-    assert {d["setting"]: (d["from"], d["to"]) for d in changes} == {
-        "microbatch_size": (4, 2), "accumulation": ("fused", "split"),
-    }  # fmt: skip
-    for name in ("microbatch_size 2 instead of 4", "accumulation split instead of fused"):
-        assert any(name in text for text in said)
-
-
-def test_auto_keeps_the_layout_that_the_run_was_begun_with(tmp_path):
-    begun_with(tmp_path, Layout(microbatch_size=4, steps_per_dispatch=3))
-    result = train(PLANS["carry"], tmp_path)
-    assert result.summary["decisions"] == []
-    environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["layout"]["microbatch_size"] == 4
-    assert environment["layout"]["steps_per_dispatch"] == 3

@@ -22,7 +22,9 @@ def train(workdir, on_nan="stop", **further):
 
 def assert_same(result, whole):
     assert not result.stopped
-    assert repr(reproducible(result.history)) == repr(reproducible(whole.history))  # NaN is like NaN
+    assert repr(reproducible(result.history)) == repr(
+        reproducible(whole.history)
+    )  # NaN is like NaN
     for name in ("step", "weights_digest", "examples_digest", "decisions"):
         assert result.summary[name] == whole.summary[name], name
 
