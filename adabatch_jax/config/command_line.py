@@ -96,13 +96,18 @@ def command_arguments(config: TrainConfig, path: str | None = None) -> str:
         if isinstance(value, bool):
             words.append(flag_of(name) if value else _negated(name))
         else:
-            words += [flag_of(name), str(value).removesuffix(".0")]
+            words += [flag_of(name), _text_of(value)]
     return shlex.join(words)
 
 
 def flag_of(name: str) -> str:
     """A field's flag, such as --data.crop-padding."""
     return f"--{name.replace('_', '-')}"
+
+
+def _text_of(value: Any) -> str:
+    # All digits of a number: the flags are to give the same run.
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _negated(name: str) -> str:
