@@ -9,48 +9,11 @@ import socket
 import subprocess
 import sys
 
-import pytest
-
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.doctor import main
 from adabatch_jax.runs.folder.folder_reading import FORMAT
-from adabatch_jax.runs.folder.run_folder import RunFolder
+from tests.commands.conftest import states, without_checkpoints
 from tests.run_folders import CONFIG, PLAN, STEPS, metrics_content, write_checkpoint, write_summary
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """The folder of a run that was killed after update 30 of 35."""
-    monkeypatch.setenv("ADABATCH_DATA_DIR", str(tmp_path / "no datasets"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no cache"))
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
-    (folder / "plan.json").write_text(json.dumps(PLAN.to_dict()))
-    (folder / "metrics.jsonl").write_bytes(metrics_content(range(0, 31, 5)))
-    for step in STEPS:
-        write_checkpoint(folder, step)
-    return folder
-
-
-@pytest.fixture
-def doctor(command):
-    """`doctor(folder)`: the exit code and the findings of the run section, by subject."""
-
-    def ask(folder):
-        outcome = command(main, ["--json", str(folder)])
-        content = json.loads(outcome.out)
-        assert outcome.err == "" and content["exit_code"] == outcome.code
-        findings = content["run"]
-        codes = [f["exit_code"] for f in content["environment"] + findings if f["exit_code"]]
-        assert outcome.code == next(iter(codes), 0)
-        return outcome.code, {finding["subject"]: finding for finding in findings}
-
-    return ask
-
-
-def states(findings):
-    return {name: f["state"] for name, f in findings.items() if f["state"] != "ok"}
 
 
 def everything_in(folder):
@@ -103,67 +66,8 @@ def test_nothing_is_changed_or_made(run, tmp_path, command):
     assert everything_in(tmp_path) == before
 
 
-def _flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda folder: _flip(folder / "state" / "data"), "state/data was changed"),
-        (lambda folder: _flip(folder / "manifest"), "manifest was changed"),
-        (lambda folder: os.truncate(folder / "state" / "data", 9), "9 bytes instead of 7,680"),
-        (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "manifest is missing"),
-        (lambda folder: (folder / "state" / "x").write_text(""), "state/x doesn't belong to it"),
-    ],
-)
-def test_the_newest_checkpoint_is_damaged(damage, reason, run, doctor):
-    damage(run / "checkpoints" / "30")
-    code, findings = doctor(run)
-    assert code == 4 and states(findings) == {
-        "checkpoint 30": "problem",
-        "metrics.jsonl": "note",  # two rows lie beyond update 20
-    }
-    assert reason in findings["checkpoint 30"]["text"]
-    assert findings["metrics.jsonl"]["num_beyond"] == 2
-    text = f"it would go on after update 20 of {PLAN.num_steps}, passing over 30: "
-    assert findings["resume"]["text"].startswith(text)
-
-
-def test_no_checkpoint_is_good(run, doctor):
-    for step in STEPS:
-        _flip(run / "checkpoints" / str(step) / "state" / "data")
-    code, findings = doctor(run)
-    assert code == 4 and findings["resume"]["state"] == "problem"
-    text = findings["resume"]["text"]
-    assert text.startswith("it would be refused: checkpoint 30 in ") and "nor can 2 older" in text
-
-
-def test_a_renamed_checkpoint(run, doctor):
-    (run / "checkpoints" / "30").rename(run / "checkpoints" / "40")
-    code, findings = doctor(run)
-    assert code == 4 and "it was saved as step 30, not 40" in findings["checkpoint 40"]["text"]
-
-
-def test_what_else_lies_there(run, doctor):
-    checkpoints = run / "checkpoints"
-    shutil.copytree(checkpoints / "30", checkpoints / "bad-30")
-    (checkpoints / "35.orbax-checkpoint-tmp-1").mkdir()
-    (checkpoints / "notes.txt").write_text("")
-    code, findings = doctor(run)
-    assert code == 0 and states(findings) == {"checkpoints": "note"}
-    assert "35.orbax-checkpoint-tmp-1 was left by a process" in findings["checkpoints"]["text"]
-
-
-def _without_checkpoints(run):
-    shutil.rmtree(run / "checkpoints")
-    (run / "metrics.jsonl").unlink()
-
-
 def test_a_run_that_has_not_saved(run, doctor):
-    _without_checkpoints(run)
+    without_checkpoints(run)
     code, findings = doctor(run)
     assert code == 0 and states(findings) == {"checkpoints": "note"}
     assert findings["resume"]["text"].startswith("it would begin with the first update: ")
@@ -188,63 +92,6 @@ def test_a_summary_without_its_checkpoint(run, doctor):
     code, findings = doctor(run)
     assert code == 0 and states(findings) == {"summary.json": "note"}
     assert "its last, is not among the good ones" in findings["summary.json"]["text"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "code", "text"),
-    [
-        ("config.json", "{", 5, "is damaged: it is not JSON"),
-        ("config.json", "[" * 100_000, 5, "is damaged"),
-        ("config.json", '{"optimizer": "sdg"}', 2, "did you mean 'sgd'"),
-        ("plan.json", "{}", 5, "holds no plan"),
-        ("plan.json", '{"phases": "<script>"}', 5, "holds no plan"),
-        ("summary.json", "[]", 5, "is damaged: it is not a JSON object"),
-        ("summary.json", "{}", 5, "names no step"),
-        ("metrics.jsonl", '{"step": "<b>"}\n', 4, "damaged or missing"),
-        ("metrics.jsonl", "[" * 100_000 + "\n", 4, "damaged or missing"),
-        ("config.json", os.mkfifo, 5, "not a regular file"),
-        ("plan.json", os.mkfifo, 5, "not a regular file"),
-        ("summary.json", os.mkfifo, 5, "not a regular file"),
-        ("metrics.jsonl", os.mkfifo, 5, "not a regular file"),
-    ],
-)
-def test_files_that_cannot_be_read(name, content, code, text, run, doctor):
-    if callable(content):
-        (run / name).unlink(missing_ok=True)
-        content(run / name)
-    else:
-        (run / name).write_text(content)
-    found, findings = doctor(run)
-    assert found == code and findings[name]["state"] == "problem"
-    assert text in findings[name]["text"]
-
-
-@pytest.mark.parametrize("name", ["environment.json", ".metrics.csv.tmp"])
-@pytest.mark.parametrize("with_checkpoints", [True, False])
-def test_folders_in_the_place_of_files(name, with_checkpoints, run, doctor):
-    if not with_checkpoints:
-        _without_checkpoints(run)
-    (run / name).mkdir()
-    code, findings = doctor(run)
-    assert code == 5 and "it is a folder where a run writes a file" in findings[name]["text"]
-    assert findings["resume"]["text"] == f"it would be refused, see {name}."
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("nowhere")])
-def test_a_lock_that_is_no_file(make, run, doctor):
-    (run / ".lock").unlink(missing_ok=True)
-    make(run / ".lock")
-    code, findings = doctor(run)
-    assert code == 2 and findings["resume"]["text"] == "it would be refused, see .lock."
-
-
-@pytest.mark.parametrize(("name", "expected"), [(".lock", 2), ("checkpoints", 5)])
-def test_what_this_user_may_not_write(name, expected, run, doctor, monkeypatch):
-    (run / ".lock").touch()
-    # Root, as whom tests may run, may write everywhere.
-    monkeypatch.setattr(os, "access", lambda path, how: not str(path).endswith(name))
-    code, findings = doctor(run)
-    assert code == expected and findings["resume"]["text"] == f"it would be refused, see {name}."
 
 
 def test_an_edited_seed(run, doctor):
@@ -292,50 +139,10 @@ def test_settings_that_are_gone(run, doctor):
     assert findings["resume"]["text"] == text
 
 
-def test_checkpoints_that_are_gone(run, doctor):
-    _without_checkpoints(run)
-    (run / "last_checkpoint.json").write_text('{"step": 30}')
-    code, findings = doctor(run)
-    assert code == 4 and "had checkpoints" in findings["resume"]["text"]
-
-
 def test_an_edited_plan(run, doctor):
     (run / "plan.json").write_text(json.dumps(TrainConfig(epochs=2).plan(1442).to_dict()))
     code, findings = doctor(run)
     assert code == 0 and states(findings) == {"plan.json": "note"}
-
-
-@pytest.mark.parametrize("is_there", [True, False])
-def test_rows_that_are_lost(is_there, run, doctor):
-    (run / "metrics.jsonl").unlink()
-    if is_there:
-        (run / "metrics.jsonl").write_bytes(metrics_content(range(1, 31, 5)))
-    code, findings = doctor(run)
-    assert code == 4 and findings["metrics.jsonl"]["state"] == "problem"
-    assert "--allow-change rows" in findings["metrics.jsonl"]["text"]
-    assert findings["resume"]["text"] == "it would be refused, see metrics.jsonl."
-
-
-def test_rows_that_are_known_as_lost(run, doctor):
-    (run / "metrics.jsonl").write_text("")
-    last = {"run_id": "0" * 16, "step": 30, "rows_lost_at": 30}
-    (run / "last_checkpoint.json").write_text(json.dumps(last))
-    code, findings = doctor(run)
-    assert code == 0 and findings["metrics.jsonl"]["text"] == "no row yet"
-    assert findings["resume"]["step"] == 30
-    assert findings["lost rows"]["text"] == "the rows up to update 30 were lost; nothing was left."
-    (run / "bad-metrics-30.jsonl").write_text("garbage")
-    assert "bad-metrics-30.jsonl" in doctor(run)[1]["lost rows"]["text"]
-
-
-def test_a_torn_line_and_rows_beyond(run, doctor):
-    (run / "metrics.jsonl").write_bytes(metrics_content(range(0, 36, 5)) + b'{"ste')
-    code, findings = doctor(run)
-    assert code == 0 and states(findings) == {"metrics.jsonl": "note"}
-    assert findings["metrics.jsonl"]["text"] == (
-        "8 rows, up to update 35; the last line was cut short and 1 row lies beyond checkpoint 30, "
-        "which a run removes and writes anew."
-    )
 
 
 def test_folders_that_are_no_run(run, tmp_path, doctor):
@@ -354,14 +161,6 @@ def test_folders_that_are_no_run(run, tmp_path, doctor):
 def test_a_name_that_no_disk_takes(tmp_path, doctor):
     code, findings = doctor(tmp_path / ("x" * 300))
     assert code == 5 and "File name too long" in findings["folder"]["text"]
-
-
-@pytest.mark.parametrize(
-    "content", ['{"prediction": []}', '{"prediction": {"phases": [{}]}}', "[" * 100_000, "\0"]
-)
-def test_a_damaged_prediction_decides_nothing(content, run):
-    (run / "plan.json").write_text(content)
-    assert RunFolder(run).wants_prediction(PLAN)
 
 
 def test_a_live_owner_and_a_dead_one(run, doctor, command):

@@ -91,7 +91,7 @@ def test_mistakes_about_the_data_too(fields, name):
         DataSettings(**fields)
 
 
-def test_one_sentence_of_each_kind():
+def test_one_sentence_of_each_kind():  # golden
     sentences = {
         "optimizer": ("sdg", "'sdg' is not one of sgd, adamw; did you mean 'sgd'?"),
         "steps_per_dispatch": ("atuo", "'atuo' is not one of a whole number, auto; did you mean "
@@ -127,7 +127,7 @@ def test_experiments_load_from_anywhere(tmp_path, monkeypatch):
     assert adaptive.plan(60_000).batch_sizes == (128, 256, 512, 1024)
 
 
-def test_an_arm_of_a_file(tmp_path):
+def test_an_arm_of_a_file():
     from experiments.digits_cnn import arms
 
     assert load_config(f"{EXPERIMENTS / 'digits_cnn.py'}:smith") == arms["smith"]
@@ -136,10 +136,10 @@ def test_an_arm_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("digits_cnn.py", "the command line names none; write .*digits_cnn.py:ARM with one of fix"),
-        ("digits_cnn.py:fixed", "has no arm 'fixed'; write .*:ARM with one of fixed_small, "),
-        ("digits.py:fixed", "doesn't define `arms"),
-        ("digits_c.py:fixed", "there is no file .*digits_c.py'"),
+        ("digits_cnn.py", "digits_cnn.py:ARM .*fixed_small"),
+        ("digits_cnn.py:fixed", "'fixed'.*:ARM .*fixed_small, "),
+        ("digits.py:fixed", "digits.py.*`arms"),
+        ("digits_c.py:fixed", "digits_c.py'"),
     ],
 )
 def test_an_arm_that_is_not_there(path, text):
@@ -159,7 +159,7 @@ def test_batchnorm_groups_divide_what_is_computed_at_a_time(batch_schedule, micr
     if rows is None:
         config.plan(400)
     else:
-        with pytest.raises(UsageError, match=f"batchnorm_group_size: 32 must divide the {rows} "):
+        with pytest.raises(UsageError, match=f"batchnorm_group_size: 32 .* {rows} "):
             config.plan(400)
 
 

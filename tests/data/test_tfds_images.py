@@ -130,14 +130,13 @@ def test_others_have_to_be_prepared(tmp_path):
     folder = tmp_path / "my data"
     with pytest.raises(
         UsageError,
-        match="'mnist' is not prepared yet; run "
-        f"`python -m adabatch_jax.prepare mnist --data-dir '{folder}'` first",
+        match=f"'mnist' .*`python -m adabatch_jax.prepare mnist --data-dir '{folder}'`",
     ):
         tfds_source("mnist", data_dir=folder)
 
 
 def test_image_size_must_be_positive(digits_dir):
-    with pytest.raises(UsageError, match="`image_size` must be at least 1 pixel, got 0"):
+    with pytest.raises(UsageError, match="`image_size` .* 0"):
         tfds_source("digits", "train", digits_dir, image_size=0)
 
 
@@ -209,7 +208,7 @@ def test_tfrecord_is_refused(damaged):
     data_dir, file = damaged
     info = json.loads((file.parent / "dataset_info.json").read_text())
     (file.parent / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
-    with pytest.raises(UsageError, match="was prepared as tfrecord, which can't be read by index"):
+    with pytest.raises(UsageError, match="digits.* tfrecord"):
         tfds_source("digits", "train", data_dir)
 
 
@@ -241,7 +240,7 @@ def test_an_orientation_is_ignored(channels):
 
 def test_four_channels_are_not_made_up():
     encoded = cv2.imencode(".png", np.zeros((3, 3, 3), np.uint8))[1].tobytes()
-    with pytest.raises(ValueError, match="not an 8-bit image of 4 channels"):
+    with pytest.raises(ValueError, match="8-bit .* 4 channels"):
         decode_image(encoded, 4)
 
 

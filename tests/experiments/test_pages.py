@@ -197,10 +197,10 @@ def test_names_that_lead_elsewhere_are_refused(make_study, name):
     content = json.loads((out / "study.json").read_text())
     for arms in ({name: content["arms"]["digits_cnn"]}, {"digits_cnn": {name: {}}}):
         (out / "study.json").write_text(json.dumps(content | {"arms": arms}))
-        with pytest.raises(StorageError, match="study.json is damaged: .* can't name an exp"):
+        with pytest.raises(StorageError, match="study.json .*damaged"):
             write_pages(out)
     (out / "study.json").write_text(json.dumps(content | {"seeds": ["/../../elsewhere"]}))
-    with pytest.raises(StorageError, match="study.json is damaged: .* is no seed"):
+    with pytest.raises(StorageError, match="study.json .*elsewhere"):
         write_pages(out)
 
 

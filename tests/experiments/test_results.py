@@ -68,7 +68,7 @@ def test_runs_that_did_not_finish(load_arm):
         assert (run.test_error, run.updates, run.training_seconds, run.best) == (None,) * 4
 
 
-def test_divergence_before_the_first_files(load_arm, tmp_path, write_study):
+def test_divergence_before_the_first_files(load_arm, tmp_path):
     folder = tmp_path / "runs/digits_cnn/adaptive/seed0"
     folder.mkdir(parents=True)
     (folder / "failure.json").write_text('{"kind": "diverged", "message": "at once"}')

@@ -97,9 +97,7 @@ def _newest(checkpoints: Path) -> Path:
 
 
 def _copies(checkpoints: Path) -> None:
-    newest = max(
-        (p for p in checkpoints.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name)
-    )
+    newest = _newest(checkpoints)
     shutil.copytree(newest, checkpoints / f"{newest.name} (copy)")
     shutil.copytree(newest, checkpoints / f"0{newest.name}")
     shutil.copytree(newest, checkpoints / f"{newest.name}.orbax-checkpoint-tmp")
@@ -107,9 +105,7 @@ def _copies(checkpoints: Path) -> None:
 
 
 def _links(checkpoints: Path) -> None:
-    newest = max(
-        (p for p in checkpoints.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name)
-    )
+    newest = _newest(checkpoints)
     (checkpoints / "99996").symlink_to(newest.name)
     (checkpoints / "99995").symlink_to("nowhere")
 

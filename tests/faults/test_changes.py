@@ -72,7 +72,7 @@ def test_another_past_is_refused_by_name(oracle, tmp_path, further, name):
     assert content(run.workdir) == before
 
 
-def test_an_edited_future_goes_on_and_is_told(oracle, begin):
+def test_an_edited_future_goes_on_and_is_told(begin):
     run = begin("carry")
     run.go("step.end:30:sigterm", code=143)
     edited = "--batch-schedule 16, 0.7ep: 30, 1.5ep: 60 --epochs 2.6 --log-every 5st"

@@ -46,14 +46,14 @@ def make_params():
     return {n: random.normal(size=s).astype(np.float32) for n, s in shapes.items()}
 
 
-def train(plan, workdir=None, loss_fn=loss_fn, **kwargs):
+def train(plan, workdir=None, loss_fn=loss_fn, source=TRAIN, **kwargs):
     lr = coupled_learning_rate(plan, 0.05)
     tx = optax.sgd(lr, momentum=0.9)
     state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
     defaults = dict(eval_fn=eval_fn, eval_source=TEST, eval_batch_size=8, log_every="4st", seed=5)
     defaults["layout"] = PLAIN
     kwargs = {**defaults, **kwargs}
-    return fit(loss_fn, tx, state, TRAIN, plan, learning_rate=lr, workdir=workdir, **kwargs)
+    return fit(loss_fn, tx, state, source, plan, learning_rate=lr, workdir=workdir, **kwargs)
 
 
 def reproducible(rows):

@@ -9,11 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from adabatch_jax.config import Layout, Operation
+from adabatch_jax.config import Layout
 from adabatch_jax.data.batches import batches
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.reporting.saved_run import load_run
-from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.fit import fit
 from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.plan import make_plan
@@ -130,7 +129,7 @@ def test_a_state_in_the_middle_goes_on_from_there():
     both = "".join(f"{sum(lane) % 2**64:016x}" for lane in zip(*lanes, strict=True))
     assert both == whole.summary["examples_digest"]
     short = make_plan(4, N, "1ep")
-    with pytest.raises(UsageError, match="has 34 updates behind it, more than the plan's 15"):
+    with pytest.raises(UsageError, match="34 updates.* 15"):
         fit(loss_fn, optax.sgd(lr, momentum=0.9), rest.state, TRAIN, short, seed=5)
 
 
@@ -235,9 +234,9 @@ def test_endless_streams():
     result = fit(loss_fn, tx, state, Stream(), plan, log_every="5st")
     assert [row["samples"] for row in result.history] == [20, 40, 80, 100]
     assert "epoch" not in result.history[0]
-    with pytest.raises(UsageError, match="period '1ep' is in epochs"):
+    with pytest.raises(UsageError, match="'1ep'"):
         fit(loss_fn, tx, result.state, Stream(), plan, eval_fn=eval_fn, eval_source=TEST)
-    with pytest.raises(UsageError, match="`state` was given to an earlier call"):
+    with pytest.raises(UsageError, match="`state`"):
         fit(loss_fn, tx, state, Stream(), plan)
 
 
@@ -286,15 +285,11 @@ def test_a_longer_run_and_an_edited_future_go_on(tmp_path):
 def test_another_past_is_refused_by_name(tmp_path):
     train(make_plan("4, 1ep: 8", N, "2ep"), tmp_path)
     for plan, kwargs, message in [
-        (make_plan("6, 1ep: 8", N, "2ep"), {}, "phase 1 had batch_size 4 there and has 6 here"),
-        (make_plan("4, 1.5ep: 8", N, "2ep"), {}, "phase 2 had start_sample 60 there and has 92"),
-        (
-            make_plan("4, 1ep: 8", N, "1ep"),
-            {},
-            "had 120 samples in 2 phases and this one has 60 in 1",
-        ),
-        (make_plan("4, 1ep: 8", N, "2ep", "drop"), {}, "remainder='carry' and this one 'drop'"),
-        (make_plan("4, 1ep: 8", N, "2ep"), {"seed": 6}, "has seed 5, not 6"),
+        (make_plan("6, 1ep: 8", N, "2ep"), {}, "phase 1 .*batch_size 4 .* 6 "),
+        (make_plan("4, 1.5ep: 8", N, "2ep"), {}, "phase 2 .*start_sample 60 .* 92"),
+        (make_plan("4, 1ep: 8", N, "1ep"), {}, "120 samples in 2 phases .* 60 in 1"),
+        (make_plan("4, 1ep: 8", N, "2ep", "drop"), {}, "remainder='carry' .*'drop'"),
+        (make_plan("4, 1ep: 8", N, "2ep"), {"seed": 6}, "seed 5, not 6"),
     ]:
         with pytest.raises(RestoreError, match=message):
             train(plan, tmp_path, **kwargs)
@@ -305,15 +300,15 @@ def test_another_model_is_refused_by_name(tmp_path):
     train(plan, tmp_path)
     tx = optax.adam(1e-3)
     state = TrainState.create(params=make_params(), tx=tx, model_state={"seen": 0})
-    with pytest.raises(RestoreError, match="another model or optimizer: opt_state.*absent"):
+    with pytest.raises(RestoreError, match="opt_state"):
         fit(loss_fn, tx, state, TRAIN, plan, workdir=tmp_path, seed=5)
 
 
 def test_mistakes(tmp_path):
     plan = make_plan("4", N, "1ep")
-    with pytest.raises(UsageError, match="`eval_fn` and `eval_source` belong together"):
+    with pytest.raises(UsageError, match="`eval_fn` .*`eval_source`"):
         train(plan, eval_source=None)
-    with pytest.raises(UsageError, match="a period must be longer than nothing"):
+    with pytest.raises(UsageError, match="0st"):
         train(plan, log_every="0st")
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -359,122 +354,6 @@ def test_sources_to_evaluate_on_have_names(tmp_path):
     assert both.summary["holdout_accuracy"] == expected["accuracy"]
     seconds = [row["training_seconds"] for row in both.history]
     assert seconds == sorted(seconds) and 0 < seconds[-1] < both.history[-1]["elapsed_seconds"]
-
-
-class Said(Progress):
-    def __init__(self):
-        self.texts = []
-
-    def message(self, text):
-        self.texts.append(text)
-
-
-def begun_with(tmp_path, layout, **options):
-    """A run that was stopped after 13 updates."""
-    stop = {"on_step": lambda finished, *_: finished == 13}
-    train(PLANS["carry"], tmp_path, layout=layout, **stop, **options)
-
-
-def test_other_microbatches_are_refused_where_they_may_change_more_than_rounding(tmp_path):
-    begun_with(tmp_path, Layout(microbatch_size=4, steps_per_dispatch=1))
-    before = modification_times(tmp_path)
-    for size in (None, 2):
-        with pytest.raises(UsageError, match="^microbatch_size: .* with 4, .*--allow-change"):
-            train(PLANS["carry"], tmp_path, layout=Layout(microbatch_size=size))
-    assert modification_times(tmp_path) == before
-    # One that its user allows is recorded.
-    kept = train(
-        PLANS["carry"], tmp_path, layout=Layout(microbatch_size=2),
-        allow_change=("microbatch_size",),
-    )  # fmt: skip
-    assert {"kind": "layout", "step": 13, "setting": "microbatch_size", "from": 4, "to": 2} in (
-        kept.summary["decisions"]
-    )
-
-
-def test_another_layout_is_told_key_by_key(tmp_path):
-    said = Said()
-    layout = Layout(microbatch_size=4, steps_per_dispatch=1)
-    begun_with(tmp_path, layout, independent_groups=1)
-    result = train(
-        PLANS["carry"], tmp_path, layout=Layout(microbatch_size=2, accumulation="split"),
-        independent_groups=1, operation=Operation(progress=said),
-    )  # fmt: skip
-    changes = [d for d in result.summary["decisions"] if d["kind"] == "layout"]
-    assert {d["setting"]: (d["from"], d["to"]) for d in changes} == {
-        "microbatch_size": (4, 2), "accumulation": ("fused", "split"),
-    }  # fmt: skip
-    for name in ("microbatch_size 2 instead of 4", "accumulation split instead of fused"):
-        assert any(name in text for text in said.texts)
-
-
-def test_auto_keeps_the_layout_that_the_run_was_begun_with(tmp_path):
-    begun_with(tmp_path, Layout(microbatch_size=4, steps_per_dispatch=3))
-    result = train(PLANS["carry"], tmp_path)
-    assert result.summary["decisions"] == []
-    environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["layout"]["microbatch_size"] == 4
-    assert environment["layout"]["steps_per_dispatch"] == 3
-
-
-def test_a_layout_that_nobody_asks_to_change_is_kept(tmp_path):
-    mesh = data_mesh(jax.devices()[:2])
-    layout = Layout(microbatch_size=8, accumulation="split", shard_params=True)
-    begun_with(tmp_path, layout, mesh=mesh)
-    shutil.copytree(tmp_path, tmp_path.with_name("other"))
-    said = Said()
-    result = train(
-        PLANS["carry"], tmp_path, layout=Layout(), mesh=mesh, operation=Operation(progress=said)
-    )
-    assert result.summary["decisions"] == []
-    assert not any("instead of" in text for text in said.texts)
-    environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["layout"]["accumulation"] == "split"
-    assert environment["layout"]["shard_params"] is True
-    said, asked = Said(), Layout(accumulation="fused", shard_params=False)
-    result = train(
-        PLANS["carry"], tmp_path.with_name("other"), layout=asked, mesh=mesh,
-        operation=Operation(progress=said),
-    )  # fmt: skip
-    changes = {d["setting"]: (d["from"], d["to"]) for d in result.summary["decisions"]}
-    assert changes == {"accumulation": ("split", "fused"), "shard_params": (True, False)}
-    for name in ("accumulation fused instead of split", "shard_params False instead of True"):
-        assert any(name in text for text in said.texts)
-
-
-def test_a_split_run_goes_on_fused_where_what_is_asked_for_needs_it(tmp_path):
-    begun_with(tmp_path, Layout(microbatch_size=8, accumulation="split"))
-    layout = Layout(steps_per_dispatch=2)
-    result = train(PLANS["carry"], tmp_path, layout=layout)
-    changes = {d["setting"]: d["to"] for d in result.summary["decisions"]}
-    assert changes == {"accumulation": "fused", "steps_per_dispatch": 2}
-
-
-def test_micro_batches_that_cut_groups_are_refused(tmp_path):
-    def normalizing(params, model_state, batch, rng):
-        rows = batch["x"].reshape(-1, 4, 5)
-        normal = (rows - rows.mean(1, keepdims=True)) / (rows.std(1, keepdims=True) + 0.1)
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            apply(params, normal.reshape(-1, 5)), batch["y"]
-        )
-        return weighted_mean(losses, batch["weight"]), (model_state, {})
-
-    plan = make_plan("24", N, "6ep", "drop")
-    options = {"loss_fn": normalizing, "independent_groups": 4}
-    undisturbed = train(plan, layout=Layout(microbatch_size=8), **options)
-    train(
-        plan, tmp_path / "run", layout=Layout(microbatch_size=8),
-        on_step=lambda finished, *_: finished == 5, **options,
-    )  # fmt: skip
-    for size in (12, None):
-        run = shutil.copytree(tmp_path / "run", tmp_path / str(size))
-        result = train(plan, run, layout=Layout(microbatch_size=size), **options)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-            result.state.params, undisturbed.state.params,
-        )  # fmt: skip
-    with pytest.raises(UsageError, match="^microbatch_size: .* with 8, .*--allow-change"):
-        train(plan, tmp_path / "run", layout=Layout(microbatch_size=6), **options)
 
 
 @pytest.mark.parametrize(

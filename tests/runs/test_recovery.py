@@ -1,56 +1,30 @@
 """Stops, updates that aren't finite and failing saves, where several of them fall together."""
 
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 
 from adabatch_jax.config import Operation
-from adabatch_jax.data.sources import array_source
-from adabatch_jax.runs.fit import fit
 from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.fault_points import InjectedFault
 from adabatch_jax.system.interruption import Interruption
-from adabatch_jax.training.loss_functions import weighted_mean
-from adabatch_jax.training.train_state import TrainState
-from tests.runs.small_run import PLAIN
+from tests.runs import small_run
+from tests.runs.small_run import TRAIN, N, reproducible
 
-N = 60
-X = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
-SOURCE = array_source({"x": X, "y": X.sum(1)})
 PLAN = make_plan("4, 12st: 8", N, "20st")  # 8 of 12 updates, then 8 of 8
-TX = optax.adam(0.05)
 
 
-def loss_fn(params, model_state, batch, rng):
-    error = batch["x"] @ params["w"] - batch["y"]
-    return weighted_mean(error**2, batch["weight"]), (model_state, {})
-
-
-def eval_fn(params, model_state, batch):
-    return {"loss": loss_fn(params, model_state, batch, None)[0]}
-
-
-def train(workdir, on_nan="stop", **kwargs):
-    state = TrainState.create(params={"w": jnp.zeros(3)}, tx=TX)
-    defaults = {"eval_fn": eval_fn, "eval_source": SOURCE, "eval_batch_size": 16}
-    defaults |= {"eval_every": "6st", "checkpoint_every": "4st", "log_every": "3st"}
+def train(workdir, on_nan="stop", **further):
+    options = {"eval_source": TRAIN, "eval_batch_size": 16, "eval_every": "6st"}
+    options |= {"checkpoint_every": "4st", "log_every": "3st"} | further
     with Interruption() as interruption:
         operation = Operation(on_nan, interruption=interruption)
-        arguments = defaults | {"operation": operation, "layout": PLAIN} | kwargs
-        return fit(loss_fn, TX, state, SOURCE, PLAN, workdir=workdir, **arguments)
-
-
-def rows(result):
-    return [
-        {k: v for k, v in row.items() if not k.endswith(("_seconds", "_per_second"))}
-        for row in result.history
-    ]
+        return small_run.train(PLAN, workdir, operation=operation, **options)
 
 
 def assert_same(result, whole):
     assert not result.stopped
-    assert repr(rows(result)) == repr(rows(whole))  # NaN is like NaN
+    assert repr(reproducible(result.history)) == repr(
+        reproducible(whole.history)
+    )  # NaN is like NaN
     for name in ("step", "weights_digest", "examples_digest", "decisions"):
         assert result.summary[name] == whole.summary[name], name
 

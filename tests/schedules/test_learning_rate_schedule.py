@@ -234,31 +234,31 @@ def test_endless_streams():
     assert float(lr(500)) == pytest.approx(
         0.1 * (1 + math.cos(math.pi * 500 * 32 / 4e6)) / 2 * 0.5, rel=1e-6
     )
-    with pytest.raises(UsageError, match="callable of the epoch needs epochs"):
+    with pytest.raises(UsageError, match="epoch"):
         coupled_learning_rate(plan, lambda epoch: 0.1)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: coupled_learning_rate(p, 0.1, "liner"), "coupling 'liner'.*mean 'linear'"),
-        (lambda p: coupled_learning_rate(p, 0.1, float("nan")), "unknown coupling nan"),
-        (lambda p: coupled_learning_rate(p, -0.1), "can't be negative, got -0.1"),
-        (lambda p: coupled_learning_rate(p, "0.1x"), "`base` must be a finite number"),
-        (lambda p: coupled_learning_rate(p, 0.1, "linear", 0), "`reference_batch_size` must be"),
+        (lambda p: coupled_learning_rate(p, 0.1, "liner"), "coupling 'liner'.* 'linear'"),
+        (lambda p: coupled_learning_rate(p, 0.1, float("nan")), "coupling nan"),
+        (lambda p: coupled_learning_rate(p, -0.1), "-0.1"),
+        (lambda p: coupled_learning_rate(p, "0.1x"), "`base` .*0.1x"),
+        (lambda p: coupled_learning_rate(p, 0.1, "linear", 0), "`reference_batch_size` .* 0"),
         (
             lambda p: coupled_learning_rate(p, parse_learning_rate("1, 2ep: 0.5, 1ep: 0.1")),
-            "must increase, but 1ep is at sample 1,000",
+            "1ep .* 1,000",
         ),
         (
             lambda p: coupled_learning_rate(make_plan(1, 10**10, "1ep"), 0.1),
-            "optax counts updates in int32",
+            "int32",
         ),
         (
             lambda p: coupled_learning_rate(
                 make_plan(1, 10**9, "1ep"), parse_learning_rate("1 x0.9 every 1st")
             ),
-            "changes more than 100,000 times",
+            "100,000",
         ),
     ],
 )

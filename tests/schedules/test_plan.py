@@ -104,7 +104,7 @@ def test_endless_streams():
         make_plan("32 x2 every 1ep", num_examples=None, duration="10Ksp")
     with pytest.raises(UsageError, match="can only carry"):
         make_plan("32", num_examples=None, duration="10Ksp", remainder="drop")
-    with pytest.raises(UsageError, match="has no epochs"):
+    with pytest.raises(UsageError, match="epochs"):
         plan.epoch_at(3)
 
 
@@ -116,22 +116,18 @@ def test_endless_streams():
         ("128, 20ep: 256, 1Msp: 512", {}, "must increase"),
         ([(0, 128), ("0ep", 256)], {}, "must increase.*the start"),
         ([("5ep", 128)], {}, "must begin at 0"),
-        ("128 x8 every 20ep", {}, r"size 65536 of phase 4, which.*epoch 60.*exceeds num_examples"),
-        (60_000, {}, "batch size 60000 of phase 1,.*exceeds num_examples=50000.*max 50000"),
-        ("128 x0.1 every 20ep", {}, "falls to 0 in phase 4.*min"),
-        (128, {"duration": 100}, 'duration 100 has no unit.*"100ep"'),
-        (128, {"duration": "100"}, "has no unit"),
-        (128, {"duration": "50%"}, "can't be a share of itself"),
-        (128, {"duration": "0ep"}, "longer than nothing"),
-        (128, {"duration": 1.5}, "a whole number of samples, got 1.5"),
+        ("128 x8 every 20ep", {}, r"65536 of phase 4.*epoch 60.*num_examples"),
+        (60_000, {}, "60000 of phase 1.*num_examples=50000.*max 50000"),
+        ("128 x0.1 every 20ep", {}, "0 in phase 4.*min"),
+        (128, {"duration": 100}, 'duration 100 .*"100ep"'),
+        (128, {"duration": "100"}, "duration .*100"),
+        (128, {"duration": "50%"}, "50%"),
+        (128, {"duration": "0ep"}, "0ep"),
+        (128, {"duration": 1.5}, "samples.* 1.5"),
         (128, {"duration": "100sp", "remainder": "drop"}, "plan has no step"),
-        (
-            128,
-            {"remainder": "carried"},
-            "'carry', 'partial' or 'drop', got 'carried'; did you mean",
-        ),
-        (128, {"num_examples": 0}, "`num_examples` must be at least 1, got 0"),
-        (128, {"num_examples": "many"}, "`num_examples` must be a whole number"),
+        (128, {"remainder": "carried"}, "'partial' or 'drop'.* 'carried'.* 'carry'"),
+        (128, {"num_examples": 0}, "`num_examples` .* 0"),
+        (128, {"num_examples": "many"}, "`num_examples` .*many"),
         (3.5, {}, "an int, a text, a schedule or pairs"),
     ],
 )
@@ -142,9 +138,9 @@ def test_mistakes(schedule, kwargs, message):
 
 def test_divisible_by_only_checks():
     assert doubling(divisible_by=128).phases == doubling().phases
-    with pytest.raises(UsageError, match="batch size 100 of phase 1 .*8.*sizes are 96 and 104"):
+    with pytest.raises(UsageError, match="100 of phase 1 .*8.* 96 and 104"):
         make_plan(100, 50_000, "1ep", divisible_by=8)
-    with pytest.raises(UsageError, match="batch size 4 of phase 1 .*size is 8"):
+    with pytest.raises(UsageError, match="4 of phase 1 .* 8"):
         make_plan("4", 50_000, "1ep", divisible_by=8)
     # A size that the run never reaches is no reason to stop it.
     make_plan("96, 2ep: 100", 50_000, "1ep", divisible_by=8)
@@ -163,11 +159,11 @@ def test_continued():
     whole = plan.continued(2048, plan.num_samples, "101ep")
     assert whole.samples_at(plan.num_steps) == plan.num_samples
     assert next(whole.steps(plan.num_steps - 1)).num_real < 2048
-    with pytest.raises(UsageError, match="no step begins at from_sample=5.* 0 and 128"):
+    with pytest.raises(UsageError, match="from_sample=5.* 0 and 128"):
         plan.continued(128, 5, "100ep")
-    with pytest.raises(UsageError, match="outside the plan"):
+    with pytest.raises(UsageError, match="5,?000,?001"):
         plan.continued(128, 5_000_001, "200ep")
-    with pytest.raises(UsageError, match="ends before sample"):
+    with pytest.raises(UsageError, match=f"1ep.* {change}"):
         plan.continued(128, change, "1ep")
 
 
@@ -233,7 +229,7 @@ def test_slow_growth_takes_as_long_as_it_has_phases():
 def test_continued_checks_divisibility_of_what_comes_only():
     plan = make_plan("100", 1000, "2ep", divisible_by=4)
     assert plan.continued("100", 1000, "3ep").num_steps == 30
-    with pytest.raises(UsageError, match="not divisible by 4"):
+    with pytest.raises(UsageError, match="50 .* 4"):
         plan.continued("50", 1000, "3ep")
 
 

@@ -59,27 +59,27 @@ def test_growth_round_trips(init_value, factor, every, bounded, multiple_of):
         ("", "at its end: expected a whole batch size"),
         ("x2", "at 'x2' .character 1."),
         ("12.5", "expected a whole batch size"),
-        ("0", "must be at least 1, got 0"),
-        ("-5", "must be at least 1, got -5"),
+        ("0", "`batch_size` .* 0"),
+        ("-5", "`batch_size` .* -5"),
         ("128 x2", "at its end: expected 'every'"),
         ("128 x2 evry 20ep", "'evry' .character 8.: expected 'every'"),
         ("128 x every 20ep", "expected a growth factor"),
         ("128 x2 every 20", None),
         ("128 x2 every 20epochs", "'20epochs' .character 14.*did you mean 'ep'"),
-        ("128 x2 every 0ep", "at '0ep'.*must be longer than nothing"),
-        ("128 x0 every 20ep", "`growth_factor` must be above 0, got 0"),
-        ("128 x-2 every 20ep", "`growth_factor` must be above 0"),
+        ("128 x2 every 0ep", "at '0ep'"),
+        ("128 x0 every 20ep", "`growth_factor` .* 0"),
+        ("128 x-2 every 20ep", "`growth_factor` .* -2"),
         ("128 x2 every 20ep min 64", "bounded by 'max'"),
         ("128 x2 every 20ep max 64", "at least init_value=128"),
         ("128 x0.5 every 20ep min 256", "at most init_value=128"),
         ("128 x2 every 20ep max 2048 max 4096", "nothing more"),
-        ("128 x2 every 20ep multiple 0", "`multiple_of` must be at least 1"),
+        ("128 x2 every 20ep multiple 0", "`multiple_of` .* 0"),
         ("128, 20ep 256", "'256' .character 11.: expected ':'"),
         ("128, 20ep: 256,", "at its end: expected a duration"),
         ("128, 20ep: 256 40ep: 512", "expected ',' or nothing more"),
-        ("128, 20ep: 0", "`batch size from 20ep` must be at least 1"),
+        ("128, 20ep: 0", "20ep.* 0"),
         ("128 to 2048 over 50%", "at its end: expected 'in'"),
-        ("128 to 2048 over 50% in 1", "`num_stages` must be at least 2"),
+        ("128 to 2048 over 50% in 1", "`num_stages` .* 1"),
         ("128 grows", "at 'grows'"),
     ],
 )
@@ -118,13 +118,13 @@ def test_durations(text, value, unit):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ep", "can't read the duration 'ep'"),
-        ("-5ep", "can't read the duration"),
-        (-5, "can't be negative, got -5"),
+        ("ep", "duration 'ep'"),
+        ("-5ep", "duration '-5ep'"),
+        (-5, "duration.* -5"),
         ("20eps", "unknown unit 'eps'.*did you mean 'ep'"),
         ("20 steps", "unknown unit 'steps'.*did you mean 'st'"),
         ("20xyz", "unknown unit 'xyz'.*units are ep"),
-        ("1.5st", "no whole number of steps"),
+        ("1.5st", "1.5st"),
         (1.5, "a text with a unit"),
         (True, "a text with a unit"),
     ],
@@ -171,18 +171,18 @@ def test_growth_from_decay_takes_over_the_decay():
     assert str(schedule) == "128, 30ep: 1280, 60ep: 12800"
     seesaw = growth_from_decay(100, {"10ep": 0.25}, power=0.5)
     assert str(seesaw) == "100, 10ep: 200"
-    with pytest.raises(UsageError, match="decay at 10ep must be above 0"):
+    with pytest.raises(UsageError, match="decay at 10ep .* 0"):
         growth_from_decay(100, {"10ep": 0})
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: constant(0), "`batch_size` must be at least 1, got 0"),
-        (lambda: constant(2.5), "`batch_size` must be a whole number"),
-        (lambda: constant(True), "must be a whole number"),
-        (lambda: exponential_growth(128, "two", "20ep"), "`growth_factor` must be a finite number"),
-        (lambda: exponential_growth(128, float("nan"), "20ep"), "must be a finite number"),
+        (lambda: constant(0), "`batch_size` .* 0"),
+        (lambda: constant(2.5), "`batch_size` .* 2.5"),
+        (lambda: constant(True), "`batch_size` .*True"),
+        (lambda: exponential_growth(128, "two", "20ep"), "`growth_factor` .*two"),
+        (lambda: exponential_growth(128, float("nan"), "20ep"), "`growth_factor` .*nan"),
         (lambda: as_schedule([]), "must begin at 0"),
         (lambda: as_schedule(None), "an int, a text"),
         (lambda: as_schedule([3, 4]), "an int, a text"),

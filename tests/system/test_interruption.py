@@ -205,5 +205,5 @@ def test_the_time_limit_leaves_room_for_stopping():
     assert (interruption.requested, interruption.name) == (True, "--max-time")
     assert interruption.exit_code == 143
     assert not Interruption(started=0).requested
-    with pytest.raises(UsageError, match="`max_seconds` must be above 0, got 0"):
+    with pytest.raises(UsageError, match="`max_seconds` .* 0"):
         Interruption(max_seconds=0)

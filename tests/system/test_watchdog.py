@@ -192,5 +192,5 @@ def test_without_a_limit_it_does_nothing():
     with Watchdog(600, None):
         assert [t for t in threading.enumerate() if t.name == "watchdog"]
     assert not [t for t in threading.enumerate() if t.name == "watchdog"]
-    with pytest.raises(UsageError, match="`timeout_seconds` must be above 0, got 0"):
+    with pytest.raises(UsageError, match="`timeout_seconds` .* 0"):
         Watchdog(0, None)

@@ -177,13 +177,13 @@ def test_the_loop_uploads_nothing_implicitly():
 
 def test_what_does_not_fit_is_refused_before_training():
     steps = []
-    with pytest.raises(UsageError, match=r"batch 12 \(micro-batch 12\) needs .*'auto'"):
+    with pytest.raises(UsageError, match=r"batch 12 \(micro-batch 12\) .*'auto'"):
         train(device_memory=100, on_step=lambda *_: steps.append(1))
-    with pytest.raises(UsageError, match="doesn't fit even with micro-batch 1: .* bytes"):
+    with pytest.raises(UsageError, match="micro-batch 1: .* bytes"):
         train(device_memory=100, microbatch_size="auto")
-    with pytest.raises(UsageError, match="input can't be resident: its examples take 1,400 bytes"):
+    with pytest.raises(UsageError, match="resident: .* 1,400 bytes"):
         train(device_memory=1000, input="resident")
-    with pytest.raises(UsageError, match="8 devices, more than the largest batch has examples"):
+    with pytest.raises(UsageError, match="8 devices"):
         plan = make_plan(4, N, "1ep")
         train(plan=plan, mesh=data_mesh())
     assert not steps

@@ -132,22 +132,15 @@ def test_what_does_not_fit_is_read_each_time():
 
 
 @pytest.mark.parametrize("num_devices", [None, 4])
-def test_compiled_ahead(num_devices, tmp_path):
+def test_compiled_ahead(num_devices, compilations):
     mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
-    state, compiled = make_state(), []
+    state = make_state()
     with Evaluator(eval_fn, Numbers(10), 4, mesh) as evaluator:
         abstract = jax.eval_shape(lambda: (state.params, state.model_state))
         evaluator.program = evaluator.lower(*abstract).compile()
-
-        def note(event, duration, **kwargs):
-            compiled.append(event) if event.endswith("backend_compile_duration") else None
-
-        jax.monitoring.register_event_duration_secs_listener(note)
-        try:
-            metrics = evaluator(state)
-        finally:
-            jax.monitoring.unregister_event_duration_listener(note)
-    assert compiled == []
+        before = len(compilations)
+        metrics = evaluator(state)
+        assert len(compilations) == before
     assert metrics == evaluate(eval_fn, state, Numbers(10), 4, mesh)
 
 
@@ -203,7 +196,7 @@ def test_stopped_while_the_source_hangs(monkeypatch):
 
 
 def test_errors():
-    with pytest.raises(UsageError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="batch_size .* 0"):
         evaluate(eval_fn, make_state(), Numbers(3), 0)
     with pytest.raises(UsageError, match="source has no examples"):
         evaluate(eval_fn, make_state(), Numbers(0), 4)

@@ -140,5 +140,5 @@ def test_which_axis_is_sharded():
 
 
 def test_there_must_be_devices_to_shard_over():
-    with pytest.raises(UsageError, match="shard_params=True needs the mesh"):
+    with pytest.raises(UsageError, match="shard_params=True .*mesh"):
         make_train_step(loss_fn, TX, shard_params=True)

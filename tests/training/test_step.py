@@ -87,14 +87,14 @@ def test_rng_is_folded_with_step_and_microbatch(make_key):
 
 def test_bad_arguments_and_loss_functions():
     for name in ("microbatch_size", "independent_groups"):
-        with pytest.raises(UsageError, match=f"{name} must be at least 1, got 0"):
+        with pytest.raises(UsageError, match=f"{name} .* 0"):
             make_train_step(linear_loss, optax.sgd(1.0), **{name: 0})
 
     def with_loss(params, model_state, batch, rng):
         return linear_loss(params, model_state, batch, rng)[0], (model_state, {"loss": 1.0})
 
     step = make_train_step(with_loss, optax.sgd(1.0))
-    with pytest.raises(UsageError, match="must not have the key 'loss'"):
+    with pytest.raises(UsageError, match="'loss'"):
         step(linear_state(), linear_batch([1]), jax.random.key(0))
 
     def other_state(params, model_state, batch, rng):

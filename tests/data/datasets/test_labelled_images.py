@@ -87,7 +87,7 @@ def test_the_module_that_the_info_names_is_not_imported(hostile):
 def test_datasets_of_other_names_are_checked_too(hostile):
     data_dir = hostile(_renamed_class)
     (data_dir / "digits").rename(data_dir / "others")
-    with pytest.raises(StorageError, match="dataset 'others' .*names the class"):
+    with pytest.raises(StorageError, match="'others' .*class"):
         dataset_spec("others", data_dir)
 
 

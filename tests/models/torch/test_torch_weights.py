@@ -125,7 +125,7 @@ def test_arrays_of_another_network_are_refused(model):
         load_torch_weights(model, deeper)
 
 
-def test_trained_arrays_come_back_through_update(arrays, model):
+def test_trained_arrays_come_back_through_update(model):
     params, model_state, _, _ = models.functions(model)
     trained = jax.tree.map(lambda leaf: leaf + 1, (params, model_state))
     before = to_torch_arrays(model)

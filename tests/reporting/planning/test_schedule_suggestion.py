@@ -42,7 +42,7 @@ def test_what_the_rule_can_reach_is_tried(rule, max_batch, sizes):
 
 
 def test_a_bound_below_the_first_batch_is_refused():
-    with pytest.raises(UsageError, match="--max-batch: must be at least the first batch, 64"):
+    with pytest.raises(UsageError, match="--max-batch: .* 64.* 63"):
         sizes_to_try(parse_schedule("64 x2 every 20%"), make_plan("8", 2000, "20ep"), 63)
 
 

@@ -1,4 +1,6 @@
-"""States that hold a bit of everything, and a folder of checkpoints of one."""
+"""States that hold a bit of everything, folders of checkpoints of one, and who writes them."""
+
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.runs.checkpoints.checkpoint_files import Contents, write_checkpoint
-from adabatch_jax.runs.checkpoints.verifying import check_checkpoint
+from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
+from adabatch_jax.runs.checkpoints.verifying import check_checkpoint, newest_good
+from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.train_state import TrainState
 
 
@@ -61,3 +66,30 @@ def two_saved(tmp_path_factory):
     for step in (3, 7):
         written(directory, plain_state(step), step, samples=32 * step)
     return directory
+
+
+class Said(Progress):
+    def __init__(self):
+        self.messages = []
+
+    def message(self, text):
+        self.messages.append(text)
+
+
+def opened(directory, newest=2, **further):
+    options = {"best": None, "every": None, "on_error": "stop", "on_saved": lambda step: None}
+    options |= {"watchdog": Watchdog(None, None), "progress": Progress(), **further}
+    return closing(Checkpoints(directory, newest=newest, **options))
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def restored(directory, step):
+    found, _ = newest_good(directory)
+    assert found.step == step
+    with opened(directory, 1) as checkpoints:
+        state = checkpoints.restore(found, plain_state())
+        assert checkpoints.latest == step
+    return state

@@ -3,54 +3,20 @@
 import resource
 import shutil
 import threading
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import jax
 import pytest
 
-from adabatch_jax import make_plan
-from adabatch_jax.config.value_texts import parse_score
 from adabatch_jax.runs.checkpoints import checkpoint_files, deleting_old
-from adabatch_jax.runs.checkpoints import checkpoints as checkpoints_module
-from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 from adabatch_jax.runs.checkpoints.verifying import (
     check_checkpoint,
     committed_steps,
     newest_good,
-    read_run,
 )
-from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.schedules.periods import every
 from adabatch_jax.system.errors import StorageError
 from adabatch_jax.system.watchdog import Watchdog
-from tests.runs.checkpoints.conftest import bits, plain_state
-
-
-class Said(Progress):
-    def __init__(self):
-        self.messages = []
-
-    def message(self, text):
-        self.messages.append(text)
-
-
-def opened(directory, newest=2, **further):
-    options = {"best": None, "every": None, "on_error": "stop", "on_saved": lambda step: None}
-    options |= {"watchdog": Watchdog(None, None), "progress": Progress(), **further}
-    return closing(Checkpoints(directory, newest=newest, **options))
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
-
-
-def restored(directory, step):
-    found, _ = newest_good(directory)
-    assert found.step == step
-    with opened(directory, 1) as checkpoints:
-        state = checkpoints.restore(found, plain_state())
-        assert checkpoints.latest == step
-    return state
+from tests.runs.checkpoints.conftest import Said, bits, names, opened, plain_state, restored
 
 
 @pytest.fixture
@@ -185,7 +151,7 @@ def test_a_folder_that_can_not_be_written(tmp_path, capfd):
     assert capfd.readouterr().err == ""
     assert_all_end(set(threading.enumerate()) - threads)
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot write .*file"):
+    with pytest.raises(StorageError, match=f"{tmp_path}/file"):
         opened(tmp_path / "file")
 
 
@@ -197,8 +163,11 @@ def test_an_error_before_the_commit_commits_nothing(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(checkpoint_files, "reach", broken)
             checkpoints.save(5, plain_state(), {})
-            with pytest.raises(StorageError, match="written: No space left on device.$"):
+            with pytest.raises(StorageError) as caught:
                 look_until(checkpoints.check)
+        assert str(caught.value) == (  # golden
+            f"a checkpoint in {tmp_path} can't be written: No space left on device."
+        )
         assert names(tmp_path) == []
         checkpoints.check()
         checkpoints.save(5, plain_state(), {})
@@ -241,50 +210,6 @@ def test_a_higher_step_in_the_folder_hinders_nothing(tmp_path):
     assert newest_good(tmp_path)[0].step == 6
 
 
-def test_the_newest_and_the_best_stay(tmp_path):
-    scores = {1: 0.5, 2: 0.9, 3: float("nan"), 4: None, 5: 0.2, 6: 0.1}
-    best = parse_score("max test_accuracy")
-    with opened(tmp_path, best=best) as checkpoints:
-        for step, score in scores.items():
-            if score is not None:
-                checkpoints.measured({"step": step, "test_accuracy": score})
-            checkpoints.save(step, plain_state(), {})
-            checkpoints.wait()
-            if step == 4:
-                assert committed_steps(tmp_path) == [2, 3, 4]
-    assert committed_steps(tmp_path) == [2, 5, 6]
-    with opened(tmp_path, best=best) as checkpoints:  # the scores are on disk
-        (tmp_path / "5/manifest").unlink()  # counts no more, and isn't ours to delete
-        checkpoints.measured({"step": 7, "test_accuracy": 1.0})
-        checkpoints.save(7, plain_state(), {})
-    assert committed_steps(tmp_path) == [5, 6, 7]
-    with opened(tmp_path, newest=1, best=best) as checkpoints:
-        for step, score in ((8, 0.3), (9, 2.0), (10, 0.4), (11, 0.5)):
-            checkpoints.save(step, plain_state(), {})
-            # What is known only after it was saved.
-            checkpoints.measured({"step": step, "test_accuracy": score})
-    assert committed_steps(tmp_path) == [5, 9, 11]
-
-
-def test_one_of_each_period_stays(tmp_path):
-    plan = make_plan("10", num_examples=100, duration="3ep")
-    with opened(tmp_path, newest=1, every=every(plan, "1ep")) as checkpoints:
-        for step in (4, 8, 12, 16, 20, 24, 28):
-            checkpoints.save(step, plain_state(), {})
-    assert committed_steps(tmp_path) == [12, 20, 28]
-    assert [read_run(tmp_path / str(step))["keep"] for step in (12, 20, 28)] == [True, True, False]
-
-
-def test_what_is_not_measured_is_told_once(tmp_path):
-    said = Said()
-    with opened(tmp_path, best=parse_score("max test_f1"), progress=said) as checkpoints:
-        for step in (1, 2):
-            checkpoints.measured({"step": step, "train_loss": 0.5})
-            checkpoints.measured({"step": step, "test_accuracy": 0.5})
-    (message,) = said.messages
-    assert message.startswith("warning: ") and "test_f1" in message
-
-
 @pytest.mark.parametrize("on_error", ["stop", "warn"])
 def test_a_note_that_cannot_be_written_is_as_bad_as_a_checkpoint(tmp_path, on_error):
     def broken(step):
@@ -299,7 +224,7 @@ def test_a_note_that_cannot_be_written_is_as_bad_as_a_checkpoint(tmp_path, on_er
         else:
             checkpoints.wait()
             (message,) = said.messages
-            assert message == "warning: cannot write note 3. Training goes on without it."
+            assert message.startswith("warning: cannot write note 3. ")
         checkpoints.check_is_saved(3)
 
 
@@ -326,40 +251,3 @@ def test_the_watchdog_looks_after_a_save_up_to_its_note(tmp_path):
     overdue()
     assert seen == [{"a checkpoint"}, set()]
     assert 0 < checkpoints.save_seconds < 60
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("point", ["gc.before", "gc.mid", "save.committed"])
-def test_a_kill_while_old_ones_are_removed(two_saved, tmp_path, monkeypatch, point):
-    directory = tmp_path / "checkpoints"
-    shutil.copytree(two_saved, directory)
-
-    def killed(reached):
-        if reached == point:
-            raise Killed
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        for module in (deleting_old, checkpoints_module):
-            patched.setattr(module, "reach", killed)
-        with opened(directory, 1) as checkpoints:
-            checkpoints.save(9, plain_state(9), {})
-    for step in committed_steps(directory):
-        assert check_checkpoint(directory / str(step))
-    assert bits(restored(directory, 9)) == bits(plain_state(9))
-    with opened(directory, 1) as checkpoints:
-        assert not [name for name in names(directory) if name.startswith(".")]
-        checkpoints.save(10, plain_state(10), {})
-    assert names(directory) == ["10"]
-
-
-def test_what_a_kill_left_of_a_save_goes(two_saved, tmp_path):
-    directory = tmp_path / "checkpoints"
-    shutil.copytree(two_saved, directory)
-    for name in ("8.orbax-checkpoint-tmp-0", "9.orbax-checkpoint-tmp"):
-        shutil.copytree(two_saved / "7", directory / name)
-    assert newest_good(directory)[0].step == 7
-    with opened(directory):
-        assert names(directory) == ["3", "7"]

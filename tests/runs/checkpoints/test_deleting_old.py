@@ -8,11 +8,8 @@ import pytest
 from adabatch_jax.runs.checkpoints import deleting_old
 from adabatch_jax.runs.checkpoints.deleting_old import delete_leftovers, delete_old, old_steps
 from adabatch_jax.system.errors import StorageError
+from tests.runs.checkpoints.conftest import names
 from tests.runs.checkpoints.test_verifying import write_checkpoint
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
 
 
 def kept_by_hand(runs, newest):

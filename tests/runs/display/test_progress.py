@@ -182,7 +182,7 @@ def test_display_fits_the_terminal(monkeypatch, width):
     assert max(len(line) for line in lines) <= width
 
 
-def test_broken_stream_does_not_stop_training(monkeypatch):
+def test_broken_stream_does_not_stop_training():
     for stream in (BrokenStream(), io.StringIO()):
         with make_progress(PLAN, stream=stream) as progress:
             stream.close()

@@ -233,7 +233,7 @@ def test_killed_in_the_middle_of_a_line(tmp_path):
     """Half of the line has reached the file, and is gone after a resume."""
     whole = write_steps(tmp_path / "whole", [50, 100, 150])
     code = (
-        "import pathlib, sys; from tests.runs.folder.test_metrics import write_steps\n"
+        "import pathlib, sys; from tests.runs.folder.test_metrics_files import write_steps\n"
         "write_steps(pathlib.Path(sys.argv[1]), [50, 100])"
     )
     subprocess.run(

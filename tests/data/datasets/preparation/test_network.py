@@ -17,7 +17,7 @@ from adabatch_jax.system.errors import UsageError
 @pytest.mark.parametrize("name", ["cifar10", "mnist", "kmnist"])
 def test_without_a_network_it_fails_at_once(name, offline, tmp_path):
     started = time.monotonic()
-    with pytest.raises(UsageError, match=f"'{name}' has to be downloaded and .* can't be reached"):
+    with pytest.raises(UsageError, match=f"'{name}' .* can't be reached"):
         prepare(name, tmp_path)
     assert time.monotonic() - started < 10
 
@@ -100,7 +100,7 @@ def test_a_download_without_an_end_is_given_up(served, tmp_path, files_in, monke
     folder, address = served
     (folder / "file.bin").write_bytes(bytes(600_000))
     monkeypatch.setattr(network, "MAX_ORIGINAL_BYTES", 500_000)
-    with pytest.raises(UsageError, match="it has more than 500,000 bytes"):
+    with pytest.raises(UsageError, match="500,000 bytes"):
         network.download("x", f"{address}/file.bin", tmp_path / "to", "0000", lambda _: None)
     assert files_in(tmp_path / "to") == []
 

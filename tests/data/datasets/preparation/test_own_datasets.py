@@ -56,7 +56,7 @@ def test_the_checksums_that_tfds_knows_are_required(miniature, tmp_path, files_i
     small = miniature("cifar10")
     found = small.checksums["cifar-10-binary.tar.gz"]
     wanted = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-    with pytest.raises(StorageError, match=f"tar.gz is not .* sha256 is {found}, .*{wanted}"):
+    with pytest.raises(StorageError, match=f"tar.gz .*sha256 .*{found}, .*{wanted}"):
         prepare("cifar10", tmp_path / "data", small.folder)
     assert not is_prepared("cifar10", tmp_path / "data")
     assert files_in(tmp_path / "data") == []
@@ -65,9 +65,9 @@ def test_the_checksums_that_tfds_knows_are_required(miniature, tmp_path, files_i
 def test_a_missing_original_is_named(miniature, tmp_path):
     small = miniature("mnist")
     (small.folder / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(UsageError, match="has no file t10k-labels-idx1-ubyte.gz; the original"):
+    with pytest.raises(UsageError, match="t10k-labels-idx1-ubyte.gz"):
         prepare("mnist", tmp_path / "data", small.folder, checksums=small.checksums)
-    with pytest.raises(UsageError, match="elsewhere with the original files isn't there"):
+    with pytest.raises(UsageError, match="elsewhere"):
         prepare("mnist", tmp_path / "data", tmp_path / "elsewhere")
 
 
@@ -88,7 +88,7 @@ def test_a_missing_original_is_named(miniature, tmp_path):
 def test_damaged_idx_files(data, miniature, tmp_path):
     small = miniature("mnist")
     small.write({"train-images-idx3-ubyte.gz": data})
-    with pytest.raises(StorageError, match="dataset 'mnist' can't be prepared in .*: "):
+    with pytest.raises(StorageError, match=f"'mnist' .*{tmp_path / 'data'}.*: "):
         prepare("mnist", tmp_path / "data", small.folder, checksums=small.checksums)
 
 
