@@ -85,7 +85,7 @@ class Dispatch(abc.ABC):
 
     @abc.abstractmethod
     def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
-        """What is dispatched at a time, from an update on; see `updates_of_a_dispatch.pieces`."""
+        """What is dispatched at a time, from an update on; see `pieces_of_the_plan.pieces`."""
 
     @abc.abstractmethod
     def __call__(self, piece: Piece, state: TrainState, inputs: Inputs) -> Dispatched:

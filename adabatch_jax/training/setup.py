@@ -75,7 +75,8 @@ def set_up(
 ) -> Setup:
     """Chooses what is "auto", compiles the first program and the one with the most rows.
 
-    Of a run that goes on, the choices of `saved_layout` stay; `options` are `kept`. `say` takes a line for the user.
+    Of a run that goes on, the choices of `saved_layout` stay; `options` are what `kept_layout.kept`
+    returns. `say` takes a line for the user.
 
     Raises:
       UsageError: a program doesn't fit into the devices' memory.
