@@ -62,7 +62,7 @@ class Inputs(NamedTuple):
 
 # Updates of examples in memory that are indexed, hashed and sent together: what that costs once for
 # each would take as long as a short update.
-_UPDATES_TOGETHER = 64
+_UPDATES_TOGETHER = 128
 _BYTES_TOGETHER = 2**21
 _INDEX_BYTES = 16  # of a row: its index, epoch and weight, and what is left free
 

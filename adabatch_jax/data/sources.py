@@ -37,7 +37,8 @@ class ArraySource:
         return self._num_examples
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: array[indices] for name, array in self.arrays.items()}
+        # `take` copies whole rows at a time: several times as fast as `array[indices]`.
+        return {name: np.take(array, indices, axis=0) for name, array in self.arrays.items()}
 
 
 def array_source(arrays: Mapping[str, np.ndarray]) -> ArraySource:

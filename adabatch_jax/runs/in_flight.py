@@ -53,9 +53,9 @@ class Settled(NamedTuple):
 
     def metrics(self) -> dict[str, np.ndarray]:
         """The metrics of its updates, arrays of shape (updates,)."""
-        values = jax.device_get(self.dispatched.metrics)
         return {
-            name: np.atleast_1d(value)[: len(self.piece.steps)] for name, value in values.items()
+            name: np.atleast_1d(value)[: len(self.piece.steps)]
+            for name, value in self.dispatched.metrics.items()
         }
 
 
@@ -96,7 +96,7 @@ class InFlight:
             piece, dispatched, rows = self._entries.popleft()
             self._num_rows -= len(rows)
             # A signal is heard while blocking here, and not inside a copy.
-            jax.block_until_ready(dispatched.wait_for)
+            dispatched.wait_for.block_until_ready()
             yield Settled(piece, dispatched, rows, _bad_updates(piece, dispatched))
 
     def holds_bad_update(self) -> bool:
@@ -109,7 +109,7 @@ class InFlight:
 def _bad_updates(piece: Piece, dispatched: Dispatched) -> Sequence[BadUpdate]:
     if dispatched.is_finite is None:
         return ()
-    flags = np.asarray(dispatched.is_finite).reshape(-1)
+    flags = np.asarray(dispatched.is_finite)
     if flags.all():
         return ()
     losses = np.atleast_1d(jax.device_get(dispatched.metrics["loss"]))
@@ -118,6 +118,6 @@ def _bad_updates(piece: Piece, dispatched: Dispatched) -> Sequence[BadUpdate]:
             step.index + 1,
             "a gradient is not finite" if math.isfinite(loss) else f"the loss is {float(loss)}",
         )
-        for step, is_finite, loss in zip(piece.steps, flags, losses)
+        for step, is_finite, loss in zip(piece.steps, np.atleast_1d(flags), losses)
         if not is_finite
     ]

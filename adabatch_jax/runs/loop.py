@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from adabatch_jax.data.feeds import Piece
+from adabatch_jax.data.feeds import Inputs, Piece
 from adabatch_jax.runs.background_compilation import evaluation_program
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
@@ -18,7 +18,7 @@ from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import Profile
 from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.runs.state_copies import COPY, StateCopies
-from adabatch_jax.system.fault_points import reach
+from adabatch_jax.system.fault_points import are_asked_for, reach
 from adabatch_jax.system.interruption import Interruption
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.evaluation import Evaluator
@@ -91,12 +91,11 @@ class Loop:
         is_cut_off = pending_row is not None and not self._evaluate_into(pending_row)
         pieces = self._dispatch.pieces(self._finished, self._due.next_stop)
         next_stop = self._due.next_stop(self._finished)
+        has_faults = are_asked_for()  # asking at every update would cost a small network 5 %
         clocks.enter("input")
         for piece, inputs in () if is_cut_off else self._feed.run(pieces, self._may_stop):
-            reach("step.begin")
-            if reach("batch.ready") == "nan":
-                weight = poisoned(inputs.arrays["weight"], int(inputs.first))
-                inputs = inputs._replace(arrays=inputs.arrays | {"weight": weight})
+            if has_faults:
+                inputs = _with_fault(inputs)
             if not self._is_ready_for(piece.steps[0].batch_size):
                 break  # a stop came first
             self._announce(piece)
@@ -107,12 +106,14 @@ class Loop:
             rows = self._rows.due_in(piece, inputs.digest_shares) if is_whole else ()
             self._in_flight.add(piece, dispatched, rows)
             self._settle(self._num_to_leave(piece, is_whole))
-            clocks.enter(None)
             if is_whole:
                 self._finished = piece.steps[-1].index + 1
                 self._progress.tick(self._finished)
-                reach("step.end")
+                if has_faults:
+                    reach("step.end")
                 self._record.store.check_saves()
+                if self._on_step is not None or self._finished == next_stop:
+                    clocks.enter(None)
                 wants_stop = self._on_step and self._on_step(
                     self._finished, self._state, dispatched.metrics
                 )
@@ -260,6 +261,14 @@ class Loop:
         self._rows.restart(row["samples"])
         self._stop_time.skip()
         return True
+
+
+def _with_fault(inputs: Inputs) -> Inputs:
+    reach("step.begin")
+    if reach("batch.ready") != "nan":
+        return inputs
+    weight = poisoned(inputs.arrays["weight"], int(inputs.first))
+    return inputs._replace(arrays=inputs.arrays | {"weight": weight})
 
 
 class _StopTime:

@@ -58,13 +58,18 @@ _counts: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
+def are_asked_for() -> bool:
+    """Whether the environment asks for any fault."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def reach(point: str, before: Callable[[], Any] | None = None) -> str | None:
     """Tells that the program is at one of the `POINTS`; almost free where no fault is asked for.
 
     Calls `before` before a fault that is due, such as a file's `flush`. Returns "nan" where the
     caller is to spoil what it holds. Raises a UsageError where the variable can't be meant.
     """
-    if VARIABLE not in os.environ or not (text := os.environ[VARIABLE]):
+    if not (text := os.environ.get(VARIABLE)):
         return None
     with _lock:  # points are reached by threads too
         _counts[point] += 1
