@@ -1,4 +1,4 @@
-"""Two runs to which nearly everything happens, one fault after the other; `-m faults` has all.
+"""Runs to which nearly everything happens, one fault after the other; `-m faults` has all.
 
 Each process goes on with what the faults before left; in the end every row and every weight is
 that of a run that nothing happened to.
@@ -7,6 +7,8 @@ that of a run that nothing happened to.
 import os
 import signal
 import time
+
+import pytest
 
 from tests.faults.damage import arrays, flip_bit
 from tests.faults.harness import (
@@ -40,6 +42,7 @@ def test_killed_stopped_poisoned_and_damaged(oracle, begin):
     assert_same(run, whole)
 
 
+@pytest.mark.faults  # each of them is in the suite by itself
 def test_stopped_killed_and_the_disk_full(oracle, begin, own_cache):
     whole, run = oracle("two_streams"), begin("two_streams")
     process = run.start()
