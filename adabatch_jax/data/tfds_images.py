@@ -24,6 +24,7 @@ from adabatch_jax.system.errors import (
     did_you_mean,
     one_line,
 )
+from adabatch_jax.system.files import storage_errors
 
 # What a thread decodes in one go: 170 images of 32x32, 3 of 224x224. With less of the small ones
 # handing over costs more than it gains; the large ones of a batch must do for all processors.
@@ -262,7 +263,9 @@ def _check_file(name: str, file: Any, prepare_again: str) -> None:
     """Compares the number of records with what tfds noted; the count stands at a file's end."""
     path = Path(file.filename)
     if path.is_file():
-        found = _num_records(path)
+        # Its reader doesn't tell a file that it may not or can't open from a damaged one.
+        with storage_errors(path, action="read"), path.open("rb"):
+            found = _num_records(path)
         if found == file.examples_in_shard:
             return
         size = path.stat().st_size
