@@ -41,8 +41,8 @@ class Options:
     on_save_error: str = as_in(Operation, "on_save_error")
     allow_change: tuple[str, ...] = flag(
         (),
-        "Settings that a run may go on with changed, such as lr batch_schedule; rows: without rows "
-        "of metrics that were lost.",
+        "Settings that a run may go on with changed, such as lr batch_schedule; dataset: with other "
+        "contents of its examples; rows: without rows of metrics that were lost.",
     )
     lock_wait: str = flag(
         "2s",
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str] | None, started: float) -> int:
     from pathlib import Path
 
-    from adabatch_jax.runs.folder.folder_reading import finished_summary
+    from adabatch_jax.runs.folder.folder_reading import finished_summary, run_at
     from adabatch_jax.runs.folder.workdir_choice import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
@@ -80,6 +80,9 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     lock_wait = parse_seconds(options.lock_wait)
     summary = finished_summary(workdir, config.digest)
     if summary is not None:
+        from adabatch_jax.runs.configured_data import check_prepared_data
+
+        check_prepared_data(config, run_at(workdir, summary["step"]), workdir, options.allow_change)
         is_reported = (workdir / "report.html").exists()
         if not is_reported and (workdir / "metrics.jsonl").exists():  # killed in between
             from adabatch_jax.report import write_report

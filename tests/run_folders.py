@@ -34,6 +34,7 @@ def done_so_far(config, plan, step):
         "plan": plan.to_dict(),
         "fingerprint": plan.fingerprint(samples),
         "order_digest": digest_of_order(plan, config.seed, samples),
+        "data": {},
         "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0.0"},
         "identity": config.to_dict(),
     }

@@ -1,4 +1,4 @@
-"""A digest of the examples that a run consumed, by which runs are compared."""
+"""A digest of which examples a run consumed, by which runs are compared."""
 
 import numpy as np
 
@@ -13,8 +13,9 @@ Share = tuple[int, int]  # what some examples add to a digest, below 2**64 each
 class ExamplesDigest:
     """Sums a hash of (position, epoch, index) over the examples consumed so far.
 
-    Two runs have the same digest when they consumed the same examples in the same order, however
-    they were cut into batches, devices, hosts and restarts. 128 bits, against accidents only.
+    Two runs have the same digest when they consumed the same (epoch, index) in the same order,
+    however they were cut into batches, devices, hosts and restarts; what the examples hold is not
+    in it, see `contents_digests`. 128 bits, against accidents only.
 
     >>> whole, parts = ExamplesDigest(), ExamplesDigest()
     >>> index, epoch = np.array([5, 3, 9]), np.zeros(3, np.int64)

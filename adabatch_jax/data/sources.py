@@ -5,11 +5,17 @@ from typing import Protocol
 
 import numpy as np
 
+from adabatch_jax.data.array_digest import arrays_digest, is_sampled
 from adabatch_jax.system.errors import ExampleError, UsageError
 
 
 class Source(Protocol):
-    """Random access to examples; anything with these two methods is a source."""
+    """Random access to examples; anything with these two methods is a source.
+
+    It may have a third, `digest() -> str | None`, which tells its contents from others: `fit` asks
+    for it once and refuses to go on with a run whose examples are others now. Of a source without
+    it, or where it returns None, the contents aren't compared.
+    """
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -19,9 +25,12 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """A source over numpy arrays in memory; see `array_source`."""
+    """A source over numpy arrays in memory; see `array_source`.
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
+    `read_from` is the source that the arrays were read from, or None.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], read_from: Source | None = None):
         if not arrays:
             raise UsageError("`arrays` is empty; give at least one named array.")
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
@@ -32,6 +41,7 @@ class ArraySource:
         if len(set(lengths.values())) > 1:
             raise UsageError(f"all arrays must have the same number of examples, got {lengths}.")
         self._num_examples = next(iter(lengths.values()))
+        self.read_from = read_from
 
     def __len__(self) -> int:
         return self._num_examples
@@ -39,6 +49,10 @@ class ArraySource:
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         # `take` copies whole rows at a time: several times as fast as `array[indices]`.
         return {name: np.take(array, indices, axis=0) for name, array in self.arrays.items()}
+
+    def digest(self) -> str | None:
+        """A digest of the arrays as they are now, see `arrays_digest`: a second for each GB."""
+        return arrays_digest(self.arrays)
 
 
 def array_source(arrays: Mapping[str, np.ndarray]) -> ArraySource:
@@ -82,6 +96,8 @@ def _first_unreadable(source: Source, indices: np.ndarray) -> int | None:
 def in_memory(source: Source, block_size: int = 4096) -> ArraySource:
     """Reads a whole source once and keeps its arrays: the fastest way where they fit.
 
+    They can't be written, because they go by the source's digest too.
+
     >>> in_memory(array_source({"x": np.arange(5)}), block_size=2).arrays
     {'x': array([0, 1, 2, 3, 4])}
     """
@@ -93,4 +109,41 @@ def in_memory(source: Source, block_size: int = 4096) -> ArraySource:
             if start == 0:
                 arrays[name] = np.empty((num_examples, *values.shape[1:]), values.dtype)
             arrays[name][start : start + len(values)] = values
-    return array_source(arrays)
+    for array in arrays.values():
+        array.flags.writeable = False
+    return ArraySource(arrays, source)
+
+
+def contents_digests(source: Source) -> list[str]:
+    """Digests of what a source holds; two sources hold the same if they have one in common.
+
+    Of examples in memory there is also that of the source they were read from: streamed or not,
+    they are the same. None where a source doesn't tell.
+
+    Raises:
+      UsageError: its `digest` is no method, or returns something else than a str or None.
+
+    >>> len(contents_digests(in_memory(array_source({"x": np.arange(5)}))))
+    1
+    """
+    digests = []
+    read_from = source.read_from if isinstance(source, ArraySource) else None
+    if read_from is not None:
+        digests = contents_digests(read_from)
+        # Where a digest doesn't see all rows, the other one does.
+        if digests and any(map(is_sampled, source.arrays.values())):
+            return digests
+    own = _digest(source)
+    return digests if own is None or own in digests else [own, *digests]
+
+
+def _digest(source: Source) -> str | None:
+    digest, kind = getattr(source, "digest", None), type(source).__name__
+    if digest is None:
+        return None
+    if not callable(digest):
+        raise UsageError(f"`digest` of {kind} must be a method that returns a str or None.")
+    text = digest()
+    if not isinstance(text, str | None):
+        raise UsageError(f"`digest()` of {kind} must return a str or None, got {text!r}.")
+    return text

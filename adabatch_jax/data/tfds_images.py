@@ -1,5 +1,7 @@
 """Sources over prepared tfds datasets: labelled images by index, without TensorFlow."""
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterable
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from adabatch_jax.data.datasets.dataset_specs import open_builder
+from adabatch_jax.data.datasets.file_digests import FileDigests, file_digests
 from adabatch_jax.data.datasets.image_decoding import decode_image, resize_and_crop
 from adabatch_jax.data.datasets.labelled_images import LabelledImages, labelled_images
 from adabatch_jax.data.datasets.prepared_folders import prepare_command
@@ -21,6 +24,7 @@ from adabatch_jax.system.errors import (
     did_you_mean,
     one_line,
 )
+from adabatch_jax.system.files import storage_errors
 
 # What a thread decodes in one go: 170 images of 32x32, 3 of 224x224. With less of the small ones
 # handing over costs more than it gains; the large ones of a batch must do for all processors.
@@ -82,9 +86,10 @@ def tfds_source(
 
 
 def check_dataset(name: str, data_dir: str | os.PathLike | None = None) -> dict[str, int]:
-    """Opens a prepared dataset and the end of each of its files, as `tfds_source` does.
+    """Opens a prepared dataset as `tfds_source` does, and compares all contents of its files.
 
-    Nothing is prepared, and no example is read. Returns the number of examples by split.
+    Nothing is prepared or written, and no example is decoded. Returns the number of examples by
+    split. Raises a StorageError where a file isn't what was prepared.
 
     >>> check_dataset("digits")
     {'test': 355, 'train': 1442}
@@ -95,6 +100,9 @@ def check_dataset(name: str, data_dir: str | os.PathLike | None = None) -> dict[
     splits = builder.info.splits
     for split in splits.values():
         _check_files(name, split.file_instructions, again)
+        found = file_digests(_paths(split.file_instructions), read_all=True)
+        for text in _changed_texts(name, found, again):
+            raise StorageError(text)
     return {split: splits[split].num_examples for split in sorted(splits)}
 
 
@@ -118,6 +126,7 @@ class TfdsSource:
         self._name, self._prepare_again = name, prepare_again
         self._records, self._files = records, files
         self._images, self._image_size = images, image_size
+        self._file_digests: FileDigests | None = None
         # None is started before it is needed.
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tfds_source")
         self.num_classes = images.num_classes
@@ -127,6 +136,26 @@ class TfdsSource:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def digest(self, keep: bool = True) -> str:
+        """A digest of the files' contents, and of which of their records are read, and how.
+
+        It takes a second for each GB. Of more than 1 GiB of files what is kept is believed as long
+        as sizes and times are the same; without `keep` nothing is kept.
+        """
+        images, records = self._images, [(file.skip, file.take) for file in self._files]
+        read_as = (images.image_key, images.label_key, self._image_size)
+        content = [self._examined(keep).digests, records, read_as]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def changed_files(self) -> list[str]:
+        """A sentence for each file that isn't what was prepared."""
+        return _changed_texts(self._name, self._examined(keep=True), self._prepare_again)
+
+    def _examined(self, keep: bool) -> FileDigests:
+        if self._file_digests is None:
+            self._file_digests = file_digests(_paths(self._files), keep=keep)
+        return self._file_digests
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Reads examples, in any order and also several times.
@@ -212,6 +241,19 @@ def _split_files(name: str, split: str, builder: Any) -> list[Any]:
     return files
 
 
+def _paths(files: Iterable[Any]) -> list[Path]:
+    return [Path(file.filename) for file in files]
+
+
+def _changed_texts(name: str, found: FileDigests, prepare_again: str) -> list[str]:
+    return [
+        f"the file {path} of dataset {name!r} isn't what was prepared: its sha256 differs from "
+        f"that in {found.kept_in}; {prepare_again} prepares it anew, and where it was meant to "
+        "change delete the latter."
+        for path in found.changed
+    ]
+
+
 def _check_files(name: str, files: Iterable[Any], prepare_again: str) -> None:
     with ThreadPoolExecutor(_NUM_CHECKING_THREADS) as threads:
         list(threads.map(lambda file: _check_file(name, file, prepare_again), files))
@@ -221,7 +263,9 @@ def _check_file(name: str, file: Any, prepare_again: str) -> None:
     """Compares the number of records with what tfds noted; the count stands at a file's end."""
     path = Path(file.filename)
     if path.is_file():
-        found = _num_records(path)
+        # Its reader doesn't tell a file that it may not or can't open from a damaged one.
+        with storage_errors(path, action="read"), path.open("rb"):
+            found = _num_records(path)
         if found == file.examples_in_shard:
             return
         size = path.stat().st_size

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from adabatch_jax.data.abstract_arrays import example_types
 from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
 from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec
 from adabatch_jax.data.mesh import data_mesh
-from adabatch_jax.data.sources import Source, in_memory
-from adabatch_jax.data.tfds_images import tfds_source
+from adabatch_jax.data.sources import Source
 from adabatch_jax.models import create, functions, loss_properties
+from adabatch_jax.runs.configured_data import open_splits, read_what_fits, warnings_of_files
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.display.stream_choice import make_progress
 from adabatch_jax.runs.fit import FitResult, fit
@@ -30,9 +29,6 @@ from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.evaluation import EvalFn
 from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.train_state import TrainState
-
-# A decoded dataset below this is kept in memory.
-_MEMORY_LIMIT_BYTES = 2 * 2**30
 
 
 def train(
@@ -52,7 +48,9 @@ def train(
       on_done: called with the workdir at the plan's end, while no other process may use it.
     """
     spec = dataset_spec(config.dataset, config.data.dir)
-    train_source, eval_sources = open_sources(config, spec)
+    splits = open_splits(config, spec)
+    warnings = warnings_of_files(*splits)
+    train_source, eval_sources = read_what_fits(*splits)
     check_workdir(workdir)
     with RunFolder(
         workdir, allow_change=allow_change, lock_seconds=lock_seconds, take_over=take_over
@@ -61,7 +59,7 @@ def train(
             config, len(train_source), folder.checkpoint, workdir, allow_change
         )
         folder.changes += [change.to_dict() for change in changes]
-        folder.notes += [f"note: {change}" for change in changes]
+        folder.notes += [*warnings, *(f"note: {change}" for change in changes)]
         progress = operation.progress or make_progress(plan)
         operation = dataclasses.replace(operation, on_nan=config.on_nan, progress=progress)
         result = _fit(
@@ -135,21 +133,6 @@ def _introduce(
             "warning: linear coupling is meant for sgd; with adamw --coupling sqrt is the usual "
             "choice"
         )
-
-
-def open_sources(config: TrainConfig, spec: DatasetSpec) -> tuple[Source, dict[str, Source]]:
-    """The training examples, and by name those to evaluate on."""
-
-    def source(split: str) -> Source:
-        images = tfds_source(config.dataset, split, config.data.dir, config.data.image_size)
-        num_bytes = len(images) * math.prod(images.image_shape)
-        return in_memory(images) if num_bytes < _MEMORY_LIMIT_BYTES else images
-
-    eval_splits = {"test": config.data.test_split or spec.test_split}
-    if config.data.holdout_split is not None:
-        eval_splits["holdout"] = config.data.holdout_split
-    train_source = source(config.data.train_split or "train")
-    return train_source, {name: source(split) for name, split in eval_splits.items()}
 
 
 def network_functions(

@@ -25,6 +25,7 @@ from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import make_profile
 from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.runs.resuming import check_allowed
+from adabatch_jax.runs.same_data import data_digests
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
@@ -94,7 +95,8 @@ def fit(
       loss_fn: as in `make_train_step`.
       tx: the optimizer, with its learning rate inside.
       state: where to begin, from update `state.step` on; its arrays are donated.
-      source: the training examples, `plan.num_examples` of them.
+      source: the training examples, `plan.num_examples` of them. Where sources have a `digest`,
+        a run goes on with the same contents only.
       plan: which batch size when. To go on with a run that was finished, or with another future,
         give the run's own plan `continued` from where it stands.
       learning_rate: only logged: the schedule inside `tx`.
@@ -115,8 +117,8 @@ def fit(
       eval_batch_size: examples per batch of the evaluation.
       sequential_model_state, independent_groups: as in `make_train_step`.
       allow_change: what a run in the workdir may go on with changed, from here on:
-        "microbatch_size", where that changes more than rounding; "rows", without rows of metrics
-        that are damaged or missing.
+        "microbatch_size", where that changes more than rounding; "dataset", with other contents
+        of the sources; "rows", without rows of metrics that are damaged or missing.
       layout: how the run is laid out on its devices.
       keep: which checkpoints stay.
       operation: what is done where something goes wrong, and where to show how it goes.
@@ -125,8 +127,8 @@ def fit(
     Raises:
       UsageError: arguments that don't fit each other.
       DivergedError: the loss or a gradient is not finite, and `operation.on_nan` knows no way on.
-      RestoreError: the workdir holds another run, none of its checkpoints is sound, or rows of
-        metrics before the newest one are damaged or missing.
+      RestoreError: the workdir holds another run or one of other examples, none of its
+        checkpoints is sound, or rows of metrics before the newest one are damaged or missing.
       StorageError: the workdir can't be written.
 
     >>> import jax.numpy as jnp, numpy as np
@@ -161,8 +163,9 @@ def fit(
         log_path = None if store.path is None else store.path / "stalls.log"
         watchdog = stack.enter_context(Watchdog(operation.stall_timeout, log_path))
         record = RunRecord(
-            plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress
-        )
+            plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress,
+            data_digests(source, eval_sources) if store.path is not None else {}, allow_change,
+        )  # fmt: skip
         stack.push(store.close)
         saved_layout = record.open()
         layout = kept(saved_layout, layout, 1 if mesh is None else mesh.size)

@@ -1,7 +1,7 @@
 """What a run leaves on disk, and how it is taken up again."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,8 @@ from adabatch_jax.runs.folder.folder_reading import FORMAT
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.kept_layout import change_text, layout_changes
-from adabatch_jax.runs.resuming import check_past, digest_of_order
+from adabatch_jax.runs.resuming import Change, check_past, digest_of_order
+from adabatch_jax.runs.same_data import Digests, check_data, known_digests
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import package_versions
@@ -47,10 +48,14 @@ class RunRecord:
         identity: Mapping[str, Any],
         watchdog: Watchdog,
         progress: Progress,
+        data: Digests,
+        allow_change: Collection[str],
     ):
         self.plan, self._seed, self.store = plan, seed, store
         self._keep, self._on_save_error, self._identity = keep, on_save_error, dict(identity)
         self._watchdog, self._progress = watchdog, progress
+        self._data, self._allow_change = dict(data), allow_change
+        self._data_change: Change | None = None
         self._layout: dict[str, Any] = {}
         self._restarts = 0
         self._finished: dict[str, Any] | None = None
@@ -93,6 +98,9 @@ class RunRecord:
             self._tell_notes()
         else:
             self.store.put_right()
+            if self._data_change is not None:
+                self.store.changes.append(self._data_change.to_dict())
+                self.store.notes.append(f"note: {self._data_change}")
             self._tell_notes()
             self._resume(self.store.checkpoint)
             is_done = self.start_step == self.plan.num_steps
@@ -123,12 +131,14 @@ class RunRecord:
 
     def _check(self, found: Found) -> None:
         check_past(found.run, self.plan, self._seed, self.store.path)
+        self._data_change = check_data(found.run, self._data, self.store.path, self._allow_change)
 
     def _resume(self, found: Found) -> None:
         run = found.run
         self.examples = ExamplesDigest(run["examples_digest"])
         changes = (change for change in self.store.changes if change not in run["decisions"])
         self.decisions = [*run["decisions"], *changes]
+        self._data = known_digests(run, self._data)
         self.clocks.restore(run)
         self._restarts = run["restarts"] + 1
         if found.step < self.plan.num_steps:
@@ -170,6 +180,7 @@ class RunRecord:
             **self.clocks.to_dict(),
             # Those of later updates aren't found yet: results are looked at in order.
             "decisions": list(self.decisions),
+            "data": self._data,
             "layout": self._layout,
             "restarts": self._restarts,
             "identity": self._identity,

@@ -19,7 +19,8 @@ _DECLARED = declarations(TrainConfig)
 CHANGEABLE = [name for name, declared in _DECLARED.items() if declared.is_changeable]
 """Settings that a run may go on with changed, if its user says so; all others are what it is."""
 
-_ALLOWABLE = [*CHANGEABLE, "rows"]  # and going on without rows of metrics that were lost
+# And going on with other examples under the same name, and without rows that were lost.
+_ALLOWABLE = [*CHANGEABLE, "dataset", "rows"]
 
 # Their changes are told, but need no leave: they are checked by what they did to the past.
 _OF_THE_FUTURE = [name for name, declared in _DECLARED.items() if declared.role is Role.FUTURE]
@@ -38,6 +39,8 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
+        if self.setting == "dataset":
+            return f"the {' and the '.join(self.now)} are others from update {self.step:,} on"
         label = "lr at the reference batch size" if self.setting == "lr" else self.setting
         return f"{label} is {self.now} from update {self.step:,} on, and was {self.before}"
 

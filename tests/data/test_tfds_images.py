@@ -1,5 +1,6 @@
 """Reading prepared datasets: the right examples, without TensorFlow, and damage told plainly."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -164,6 +166,21 @@ def test_a_damaged_file_is_noticed_on_opening(damage, match, damaged):
     with pytest.raises(StorageError, match=f"{file} of dataset 'digits' {match}; {again}"):
         tfds_source("digits", "train", data_dir)
     assert len(tfds_source("digits", "test", data_dir)) == 355  # the other file is fine
+
+
+def test_a_file_that_cannot_be_opened_is_not_damaged(damaged, monkeypatch):
+    data_dir, file = damaged
+
+    open_file = Path.open
+
+    def refuse(path, *arguments, **options):
+        if path == file:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(StorageError, match=f"^cannot read {file}: Permission denied.$"):
+        tfds_source("digits", "train", data_dir)
 
 
 def test_damage_inside_a_file_is_noticed_on_reading(damaged):

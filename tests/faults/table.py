@@ -188,6 +188,40 @@ FAULTS = (
         ("faults/test_changes.py::test_another_past_is_refused_by_name",),
     ),
     Fault(
+        "other examples under the same name: in another order, relabelled, one pixel or label "
+        "changed, of the training or of the test set",
+        "exit code 4 names them, also of a finished run; nothing is changed; with `--allow-change "
+        "dataset` it goes on with them",
+        (
+            "faults/test_data.py::test_other_examples_are_refused_by_name",
+            "faults/test_data.py::test_a_changed_test_set_is_refused_too",
+            "faults/test_data.py::test_a_finished_run_is_compared_too",
+            "faults/test_data.py::test_with_leave_the_run_goes_on_with_others",
+            "runs/test_same_data.py::test_others_are_refused_by_name",
+        ),
+    ),
+    Fault(
+        "the same examples in a moved folder, in touched files, in files that were written anew",
+        "it goes on: the same result",
+        (
+            "faults/test_data.py::test_the_same_examples_elsewhere_are_the_same",
+            "runs/test_same_data.py::test_streamed_and_in_memory_in_turns",
+        ),
+    ),
+    Fault(
+        "a bit of a dataset's file flipped, the file's time as before",
+        "exit code 1 names the file before the first update; prepared anew the run goes on exactly",
+        ("faults/test_data.py::test_a_damaged_file_is_named_before_it_is_trained_on",),
+    ),
+    Fault(
+        "a dataset's file exchanged before a run begins",
+        "a line of warning names it; `doctor` names it too, exit code 5",
+        (
+            "faults/test_data.py::test_a_file_that_was_exchanged_is_named_by_a_new_run",
+            "data/datasets/test_file_digests.py::test_the_doctor_compares_contents",
+        ),
+    ),
+    Fault(
         "an edited future of the schedule, a longer run",
         "allowed and told: the result of a run that was planned so from the start",
         (

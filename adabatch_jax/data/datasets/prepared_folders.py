@@ -19,8 +19,13 @@ def default_data_dir() -> Path:
     """
     if chosen := os.environ.get("ADABATCH_DATA_DIR"):
         return Path(chosen).expanduser()
+    return user_folder() / "datasets"
+
+
+def user_folder() -> Path:
+    """`adabatch_jax` in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`)."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "adabatch_jax" / "datasets"
+    return Path(cache).expanduser() / "adabatch_jax"
 
 
 def resolve_data_dir(data_dir: str | os.PathLike | None) -> Path:

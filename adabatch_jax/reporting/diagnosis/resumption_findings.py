@@ -18,6 +18,7 @@ from adabatch_jax.reporting.diagnosis.findings import (
     problem,
 )
 from adabatch_jax.runs.checkpoints.verifying import Found
+from adabatch_jax.runs.configured_data import check_prepared_data
 from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, WRITTEN_FILES, finished_summary
 from adabatch_jax.runs.folder.lock import LOCK_NAME
 from adabatch_jax.schedules.plan import BatchPlan
@@ -47,13 +48,15 @@ def resumption_findings(
     if is_in_use:
         yield note("resume", "a second process would be refused.", command=command)
         return
-    if config is not None and finished_summary(workdir, config.digest) is not None:
+    examples = list(_examples(workdir, config, newest))
+    is_finished = config is not None and finished_summary(workdir, config.digest) is not None
+    if is_finished and not examples:
         yield good("resume", "the run is finished: nothing would be done.", command=command)
         return
     if config is None and newest is None:
         return
     plan, settings = _planned(workdir, config, newest)
-    findings = [*settings, *_dataset(config), *_obstacles(workdir), *_room(newest)]
+    findings = [*settings, *examples, *_dataset(config), *_obstacles(workdir), *_room(newest)]
     yield from findings
     refusal = next((finding for finding in (*rows, *findings) if finding.exit_code), None)
     if refusal is not None:
@@ -88,6 +91,16 @@ def _planned(
              to=change.now)
         for change in changes
     ]  # fmt: skip
+
+
+def _examples(workdir: Path, config: TrainConfig | None, newest: Found | None) -> Iterator[Finding]:
+    """Whether the run's examples are those that it was trained on so far."""
+    if config is None or newest is None:
+        return
+    try:
+        check_prepared_data(config, newest.run, workdir)
+    except AdabatchError as error:
+        yield of_error("examples", error)
 
 
 def _dataset(config: TrainConfig | None) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from adabatch_jax.runs.checkpoints.verifying import (
     check_checkpoint,
     newest_good,
     other_checkpoints,
+    read_run,
 )
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
 from adabatch_jax.system.errors import RestoreError
@@ -29,9 +30,9 @@ WRITTEN_FILES = (
 )  # fmt: skip
 
 # What a checkpoint's own values are laid out as; others are another program's.
-FORMAT = 2
+FORMAT = 3
 _KEYS = {
-    "step", "samples", "seed", "plan", "fingerprint", "examples_digest", "order_digest",
+    "step", "samples", "seed", "plan", "fingerprint", "examples_digest", "order_digest", "data",
     "decisions", "pending_row", "seconds", "phase_seconds", "layout", "restarts", "identity",
     "versions", "metrics", "is_planned", "run_id",
 }  # fmt: skip
@@ -117,6 +118,15 @@ def position_of_rows(path: Path, found: Found) -> MetricsPosition | None:
     position = MetricsPosition(**found.run["metrics"])
     position.content(path / "metrics.jsonl")
     return position
+
+
+def run_at(path: Path, step: int) -> Mapping[str, Any] | None:
+    """What a run's checkpoint says; None where there is none of this version any more."""
+    try:
+        run = read_run(path / CHECKPOINTS / str(step))
+    except Damaged:
+        return None
+    return run if run.get("format") == FORMAT else None
 
 
 def read_summary(path: Path, config_digest: str) -> dict[str, Any] | None:

@@ -78,18 +78,20 @@ def _prepare(
     checksums: Mapping[str, str] | None,
 ) -> None:
     # Here, not above: with tfds they take half a second, which a prepared dataset doesn't cost.
+    from adabatch_jax.data.datasets.file_digests import file_digests
     from adabatch_jax.data.datasets.preparation import own_datasets, record_writing, tfds_datasets
     from adabatch_jax.data.datasets.preparation.staging import publish, staging_folder
 
     dataset, config, version = parse_name(name)
     download_dir = root / "downloads"
-    with staging_folder(root) as staging:
+    with staging_folder(root) as staging, record_writing.repeatable_records():
         if own_datasets.is_own(dataset) and config is None:
             base = own_datasets.builder_class(dataset, version)
             splits = own_datasets.read_splits(dataset, folder, download_dir, checksums, report)
             staged = record_writing.write(base, splits, staging, report)
         else:
             staged = tfds_datasets.write(name, staging, folder, download_dir, report)
+        file_digests(sorted(staged.glob("*.array_record*")), keep=True)
         publish(staged, root / staged.relative_to(staging), staging, overwrite)
         default_config = staging / dataset / ".config"
         if default_config.is_dir():

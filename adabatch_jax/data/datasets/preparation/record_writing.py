@@ -1,5 +1,6 @@
 """Writing arrays as a tfds dataset in array_record, without TensorFlow."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,24 @@ def write(base: type, splits: Mapping[str, Split], folder: Path, report: Report)
         download_dir=folder / "downloads", download_config=config, file_format="array_record"
     )
     return Path(builder.data_dir)
+
+
+@contextlib.contextmanager
+def repeatable_records() -> Iterator[None]:
+    """Lets tfds write the same examples as the same bytes, whatever process does it.
+
+    By itself it leaves the order of a record's features to protobuf, which shuffles them anew in
+    each process.
+    """
+    serializer = import_tfds().core.example_serializer.ExampleSerializer
+    original = serializer.serialize_example
+    serializer.serialize_example = lambda self, example: self.get_tf_example(
+        example
+    ).SerializeToString(deterministic=True)
+    try:
+        yield
+    finally:
+        serializer.serialize_example = original
 
 
 def _records(split: Split) -> Iterator[tuple[int, dict]]:
