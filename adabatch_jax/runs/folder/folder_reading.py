@@ -29,11 +29,11 @@ WRITTEN_FILES = (
 )  # fmt: skip
 
 # What a checkpoint's own values are laid out as; others are another program's.
-FORMAT = 2
+FORMAT = 3
 _KEYS = {
     "step", "samples", "seed", "plan", "fingerprint", "examples_digest", "order_digest",
     "decisions", "pending_row", "seconds", "phase_seconds", "layout", "restarts", "identity",
-    "versions", "metrics", "is_planned", "run_id",
+    "numerics", "metrics", "is_planned", "run_id",
 }  # fmt: skip
 
 
