@@ -51,8 +51,11 @@ def _examine(arguments: argparse.Namespace) -> int:
     from adabatch_jax.reporting.diagnosis.environment_findings import environment_findings
     from adabatch_jax.reporting.diagnosis.run_findings import run_findings
     from adabatch_jax.runs.folder.workdir_choice import saved_config
+    from adabatch_jax.runs.kept_numerics import keep_threads
 
     workdir = None if arguments.workdir is None else Path(arguments.workdir)
+    if workdir is not None:
+        keep_threads(workdir)  # as training there would, before JAX has its devices
     settings = None if workdir is None else saved_config(workdir)
     data_dir = arguments.data_dir or (settings.data.dir if settings else None)
     sections = {"environment": list(environment_findings(workdir, data_dir))}

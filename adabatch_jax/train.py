@@ -98,8 +98,13 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         from adabatch_jax.data.mesh import check_backend
         from adabatch_jax.report import write_report
         from adabatch_jax.runs.configured_run import train
+        from adabatch_jax.runs.kept_numerics import keep_threads
         from adabatch_jax.training import compilation_cache
+        from adabatch_jax.training.numerics import settle_for_commands
 
+        for note in (keep_threads(workdir, options.cpu_devices), *settle_for_commands()):
+            if note is not None:
+                print(note)
         check_backend(options.cpu_devices)
         compilation_cache.enable()
         operation = Operation(

@@ -10,6 +10,7 @@ from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.folder.folder_reading import FORMAT
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
 from adabatch_jax.runs.resuming import digest_of_order
+from adabatch_jax.system.environment import package_versions
 
 CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", seed=3)
 PLAN = CONFIG.plan(1442)
@@ -35,7 +36,7 @@ def done_so_far(config, plan, step):
         "fingerprint": plan.fingerprint(samples),
         "order_digest": digest_of_order(plan, config.seed, samples),
         "data": {},
-        "versions": {"adabatch_jax": "0.1.0", "numpy": "2.0.0"},
+        "numerics": package_versions(),
         "identity": config.to_dict(),
     }
 

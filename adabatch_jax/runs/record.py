@@ -15,13 +15,14 @@ from adabatch_jax.runs.folder.folder_reading import FORMAT
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.kept_layout import change_text, layout_changes
+from adabatch_jax.runs.kept_numerics import changes_text, check_meaning, numeric_changes
 from adabatch_jax.runs.resuming import Change, check_past, digest_of_order
 from adabatch_jax.runs.same_data import Digests, check_data, known_digests
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.system.environment import package_versions
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.watchdog import Watchdog
+from adabatch_jax.training.numerics import numerics
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.weights_digest import weights_digest
 
@@ -57,6 +58,7 @@ class RunRecord:
         self._data, self._allow_change = dict(data), allow_change
         self._data_change: Change | None = None
         self._layout: dict[str, Any] = {}
+        self._numerics: dict[str, Any] = {}
         self._restarts = 0
         self._finished: dict[str, Any] | None = None
         self.clocks = Clocks(len(plan.phases), watchdog)
@@ -76,8 +78,10 @@ class RunRecord:
     def restored(self, state: TrainState) -> TrainState:
         """Returns the state of the store's checkpoint, or where it has none `state`.
 
-        On disk nothing is changed: the run may still be refused.
+        On disk nothing is changed: the run may still be refused. The state lies on the run's
+        devices.
         """
+        self._numerics = numerics(next(iter(jax.tree.leaves(state)[0].devices())))
         if self.store.checkpoint is not None:
             state = self.store.restored(state, self._check)
             self.start_step = self.store.checkpoint.step
@@ -122,14 +126,20 @@ class RunRecord:
     def keep_layout(self, layout: Mapping[str, Any]) -> None:
         """Notes what the bits of the result depend on beside the settings, as JSON values."""
         self._layout = dict(layout)
-        self.store.write_environment(self._layout, self._restarts)
+        self.store.write_environment(self._layout, self._numerics, self._restarts)
         found = self.store.checkpoint
-        before = {} if found is None else found.run["layout"]
-        for change in layout_changes(before, self._layout, self.start_step):
+        if found is None:
+            return
+        for change in layout_changes(found.run["layout"], self._layout, self.start_step):
             self.decisions.append(change)
             self._progress.message(change_text(change))
+        changes = numeric_changes(found.run["numerics"], self._numerics, self.start_step)
+        if changes:
+            self.decisions += changes
+            self._progress.message(f"note: {changes_text(changes)}")
 
     def _check(self, found: Found) -> None:
+        check_meaning(found.run["numerics"], self._numerics, self.store.path)
         check_past(found.run, self.plan, self._seed, self.store.path)
         self._data_change = check_data(found.run, self._data, self.store.path, self._allow_change)
 
@@ -146,13 +156,6 @@ class RunRecord:
                 f"resuming after update {found.step:,} of {self.plan.num_steps:,} "
                 f"(sample {run['samples']:,})"
             )
-        for package, version in package_versions().items():
-            before = run["versions"].get(package, version)
-            if before != version:
-                self._progress.message(
-                    f"note: the run was begun with {package} {before} and goes on with {version}: "
-                    "the bits of its results may differ"
-                )
 
     def write_row(self, row: dict[str, Any]) -> None:
         """Adds a row of metrics."""
@@ -184,7 +187,7 @@ class RunRecord:
             "layout": self._layout,
             "restarts": self._restarts,
             "identity": self._identity,
-            "versions": package_versions(),
+            "numerics": self._numerics,
         }
         self.store.save(position["step"], state, run)
 

@@ -212,7 +212,7 @@ def check_past(
             f"workdir{override}."
         )
     if run["order_digest"] != digest_of_order(saved, seed, run["samples"]):
-        versions = run["versions"]
+        versions = run["numerics"]
         raise RestoreError(
             f"the examples of the run in {workdir} were in another order than this program's "
             f"(it was begun with adabatch_jax {versions.get('adabatch_jax')} and numpy "

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from adabatch_jax import doctor as doctor_command
+from adabatch_jax.system.environment import THREAD_VARIABLES
 from tests.run_folders import CONFIG, PLAN, STEPS, metrics_content, write_checkpoint
 from tests.sentences import says
 
@@ -23,6 +24,8 @@ class Outcome:
 def command(capfd, tmp_path, monkeypatch):
     """`command(main, "--flag value ...")` in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(THREAD_VARIABLES[0], "")
+    monkeypatch.delenv(THREAD_VARIABLES[0])  # a command's own choice ends with the test
 
     def run(main, arguments):
         capfd.readouterr()

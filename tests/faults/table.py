@@ -183,6 +183,35 @@ FAULTS = (
         ("faults/test_changes.py::test_another_number_of_devices",),
     ),
     Fault(
+        "other cores after a restart on a CPU",
+        "the threads that the run was begun with are kept: bit for bit the same",
+        ("faults/test_changes.py::test_another_number_of_cores",),
+    ),
+    Fault(
+        "JAX's variables that change types or random numbers (`JAX_ENABLE_X64=1`, "
+        "`JAX_THREEFRY_PARTITIONABLE=0`)",
+        "the command has its own settings, and says so; `fit` refuses to go on with others, exit "
+        "code 4, nothing is changed",
+        (
+            "faults/test_changes.py::test_what_the_environment_says_of_numbers_is_not_the_commands",
+            "runs/test_kept_numerics.py::test_what_changes_types_or_random_numbers_is_refused",
+        ),
+    ),
+    Fault(
+        "other XLA flags, threads, precision of products, instructions or versions after a restart",
+        "one line says what, and that results may be rounded differently; it is among the run's "
+        "decisions",
+        ("faults/test_changes.py::test_another_rounding_is_told_in_one_line_and_recorded",),
+    ),
+    Fault(
+        "compiled programs on disk changed in a bit, cut short, renamed, or torn by a kill",
+        "never run: deleted and compiled anew",
+        (
+            "faults/test_damage.py::test_damaged_compiled_programs_are_compiled_again",
+            "training/test_compilation_cache.py::test_no_changed_entry_is_used",
+        ),
+    ),
+    Fault(
         "another model, dataset, seed, dtype or past of the schedule",
         "exit code 4 names the setting; nothing is changed",
         ("faults/test_changes.py::test_another_past_is_refused_by_name",),

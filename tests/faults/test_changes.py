@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from adabatch_jax.system.environment import THREAD_VARIABLES, usable_cores
 from tests.faults.harness import (
     Run,
     assert_same,
@@ -45,6 +46,57 @@ def test_another_number_of_devices(oracle, begin, layouts):
         np.testing.assert_allclose(
             float(ours["train_loss"]), float(theirs["train_loss"]), rtol=1e-3
         )
+    assert run.summary()["examples_digest"] == whole.summary()["examples_digest"]
+
+
+@pytest.fixture
+def on_core(monkeypatch):
+    """`on_core()`: from now on processes run on one core."""
+    before = os.sched_getaffinity(0)
+    for name in THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    yield lambda: os.sched_setaffinity(0, {min(before)})
+    os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize("fault", ["step.end:60:sigterm", "step.end:60"])
+def test_another_number_of_cores(oracle, begin, on_core, fault):
+    if usable_cores() == 1:
+        pytest.skip("one core is all there is")
+    whole, run = oracle("carry"), begin("carry")
+    run.go(fault, code=143 if "sigterm" in fault else KILLED)
+    on_core()
+    threads = json.loads((run.workdir / "environment.json").read_text())["numerics"]["threads"]
+    run.go("step.end:20", code=KILLED, says=f"keeps the {threads} threads")
+    run.go(says=f"keeps the {threads} threads")
+    assert_same(run, whole)
+
+
+def test_what_the_environment_says_of_numbers_is_not_the_commands(oracle, begin):
+    run = begin("carry")
+    run.go("step.end:60:sigterm", code=143, JAX_ENABLE_X64="1", JAX_RANDOM_SEED_OFFSET="2")
+    run.go(
+        JAX_THREEFRY_PARTITIONABLE="0", JAX_DEFAULT_PRNG_IMPL="rbg", JAX_ENABLE_X64="1",
+        JAX_NUMPY_DTYPE_PROMOTION="strict", says="jax_enable_x64 is True in this environment",
+    )  # fmt: skip
+    assert_same(run, oracle("carry"))
+
+
+def test_another_rounding_is_told_in_one_line_and_recorded(oracle, begin):
+    run = begin("carry")
+    run.go("step.end:60:sigterm", code=143)
+    flags = f"{os.environ['XLA_FLAGS']} --xla_cpu_max_isa=SSE4_2"
+    outcome = run.go(XLA_FLAGS=flags, JAX_DEFAULT_MATMUL_PRECISION="highest")
+    told = [line for line in outcome.out.splitlines() if "rounded" in line]
+    assert told == [
+        "note: from update 60 on results may be rounded differently: XLA_FLAGS none -> "
+        "--xla_cpu_max_isa=SSE4_2, jax_default_matmul_precision none -> highest"
+    ]
+    assert [change["setting"] for change in run.summary()["decisions"]] == [
+        "XLA_FLAGS", "jax_default_matmul_precision",
+    ]  # fmt: skip
+    whole = oracle("carry")
+    assert run.rows()[:20] == whole.rows()[:20]
     assert run.summary()["examples_digest"] == whole.summary()["examples_digest"]
 
 

@@ -224,12 +224,18 @@ def test_a_state_of_another_type_is_not_cast(begun):
     assert len(outcome.err.splitlines()) <= 3
 
 
-@pytest.mark.parametrize("damage", [flip_bit, lambda path: os.truncate(path, 1000)])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: flip_bit(path, 0.2), flip_bit, lambda path: os.truncate(path, 1000)],
+)
 def test_damaged_compiled_programs_are_compiled_again(oracle, begin, tmp_path, damage):
-    whole = oracle("carry")
-    shutil.copytree(os.environ["JAX_COMPILATION_CACHE_DIR"], tmp_path / "cache")
-    for path in (tmp_path / "cache").glob("*-cache"):
+    whole, cache = oracle("carry"), tmp_path / "cache"
+    shutil.copytree(os.environ["JAX_COMPILATION_CACHE_DIR"], cache)
+    damaged = {}
+    for path in cache.glob("*-cache"):
         damage(path)
+        damaged[path] = path.read_bytes()
     run = begin("carry")
-    run.go(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
+    run.go(JAX_COMPILATION_CACHE_DIR=str(cache))
     assert_same(run, whole)
+    assert any(path.read_bytes() != content for path, content in damaged.items())

@@ -207,6 +207,7 @@ def test_what_changed_the_rates_is_named(lr, change, named):
 def test_another_order_of_the_examples_is_noticed():
     found = begun()
     found.run["order_digest"] = "0" * 64
+    found.run["numerics"] = {"adabatch_jax": "0.1.0", "numpy": "2.0.0"}
     with pytest.raises(RestoreError) as caught:
         planned(BEGUN, found)
     assert str(caught.value) == (  # golden

@@ -56,7 +56,10 @@ def resumption_findings(
     if config is None and newest is None:
         return
     plan, settings = _planned(workdir, config, newest)
-    findings = [*settings, *examples, *_dataset(config), *_obstacles(workdir), *_room(newest)]
+    findings = [
+        *settings, *examples, *_dataset(config), *_numerics(config, newest), *_obstacles(workdir),
+        *_room(newest),
+    ]  # fmt: skip
     yield from findings
     refusal = next((finding for finding in (*rows, *findings) if finding.exit_code), None)
     if refusal is not None:
@@ -110,6 +113,25 @@ def _dataset(config: TrainConfig | None) -> Iterator[Finding]:
     if not is_prepared(*named):
         text = f"{config.dataset!r} is not prepared here; run {prepare_command(*named)}."
         yield problem("dataset", text, ENVIRONMENT)
+
+
+def _numerics(config: TrainConfig | None, newest: Found | None) -> Iterator[Finding]:
+    """What would round otherwise than so far; of a user's own program that isn't known here."""
+    if config is None or newest is None:
+        return
+    from adabatch_jax.runs.kept_numerics import changes_text, numeric_changes
+    from adabatch_jax.training.numerics import numerics, settle_for_commands
+
+    try:
+        import jax
+
+        device = jax.devices()[0]
+    except Exception:  # told where this machine's devices are
+        return
+    settle_for_commands()
+    changes = numeric_changes(newest.run["numerics"], numerics(device), newest.step)
+    if changes:
+        yield note("numerics", f"{changes_text(changes)}.", changes=changes)
 
 
 def _obstacles(workdir: Path) -> Iterator[Finding]:

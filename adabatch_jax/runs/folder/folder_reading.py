@@ -34,7 +34,7 @@ FORMAT = 3
 _KEYS = {
     "step", "samples", "seed", "plan", "fingerprint", "examples_digest", "order_digest", "data",
     "decisions", "pending_row", "seconds", "phase_seconds", "layout", "restarts", "identity",
-    "versions", "metrics", "is_planned", "run_id",
+    "numerics", "metrics", "is_planned", "run_id",
 }  # fmt: skip
 
 

@@ -233,10 +233,16 @@ class RunFolder:
         is_its = phases == [(phase.batch_size, phase.num_steps) for phase in plan.phases]
         return predicted if is_its else None
 
-    def write_environment(self, layout: Mapping[str, Any], restarts: int) -> None:
+    def write_environment(
+        self, layout: Mapping[str, Any], numerics: Mapping[str, Any], restarts: int
+    ) -> None:
         """Describes what the run was made with."""
         environment = describe_environment(device.device_kind for device in jax.devices())
-        environment |= {"layout": dict(layout), "restarts": restarts}
+        environment |= {
+            "layout": dict(layout),
+            "numerics": dict(numerics),
+            "restarts": restarts,
+        }
         write_json(self.path / "environment.json", environment)
 
     def read_summary(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
