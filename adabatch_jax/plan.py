@@ -153,7 +153,9 @@ def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
 def _before_compiling(options: Options) -> None:
     from adabatch_jax.data.mesh import check_backend
     from adabatch_jax.training import compilation_cache
+    from adabatch_jax.training.numerics import settle_for_commands
 
+    settle_for_commands()
     compilation_cache.enable()
     check_backend(options.cpu_devices)
 

@@ -10,6 +10,7 @@ from adabatch_jax.runs.configured_run import train
 from adabatch_jax.system.errors import DivergedError
 from adabatch_jax.system.interruption import Interruption
 from adabatch_jax.training import compilation_cache
+from adabatch_jax.training.numerics import settle_for_commands
 from experiments.reproduction.display import StudyDisplay, make_display
 from experiments.reproduction.jobs import Job, study_jobs
 from experiments.reproduction.passes import Cache, measure_passes
@@ -51,6 +52,8 @@ def run_study(
     display = make_display([*(job for search in searches for job in search), *jobs])
     save_study(out, study)
     display.say(_introduction(study, jobs, out))
+    for note in settle_for_commands():
+        display.say(note)
     compilation_cache.enable(out / "compiled")
     display.start()
     try:
