@@ -47,6 +47,10 @@ class MetricsPosition:
     def after(cls, content: bytes) -> "MetricsPosition":
         return cls(len(content), hashlib.sha256(content).hexdigest())
 
+    def is_in(self, content: bytes) -> bool:
+        """Whether `metrics.jsonl` with this content holds what was written up to here."""
+        return self.after(content[: self.num_bytes]) == self
+
     def content(self, path: Path) -> bytes:
         """Reads `metrics.jsonl` up to here; raises a RestoreError if that isn't what was written.
 
@@ -54,7 +58,7 @@ class MetricsPosition:
         """
         with storage_errors(path, action="read"):
             content = read_file(path)[: self.num_bytes] if path.exists() else b""
-        if self.after(content) != self:
+        if not self.is_in(content):
             raise RestoreError(
                 f"rows before the checkpoint are damaged or missing in {path}; put the file back, "
                 "or go on without the earlier rows with --allow-change rows."
