@@ -90,11 +90,12 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
     Raises a NotAsWritten where it holds something else, a StorageError where it can't be read.
     """
+    if not os.path.lexists(path):
+        return None
     with storage_errors(path, action="read"):
-        try:
-            text = read_file(path)
-        except FileNotFoundError:
-            return None
+        if not path.is_file():
+            raise NotAsWritten(f"{path} is damaged: not a regular file.")
+        text = read_file(path)
     try:
         content = json.loads(text)
         digest = content.pop("digest")

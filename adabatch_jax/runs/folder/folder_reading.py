@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from adabatch_jax.runs.checkpoints.verifying import (
 )
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
 from adabatch_jax.system.errors import NotAsWritten, RestoreError
-from adabatch_jax.system.files import read_file, read_sealed, storage_errors
+from adabatch_jax.system.files import read_file, read_sealed, storage_errors, temporary_path
 
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last_checkpoint.json"
@@ -34,7 +34,6 @@ ENVIRONMENT = "environment.json"
 _BEFORE_SUMMARY = (
     "config.json", "plan.json", ENVIRONMENT, "metrics.jsonl", "metrics.csv", LAST_CHECKPOINT,
 )  # fmt: skip
-WRITTEN_FILES = (*_BEFORE_SUMMARY, SUMMARY, "report.html")
 
 # What a checkpoint's own values are laid out as; others are another program's.
 FORMAT = 2
@@ -119,8 +118,8 @@ def _not_readable(run: Mapping[str, Any]) -> str | None:
 def run_here(path: Path) -> str | None:
     """The id of the run that a folder is of; None where nothing tells.
 
-    What doesn't agree is outvoted: the rows decide, which no other run's checkpoint describes, as
-    each has its own times; where they tell nothing, most of the checkpoints and the file about the
+    What doesn't agree is outvoted: the rows decide, which one run's checkpoints describe, as each
+    has its own times; where they tell nothing, most of the checkpoints and the file about the
     newest. Raises a RestoreError where as many say one thing as another.
     """
     runs = []
@@ -137,10 +136,13 @@ def run_here(path: Path) -> str | None:
     rows = path / "metrics.jsonl"
     with storage_errors(rows, action="read"):
         content = read_file(rows) if rows.exists() else b""
-    for run in runs:
-        position = MetricsPosition(**run["metrics"])
-        if position.num_bytes and position.is_in(content):
-            return run["run_id"]
+    described = {
+        run["run_id"]
+        for run in runs
+        if run["metrics"]["num_bytes"] and MetricsPosition(**run["metrics"]).is_in(content)
+    }
+    if len(described) == 1:
+        return described.pop()
     (first, most), (_, others) = votes.most_common(2)
     if most > others:
         return first
@@ -169,8 +171,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     Raises a NotAsWritten where summary.json isn't what a run wrote.
     """
     summary = read_sealed(path / SUMMARY)
-    needed = {"config_digest", "run_id", "files"}
-    if summary is not None and not (has_figures(summary) and needed <= summary.keys()):
+    if summary is not None and not has_figures(summary):
         raise NotAsWritten(f"{path / SUMMARY} is damaged: it lacks the run's figures.")
     return summary
 
@@ -214,7 +215,7 @@ def find_finished(path: Path, config_digest: str) -> Finished:
         summary = read_summary(path)
     except NotAsWritten:
         return Finished(None, (SUMMARY,))
-    if summary is None or summary["config_digest"] != config_digest:
+    if summary is None or summary.get("config_digest") != config_digest:
         return Finished(None, ())
     now = digests_of_files(path)
     changed = [name for name, digest in summary["files"].items() if now.get(name) != digest]
@@ -229,19 +230,29 @@ def find_finished(path: Path, config_digest: str) -> Finished:
     return Finished(summary, tuple(changed))
 
 
+def obstacles(path: Path) -> Iterator[Path]:
+    """Folders that lie where a run writes a file, and that a file can't replace."""
+    for name in (*_BEFORE_SUMMARY, SUMMARY, "report.html"):
+        for file in (path / name, temporary_path(path / name)):
+            if file.is_dir() and not file.is_symlink():
+                yield file
+
+
 def digests_of_files(path: Path) -> dict[str, str]:
     """sha256 of what a run writes before its summary, by name."""
-    digests = {}
-    for name in _BEFORE_SUMMARY:
-        with storage_errors(path / name, action="read"), contextlib.suppress(FileNotFoundError):
-            digests[name] = hashlib.sha256(read_file(path / name)).hexdigest()
-    return digests
+    with storage_errors(path, action="read"):
+        return {
+            name: hashlib.sha256(read_file(path / name)).hexdigest()
+            for name in _BEFORE_SUMMARY
+            if (path / name).is_file()
+        }
 
 
 def has_environment(path: Path) -> bool:
     """Whether something can be read of what the run was made with."""
     with storage_errors(path / ENVIRONMENT, action="read"):
         try:
-            return isinstance(json.loads(read_file(path / ENVIRONMENT)), dict)
-        except (FileNotFoundError, ValueError, RecursionError):
+            is_there = (path / ENVIRONMENT).is_file()
+            return is_there and isinstance(json.loads(read_file(path / ENVIRONMENT)), dict)
+        except (ValueError, RecursionError):
             return False

@@ -145,21 +145,23 @@ class MetricsWriter:
         return rows
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, num_bytes: int | None = None) -> list[dict[str, Any]]:
     """Reads the rows of a `metrics.jsonl`, null as NaN, a last line cut short left out.
+
+    `num_bytes`: only those of so many first bytes.
 
     Raises a StorageError where the file can't be read, or a line before the last is damaged.
     """
     return [
         {key: math.nan if value is None else value for key, value in row.items()}
-        for row in _complete_rows(path)
+        for row in _complete_rows(path, num_bytes)
     ]
 
 
-def _complete_rows(path: Path) -> list[dict[str, Any]]:
+def _complete_rows(path: Path, num_bytes: int | None = None) -> list[dict[str, Any]]:
     """The rows that were written whole."""
     with storage_errors(path, action="read"):
-        *lines, _torn = read_file(path).split(b"\n")
+        *lines, _torn = read_file(path)[:num_bytes].split(b"\n")
     return [_row(line, path, number) for number, line in enumerate(lines, 1)]
 
 
