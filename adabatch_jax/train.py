@@ -136,14 +136,15 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
 
 
 def _report_again(workdir: "Path", lock_wait: float, take_over: bool) -> None:
-    """Writes a finished run's report, where it is missing (killed in between) or was changed."""
+    """Writes a finished run's report, where it is missing or was changed."""
     from adabatch_jax.reporting.saved_run import is_reported
 
     if not is_reported(workdir):
         from adabatch_jax.report import write_report
         from adabatch_jax.runs.folder.lock import locked
 
-        print("note: report.html isn't what the finished run left there, and is written anew")
+        if (workdir / "report.html").exists():  # else killed before it was written
+            print("note: report.html isn't what the finished run left there, and is written anew")
         with locked(workdir, "--workdir", lock_wait, take_over):
             write_report(workdir)
 

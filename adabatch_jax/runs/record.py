@@ -96,7 +96,7 @@ class RunRecord:
 
     def begin(self) -> None:
         """Goes on from what was `restored`, or begins anew: from here on the run writes."""
-        found, there = self.store.checkpoint, Finished(None, ())
+        found, there = self.store.checkpoint, Finished()
         if found is not None:
             self.store.put_right()
         self._tell_notes()

@@ -50,7 +50,7 @@ def run_findings(workdir: Path) -> Iterator[Finding]:
     is_in_use = owner is not None and owner.is_alive is True
     config, finding = _config(workdir)
     yield finding
-    newest, passed_over, refusal, there = None, [], None, Finished(None, ())
+    newest, passed_over, refusal, there = None, [], None, Finished()
     try:
         yield from checkpoint_findings(workdir / CHECKPOINTS, is_in_use)
         newest, rejected = find_checkpoint(workdir)

@@ -192,10 +192,12 @@ class Finished:
     Attributes:
       summary: its figures; None where there are none that the run wrote.
       changed: the names of what isn't there as the run left it.
+      run_id: whose figures they are.
     """
 
-    summary: Mapping[str, Any] | None
-    changed: tuple[str, ...]
+    summary: Mapping[str, Any] | None = None
+    changed: tuple[str, ...] = ()
+    run_id: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -210,24 +212,24 @@ def find_finished(path: Path, config_digest: str) -> Finished:
     that was removed isn't missed.
     """
     if not os.path.isdir(path):
-        return Finished(None, ())
+        return Finished()
     try:
         summary = read_summary(path)
     except NotAsWritten:
         return Finished(None, (SUMMARY,))
     if summary is None or summary.get("config_digest") != config_digest:
-        return Finished(None, ())
-    now = digests_of_files(path)
-    changed = [name for name, digest in summary["files"].items() if now.get(name) != digest]
+        return Finished()
+    run_id, files, now = summary.pop("run_id"), summary.pop("files"), digests_of_files(path)
+    changed = [name for name, digest in files.items() if now.get(name) != digest]
     last = path / CHECKPOINTS / str(summary["step"])
     if last.exists():
         try:
-            is_its = check_checkpoint(last).run.get("run_id") == summary["run_id"]
+            is_its = check_checkpoint(last).run.get("run_id") == run_id
         except Damaged:
             is_its = False
         if not is_its:
             changed.append(f"{CHECKPOINTS}/{last.name}")
-    return Finished(summary, tuple(changed))
+    return Finished(summary, tuple(changed), run_id)
 
 
 def obstacles(path: Path) -> Iterator[Path]:

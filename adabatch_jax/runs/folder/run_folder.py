@@ -281,7 +281,7 @@ class RunFolder:
     def find_finished(self, identity: Mapping[str, Any]) -> Finished:
         """What is there of this run, if it was finished with these settings."""
         there = find_finished(self.path, settings_digest(identity))
-        if there.summary is not None and there.summary["run_id"] != self._run_id:
+        if there.summary is not None and there.run_id != self._run_id:
             there = Finished(None, (SUMMARY,))
         if there.summary is None and not has_environment(self.path):
             there = Finished(None, (*there.changed, ENVIRONMENT))
@@ -290,14 +290,10 @@ class RunFolder:
     def write_summary(
         self, summary: Mapping[str, Any], identity: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Writes summary.json, when all else but the report is there; returns what it holds."""
-        summary = {
-            **summary,
-            "config_digest": settings_digest(identity),
-            "run_id": self._run_id,
-            "files": digests_of_files(self.path),
-        }
-        write_sealed(self.path / SUMMARY, summary)
+        """Writes summary.json, when all else but the report is there; returns the summary."""
+        summary = {**summary, "config_digest": settings_digest(identity)}
+        about = {"run_id": self._run_id, "files": digests_of_files(self.path)}
+        write_sealed(self.path / SUMMARY, summary | about)
         return summary
 
     def restored(self, like: TrainState, check: Callable[[Found], None]) -> TrainState:
