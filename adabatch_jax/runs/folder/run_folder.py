@@ -113,7 +113,8 @@ class RunFolder:
 
     def _find(self) -> None:
         """Finds the checkpoint to go on from, and whether its rows are lost; changes nothing."""
-        for obstacle in obstacles(self.path):
+        obstacle = next(obstacles(self.path), None)
+        if obstacle is not None:
             raise StorageError(f"{obstacle} is a folder where a run writes a file; move it away.")
         self.checkpoint, self._rejected = find_checkpoint(self.path, self._rejected)
         if self.checkpoint is None:
