@@ -38,12 +38,12 @@ def write_report(run_directory: os.PathLike | str, out: os.PathLike | str | None
       StorageError: a file can't be read or written.
     """
     from adabatch_jax.reporting.report_pages import run_page
-    from adabatch_jax.reporting.saved_run import load_run
+    from adabatch_jax.reporting.saved_run import load_run, page_subject
 
-    run = load_run(run_directory)
+    run, subject = load_run(run_directory), page_subject(Path(run_directory))
     out = Path(out) if out is not None else run.directory / "report.html"
     _write_plots([run], run.directory, "curves")
-    _write_page(out, run_page(run))  # last: where it is, all of the report is
+    _write_page(out, run_page(run), subject)  # last: where it is, all of the report is
     return out
 
 
@@ -89,11 +89,11 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _write_page(path: Path, text: str) -> None:
+def _write_page(path: Path, text: str, subject: bytes = b"") -> None:
+    from adabatch_jax.reporting.html_elements import sealed
     from adabatch_jax.system.files import write_atomically
 
-    # A name of a folder that isn't UTF-8 has halves of characters in it.
-    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+    write_atomically(path, sealed(text, subject))
 
 
 def _write_plots(runs: Sequence["Run"], directory: Path, prefix: str) -> None:

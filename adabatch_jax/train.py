@@ -8,7 +8,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from adabatch_jax.config.command_line import flag_of, parse_arguments
 from adabatch_jax.config.declarations import as_in, check, flag
@@ -17,6 +18,9 @@ from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.interruption import Interruption, exit_on_signals
 from adabatch_jax.system.quantities import parse_seconds
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROG = "python -m adabatch_jax.train"
 
@@ -72,25 +76,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str] | None, started: float) -> int:
     from pathlib import Path
 
-    from adabatch_jax.runs.folder.folder_reading import finished_summary, run_at
+    from adabatch_jax.runs.checkpoints.verifying import committed_steps
+    from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, find_finished, run_at
     from adabatch_jax.runs.folder.workdir_choice import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)
     lock_wait = parse_seconds(options.lock_wait)
-    summary = finished_summary(workdir, config.digest)
-    if summary is not None:
+    finished = find_finished(workdir, config.digest)
+    if finished.summary is not None and (
+        finished.is_whole or not committed_steps(workdir / CHECKPOINTS)
+    ):
         from adabatch_jax.runs.configured_data import check_prepared_data
 
-        check_prepared_data(config, run_at(workdir, summary["step"]), workdir, options.allow_change)
-        is_reported = (workdir / "report.html").exists()
-        if not is_reported and (workdir / "metrics.jsonl").exists():  # killed in between
-            from adabatch_jax.report import write_report
-            from adabatch_jax.runs.folder.lock import locked
-
-            with locked(workdir, "--workdir", lock_wait, options.take_over):
-                write_report(workdir)
-        print(f"finished already: {_result(summary)}; run folder {workdir}")
+        run = run_at(workdir, finished.summary["step"])
+        check_prepared_data(config, run, workdir, options.allow_change)
+        if finished.is_whole:
+            _report_again(workdir, lock_wait, options.take_over)
+        else:
+            print(
+                f"warning: {', '.join(finished.changed)} in {workdir} aren't what the finished run "
+                "left there, and can't be written anew without its checkpoints"
+            )
+        print(f"finished already: {_result(finished.summary)}; run folder {workdir}")
         return 0
 
     max_seconds = None if options.max_time is None else parse_seconds(options.max_time)
@@ -136,7 +144,21 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     return 0
 
 
-def _result(summary: dict) -> str:
+def _report_again(workdir: "Path", lock_wait: float, take_over: bool) -> None:
+    """Writes a finished run's report, where it is missing or was changed."""
+    from adabatch_jax.reporting.saved_run import is_reported
+
+    if not is_reported(workdir):
+        from adabatch_jax.report import write_report
+        from adabatch_jax.runs.folder.lock import locked
+
+        if (workdir / "report.html").exists():  # else killed before it was written
+            print("note: report.html isn't what the finished run left there, and is written anew")
+        with locked(workdir, "--workdir", lock_wait, take_over):
+            write_report(workdir)
+
+
+def _result(summary: Mapping) -> str:
     text = f"{summary['step']:,} updates, {summary['total_seconds']:.0f} s"
     if "test_accuracy" in summary:
         text = f"test accuracy {100 * summary['test_accuracy']:.2f} %, {text}"

@@ -7,14 +7,16 @@ from pathlib import Path
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.runs.checkpoints.manifest import write_manifest
 from adabatch_jax.runs.checkpoints.verifying import Found
-from adabatch_jax.runs.folder.folder_reading import FORMAT
+from adabatch_jax.runs.folder.folder_reading import FORMAT, digests_of_files
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
 from adabatch_jax.runs.resuming import digest_of_order
 from adabatch_jax.system.environment import package_versions
+from adabatch_jax.system.files import write_sealed
 
 CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", seed=3)
 PLAN = CONFIG.plan(1442)
 STEPS = (10, 20, 30)
+RUN_ID = "0" * 16
 
 
 def row(step):
@@ -57,7 +59,7 @@ def write_checkpoint(folder, step, **changes):
         "metrics": dataclasses.asdict(position),
         "decisions": [],
         "is_planned": True,
-        "run_id": "0" * 16,
+        "run_id": RUN_ID,
         "pending_row": None,
         "seconds": {},
         "phase_seconds": [],
@@ -87,5 +89,7 @@ def write_summary(run, step, **changes):
         "test_accuracy": 0.9612,
         "total_seconds": 1.5,
         "config_digest": CONFIG.digest,
+        "run_id": RUN_ID,
+        "files": digests_of_files(run),
     }
-    (run / "summary.json").write_text(json.dumps(summary | changes))
+    write_sealed(run / "summary.json", summary | changes)

@@ -1,5 +1,6 @@
 """The few HTML elements that reports are made of; every value is escaped here."""
 
+import hashlib
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,6 +63,28 @@ details { margin: .6rem 0; } summary { cursor: pointer; color: var(--soft); }
 def page(title: str, body: Iterable[str]) -> str:
     """A whole page that needs nothing from elsewhere; `body` are elements of this module's."""
     return _PAGE.format(title=escaped(title), style=_STYLE, body="\n".join(body))
+
+
+def sealed(page: str, subject: bytes = b"") -> bytes:
+    """A page as it is written, with a digest at its end of it and of what it is about."""
+    # A name of a folder that isn't UTF-8 has halves of characters in it.
+    content = page.encode("utf-8", "backslashreplace")
+    return content + _seal(content, subject)
+
+
+def is_sealed(content: bytes, subject: bytes) -> bool:
+    """Whether a page is one that `sealed` gave for this subject.
+
+    >>> is_sealed(sealed("<p>1", b"a"), b"a"), is_sealed(sealed("<p>1", b"a"), b"b")
+    (True, False)
+    """
+    end = len(content) - len(_seal(b"", b""))
+    return content[end:] == _seal(content[:end], subject)
+
+
+def _seal(content: bytes, subject: bytes) -> bytes:
+    digest = hashlib.sha256(content + subject).hexdigest()
+    return f"<!-- sha256 of all before and its subject: {digest} -->\n".encode()
 
 
 def escaped(value: Any) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.runs.folder.folder_reading import has_figures
+from adabatch_jax.reporting.html_elements import is_sealed
+from adabatch_jax.runs.folder.folder_reading import SUMMARY, has_figures
 from adabatch_jax.runs.folder.metrics_files import COLUMNS, read_metrics
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean
-from adabatch_jax.system.files import read_file, storage_errors
+from adabatch_jax.system.files import read_file, read_sealed, storage_errors
 from adabatch_jax.system.number_texts import printable
 
 REQUIRED = ("config.json", "plan.json", "metrics.jsonl")
@@ -68,13 +69,13 @@ def load_run(directory: os.PathLike | str) -> Run:
     config, plan = (read_json(directory / f"{name}.json") for name in ("config", "plan"))
     _check_plan(directory / "plan.json", plan)
     rows = tuple(read_metrics(directory / "metrics.jsonl"))
-    summary = _read_json_if_there(directory / "summary.json")
+    summary = read_sealed(directory / SUMMARY)
     _check_figures(directory / "metrics.jsonl", rows)
-    _check_figures(directory / "summary.json", () if summary is None else (summary,))
+    _check_figures(directory / SUMMARY, () if summary is None else (summary,))
     if summary is not None and not has_figures(summary):
         raise StorageError(
-            f"{directory / 'summary.json'} is damaged: it lacks the run's figures; the command "
-            "that trained it writes it again."
+            f"{directory / SUMMARY} is damaged: it lacks the run's figures; the command that "
+            "trained it writes it again."
         )
     return Run(
         directory=directory,
@@ -85,6 +86,23 @@ def load_run(directory: os.PathLike | str) -> Run:
         summary=summary,
         environment=_read_json_if_there(directory / "environment.json") or {},
     )
+
+
+def page_subject(directory: Path) -> bytes:
+    """What the page about a finished run is about: as long as it is this, the page is right."""
+    with storage_errors(directory, action="read"):
+        path = directory / SUMMARY
+        return read_file(path) if path.exists() else b""
+
+
+def is_reported(directory: Path) -> bool:
+    """Whether a run's own page is there, whole, and about its summary."""
+    with storage_errors(directory, action="read"):
+        try:
+            page = read_file(directory / "report.html")
+        except FileNotFoundError:
+            return False
+    return is_sealed(page, page_subject(directory))
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:

@@ -174,11 +174,10 @@ def fit(
             layout.shard_params, skip_nonfinite=policy.kind == "skip",
         )  # fmt: skip
         state = record.restored(update.place(state))
-        is_done = record.start_step == plan.num_steps and record.pending_row is None
-        if not is_done:
+        if not record.is_done:
             check_microbatches(saved_layout, layout, plan, independent_groups, allow_change)
         record.begin()
-        if is_done:
+        if record.is_done:
             record.save_given(state)
             summary = record.finish(state, False)
             return FitResult(state, record.history, summary, False, record.start_step)

@@ -11,7 +11,7 @@ from adabatch_jax.data.example_digest import ExamplesDigest
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.clocks import ACTIVITIES, Clocks
 from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.runs.folder.folder_reading import FORMAT
+from adabatch_jax.runs.folder.folder_reading import ENVIRONMENT, FORMAT, Finished
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.kept_layout import change_text, layout_changes
@@ -37,6 +37,7 @@ class RunRecord:
       decisions: what was decided while training, as JSON values, oldest first.
       start_step: the update to go on from.
       pending_row: a row whose evaluation was cut off by a stop, without its figures; or None.
+      is_done: whether no update and no evaluation is left.
     """
 
     def __init__(
@@ -60,13 +61,16 @@ class RunRecord:
         self._layout: dict[str, Any] = {}
         self._numerics: dict[str, Any] = {}
         self._restarts = 0
-        self._finished: dict[str, Any] | None = None
+        # The summary of a finished run that is left alone, and of one in which all else is put right.
+        self._finished: Mapping[str, Any] | None = None
+        self._summary_there: Mapping[str, Any] | None = None
         self.clocks = Clocks(len(plan.phases), watchdog)
         self.history: list[dict[str, Any]] = []
         self.examples = ExamplesDigest()
         self.decisions: list[dict[str, Any]] = []
         self.start_step = 0
         self.pending_row: dict[str, Any] | None = None
+        self.is_done = False
 
     def open(self) -> dict[str, Any]:
         """Opens the store; returns the layout that the run was begun with, or nothing."""
@@ -86,8 +90,12 @@ class RunRecord:
             state = self.store.restored(state, self._check)
             self.start_step = self.store.checkpoint.step
             self.pending_row = self.store.checkpoint.run["pending_row"]
+            self.is_done = self.start_step == self.plan.num_steps and (
+                self.pending_row is None or self.store.find_finished(self._identity).is_whole
+            )
             return state
         self.start_step = int(state.step)
+        self.is_done = self.start_step == self.plan.num_steps
         if self.start_step > self.plan.num_steps:
             raise UsageError(
                 f"the state has {self.start_step} updates behind it, more than the plan's "
@@ -97,26 +105,30 @@ class RunRecord:
 
     def begin(self) -> None:
         """Goes on from what was `restored`, or begins anew: from here on the run writes."""
-        is_done = False
-        if self.store.checkpoint is None:
-            self._tell_notes()
-        else:
+        found, there = self.store.checkpoint, Finished()
+        if found is not None:
             self.store.put_right()
             if self._data_change is not None:
                 self.store.changes.append(self._data_change.to_dict())
                 self.store.notes.append(f"note: {self._data_change}")
-            self._tell_notes()
-            self._resume(self.store.checkpoint)
-            is_done = self.start_step == self.plan.num_steps
-            self._finished = self.store.read_summary(self._identity) if is_done else None
-            if self._finished and self._finished.get("decisions") != self.decisions:
-                # Such as that its rows were lost since.
-                summary = self._finished | {"decisions": self.decisions}
-                self._finished = self.store.write_summary(summary, self._identity)
-        if self._finished is None:
-            self.history = self.store.begin(self.plan, self._identity, is_done)
-        else:
-            self.history = self.store.read_rows()
+        self._tell_notes()
+        if found is not None:
+            self._resume(found)
+            if self.is_done:
+                there = self.store.find_finished(self._identity)
+        if there.is_whole and there.summary.get("decisions") == self.decisions:
+            self._finished, self.history = there.summary, self.store.read_rows()
+            return
+        for name in there.changed:
+            self._progress.message(
+                f"note: {name} isn't what the finished run left there, and is written anew"
+            )
+        self._summary_there = there.summary
+        self.history = self.store.begin(self.plan, self._identity, self.is_done, there.changed)
+        if ENVIRONMENT in there.changed:
+            self.store.write_environment(
+                found.run["layout"], found.run["numerics"], self._restarts
+            )
 
     def _tell_notes(self) -> None:
         """Shows what was found in the folder, once."""
@@ -200,11 +212,14 @@ class RunRecord:
     def finish(self, state: TrainState, stopped: bool) -> dict[str, Any]:
         """Waits for the last checkpoint and, at the plan's end, writes the summary."""
         if self._finished is not None:
-            return self._finished
+            return dict(self._finished)
         step = int(state.step)
         with self.clocks.timed("checkpoint"):
             self.store.wait_for_saves(step if step > self.start_step else None)
-        summary = self._summary(state)
+        if self._summary_there is None:
+            summary = self._summary(state)
+        else:  # it knows more of the seconds than the checkpoint, and figures of rows that are lost
+            summary = {**self._summary_there, "decisions": self.decisions}
         return summary if stopped else self.store.write_summary(summary, self._identity)
 
     def _summary(self, state: TrainState) -> dict[str, Any]:

@@ -42,6 +42,10 @@ class StorageError(AdabatchError):
     exit_code = 5
 
 
+class NotAsWritten(StorageError):
+    """A file could be read, and isn't what this program wrote."""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the nearest choice, or `""` where none is near.
 

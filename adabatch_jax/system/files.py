@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.system.errors import StorageError
+from adabatch_jax.system.errors import NotAsWritten, StorageError
 
 
 @contextlib.contextmanager
@@ -77,6 +78,36 @@ def temporary_path(path: Path) -> Path:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON object so that a reader sees the old file or the new one."""
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object with a digest of all else in it, which `read_sealed` looks at."""
+    write_json(path, {**content, "digest": _digest_of(content)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """Reads what `write_sealed` wrote; None where there is no such file.
+
+    Raises a NotAsWritten where it holds something else, a StorageError where it can't be read.
+    """
+    if not os.path.lexists(path):
+        return None
+    with storage_errors(path, action="read"):
+        if not path.is_file():
+            raise NotAsWritten(f"{path} is damaged: not a regular file.")
+        text = read_file(path)
+    try:
+        content = json.loads(text)
+        digest = content.pop("digest")
+        if digest == _digest_of(content):
+            return content
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass  # not even of this kind
+    raise NotAsWritten(f"{path} is damaged: it isn't what the run wrote.")
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def existing_folder(path: Path) -> Path:

@@ -9,10 +9,10 @@ from typing import Any
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.reporting.saved_run import read_json
-from adabatch_jax.runs.folder.folder_reading import has_figures
+from adabatch_jax.runs.folder.folder_reading import read_summary
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.text_reader import decimal_text, exact
-from adabatch_jax.system.errors import StorageError, UsageError
+from adabatch_jax.system.errors import NotAsWritten, StorageError, UsageError
 from adabatch_jax.system.files import write_atomically
 from experiments.reproduction.studies import TUNING_SEED, Study
 
@@ -47,9 +47,10 @@ class Job:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The figures of a finished run; None for any other, and where they are damaged."""
-        path = self.folder / "summary.json"
-        summary = read_json(path) if path.exists() else {}
-        return summary if has_figures(summary) else None
+        try:
+            return read_summary(self.folder)
+        except NotAsWritten:
+            return None
 
     @property
     def is_over(self) -> bool:

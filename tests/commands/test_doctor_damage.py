@@ -1,12 +1,12 @@
 """`python -m adabatch_jax.doctor` on a run's folder in which something is damaged, lost or odd."""
 
-import json
 import os
 import shutil
 
 import pytest
 
 from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.system.files import write_sealed
 from tests.commands.conftest import states, without_checkpoints
 from tests.run_folders import PLAN, STEPS, metrics_content
 
@@ -73,8 +73,9 @@ def test_what_else_lies_there(run, doctor):
         ("config.json", '{"optimizer": "sdg"}', 2, "did you mean 'sgd'"),
         ("plan.json", "{}", 5, "holds no plan"),
         ("plan.json", '{"phases": "<script>"}', 5, "holds no plan"),
-        ("summary.json", "[]", 5, "is damaged: it is not a JSON object"),
-        ("summary.json", "{}", 5, "names no step"),
+        ("summary.json", "[]", 5, "is damaged: it isn't what the run wrote"),
+        ("summary.json", "{}", 5, "is damaged: it isn't what the run wrote"),
+        ("last_checkpoint.json", "[" * 100_000, 5, "damaged; a run sets it aside"),
         ("metrics.jsonl", '{"step": "<b>"}\n', 4, "damaged or missing"),
         ("metrics.jsonl", "[" * 100_000 + "\n", 4, "damaged or missing"),
         ("config.json", os.mkfifo, 5, "not a regular file"),
@@ -143,7 +144,7 @@ def test_rows_that_are_lost(is_there, run, doctor):
 def test_rows_that_are_known_as_lost(run, doctor):
     (run / "metrics.jsonl").write_text("")
     last = {"run_id": "0" * 16, "step": 30, "rows_lost_at": 30}
-    (run / "last_checkpoint.json").write_text(json.dumps(last))
+    write_sealed(run / "last_checkpoint.json", last)
     code, findings = doctor(run)
     assert code == 0 and findings["metrics.jsonl"]["text"] == "no row yet"
     assert findings["resume"]["step"] == 30
@@ -157,7 +158,7 @@ def test_a_torn_line_and_rows_beyond(run, doctor):
     code, findings = doctor(run)
     assert code == 0 and states(findings) == {"metrics.jsonl": "note"}
     assert findings["metrics.jsonl"]["text"] == (
-        "8 rows, up to update 35; the last line was cut short and 1 row lies beyond checkpoint 30, "
+        "7 rows, up to update 30; the last line was cut short and 1 row lies beyond checkpoint 30, "
         "which a run removes and writes anew."
     )
 

@@ -2,18 +2,23 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
+from adabatch_jax.doctor import main as doctor
 from adabatch_jax.runs.folder.folder_reading import read_summary
 from adabatch_jax.runs.folder.lock import lock_owner
 from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.system.errors import NotAsWritten
+from adabatch_jax.system.files import write_sealed
 from adabatch_jax.train import main
 from tests.run_folders import content
 
@@ -207,7 +212,8 @@ def test_a_finished_run_says_that_its_rows_were_lost(oracle, tmp_path, command):
     (run / "metrics.jsonl").write_text("garbage")
     assert command(main, f"{SHORT} --workdir {run} --allow-change rows").code == 0
     lost = {"kind": "rows_lost", "step": summary["step"]}
-    assert json.loads((run / "summary.json").read_text()) == summary | {"decisions": [lost]}
+    changed = {"decisions": [lost], "files": ANY, "digest": ANY}
+    assert json.loads((run / "summary.json").read_text()) == summary | changed
 
 
 def test_lost_files_are_told(oracle, tmp_path, command, refused):
@@ -235,10 +241,81 @@ def test_lost_files_are_told(oracle, tmp_path, command, refused):
 def test_a_summary_without_its_figures_is_none(tmp_path, damage):
     figures = {"step": 3, "samples": 48, "total_seconds": 1.5, "config_digest": "a"}
     path = tmp_path / "summary.json"
-    path.write_text(json.dumps(figures))
-    assert read_summary(tmp_path, "a") == figures and read_summary(tmp_path, "b") is None
-    path.write_text(json.dumps(figures | damage))
-    assert read_summary(tmp_path, "a") is None
+    write_sealed(path, figures)
+    assert read_summary(tmp_path) == figures
+    write_sealed(path, figures | damage)
+    with pytest.raises(NotAsWritten, match="lacks the run's figures"):
+        read_summary(tmp_path)
+
+
+CHANGES = {
+    "metrics.jsonl": lambda path: path.write_bytes(path.read_bytes() * 2),
+    "metrics.csv": lambda path: path.write_bytes(path.read_bytes().replace(b"0.", b"0.9", 1)),
+    "summary.json": lambda path: path.write_text(
+        re.sub(r'(accuracy": )0', r"\g<1>1", path.read_text())
+    ),
+    "config.json": lambda path: path.write_text("{}"),
+    "plan.json": lambda path: os.truncate(path, 100),
+    "environment.json": lambda path: path.unlink(),
+    "last_checkpoint.json": lambda path: path.write_text("[" * 100_000),
+    "report.html": lambda path: os.truncate(path, 1000),
+}
+
+
+@pytest.mark.parametrize(
+    "names", [["metrics.jsonl"], ["summary.json"], [*CHANGES][2:-1], [*CHANGES][-1:]]
+)
+def test_what_a_finished_run_left_is_written_anew_where_it_was_changed(
+    oracle, tmp_path, command, names
+):
+    """With a line each that says so, and to just what it was, but for what no checkpoint knows."""
+    run = tmp_path / "run"
+    shutil.copytree(oracle, run)
+    for name in names:
+        CHANGES[name](run / name)
+    before = content(run)
+    damaged = command(doctor, str(run))
+    assert damaged.code == 5 and content(run) == before
+    assert all(name in damaged.out for name in names)
+    outcome = command(main, f"{SHORT} --workdir {run}")
+    assert outcome.code == 0
+    told = [line for line in outcome.out.splitlines() if line.startswith(("note", "warning"))]
+    assert len(told) == len(names) and all("is written anew" in line for line in told)
+    assert all(any(name in line for line in told) for name in names)
+    now, whole = content(run), content(oracle)
+    for file in ("config.json", "metrics.jsonl", "metrics.csv", "last_checkpoint.json"):
+        assert now[file] == whole[file]
+    if names == ["metrics.jsonl"]:
+        assert json.loads(now["summary.json"]) == json.loads(whole["summary.json"])
+    assert digests(run) == digests(oracle)
+    figures = {"test_accuracy", "test_loss", "train_loss", "epoch", "num_parameters", "samples"}
+    for figure in figures:
+        ours, theirs = (json.loads(files["summary.json"]) for files in (now, whole))
+        assert ours[figure] == theirs[figure]
+    again = command(main, f"{SHORT} --workdir {run}")
+    assert again.code == 0 and again.out.startswith("finished already: ")
+    assert command(doctor, str(run)).code == 0
+
+
+def test_a_changed_row_of_a_finished_run_is_refused(oracle, tmp_path, refused):
+    run = tmp_path / "run"
+    shutil.copytree(oracle, run)
+    rows = (run / "metrics.jsonl").read_bytes()
+    for changed in (rows.replace(b"0.", b"0.9", 1), rows.split(b"\n", 1)[1], rows[:-1]):
+        (run / "metrics.jsonl").write_bytes(changed)
+        before = content(run)
+        refused(main, f"{SHORT} --workdir {run}", "metrics.jsonl", code=4)
+        assert content(run) == before
+
+
+def test_without_checkpoints_what_was_changed_is_named(oracle, tmp_path, command):
+    run = tmp_path / "run"
+    shutil.copytree(oracle, run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.csv").unlink()
+    outcome = command(main, f"{SHORT} --workdir {run}")
+    assert outcome.code == 0 and "finished already" in outcome.out
+    assert "warning: metrics.csv in" in outcome.out and "without its checkpoints" in outcome.out
 
 
 def test_a_missing_report_is_written_again(oracle, tmp_path, command):

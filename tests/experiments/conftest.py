@@ -10,6 +10,7 @@ import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.schedules.plan import first_step_from
+from adabatch_jax.system.files import write_sealed
 from experiments.arms import single_device_arms
 
 NUM_EXAMPLES = 1_000
@@ -100,7 +101,7 @@ def write_run_folder(
         "environment": environment,
     }
     if state == "finished":
-        contents["summary"] = summary_of(plan, rows)
+        write_sealed(folder / "summary.json", summary_of(plan, rows))
     if state == "diverged":
         contents["failure"] = {"kind": "diverged", "message": "the loss is nan | <b>at 7</b>"}
     if state != "finished":

@@ -10,6 +10,7 @@ import pytest
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.data.row_layout import Layouts
+from adabatch_jax.system.files import write_sealed
 from experiments.reproduction import passes
 from experiments.reproduction.display import LiveStudyDisplay, StudyDisplay, make_display
 from experiments.reproduction.estimate import Estimate
@@ -61,8 +62,8 @@ def test_time_left_counts_finished_runs_and_not_what_a_resumed_run_had_done(tmp_
     clock = Clock()
     all_jobs = jobs(tmp_path, ["a"], num_seeds=3)
     all_jobs[0].folder.mkdir(parents=True)
-    (all_jobs[0].folder / "summary.json").write_text(
-        '{"step": 10, "samples": 640, "total_seconds": 50.0}'
+    write_sealed(
+        all_jobs[0].folder / "summary.json", {"step": 10, "samples": 640, "total_seconds": 50.0}
     )
     estimate = Estimate(all_jobs, clock)
     assert estimate.seconds_left() == pytest.approx(100)
@@ -86,8 +87,9 @@ def test_lines_say_a_warning_once_and_no_more(tmp_path):
             display.log({"step": step, "train_loss": 0.5, "test_accuracy": 0.9})
             display.tick(step)
         job.folder.mkdir(parents=True)
-        (job.folder / "summary.json").write_text(
-            '{"test_accuracy": 0.975, "step": 10, "samples": 640, "total_seconds": 10.0}'
+        write_sealed(
+            job.folder / "summary.json",
+            {"test_accuracy": 0.975, "step": 10, "samples": 640, "total_seconds": 10.0},
         )
         display.end()
     assert [" ".join(line.split()) for line in stream.getvalue().splitlines()] == [

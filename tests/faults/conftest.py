@@ -48,6 +48,16 @@ def begin(tmp_path) -> Callable[[str], Run]:
 
 
 @pytest.fixture
+def begun(oracles, tmp_path) -> Run:
+    """A run that was stopped after update 30, with some checkpoints before."""
+    stored = Run(oracles / "begun", f"{COMMON} {SETTINGS['carry']}")
+    if not (stored.workdir / "checkpoints" / "30").exists():
+        stored.go("step.end:30:sigterm", code=143)
+    shutil.copytree(stored.workdir, tmp_path / "run", symlinks=True)
+    return Run(tmp_path / "run", stored.arguments)
+
+
+@pytest.fixture
 def own_cache(tmp_path) -> dict[str, str]:
     """Variables for processes that can't write: what they spoil of a cache is nobody else's."""
     folder = tmp_path / "cache"

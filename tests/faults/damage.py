@@ -152,3 +152,37 @@ def damage_at_random(checkpoint: Path, draw: random.Random) -> str:
     else:
         path.unlink()
     return f"{what} {path.relative_to(checkpoint.parent)}"
+
+
+HOSTILE = (
+    b"", b"{", b"{}", b"[]", b"null", b"[" * 100_000, b"9" * 10_000, b'{"step": 1e999}', b"\xff\0",
+)  # fmt: skip
+
+
+def edit_at_random(path: Path, draw: random.Random, foreign: Path) -> str:
+    """Changes a file of a run's folder, which may be missing; returns what was done.
+
+    `foreign` is the same file of another run.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    lines, place = content.splitlines(keepends=True), draw.randrange(len(content) or 1)
+    some = draw.randrange(len(lines) or 1)
+    edits = {
+        "a bit": content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)])
+        + content[place + 1 :] if content else b"x",
+        "cut": content[:place],
+        "more": content[:place] + draw.randbytes(20) + content[place:],
+        "zeros": content[:place] + bytes(len(content[place : place + 500])) + content[place + 500 :],
+        "twice": content * 2,
+        "a line twice": b"".join([*lines[:some], *lines[some : some + 1], *lines[some:]]),
+        "a line less": b"".join([*lines[:some], *lines[some + 1 :]]),
+        "lines swapped": b"".join([*lines[:some], *lines[some : some + 2][::-1], *lines[some + 2 :]]),
+        "hostile": draw.choice(HOSTILE),
+        "another run's": foreign.read_bytes(),
+        "gone": None,
+    }  # fmt: skip
+    what = draw.choice(list(edits))
+    path.unlink(missing_ok=True)
+    if edits[what] is not None:
+        path.write_bytes(edits[what])
+    return f"{path.name}: {what}"

@@ -160,6 +160,28 @@ FAULTS = (
         ),
     ),
     Fault(
+        "a file of a run's folder, finished or stopped, edited, cut, doubled, emptied, another run's "
+        "or gone",
+        "what follows from the checkpoint is written anew, of a finished run with a line for each; "
+        "rows before it: as above; no figure is believed that the run didn't write",
+        (
+            "faults/test_files_of_a_run.py::test_files_that_were_changed_at_random",
+            "commands/test_train.py::"
+            "test_what_a_finished_run_left_is_written_anew_where_it_was_changed",
+            "commands/test_train.py::test_a_changed_row_of_a_finished_run_is_refused",
+        ),
+    ),
+    Fault(
+        "`last_checkpoint.json` damaged, gone or another run's, among checkpoints that agree",
+        "set aside with a line of warning, and written anew; rows and most of the checkpoints tell "
+        "whose folder it is, and where they can't, exit code 4",
+        (
+            "faults/test_files_of_a_run.py::test_an_odd_file_about_the_newest_checkpoint",
+            "runs/folder/test_run_folder.py::test_the_rows_tell_whose_folder_it_is",
+            "runs/folder/test_run_folder.py::test_what_cannot_be_told_is_refused",
+        ),
+    ),
+    Fault(
         "NaN in the loss or a gradient",
         "exit code 3 names the first bad update; the state is never saved; a rerun without it "
         "is exact",

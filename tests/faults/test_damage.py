@@ -9,8 +9,6 @@ import pytest
 
 from tests.faults.damage import DAMAGES, STRAYS, arrays, flip_bit
 from tests.faults.harness import (
-    COMMON,
-    SETTINGS,
     Run,
     assert_same,
     content,
@@ -32,16 +30,6 @@ def examined(run):
     assert content(run.workdir) == before
     assert "Traceback" not in outcome.err, outcome.err
     return outcome
-
-
-@pytest.fixture
-def begun(oracle, oracles, tmp_path) -> Run:
-    """A run that was stopped after update 30, with some checkpoints before."""
-    stored = Run(oracles / "begun", f"{COMMON} {SETTINGS['carry']}")
-    if not (stored.workdir / "checkpoints" / "30").exists():
-        stored.go("step.end:30:sigterm", code=143)
-    shutil.copytree(stored.workdir, tmp_path / "run", symlinks=True)
-    return Run(tmp_path / "run", f"{COMMON} {SETTINGS['carry']}")
 
 
 @pytest.mark.parametrize("names", [list(DAMAGES)[i::6] for i in range(6)], ids=range(6))

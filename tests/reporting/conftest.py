@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from adabatch_jax.system.files import write_sealed
+
 NUM_EXAMPLES = 50_000
 
 
@@ -112,7 +114,7 @@ def make_run(tmp_path):
         }
         contents = {"config": config, "plan": plan, "environment": environment}
         if finished and rows:
-            contents["summary"] = summary_of(rows[-1])
+            write_sealed(directory / "summary.json", summary_of(rows[-1]))
         for key, content in contents.items():
             (directory / f"{key}.json").write_text(json.dumps(content))
         lines = (json.dumps(row) + "\n" for row in rows)

@@ -10,6 +10,7 @@ from adabatch_jax.reporting import quoted_figures
 from adabatch_jax.reporting.report_pages import comparison_page, run_page
 from adabatch_jax.reporting.saved_run import load_run
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.system.files import read_sealed, write_sealed
 from adabatch_jax.training.time_prediction import predict
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>'
@@ -66,9 +67,9 @@ def predicted_run(make_run, measured=(40.0, 20.0, 10.0, 5.0), **options):
     prediction = predict(BatchPlan.from_dict(content), {128: 0.005, 1024: 0.0125})
     (directory / "plan.json").write_text(json.dumps(content | {"prediction": prediction.to_dict()}))
     if (directory / "summary.json").exists():
-        summary = json.loads((directory / "summary.json").read_text())
+        summary = read_sealed(directory / "summary.json")
         summary |= {"phase_training_seconds": list(measured), "background_compile_seconds": 3.25}
-        (directory / "summary.json").write_text(json.dumps(summary))
+        write_sealed(directory / "summary.json", summary)
     return load_run(directory)
 
 

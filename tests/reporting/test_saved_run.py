@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 
@@ -84,7 +85,21 @@ def test_damaged_file_is_named(make_run, content):
 
 
 def _changed(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """As if written by another program: also the digest that a summary has is right."""
+    content = json.loads(path.read_text()) | changes
+    content.pop("digest", None)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(content | {"digest": digest}))
+
+
+def test_a_summary_that_was_edited_is_not_reported(make_run):
+    path = make_run() / "summary.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content, indent=8))
+    assert load_run(path.parent).summary["test_accuracy"] == content["test_accuracy"]
+    path.write_text(json.dumps(content | {"test_accuracy": 0.99}))
+    with pytest.raises(StorageError, match=r"summary\.json is damaged"):
+        load_run(path.parent)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,30 @@ def test_the_best_checkpoint_stays_although_its_evaluation_was_cut_off(tmp_path)
     assert saved() == [epoch, plan.num_steps]
 
 
+@pytest.mark.parametrize("damaged", [None, "metrics.jsonl", "summary.json"])
+def test_what_follows_from_a_last_evaluation_that_was_cut_off(tmp_path, damaged):
+    """Its row lies behind the last checkpoint, which was saved before it was measured."""
+    plan = make_plan("4", N, "2ep")
+    asked = SimpleNamespace(requested=False, defer=lambda: None, expect=lambda seconds: None)
+
+    def on_step(finished, state, metrics):
+        asked.requested = finished == plan.num_steps
+
+    whole = train(plan, tmp_path / "whole")
+    run = tmp_path / "run"
+    cut = train(plan, run, on_step=on_step, operation=Operation(interruption=asked))
+    assert cut.stopped and cut.history[-1]["step"] < plan.num_steps
+    train(plan, run)
+    files = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "summary.json")}
+    if damaged is not None:
+        (run / damaged).write_bytes(files[damaged] * 2)
+    again = train(plan, run)
+    assert reproducible(again.history) == reproducible(whole.history)
+    assert reproducible([again.summary]) == reproducible([whole.summary])
+    is_left_alone = all((run / name).read_bytes() == old for name, old in files.items())
+    assert is_left_alone == (damaged is None)
+
+
 @pytest.mark.parametrize(("slow", "step"), [("the update of 4", 5), ("the evaluation", 3)])
 def test_a_stop_does_not_wait_for_a_compiler(slow, step, tmp_path):
     plan = make_plan("6, 5st: 4, 7st: 8", N, "1ep")  # the first and the largest are there at once

@@ -17,13 +17,14 @@ from adabatch_jax.reporting.diagnosis.findings import (
     of_error,
     problem,
 )
+from adabatch_jax.reporting.saved_run import is_reported
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.configured_data import check_prepared_data
-from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, WRITTEN_FILES, finished_summary
+from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, Finished, obstacles
 from adabatch_jax.runs.folder.lock import LOCK_NAME
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import AdabatchError
-from adabatch_jax.system.files import free_bytes, temporary_path
+from adabatch_jax.system.files import free_bytes
 from adabatch_jax.system.quantities import bytes_text
 
 
@@ -34,6 +35,7 @@ def resumption_findings(
     passed_over: Sequence[int],
     is_in_use: bool,
     rows: Sequence[Finding],
+    there: Finished,
 ) -> Iterator[Finding]:
     """Whether settings, dataset, rows and disk let a run go on, and where it would.
 
@@ -42,6 +44,7 @@ def resumption_findings(
       newest: the checkpoint to go on from; None where none was saved yet.
       passed_over: newer ones that can't be used.
       rows: what was found about the rows of metrics.
+      there: what is there of a finished run.
     """
     words = ("--config", workdir / "config.json", "--workdir", workdir)
     command = "python -m adabatch_jax.train " + shlex.join(map(str, words))
@@ -49,9 +52,16 @@ def resumption_findings(
         yield note("resume", "a second process would be refused.", command=command)
         return
     examples = list(_examples(workdir, config, newest))
-    is_finished = config is not None and finished_summary(workdir, config.digest) is not None
-    if is_finished and not examples:
-        yield good("resume", "the run is finished: nothing would be done.", command=command)
+    if there.is_whole and not examples:
+        is_report_there = (workdir / "report.html").exists()
+        text = "its report would be written anew"
+        if is_reported(workdir) or not is_report_there:
+            text = "nothing would be done"
+        yield good("resume", f"the run is finished: {text}.", command=command)
+        return
+    if there.summary is not None and newest is None:
+        text = "the run is finished, and without its checkpoints nothing would be written anew."
+        yield note("resume", text, command=command)
         return
     if config is None and newest is None:
         return
@@ -69,6 +79,11 @@ def resumption_findings(
     text = "it would begin with the first update"
     if newest is not None:
         data["step"] = newest.step
+        if there.changed and plan is not None and newest.step == plan.num_steps:
+            names = " and ".join(there.changed)
+            text = f"the run is finished: {names} would be written anew: {command}"
+            yield note("resume", text, **data)
+            return
         text = f"it would go on after update {newest.step:,}"
         text += f" of {plan.num_steps:,}" if plan is not None else ""
         text += f", passing over {' and '.join(map(str, passed_over))}" if passed_over else ""
@@ -144,11 +159,9 @@ def _obstacles(workdir: Path) -> Iterator[Finding]:
     checkpoints = workdir / CHECKPOINTS
     if checkpoints.exists() and not os.access(checkpoints, os.W_OK | os.X_OK):
         yield problem(CHECKPOINTS, "this user can't write there.", STORAGE)
-    for name in WRITTEN_FILES:
-        for path in (workdir / name, temporary_path(workdir / name)):
-            if path.is_dir() and not path.is_symlink():
-                text = "it is a folder where a run writes a file; move it away."
-                yield problem(path.name, text, STORAGE)
+    for path in obstacles(workdir):
+        text = "it is a folder where a run writes a file; move it away."
+        yield problem(path.name, text, STORAGE)
 
 
 def _room(newest: Found | None) -> Iterator[Finding]:

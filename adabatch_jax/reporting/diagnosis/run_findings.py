@@ -1,10 +1,11 @@
 """What a run's folder holds, and whether it fits together."""
 
 import dataclasses
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from adabatch_jax.config.settings import TrainConfig
+from adabatch_jax.config.settings import TrainConfig, settings_digest
 from adabatch_jax.reporting.diagnosis.checkpoint_findings import checkpoint_findings
 from adabatch_jax.reporting.diagnosis.findings import (
     ENVIRONMENT,
@@ -17,13 +18,18 @@ from adabatch_jax.reporting.diagnosis.findings import (
     problem,
 )
 from adabatch_jax.reporting.diagnosis.resumption_findings import resumption_findings
-from adabatch_jax.reporting.saved_run import read_json
+from adabatch_jax.reporting.saved_run import is_reported, read_json
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.folder.folder_reading import (
     CHECKPOINTS,
+    LAST_CHECKPOINT,
+    SUMMARY,
+    Finished,
     find_checkpoint,
+    find_finished,
     position_of_rows,
     read_last_checkpoint,
+    read_summary,
 )
 from adabatch_jax.runs.folder.lock import Owner, lock_owner
 from adabatch_jax.runs.folder.metrics_files import read_metrics
@@ -44,10 +50,11 @@ def run_findings(workdir: Path) -> Iterator[Finding]:
     is_in_use = owner is not None and owner.is_alive is True
     config, finding = _config(workdir)
     yield finding
-    newest, passed_over, refusal = None, [], None
+    newest, passed_over, refusal, there = None, [], None, Finished()
     try:
         yield from checkpoint_findings(workdir / CHECKPOINTS, is_in_use)
         newest, rejected = find_checkpoint(workdir)
+        there = find_finished(workdir, _digest_of_settings(config, newest))
         passed_over = [step for step, _ in rejected]
     except StorageError as error:
         yield of_error(CHECKPOINTS, error)
@@ -55,14 +62,23 @@ def run_findings(workdir: Path) -> Iterator[Finding]:
     except RestoreError as error:
         refusal = problem("resume", f"it would be refused: {error}", error.exit_code)
     yield _plan(workdir, newest)
-    yield from _summary(workdir, newest)
-    rows = list(_rows(workdir, newest, is_in_use))
-    yield from rows
+    files = [*_summary(workdir, newest), *_last_checkpoint(workdir, newest)]
+    rows = list(_rows(workdir, newest, is_in_use, there.is_whole))
+    yield from [*files, *rows]
+    wrong = [finding.subject for finding in (*files, *rows) if finding.exit_code]
+    yield from () if is_in_use else _changed(workdir, there, wrong)
     yield from _lost_rows(workdir)
     if refusal is not None:
         yield refusal
     else:
-        yield from resumption_findings(workdir, config, newest, passed_over, is_in_use, rows)
+        yield from resumption_findings(workdir, config, newest, passed_over, is_in_use, rows, there)
+
+
+def _digest_of_settings(config: TrainConfig | None, newest: Found | None) -> str:
+    """What a run has to have been made with to be taken for finished."""
+    if config is not None:
+        return config.digest
+    return settings_digest({} if newest is None else newest.run["identity"])
 
 
 def _folder(workdir: Path) -> Finding:
@@ -128,18 +144,14 @@ def _plan(workdir: Path, newest: Found | None) -> Finding:
 
 
 def _summary(workdir: Path, newest: Found | None) -> Iterator[Finding]:
-    name = "summary.json"
-    if not (workdir / name).exists():
-        return
     try:
-        summary = read_json(workdir / name)
+        summary = read_summary(workdir)
     except StorageError as error:
-        yield of_error(name, error)
+        yield of_error(SUMMARY, error)
         return
-    step, accuracy = summary.get("step"), summary.get("test_accuracy")
-    if not isinstance(step, int):
-        yield problem(name, "it is damaged: it names no step.", STORAGE)
+    if summary is None:
         return
+    name, step, accuracy = SUMMARY, summary["step"], summary.get("test_accuracy")
     text = f"finished after update {step:,}"
     if isinstance(accuracy, float):
         text += f", test accuracy {100 * accuracy:.2f} %"
@@ -153,23 +165,28 @@ def _summary(workdir: Path, newest: Found | None) -> Iterator[Finding]:
         yield good(name, text, step=step)
 
 
-def _rows(workdir: Path, newest: Found | None, is_in_use: bool) -> Iterator[Finding]:
+def _rows(
+    workdir: Path, newest: Found | None, is_in_use: bool, is_whole: bool
+) -> Iterator[Finding]:
     """Whether the rows of metrics go with the checkpoint that training would go on from."""
     name, path = "metrics.jsonl", workdir / "metrics.jsonl"
+    num_bytes = None
     try:
         if newest is not None:
-            position_of_rows(workdir, newest)
+            position = position_of_rows(workdir, newest)
+            if position is not None and not is_in_use and not is_whole:
+                num_bytes = position.num_bytes
         if not path.exists():
             return
-        steps = [row["step"] for row in read_metrics(path)]
-        is_torn = not is_in_use and read_file(path)[-1:] not in (b"", b"\n")
-    except AdabatchError as error:
+        steps = [row["step"] for row in read_metrics(path, num_bytes)]
+        content = read_file(path)
+    except (AdabatchError, OSError) as error:
         yield of_error(name, error)
         return
+    is_torn = not is_in_use and content[-1:] not in (b"", b"\n")
+    num_beyond = 0 if num_bytes is None else content[num_bytes:].count(b"\n")
     text = f"{_counted(len(steps))}, up to update {steps[-1]:,}" if steps else "no row yet"
     data = {"num_rows": len(steps), "last_step": max(steps, default=0), "is_torn": is_torn}
-    is_going_on = newest is not None and not is_in_use
-    num_beyond = sum(step > newest.step for step in steps) if is_going_on else 0
     notes = ["the last line was cut short"] * is_torn
     if num_beyond:
         verb = "lies" if num_beyond == 1 else "lie"
@@ -179,6 +196,26 @@ def _rows(workdir: Path, newest: Found | None, is_in_use: bool) -> Iterator[Find
         yield note(name, text, num_beyond=num_beyond, **data)
     else:
         yield good(name, text, **data)
+
+
+def _last_checkpoint(workdir: Path, newest: Found | None) -> Iterator[Finding]:
+    """Whether the file about the newest checkpoint is of the run that the checkpoints are of."""
+    run_id = read_last_checkpoint(workdir).run_id
+    if newest is None or run_id == newest.run["run_id"]:
+        return
+    if os.path.lexists(workdir / LAST_CHECKPOINT):
+        what = "damaged" if run_id is None else "another run's"
+        text = f"it is {what}; a run sets it aside and writes it anew."
+        yield problem(LAST_CHECKPOINT, text, STORAGE)
+
+
+def _changed(workdir: Path, there: Finished, known: Collection[str]) -> Iterator[Finding]:
+    """What a finished run left otherwise, and isn't `known` to be wrong."""
+    report = workdir / "report.html"
+    is_report_changed = there.is_whole and report.exists() and not is_reported(workdir)
+    for name in (*there.changed, *[report.name] * is_report_changed):
+        if name not in known and not name.startswith(CHECKPOINTS):
+            yield problem(name, "it isn't what the finished run left there.", STORAGE)
 
 
 def _lost_rows(workdir: Path) -> Iterator[Finding]:

@@ -108,14 +108,14 @@ def other_checkpoints(directory: Path) -> list[str]:
     )
 
 
-def set_aside(directory: Path, step: int) -> Path:
-    """Renames what has a step's name to `bad-<step>`, or `bad-<step>-2` and so on."""
-    path, number = directory / f"bad-{step}", 1
+def set_aside(directory: Path, name: int | str) -> Path:
+    """Renames what has a name, such as a step, to `bad-<name>`, or `bad-<name>-2` and so on."""
+    path, number = directory / f"bad-{name}", 1
     while os.path.lexists(path):
         number += 1
-        path = directory / f"bad-{step}-{number}"
-    with storage_errors(directory / str(step), action="rename"):
-        os.rename(directory / str(step), path)
+        path = directory / f"bad-{name}-{number}"
+    with storage_errors(directory / str(name), action="rename"):
+        os.rename(directory / str(name), path)
     return path
 
 

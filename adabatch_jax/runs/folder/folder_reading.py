@@ -3,10 +3,13 @@
 A start of a run and the doctor ask the same functions.
 """
 
+import collections
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +17,22 @@ from adabatch_jax.runs.checkpoints.verifying import (
     Damaged,
     Found,
     check_checkpoint,
+    committed_steps,
     newest_good,
     other_checkpoints,
     read_run,
 )
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
-from adabatch_jax.system.errors import RestoreError
-from adabatch_jax.system.files import read_file, storage_errors
+from adabatch_jax.system.errors import NotAsWritten, RestoreError
+from adabatch_jax.system.files import read_file, read_sealed, storage_errors, temporary_path
 
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last_checkpoint.json"
-WRITTEN_FILES = (
-    "config.json", "plan.json", "environment.json", "metrics.jsonl", "metrics.csv",
-    LAST_CHECKPOINT, "summary.json", "report.html",
+SUMMARY = "summary.json"
+ENVIRONMENT = "environment.json"
+# What a finished run's summary has the digests of.
+_BEFORE_SUMMARY = (
+    "config.json", "plan.json", ENVIRONMENT, "metrics.jsonl", "metrics.csv", LAST_CHECKPOINT,
 )  # fmt: skip
 
 # What a checkpoint's own values are laid out as; others are another program's.
@@ -50,12 +56,9 @@ class LastCheckpoint:
 def read_last_checkpoint(path: Path) -> LastCheckpoint:
     """What a run's folder says of its newest checkpoint; nothing where the file is damaged."""
     try:
-        last = LastCheckpoint(**json.loads(read_file(path / LAST_CHECKPOINT)))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return LastCheckpoint(**(read_sealed(path / LAST_CHECKPOINT) or {}))
+    except (NotAsWritten, TypeError):
         return LastCheckpoint()
-    steps = (last.step, last.rows_lost_at)
-    is_sound = all(step is None or type(step) is int for step in steps)
-    return last if is_sound and isinstance(last.run_id, str | None) else LastCheckpoint()
 
 
 def find_checkpoint(
@@ -67,7 +70,7 @@ def find_checkpoint(
     Raises a RestoreError where there were checkpoints, and none of them is sound.
     """
     reasons = dict(known)
-    found, rejected = newest_usable(path, lambda found: reasons.get(found.step))
+    found, rejected = newest_usable(path, run_here(path), lambda found: reasons.get(found.step))
     if found is not None:
         return found, rejected
     directory = path / CHECKPOINTS
@@ -89,22 +92,64 @@ def find_checkpoint(
 
 
 def newest_usable(
-    path: Path, object_to: Callable[[Found], str | None]
+    path: Path, run_id: str | None, object_to: Callable[[Found], str | None]
 ) -> tuple[Found | None, list[tuple[int, str]]]:
-    """As `find_checkpoint`, where none may be left; `object_to` says why one can't be used."""
-    run_id = read_last_checkpoint(path).run_id
+    """As `find_checkpoint` of a run, where none may be left.
+
+    `object_to` says why one can't be used.
+    """
 
     def objection(found: Found) -> str | None:
-        if found.run.get("format") != FORMAT:
-            return "it was written by another version of this program"
-        if not _KEYS <= found.run.keys():
-            return "it is not this program's"
-        if run_id not in (None, found.run["run_id"]):
-            return "it is another run's"
-        return object_to(found)
+        if reason := _not_readable(found.run):
+            return reason
+        return object_to(found) if found.run["run_id"] == run_id else "it is another run's"
 
     with storage_errors(path / CHECKPOINTS, action="read"):
         return newest_good(path / CHECKPOINTS, objection)
+
+
+def _not_readable(run: Mapping[str, Any]) -> str | None:
+    """Why this program can't make use of a checkpoint's own values, or None."""
+    if run.get("format") != FORMAT:
+        return "it was written by another version of this program"
+    return None if _KEYS <= run.keys() else "it is not this program's"
+
+
+def run_here(path: Path) -> str | None:
+    """The id of the run that a folder is of; None where nothing tells.
+
+    What doesn't agree is outvoted: the rows decide, which one run's checkpoints describe, as each
+    has its own times; where they tell nothing, most of the checkpoints and the file about the
+    newest. Raises a RestoreError where as many say one thing as another.
+    """
+    runs = []
+    for step in reversed(committed_steps(path / CHECKPOINTS)):
+        with contextlib.suppress(Damaged):
+            run = read_run(path / CHECKPOINTS / str(step))
+            if _not_readable(run) is None:
+                runs.append(run)
+    noted = read_last_checkpoint(path).run_id
+    votes = collections.Counter(run["run_id"] for run in runs)
+    votes.update([] if noted is None else [noted])
+    if len(votes) < 2:
+        return next(iter(votes), None)
+    rows = path / "metrics.jsonl"
+    with storage_errors(rows, action="read"):
+        content = read_file(rows) if rows.exists() else b""
+    described = {
+        run["run_id"]
+        for run in runs
+        if run["metrics"]["num_bytes"] and MetricsPosition(**run["metrics"]).is_in(content)
+    }
+    if len(described) == 1:
+        return described.pop()
+    (first, most), (_, others) = votes.most_common(2)
+    if most > others:
+        return first
+    raise RestoreError(
+        f"it can't be told whose folder {path} is: its rows, its checkpoints and {LAST_CHECKPOINT} "
+        "are different runs'; move away what doesn't belong to it."
+    )
 
 
 def position_of_rows(path: Path, found: Found) -> MetricsPosition | None:
@@ -112,8 +157,8 @@ def position_of_rows(path: Path, found: Found) -> MetricsPosition | None:
 
     Raises a RestoreError where they are damaged or missing.
     """
-    lost_at = read_last_checkpoint(path).rows_lost_at
-    if lost_at is not None and found.step <= lost_at:
+    last = read_last_checkpoint(path)
+    if last.run_id == found.run["run_id"] and found.step <= (last.rows_lost_at or -1):
         return None
     position = MetricsPosition(**found.run["metrics"])
     position.content(path / "metrics.jsonl")
@@ -129,18 +174,15 @@ def run_at(path: Path, step: int) -> Mapping[str, Any] | None:
     return run if run.get("format") == FORMAT else None
 
 
-def read_summary(path: Path, config_digest: str) -> dict[str, Any] | None:
-    """The summary of the run in a folder, if it was finished with just these settings; else None.
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The figures of the finished run in a folder; None where there are none.
 
-    What a person wrote into config.json since is not what the run was made with. A summary whose
-    figures can't be told is none: it is written again.
+    Raises a NotAsWritten where summary.json isn't what a run wrote.
     """
-    try:
-        summary = json.loads(read_file(path / "summary.json"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    is_ours = isinstance(summary, dict) and summary.get("config_digest") == config_digest
-    return summary if is_ours and has_figures(summary) else None
+    summary = read_sealed(path / SUMMARY)
+    if summary is not None and not has_figures(summary):
+        raise NotAsWritten(f"{path / SUMMARY} is damaged: it lacks the run's figures.")
+    return summary
 
 
 def has_figures(summary: Mapping[str, Any]) -> bool:
@@ -152,18 +194,76 @@ def has_figures(summary: Mapping[str, Any]) -> bool:
     )
 
 
-def finished_summary(path: Path, config_digest: str) -> dict[str, Any] | None:
-    """The summary of the run in a folder, if nothing is left to be done with these settings.
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What is there of a run that was finished.
 
-    A last checkpoint that is damaged is to be computed again, and rows that are damaged are to be
-    told; a last checkpoint that was removed isn't missed.
+    Attributes:
+      summary: its figures; None where there are none that the run wrote.
+      changed: the names of what isn't there as the run left it.
+      run_id: whose figures they are.
     """
-    summary = read_summary(path, config_digest)
-    if summary is not None and (last := path / CHECKPOINTS / str(summary["step"])).exists():
+
+    summary: Mapping[str, Any] | None = None
+    changed: tuple[str, ...] = ()
+    run_id: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left to be done."""
+        return self.summary is not None and not self.changed
+
+
+def find_finished(path: Path, config_digest: str) -> Finished:
+    """What is there of a run that was finished with just these settings.
+
+    What a person wrote into config.json since is not what the run was made with. A last checkpoint
+    that was removed isn't missed.
+    """
+    if not os.path.isdir(path):
+        return Finished()
+    try:
+        summary = read_summary(path)
+    except NotAsWritten:
+        return Finished(None, (SUMMARY,))
+    if summary is None or summary.get("config_digest") != config_digest:
+        return Finished()
+    run_id, files, now = summary.pop("run_id"), summary.pop("files"), digests_of_files(path)
+    changed = [name for name, digest in files.items() if now.get(name) != digest]
+    last = path / CHECKPOINTS / str(summary["step"])
+    if last.exists():
         try:
-            found = check_checkpoint(last)
-            if found.run.get("format") == FORMAT:
-                position_of_rows(path, found)
-        except (Damaged, RestoreError):
-            return None
-    return summary
+            is_its = check_checkpoint(last).run.get("run_id") == run_id
+        except Damaged:
+            is_its = False
+        if not is_its:
+            changed.append(f"{CHECKPOINTS}/{last.name}")
+    return Finished(summary, tuple(changed), run_id)
+
+
+def obstacles(path: Path) -> Iterator[Path]:
+    """Folders that lie where a run writes a file, and that a file can't replace."""
+    for name in (*_BEFORE_SUMMARY, SUMMARY, "report.html"):
+        for file in (path / name, temporary_path(path / name)):
+            if file.is_dir() and not file.is_symlink():
+                yield file
+
+
+def digests_of_files(path: Path) -> dict[str, str]:
+    """sha256 of what a run writes before its summary, by name."""
+    with storage_errors(path, action="read"):
+        return {
+            name: hashlib.sha256(read_file(path / name)).hexdigest()
+            for name in _BEFORE_SUMMARY
+            if (path / name).is_file()
+        }
+
+
+def has_environment(path: Path) -> bool:
+    """Whether something can be read of what the run was made with."""
+    with storage_errors(path / ENVIRONMENT, action="read"):
+        try:
+            is_there = (path / ENVIRONMENT).is_file()
+            return is_there and isinstance(json.loads(read_file(path / ENVIRONMENT)), dict)
+        except (ValueError, RecursionError):
+            return False

@@ -47,6 +47,10 @@ class MetricsPosition:
     def after(cls, content: bytes) -> "MetricsPosition":
         return cls(len(content), hashlib.sha256(content).hexdigest())
 
+    def is_in(self, content: bytes) -> bool:
+        """Whether `metrics.jsonl` with this content holds what was written up to here."""
+        return self.after(content[: self.num_bytes]) == self
+
     def content(self, path: Path) -> bytes:
         """Reads `metrics.jsonl` up to here; raises a RestoreError if that isn't what was written.
 
@@ -54,7 +58,7 @@ class MetricsPosition:
         """
         with storage_errors(path, action="read"):
             content = read_file(path)[: self.num_bytes] if path.exists() else b""
-        if self.after(content) != self:
+        if not self.is_in(content):
             raise RestoreError(
                 f"rows before the checkpoint are damaged or missing in {path}; put the file back, "
                 "or go on without the earlier rows with --allow-change rows."
@@ -141,21 +145,23 @@ class MetricsWriter:
         return rows
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, num_bytes: int | None = None) -> list[dict[str, Any]]:
     """Reads the rows of a `metrics.jsonl`, null as NaN, a last line cut short left out.
+
+    `num_bytes`: only those of so many first bytes.
 
     Raises a StorageError where the file can't be read, or a line before the last is damaged.
     """
     return [
         {key: math.nan if value is None else value for key, value in row.items()}
-        for row in _complete_rows(path)
+        for row in _complete_rows(path, num_bytes)
     ]
 
 
-def _complete_rows(path: Path) -> list[dict[str, Any]]:
+def _complete_rows(path: Path, num_bytes: int | None = None) -> list[dict[str, Any]]:
     """The rows that were written whole."""
     with storage_errors(path, action="read"):
-        *lines, _torn = read_file(path).split(b"\n")
+        *lines, _torn = read_file(path)[:num_bytes].split(b"\n")
     return [_row(line, path, number) for number, line in enumerate(lines, 1)]
 
 

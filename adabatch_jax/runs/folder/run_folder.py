@@ -16,12 +16,19 @@ from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, set_aside
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.folder_reading import (
     CHECKPOINTS,
+    ENVIRONMENT,
     LAST_CHECKPOINT,
+    SUMMARY,
+    Finished,
+    LastCheckpoint,
+    digests_of_files,
     find_checkpoint,
+    find_finished,
+    has_environment,
     newest_usable,
+    obstacles,
     position_of_rows,
     read_last_checkpoint,
-    read_summary,
 )
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.lock import LOCK_SECONDS, locked
@@ -29,8 +36,14 @@ from adabatch_jax.runs.folder.metrics_files import MetricsWriter, read_metrics
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import describe_environment
-from adabatch_jax.system.errors import RestoreError, explain_missing
-from adabatch_jax.system.files import read_file, storage_errors, write_atomically, write_json
+from adabatch_jax.system.errors import RestoreError, StorageError, explain_missing
+from adabatch_jax.system.files import (
+    read_file,
+    storage_errors,
+    write_atomically,
+    write_json,
+    write_sealed,
+)
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.time_prediction import Prediction
 from adabatch_jax.training.train_state import TrainState
@@ -82,6 +95,7 @@ class RunFolder:
         self._lock = locked(self.path, flag, lock_seconds, take_over)
         self._stack = contextlib.ExitStack()
         self._run_id = secrets.token_hex(8)
+        self._last = LastCheckpoint()  # of this run
         self._checkpoints: Checkpoints | None = None
         self._rows: MetricsWriter | None = None
 
@@ -99,6 +113,9 @@ class RunFolder:
 
     def _find(self) -> None:
         """Finds the checkpoint to go on from, and whether its rows are lost; changes nothing."""
+        obstacle = next(obstacles(self.path), None)
+        if obstacle is not None:
+            raise StorageError(f"{obstacle} is a folder where a run writes a file; move it away.")
         self.checkpoint, self._rejected = find_checkpoint(self.path, self._rejected)
         if self.checkpoint is None:
             if (self.path / "metrics.jsonl").exists():
@@ -118,10 +135,12 @@ class RunFolder:
     def put_right(self) -> None:
         """Sets aside what the run can't go on with, when nothing refuses the run any more."""
         here = self.checkpoint.step
+        self._last = read_last_checkpoint(self.path)
+        if self._last.run_id != self._run_id:
+            self._replace_last_checkpoint(here)
         if self._loses_rows:
             self._go_on_without_rows(here)
-        last = read_last_checkpoint(self.path)
-        newest, lost_at = last.step or 0, last.rows_lost_at
+        newest, lost_at = self._last.step or 0, self._last.rows_lost_at
         if lost_at is not None and here <= lost_at:
             self.changes.append({"kind": "rows_lost", "step": lost_at})
         if newest > here and newest not in dict(self._rejected):
@@ -138,6 +157,20 @@ class RunFolder:
                 f"and the run goes on from checkpoint {here}"
             )
 
+    def _replace_last_checkpoint(self, step: int) -> None:
+        """Writes the file about the newest checkpoint anew, where it isn't what this run wrote."""
+        told = f"note: {LAST_CHECKPOINT} is missing, and is written anew"
+        if os.path.lexists(self.path / LAST_CHECKPOINT):
+            is_other = self._last.run_id is not None
+            moved = set_aside(self.path, LAST_CHECKPOINT)
+            what = "another run's, unlike the checkpoints" if is_other else "damaged"
+            told = (
+                f"warning: {LAST_CHECKPOINT} is {what}; it is now {moved.name}, and is written anew"
+            )
+        self._last = LastCheckpoint()
+        self._write_last_checkpoint(step=step)
+        self.notes.append(told)
+
     def _go_on_without_rows(self, step: int) -> None:
         """Remembers that rows were lost: the run then has other ones where they were."""
         rows, aside = self.path / "metrics.jsonl", self.path / f"bad-metrics-{step}.jsonl"
@@ -152,8 +185,8 @@ class RunFolder:
         )
 
     def _write_last_checkpoint(self, **changes: int) -> None:
-        last = dataclasses.replace(read_last_checkpoint(self.path), run_id=self._run_id, **changes)
-        write_json(self.path / LAST_CHECKPOINT, dataclasses.asdict(last))
+        self._last = dataclasses.replace(self._last, run_id=self._run_id, **changes)
+        write_sealed(self.path / LAST_CHECKPOINT, dataclasses.asdict(self._last))
 
     def open(
         self,
@@ -181,18 +214,25 @@ class RunFolder:
             on_saved=self._note_saved,
         )
 
-    def begin(self, plan: BatchPlan, identity: Mapping[str, Any], is_done: bool) -> list[dict]:
+    def begin(
+        self,
+        plan: BatchPlan,
+        identity: Mapping[str, Any],
+        is_done: bool,
+        changed: Collection[str] = (),
+    ) -> list[dict]:
         """Writes what describes the run; returns its rows of metrics up to the checkpoint.
 
-        Where the plan's end isn't reached, the results there, of a shorter run, are removed.
+        Where something is left to be done, the results there, of a shorter run, are removed.
+        What is in files that were `changed` isn't believed.
         """
         if not is_done:
             with storage_errors(self.path):
-                for name in ("summary.json", "report.html"):
+                for name in (SUMMARY, "report.html"):
                     (self.path / name).unlink(missing_ok=True)
         # It also tells a run's folder from a foreign one.
         write_json(self.path / "config.json", identity)
-        predicted = self._prediction(plan)
+        predicted = None if "plan.json" in changed else self._prediction(plan)
         kept = {} if predicted is None else {"prediction": predicted.to_dict()}
         write_json(self.path / "plan.json", plan.to_dict() | kept)
         found = self.checkpoint
@@ -243,18 +283,24 @@ class RunFolder:
             "numerics": dict(numerics),
             "restarts": restarts,
         }
-        write_json(self.path / "environment.json", environment)
+        write_json(self.path / ENVIRONMENT, environment)
 
-    def read_summary(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The summary of a run that was finished with these settings, or None."""
-        return read_summary(self.path, settings_digest(identity))
+    def find_finished(self, identity: Mapping[str, Any]) -> Finished:
+        """What is there of this run, if it was finished with these settings."""
+        there = find_finished(self.path, settings_digest(identity))
+        if there.summary is not None and there.run_id != self._run_id:
+            there = Finished(None, (SUMMARY,))
+        if there.summary is None and not has_environment(self.path):
+            there = Finished(None, (*there.changed, ENVIRONMENT))
+        return there
 
     def write_summary(
         self, summary: Mapping[str, Any], identity: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Writes summary.json; returns what it holds."""
+        """Writes summary.json, when all else but the report is there; returns the summary."""
         summary = {**summary, "config_digest": settings_digest(identity)}
-        write_json(self.path / "summary.json", summary)
+        about = {"run_id": self._run_id, "files": digests_of_files(self.path)}
+        write_sealed(self.path / SUMMARY, summary | about)
         return summary
 
     def restored(self, like: TrainState, check: Callable[[Found], None]) -> TrainState:
@@ -280,7 +326,9 @@ class RunFolder:
         """Waits for a save under way; the newest sound checkpoint that no stop made be saved."""
         self.wait_for_saves()
         return newest_usable(
-            self.path, lambda found: None if found.run["is_planned"] else "a stop made it be saved"
+            self.path,
+            self._run_id,
+            lambda found: None if found.run["is_planned"] else "a stop made it be saved",
         )[0]
 
     @property

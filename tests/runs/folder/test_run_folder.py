@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from contextlib import closing
 
@@ -14,17 +15,24 @@ from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.folder_reading import (
     LastCheckpoint,
-    finished_summary,
+    find_finished,
     read_last_checkpoint,
 )
 from adabatch_jax.runs.folder.metrics_files import MetricsWriter
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.system.errors import RestoreError, StorageError
+from adabatch_jax.system.files import read_sealed, write_sealed
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.train_state import TrainState
-from tests.run_folders import CONFIG, PLAN, content, metrics_content, write_checkpoint
-
-RUN_ID = "0" * 16
+from tests.run_folders import (
+    CONFIG,
+    PLAN,
+    RUN_ID,
+    content,
+    metrics_content,
+    write_checkpoint,
+    write_summary,
+)
 
 
 class Said(Progress):
@@ -41,7 +49,7 @@ def run(tmp_path):
     for step in (10, 20, 30):
         write_checkpoint(tmp_path, step)
     (tmp_path / "metrics.jsonl").write_bytes(metrics_content(range(0, 31, 5)))
-    (tmp_path / "last_checkpoint.json").write_text(json.dumps({"run_id": RUN_ID, "step": 30}))
+    write_sealed(tmp_path / "last_checkpoint.json", {"run_id": RUN_ID, "step": 30})
     return tmp_path
 
 
@@ -92,15 +100,8 @@ def test_a_start_that_is_killed_having_put_one_aside_is_followed_by_one_that_tel
 def test_rows_that_cannot_be_read_are_not_called_lost(run):
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()
-    with pytest.raises(StorageError, match="cannot read .*metrics.jsonl: Is a directory"):
+    with pytest.raises(StorageError, match="metrics.jsonl is a folder where .* move it away"):
         opened(run, allow_change=("rows",))
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"step": "30"}', '{"no": 1}', "[" * 100_000])
-def test_a_damaged_file_about_the_newest_says_nothing(run, text):
-    (run / "last_checkpoint.json").write_text(text)
-    assert read_last_checkpoint(run) == LastCheckpoint()
-    assert opened(run) == (30, [])
 
 
 def test_lost_rows_are_refused_and_nothing_is_changed(run):
@@ -195,21 +196,127 @@ def test_what_is_noted_of_a_checkpoint_is_as_needed_as_the_checkpoint(tmp_path, 
         assert message.startswith("warning: ") and "last_checkpoint.json" in message
 
 
-def test_a_finished_run_is_left_alone_unless_its_last_checkpoint_or_rows_are_damaged(run):
-    (run / "summary.json").write_text(
-        json.dumps({"step": 30, "samples": 9, "total_seconds": 1.0, "config_digest": CONFIG.digest})
-    )
-    assert finished_summary(run, CONFIG.digest)["step"] == 30
-    assert finished_summary(run, TrainConfig().digest) is None
-    rows = (run / "metrics.jsonl").read_bytes()
-    (run / "metrics.jsonl").write_bytes(rows.replace(b"9", b"8"))
-    assert finished_summary(run, CONFIG.digest) is None
-    (run / "metrics.jsonl").unlink()
-    assert finished_summary(run, CONFIG.digest) is None
-    (run / "metrics.jsonl").write_bytes(rows)
-    data = run / "checkpoints" / "30" / "state" / "data"
+@pytest.fixture
+def finished(run):
+    """A run's folder that was finished with checkpoint 30."""
+    for name in ("config.json", "plan.json", "environment.json"):
+        (run / name).write_text(json.dumps({"the file": name}))
+    (run / "metrics.csv").write_text("step\n30\n")
+    write_summary(run, 30)
+    return run
+
+
+def found(path, digest=CONFIG.digest):
+    there = find_finished(path, digest)
+    return there.summary and there.summary["step"], there.changed
+
+
+def test_a_finished_run_is_left_alone_unless_its_last_checkpoint_is_damaged(finished):
+    assert found(finished) == (30, ()) and find_finished(finished, CONFIG.digest).is_whole
+    assert found(finished, TrainConfig().digest) == (None, ())
+    data = finished / "checkpoints" / "30" / "state" / "data"
     data.write_bytes(data.read_bytes()[:-1])
-    assert finished_summary(run, CONFIG.digest) is None
-    assert opened(run)[0] == 20
-    shutil.rmtree(run / "checkpoints")  # nobody needs them any more
-    assert finished_summary(run, CONFIG.digest)["step"] == 30
+    assert found(finished) == (30, ("checkpoints/30",))
+    assert opened(finished)[0] == 20
+    shutil.rmtree(finished / "checkpoints")  # nobody needs them any more
+    assert found(finished) == (30, ())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json", "plan.json", "environment.json", "metrics.jsonl", "metrics.csv",
+        "last_checkpoint.json",
+    ],
+)  # fmt: skip
+def test_each_file_of_a_finished_run_is_looked_at(finished, name):
+    path = finished / name
+    whole = path.read_bytes()
+    for damaged in (whole * 2, whole[:-1], whole.replace(b"e", b"f", 1), b"", None):
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        assert found(finished) == (30, (name,))
+    os.mkfifo(path)
+    assert found(finished) == (30, (name,))
+
+
+HOSTILE = ["", "{", "[]", "{}", "null", "[" * 100_000, '{"digest": 5}', '{"step": 1e999}', "\0"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_summary_that_no_run_wrote_is_none(finished, text):
+    (finished / "summary.json").write_text(text)
+    assert found(finished) == (None, ("summary.json",))
+
+
+@pytest.mark.parametrize(
+    "change", [{"test_accuracy": 0.99}, {"weights_digest": "0"}, {"step": 20}, {"files": {}}]
+)
+def test_an_edited_summary_is_none(finished, change):
+    summary = json.loads((finished / "summary.json").read_text())
+    (finished / "summary.json").write_text(json.dumps(summary, sort_keys=True))
+    assert found(finished) == (30, ())  # the same values, written in another way
+    (finished / "summary.json").write_text(json.dumps(summary | change))
+    assert found(finished) == (None, ("summary.json",))
+
+
+def test_the_summary_of_another_run_is_none_of_this(finished):
+    write_summary(finished, 30, run_id="1" * 16)
+    assert found(finished) == (30, ("checkpoints/30",))
+    with RunFolder(finished) as folder:
+        assert folder.find_finished(CONFIG.to_dict()).summary is None
+
+
+def rows_of_another_run(run):
+    (run / "metrics.jsonl").write_bytes(metrics_content(range(1, 31, 5)))
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, '{"run_id": "1", "step": 30, "rows_lost_at": 30}'])
+def test_a_damaged_file_about_the_newest_is_set_aside_and_written_anew(run, text):
+    path = run / "last_checkpoint.json"
+    whole = path.read_bytes()
+    path.write_text(text)
+    step, (note,) = opened(run)
+    assert step == 30 and "last_checkpoint.json is damaged; it is now bad-last_checkpoint" in note
+    assert (run / "bad-last_checkpoint.json").read_text() == text
+    assert read_sealed(path) == {"run_id": RUN_ID, "step": 30, "rows_lost_at": None}
+    assert opened(run) == (30, [])
+    path.write_bytes(whole.replace(b"0", b"1", 1))
+    assert opened(run)[0] == 30 and (run / "bad-last_checkpoint.json-2").exists()
+
+
+def test_the_file_of_another_run_is_outvoted(run):
+    last = {"run_id": "1" * 16, "step": 99, "rows_lost_at": 30}
+    write_sealed(run / "last_checkpoint.json", last)
+    rows_of_another_run(run)  # which says nothing then: three checkpoints do
+    with pytest.raises(RestoreError, match="metrics.jsonl"):
+        opened(run)
+    (run / "metrics.jsonl").write_bytes(metrics_content(range(0, 31, 5)))
+    step, (note,) = opened(run)
+    assert step == 30 and "last_checkpoint.json is another run's, unlike the check" in note
+    assert read_last_checkpoint(run) == LastCheckpoint(RUN_ID, 30)
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_the_rows_tell_whose_folder_it_is(run, others):
+    """However many checkpoints of another run were put there."""
+    for step in (10, 20):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    for step in range(31, 31 + others):
+        write_checkpoint(run, step, run_id="1" * 16, metrics={"num_bytes": 9, "sha256": "0"})
+    write_sealed(run / "last_checkpoint.json", {"run_id": "1" * 16, "step": 31})
+    step, notes = opened(run)
+    assert step == 30 and len(notes) == others + 1
+    assert opened(run) == (30, [])
+
+
+def test_what_cannot_be_told_is_refused(run):
+    for step in (10, 20):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    rows_of_another_run(run)
+    write_sealed(run / "last_checkpoint.json", {"run_id": "1" * 16, "step": 31})
+    before = content(run)
+    with pytest.raises(RestoreError, match="can't be told whose folder"):
+        opened(run)
+    assert content(run) == before
