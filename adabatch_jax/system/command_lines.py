@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from adabatch_jax.system.errors import AdabatchError, UsageError, explain_missing
+from adabatch_jax.system.number_texts import printable
 from adabatch_jax.system.output_streams import forgiving_output
 
 INTERRUPTED = 130
@@ -17,6 +19,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message.removeprefix('argument ')}.")
+
+
+def command_text(words: Iterable[str]) -> str:
+    """A command in one line, as a shell takes it, whatever bytes the names of files have.
+
+    >>> print(command_text(["train", "--workdir", "it's", "a\\nb", "\\udcff"]))
+    train --workdir 'it'"'"'s' $'a\\012b' $'\\377'
+    """
+    return " ".join(shlex.quote(word) if word.isprintable() else _by_bytes(word) for word in words)
+
+
+def _by_bytes(word: str) -> str:
+    shown = (
+        chr(b) if 32 <= b < 127 and chr(b) not in "\\'" else f"\\{b:03o}" for b in os.fsencode(word)
+    )
+    return f"$'{''.join(shown)}'"
 
 
 def run(body: Callable[[], int]) -> int:
@@ -36,7 +54,7 @@ def _code_of(body: Callable[[], int]) -> int:
     try:
         return body()
     except AdabatchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         explained = explain_missing(error)

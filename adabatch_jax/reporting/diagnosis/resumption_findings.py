@@ -1,7 +1,6 @@
 """What training in a run's folder would do, asked of the functions that decide it."""
 
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, WRITTEN_FILES, finished_summary
 from adabatch_jax.runs.folder.lock import LOCK_NAME
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.system.command_lines import command_text
 from adabatch_jax.system.errors import AdabatchError
 from adabatch_jax.system.files import free_bytes, temporary_path
 from adabatch_jax.system.quantities import bytes_text
@@ -43,7 +43,7 @@ def resumption_findings(
       rows: what was found about the rows of metrics.
     """
     words = ("--config", workdir / "config.json", "--workdir", workdir)
-    command = "python -m adabatch_jax.train " + shlex.join(map(str, words))
+    command = "python -m adabatch_jax.train " + command_text(map(str, words))
     if is_in_use:
         yield note("resume", "a second process would be refused.", command=command)
         return
