@@ -77,10 +77,10 @@ def test_what_else_lies_there(run, doctor):
         ("summary.json", "{}", 5, "names no step"),
         ("metrics.jsonl", '{"step": "<b>"}\n', 4, "damaged or missing"),
         ("metrics.jsonl", "[" * 100_000 + "\n", 4, "damaged or missing"),
-        ("config.json", os.mkfifo, 5, "not a regular file"),
-        ("plan.json", os.mkfifo, 5, "not a regular file"),
-        ("summary.json", os.mkfifo, 5, "not a regular file"),
-        ("metrics.jsonl", os.mkfifo, 5, "not a regular file"),
+        ("config.json", os.mkfifo, 5, "no regular file; move it away"),
+        ("plan.json", os.mkfifo, 5, "no regular file; move it away"),
+        ("summary.json", os.mkfifo, 5, "no regular file; move it away"),
+        ("metrics.jsonl", os.mkfifo, 5, "no regular file; move it away"),
     ],
 )
 def test_files_that_cannot_be_read(name, content, code, text, run, doctor):

@@ -21,7 +21,7 @@ from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, WRITTEN_FILES, 
 from adabatch_jax.runs.folder.lock import LOCK_NAME
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.command_lines import command_text
-from adabatch_jax.system.errors import AdabatchError
+from adabatch_jax.system.errors import AdabatchError, StorageError
 from adabatch_jax.system.files import free_bytes, temporary_path
 from adabatch_jax.system.quantities import bytes_text
 
@@ -47,7 +47,12 @@ def resumption_findings(
     if is_in_use:
         yield note("resume", "a second process would be refused.", command=command)
         return
-    if config is not None and finished_summary(workdir, config.digest) is not None:
+    try:
+        is_finished = config is not None and finished_summary(workdir, config.digest) is not None
+    except StorageError as error:
+        yield problem("resume", f"it would be refused: {error}", error.exit_code, command=command)
+        return
+    if is_finished:
         yield good("resume", "the run is finished: nothing would be done.", command=command)
         return
     if config is None and newest is None:
@@ -120,8 +125,8 @@ def _room(newest: Found | None) -> Iterator[Finding]:
     """Whether there is room for the checkpoints to come."""
     if newest is None:
         return
-    size = num_bytes(newest.path)
     try:
+        size = num_bytes(newest.path)
         free = free_bytes(newest.path)
     except AdabatchError as error:
         yield of_error("room", error)

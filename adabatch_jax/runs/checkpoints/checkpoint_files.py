@@ -17,6 +17,7 @@ import re
 import secrets
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +132,13 @@ def restore(found: Found, like: Any) -> Any:
 def quieten_orbax() -> None:
     """From now on only the error that a failed save raises is heard of, once, from us.
 
-    Orbax logs it, asyncio logs writes that it gave up, and tensorstore's threads report to an event
+    Orbax logs it and forgets coroutines, which Python warns of, asyncio logs writes that it gave up, and tensorstore's threads report to an event
     loop that Orbax has closed meanwhile, which Python prints as an unraisable exception, in pieces
     that mix with other lines. Everything else goes where it went before.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine '(run_sync|is_path_finalized).* never awaited")
     if not isinstance(sys.unraisablehook, _WithoutClosedLoop):
         sys.unraisablehook = _WithoutClosedLoop(sys.unraisablehook)
 
@@ -207,7 +209,7 @@ def _reason(error: Exception) -> str:
         return os.strerror(int(code.group(1)))
     if isinstance(error, MemoryError):
         return os.strerror(errno.ENOMEM)
-    return (isinstance(error, OSError) and error.strerror) or one_line(error)
+    return (isinstance(error, OSError) and error.strerror) or one_line(error).partition(" [")[0]
 
 
 def _is_key(leaf: Any) -> bool:

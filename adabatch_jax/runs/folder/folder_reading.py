@@ -14,6 +14,7 @@ from adabatch_jax.runs.checkpoints.verifying import (
     Damaged,
     Found,
     check_checkpoint,
+    committed_steps,
     newest_good,
     other_checkpoints,
 )
@@ -47,10 +48,18 @@ class LastCheckpoint:
 
 
 def read_last_checkpoint(path: Path) -> LastCheckpoint:
-    """What a run's folder says of its newest checkpoint; nothing where the file is damaged."""
+    """What a run's folder says of its newest checkpoint; nothing where the file is damaged.
+
+    A StorageError says that the file is there and can't be read.
+    """
     try:
-        last = LastCheckpoint(**json.loads(read_file(path / LAST_CHECKPOINT)))
-    except (OSError, ValueError, TypeError, RecursionError):
+        with storage_errors(path / LAST_CHECKPOINT, action="read"):
+            try:
+                content = read_file(path / LAST_CHECKPOINT)
+            except FileNotFoundError:
+                return LastCheckpoint()
+        last = LastCheckpoint(**json.loads(content))
+    except (ValueError, TypeError, RecursionError):
         return LastCheckpoint()
     steps = (last.step, last.rows_lost_at)
     is_sound = all(step is None or type(step) is int for step in steps)
@@ -149,9 +158,10 @@ def finished_summary(path: Path, config_digest: str) -> dict[str, Any] | None:
     told; a last checkpoint that was removed isn't missed.
     """
     summary = read_summary(path, config_digest)
-    if summary is not None and (last := path / CHECKPOINTS / str(summary["step"])).exists():
+    checkpoints = path / CHECKPOINTS
+    if summary is not None and summary["step"] in committed_steps(checkpoints):
         try:
-            found = check_checkpoint(last)
+            found = check_checkpoint(checkpoints / str(summary["step"]))
             if found.run.get("format") == FORMAT:
                 position_of_rows(path, found)
         except (Damaged, RestoreError):

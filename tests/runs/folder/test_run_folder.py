@@ -92,7 +92,7 @@ def test_a_start_that_is_killed_having_put_one_aside_is_followed_by_one_that_tel
 def test_rows_that_cannot_be_read_are_not_called_lost(run):
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()
-    with pytest.raises(StorageError, match="cannot read .*metrics.jsonl: Is a directory"):
+    with pytest.raises(StorageError, match="cannot read .*metrics.jsonl: it is a folder"):
         opened(run, allow_change=("rows",))
 
 
