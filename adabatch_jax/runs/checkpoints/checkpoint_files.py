@@ -35,6 +35,8 @@ from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import sync_folder
 from adabatch_jax.training.weights_digest import named_arrays
 
+_OPEN_FILES = Path("/proc/self/fd")
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -132,9 +134,10 @@ def restore(found: Found, like: Any) -> Any:
 def quieten_orbax() -> None:
     """From now on only the error that a failed save raises is heard of, once, from us.
 
-    Orbax logs it and forgets coroutines, which Python warns of, asyncio logs writes that it gave up, and tensorstore's threads report to an event
-    loop that Orbax has closed meanwhile, which Python prints as an unraisable exception, in pieces
-    that mix with other lines. Everything else goes where it went before.
+    Orbax logs it, Python warns of coroutines that it forgets, asyncio logs writes that it gave up,
+    and tensorstore's threads report to an event loop that Orbax has closed meanwhile, which Python
+    prints as an unraisable exception, in pieces that mix with other lines. Everything else goes
+    where it went before.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -195,7 +198,7 @@ def _plainly_named(folder: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         stack.callback(os.close, fd)
-        name = Path(f"/proc/self/fd/{fd}")
+        name = _OPEN_FILES / str(fd)
         if not name.exists():  # not Linux
             name = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "folder"
             name.symlink_to(folder.absolute())

@@ -134,6 +134,7 @@ class Checkpoints:
             save.cleared.exception()  # waits until the thread has nothing more to do
             with self._minding_errors():
                 save.written.result()
+                self._check_is_there()
                 self.latest = save.step
                 self._on_saved(save.step)
                 for error in save.cleared.result():
@@ -188,8 +189,8 @@ class Checkpoints:
 
         A new folder of that name would have half of a run.
         """
-        folder = self._directory.parent
-        with storage_errors(folder, action="read"):
+        folder, is_there = self._directory.parent, False
+        with storage_errors(folder, action="read"), contextlib.suppress(FileNotFoundError):
             is_there = os.path.samestat(os.stat(folder), self._folder_around)
         if not is_there:
             raise StorageError(

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import os
 import shutil
 from contextlib import closing
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -92,7 +94,9 @@ def test_a_start_that_is_killed_having_put_one_aside_is_followed_by_one_that_tel
 def test_rows_that_cannot_be_read_are_not_called_lost(run):
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()
-    with pytest.raises(StorageError, match="cannot read .*metrics.jsonl: it is a folder"):
+    with pytest.raises(
+        StorageError, match="cannot read .*metrics.jsonl: Is a directory; move it away"
+    ):
         opened(run, allow_change=("rows",))
 
 
@@ -101,6 +105,14 @@ def test_a_damaged_file_about_the_newest_says_nothing(run, text):
     (run / "last_checkpoint.json").write_text(text)
     assert read_last_checkpoint(run) == LastCheckpoint()
     assert opened(run) == (30, [])
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_file_about_the_newest_that_can_not_be_read_is_not_taken_for_none(run, make):
+    (run / "last_checkpoint.json").unlink(missing_ok=True)
+    make(run / "last_checkpoint.json")
+    with pytest.raises(StorageError, match=r"cannot read .*last_checkpoint.json: .*; move it away"):
+        opened(run)
 
 
 def test_lost_rows_are_refused_and_nothing_is_changed(run):
@@ -187,7 +199,9 @@ def test_what_is_noted_of_a_checkpoint_is_as_needed_as_the_checkpoint(tmp_path, 
     said = Said()
     arguments = {"before": block, "progress": said, "on_save_error": on_error}
     if on_error == "stop":
-        with pytest.raises(StorageError, match="cannot write .*last_checkpoint.json"):
+        with pytest.raises(
+            StorageError, match="cannot read .*last_checkpoint.json: Is a directory; move it away"
+        ):
             saved(tmp_path, **arguments)
     else:
         saved(tmp_path, **arguments)
