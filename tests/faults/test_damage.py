@@ -233,3 +233,35 @@ def test_damaged_compiled_programs_are_compiled_again(oracle, begin, tmp_path, d
     run = begin("carry")
     run.go(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
     assert_same(run, whole)
+
+
+def _link_to_itself(path):
+    path.symlink_to(path.name)
+
+
+def _device(path):
+    path.symlink_to("/dev/zero")
+
+
+# What is there says nothing that isn't known otherwise.
+REPLACED = ("plan.json", "metrics.csv", "summary.json", "report.html")
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, _link_to_itself, _device])
+def test_what_is_no_file_hangs_nothing(oracle, begun, make):
+    for name in (*REPLACED, "last_checkpoint.json", "metrics.jsonl"):
+        path, kept = begun.workdir / name, begun.workdir.with_name("kept")
+        if path.exists():
+            path.rename(kept)
+        make(path)
+        finish(start("doctor", str(begun.workdir)))
+        if name not in REPLACED or make is os.mkdir:
+            code = 4 if name == "metrics.jsonl" and make is _link_to_itself else 5
+            outcome = finish(begun.start())
+            assert outcome.code == code and str(path) in outcome.err, outcome
+            assert code == 4 or "move it away" in outcome.err
+            os.rmdir(path) if make is os.mkdir else path.unlink()
+            if kept.exists():
+                kept.rename(path)
+    begun.go(sound=30)
+    assert_same(begun, oracle("carry"))
