@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.number_texts import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +78,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if out is not None and Path(out).suffix not in (".html", ".htm"):
         raise UsageError(f"--out is an HTML file such as report.html, got {out!r}.")
     if len(directories) == 1:
-        print(f"Report: {write_report(directories[0], out)}")
+        print(printable(f"Report: {write_report(directories[0], out)}"))
         return 0
     from adabatch_jax.reporting.saved_run import load_run
 
@@ -85,7 +86,7 @@ def _report(arguments: argparse.Namespace) -> int:
     path = Path(out or "report.html")
     write_comparison(runs, path)
     _print_comparison(runs)
-    print(f"Report: {path}")
+    print(printable(f"Report: {path}"))
     return 0
 
 

@@ -5,7 +5,6 @@ With nothing at all it trains the embedded default, a small CNN on handwritten d
 
 import dataclasses
 import os
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from adabatch_jax.config.settings import Operation
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.interruption import Interruption, exit_on_signals
+from adabatch_jax.system.number_texts import printable
 from adabatch_jax.system.quantities import parse_seconds
 
 if TYPE_CHECKING:
@@ -95,10 +95,13 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             _report_again(workdir, lock_wait, options.take_over)
         else:
             print(
-                f"warning: {', '.join(finished.changed)} in {workdir} aren't what the finished run "
-                "left there, and can't be written anew without its checkpoints"
+                printable(
+                    f"warning: {', '.join(finished.changed)} in {workdir} aren't what the finished "
+                    "run left there, and can't be written anew without its checkpoints"
+                )
             )
-        print(f"finished already: {_result(finished.summary)}; run folder {workdir}")
+        summary = finished.summary
+        print(printable(f"finished already: {_result(summary)}; run folder {workdir}"))
         return 0
 
     max_seconds = None if options.max_time is None else parse_seconds(options.max_time)
@@ -126,21 +129,23 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             options.take_over,
         )  # fmt: skip
         if result.stopped:
-            command = shlex.join([*PROG.split(), *(sys.argv[1:] if argv is None else argv)])
+            command = command_lines.command_text(
+                [*PROG.split(), *(sys.argv[1:] if argv is None else argv)]
+            )
             step = result.summary["step"]
             if interruption.is_time_up and step == result.start_step:
                 raise UsageError(
                     f"--max-time: {options.max_time} were over before an update was done, starting "
                     f"took {time.monotonic() - started:.0f} s; give more time."
                 )
-            is_saved = f"everything is saved in {workdir}, and " if step else ""
+            is_saved = printable(f"everything is saved in {workdir}, and ") if step else ""
             print(
                 f"stopped by {interruption.name} after update {step:,}; {is_saved}the same "
                 f"command goes on: {command}"
             )
             return interruption.exit_code
-    report = workdir / "report.html"
-    print(f"done: {_result(result.summary)}; report {report}; run folder {workdir}")
+    where = f"report {workdir / 'report.html'}; run folder {workdir}"
+    print(printable(f"done: {_result(result.summary)}; {where}"))
     return 0
 
 

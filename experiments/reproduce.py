@@ -7,7 +7,6 @@ command goes on where it was stopped.
 import dataclasses
 import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +101,7 @@ def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
     from experiments.reproduction.jobs import study_jobs
     from experiments.reproduction.resuming import check_out
 
-    command = shlex.join([*PROG.split(), *argv])
+    command = command_lines.command_text([*PROG.split(), *argv])
     study = _study(section, options, command)
     study_jobs(study, out)  # refuses data and plans that can't work before anything is written
     check_out(out)

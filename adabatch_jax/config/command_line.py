@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 from adabatch_jax.config.declarations import Declaration, Role, declarations, flattened, replaced
 from adabatch_jax.config.files import load_config
 from adabatch_jax.config.settings import TrainConfig
-from adabatch_jax.system.command_lines import Parser
+from adabatch_jax.system.command_lines import Parser, command_text
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
@@ -98,7 +97,7 @@ def command_arguments(config: TrainConfig, path: str | None = None) -> str:
             words.append(flag_of(name) if value else _negated(name))
         else:
             words += [flag_of(name), _text_of(value)]
-    return shlex.join(words)
+    return command_text(words)
 
 
 def flag_of(name: str) -> str:
@@ -128,7 +127,11 @@ def _words(argv: Sequence[str]) -> Iterator[str]:
     for word in argv:
         if word.startswith("--"):
             flag, is_assigned, value = word.partition("=")
-            yield flag.replace("_", "-")
+            flag = flag.replace("_", "-")
+            if value.startswith("-"):  # would be taken for a flag of its own
+                yield f"{flag}={value}"
+                continue
+            yield flag
             if is_assigned:
                 yield value
         else:

@@ -11,7 +11,7 @@ from adabatch_jax.system.errors import UsageError, one_line
 
 
 def check_backend(cpu_devices: int | None = None) -> None:
-    """Raises a UsageError if JAX finds no devices, as with a wrong $JAX_PLATFORMS.
+    """Raises a UsageError if JAX finds no devices, as with a wrong $JAX_PLATFORMS, or won't compile.
 
     `cpu_devices` is how many devices to make of the CPU; None leaves that to JAX.
     """
@@ -19,6 +19,11 @@ def check_backend(cpu_devices: int | None = None) -> None:
         if cpu_devices < 1:
             raise UsageError(f"--cpu-devices: must be at least 1, got {cpu_devices}.")
         jax.config.update("jax_num_cpu_devices", cpu_devices)
+    if jax.config.jax_disable_jit:
+        raise UsageError(
+            "JAX is told to compile nothing, and training runs compiled programs only; unset "
+            "JAX_DISABLE_JIT, or leave out jax.disable_jit()."
+        )
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:

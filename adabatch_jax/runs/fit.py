@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.epoch_order import prepare_order
+from adabatch_jax.data.mesh import check_backend
 from adabatch_jax.data.sources import Source
 from adabatch_jax.runs.background_compilation import compile_in_background
 from adabatch_jax.runs.display.progress import Progress
@@ -143,6 +144,7 @@ def fit(
     >>> round(float(result.state.params["w"]), 3)
     3.0
     """
+    check_backend()
     check_arguments(state, eval_fn, eval_source, plan, mesh, layout, keep, operation, identity)
     check_allowed(allow_change, "allow_change")
     if on_step is not None and layout.steps_per_dispatch == AUTO:

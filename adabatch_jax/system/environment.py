@@ -4,12 +4,13 @@ import importlib.metadata
 import os
 import platform
 import re
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from adabatch_jax.system.command_lines import command_text
 
 PACKAGES = (
     "adabatch_jax",
@@ -53,7 +54,7 @@ def describe_environment(devices: Iterable[str] = ()) -> dict[str, Any]:
         argument so that describing needs no jax.
     """
     return {
-        "command": shlex.join(sys.orig_argv),
+        "command": command_text(sys.orig_argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),

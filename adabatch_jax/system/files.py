@@ -13,6 +13,9 @@ from typing import Any
 
 from adabatch_jax.system.errors import NotAsWritten, StorageError
 
+# A folder, a link to itself or a socket where a file belongs; a file where a folder does.
+_IN_THE_WAY = (errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENOTDIR)
+
 
 @contextlib.contextmanager
 def storage_errors(path: os.PathLike | str, action: str = "write") -> Iterator[None]:
@@ -28,6 +31,9 @@ def storage_errors(path: os.PathLike | str, action: str = "write") -> Iterator[N
     except OSError as error:
         where = error.filename if error.filename is not None else path
         reason = error.strerror or str(error)
+        if error.errno in _IN_THE_WAY:
+            where = error.filename2 or where  # what was to be replaced
+            reason = f"{reason}; move it away"
         raise StorageError(f"cannot {action} {os.fspath(where)}: {reason}.") from error
 
 
@@ -36,12 +42,12 @@ def read_file(path: Path) -> bytes:
 
     >>> read_file(Path("/dev/zero"))
     Traceback (most recent call last):
-    OSError: [Errno 22] not a regular file: '/dev/zero'
+    OSError: [Errno 22] not a regular file; move it away: '/dev/zero'
     """
     # Without O_NONBLOCK to open a pipe waits for somebody who writes.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+            raise OSError(errno.EINVAL, "not a regular file; move it away", os.fspath(path))
         return file.read()
 
 

@@ -141,7 +141,7 @@ def say_at_once(text: str, fd: int = 2) -> None:
     """Writes to stderr or another file, or does nothing if nobody reads the other end."""
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [fd], [], 0)[1]:
-            os.write(fd, text.encode())
+            os.write(fd, text.encode(errors="backslashreplace"))
 
 
 def _heard() -> list[signal.Signals]:

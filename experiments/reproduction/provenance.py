@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.config.declarations import flattened
+from adabatch_jax.system.command_lines import command_text
 from experiments.reproduction.document import Table
 from experiments.reproduction.results import ArmResult, ExperimentResult, SeedResult, StudyResult
 
@@ -61,7 +61,7 @@ def train_command(
             words.append(f"--{group}{'.' if group else ''}{'' if value else 'no-'}{leaf}")
         else:
             words += [f"--{flag}", _plain(value)]
-    return shlex.join(words)
+    return command_text(words)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """`python -m adabatch_jax.doctor` on a run's folder in which something is damaged, lost or odd."""
 
+import builtins
+import io
 import os
 import shutil
 
@@ -8,7 +10,7 @@ import pytest
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.system.files import write_sealed
 from tests.commands.conftest import states, without_checkpoints
-from tests.run_folders import PLAN, STEPS, metrics_content
+from tests.run_folders import PLAN, STEPS, content, metrics_content
 
 
 def _flip(path):
@@ -78,10 +80,10 @@ def test_what_else_lies_there(run, doctor):
         ("last_checkpoint.json", "[" * 100_000, 5, "damaged; a run sets it aside"),
         ("metrics.jsonl", '{"step": "<b>"}\n', 4, "damaged or missing"),
         ("metrics.jsonl", "[" * 100_000 + "\n", 4, "damaged or missing"),
-        ("config.json", os.mkfifo, 5, "not a regular file"),
-        ("plan.json", os.mkfifo, 5, "not a regular file"),
-        ("summary.json", os.mkfifo, 5, "not a regular file"),
-        ("metrics.jsonl", os.mkfifo, 5, "not a regular file"),
+        ("config.json", os.mkfifo, 5, "not a regular file; move it away"),
+        ("plan.json", os.mkfifo, 5, "not a regular file; move it away"),
+        ("summary.json", os.mkfifo, 5, "not a regular file; move it away"),
+        ("metrics.jsonl", os.mkfifo, 5, "not a regular file; move it away"),
     ],
 )
 def test_files_that_cannot_be_read(name, content, code, text, run, doctor):
@@ -169,3 +171,20 @@ def test_a_torn_line_and_rows_beyond(run, doctor):
 def test_a_damaged_prediction_decides_nothing(content, run):
     (run / "plan.json").write_text(content)
     assert RunFolder(run).wants_prediction(PLAN)
+
+
+def test_a_checkpoint_that_can_not_be_read_is_not_called_damaged(run, doctor, monkeypatch):
+    data = run / "checkpoints" / "30" / "state" / "data"
+
+    def refusing(file, *args, **kwargs):
+        if str(file) == str(data):
+            raise PermissionError(13, "Permission denied", str(file))
+        return io.open(file, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", refusing)
+    before = content(run)
+    code, findings = doctor(run)
+    said = f"cannot read {data}: Permission denied."
+    assert code == 5 and findings["checkpoint 30"]["text"] == said
+    assert findings["checkpoints"]["text"] == said and "resume" not in findings
+    assert content(run) == before

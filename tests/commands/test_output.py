@@ -72,3 +72,32 @@ def test_an_old_python_is_told_in_a_sentence(argv, code):
     assert (done.returncode, done.stdout) == (code, "")
     assert last.endswith("adabatch_jax needs Python 3.11 or newer, this is 3.10.")
     assert ("Traceback" in done.stderr) == (argv == "-c")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            "OSError(24, '', 'some file')",
+            b"error: the system refuses some file: Too many open files.",
+        ),
+        ("MemoryError()", b"error: the system refuses: Cannot allocate memory."),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(error, said):
+    done = python(f"def body():\n    raise {error}\nsys.exit(run(body))")
+    assert (done.returncode, done.stderr.strip()) == (5, said)
+
+
+def test_other_errors_are_our_defects():
+    done = python("def body():\n    raise OSError(2, '', 'a file')\nsys.exit(run(body))")
+    assert done.returncode == 1 and b"Traceback" in done.stderr
+
+
+def test_an_error_is_one_line_whatever_names_are_in_it():
+    code = (
+        "from adabatch_jax.system.errors import StorageError\n"
+        "def body(): raise StorageError('cannot read a\\nb\\udcff\\x1b.')\nsys.exit(run(body))"
+    )
+    done = python(code)
+    assert done.stderr == b"error: cannot read a\\nb\\udcff\\x1b.\n"

@@ -51,6 +51,11 @@ def test_a_list_ends_at_the_next_flag():
     assert config == TrainConfig(seed=1)
 
 
+def test_a_value_may_begin_with_a_dash():
+    options, config = parsed("--workdir=--seed=3 --seed=4")
+    assert options == Options(workdir="--seed=3") and config == TrainConfig(seed=4)
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

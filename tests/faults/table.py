@@ -119,6 +119,50 @@ FAULTS = (
         ),
     ),
     Fault(
+        "a folder that is moved in mid-run, or whose disk goes away",
+        "exit code 5 and a sentence, nothing is written in its place; put back it goes on exactly",
+        (
+            "runs/test_fit.py::test_a_folder_that_is_taken_away_is_not_filled_anew",
+            "faults/test_storage.py::test_a_disk_that_goes_away",
+        ),
+    ),
+    Fault(
+        "a name with backslashes, brackets, line ends, bytes that are no text, with or without a "
+        "Unicode locale; a link; a relative name and a later change of the current folder",
+        "works, and a shell takes the line that says how to go on",
+        (
+            "faults/test_storage.py::test_any_name_of_a_folder_will_do",
+            "faults/test_storage.py::test_a_link_to_the_folder_will_do",
+            "runs/test_fit.py::test_the_current_folder_may_change_meanwhile",
+        ),
+    ),
+    Fault(
+        "a file of a checkpoint that can't be read now: no rights, input/output error, too few "
+        "descriptors, no memory, a decoder's error",
+        "exit code 5, or 4 where its files are right, with the system's reason; it is not called "
+        "damaged, and nothing is set aside or removed",
+        (
+            "faults/test_storage.py::test_what_this_user_may_not_read_is_not_damaged",
+            "faults/test_storage.py::test_too_few_descriptors_from_the_start",
+            "faults/test_storage.py::test_too_few_descriptors_in_the_middle",
+            "runs/checkpoints/test_verifying.py::test_what_can_not_be_read_is_not_damaged",
+            "runs/checkpoints/test_checkpoint_files.py::"
+            "test_a_sound_one_that_can_not_be_restored_is_not_damaged",
+            "runs/checkpoints/test_deleting_old.py::"
+            "test_what_can_not_be_read_stays_and_takes_no_others_place",
+        ),
+    ),
+    Fault(
+        "a folder, a pipe, a device or a link to itself where a run's file belongs",
+        "replaced where it says nothing, else exit code 5 names it: move it away",
+        ("faults/test_damage.py::test_what_is_no_file_hangs_nothing",),
+    ),
+    Fault(
+        "`JAX_DISABLE_JIT`",
+        "exit code 2 and a sentence",
+        ("runs/test_fit.py::test_nothing_is_trained_that_is_not_compiled",),
+    ),
+    Fault(
         "the newest checkpoint changed in a bit, truncated, emptied, renamed, or files of it "
         "deleted or added",
         "one line says so, and the one before it is used: exactly the same result",

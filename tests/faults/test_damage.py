@@ -227,3 +227,35 @@ def test_damaged_compiled_programs_are_compiled_again(oracle, begin, tmp_path, d
     run.go(JAX_COMPILATION_CACHE_DIR=str(cache))
     assert_same(run, whole)
     assert any(path.read_bytes() != content for path, content in damaged.items())
+
+
+def _link_to_itself(path):
+    path.symlink_to(path.name)
+
+
+def _device(path):
+    path.symlink_to("/dev/zero")
+
+
+# What is there says nothing that isn't known otherwise.
+REPLACED = ("plan.json", "metrics.csv", "summary.json", "report.html", "last_checkpoint.json")
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, _link_to_itself, _device])
+def test_what_is_no_file_hangs_nothing(oracle, begun, make):
+    for name in (*REPLACED, "metrics.jsonl"):
+        path, kept = begun.workdir / name, begun.workdir.with_name("kept")
+        if path.exists():
+            path.rename(kept)
+        make(path)
+        finish(start("doctor", str(begun.workdir)))
+        if name not in REPLACED or make is os.mkdir:
+            code = 4 if name == "metrics.jsonl" and make is _link_to_itself else 5
+            outcome = finish(begun.start())
+            assert outcome.code == code and str(path) in outcome.err, outcome
+            assert code == 4 or "move it away" in outcome.err
+            os.rmdir(path) if make is os.mkdir else path.unlink()
+            if kept.exists():
+                kept.rename(path)
+    begun.go(sound=30)
+    assert_same(begun, oracle("carry"))

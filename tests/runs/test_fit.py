@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -332,6 +333,45 @@ def test_checkpoints_that_vanish_while_the_run_goes_on_are_made_again(tmp_path):
     for allowed in (("rows",), ()):  # it need be said once
         again = train(plan, tmp_path, allow_change=allowed)
         assert again.summary == result.summary | lost and again.history == []
+
+
+def test_the_current_folder_may_change_meanwhile(tmp_path, monkeypatch):
+    plan = make_plan("4", N, "2ep")
+    whole = train(plan)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = train(plan, "run", on_step=lambda *_: os.chdir(tmp_path / "elsewhere"))
+    assert result.summary["weights_digest"] == whole.summary["weights_digest"]
+    assert not any((tmp_path / "elsewhere").iterdir())
+    assert (tmp_path / "run" / "checkpoints" / str(plan.num_steps)).is_dir()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["moved", "replaced"])
+def test_a_folder_that_is_taken_away_is_not_filled_anew(tmp_path, is_replaced):
+    run, away = tmp_path / "run", tmp_path / "away"
+
+    def take_it_away(step, *_):
+        if step == 20:
+            run.rename(away)
+            if is_replaced:  # as where a disk was mounted
+                run.mkdir()
+
+    plan = make_plan("4", N, "2ep")
+    whole = train(plan)
+    with pytest.raises(StorageError, match="run isn't the folder any more|run/.* can't be written"):
+        train(plan, run, on_step=take_it_away, checkpoint_every="3st")
+    assert not (run.exists() and any(run.iterdir()))
+    shutil.rmtree(run, ignore_errors=True)
+    away.rename(run)
+    result = train(plan, run)
+    assert result.start_step in (15, 18)  # it may have been about to be saved
+    assert result.summary["weights_digest"] == whole.summary["weights_digest"]
+
+
+def test_nothing_is_trained_that_is_not_compiled(tmp_path):
+    with jax.disable_jit(), pytest.raises(UsageError, match="compile nothing.*JAX_DISABLE_JIT"):
+        train(make_plan("4", N, "1ep"), tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from adabatch_jax.system.command_lines import command_text
 from adabatch_jax.system.environment import (
     cpu_instructions,
     describe_environment,
@@ -30,6 +32,16 @@ def test_command_can_be_pasted_into_a_shell():
         [sys.executable, "-c", code, "--lr", "0.1 cosine"], capture_output=True, text=True
     )
     assert printed.stdout.rstrip().endswith("--lr '0.1 cosine'")
+
+
+@pytest.mark.parametrize(
+    "name", ["it's", "a\nb", "\x1b[2J", "\\", "$(id)`", "ü", "\udcff", "-x", ""]
+)
+def test_a_command_can_be_pasted_whatever_its_words(name):
+    text = command_text(["printf", "%s", name])
+    assert text.isprintable()
+    done = subprocess.run(["bash", "-c", text], capture_output=True, check=True)
+    assert done.stdout == os.fsencode(name)
 
 
 def test_describing_needs_no_jax():

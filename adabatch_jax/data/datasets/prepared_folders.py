@@ -3,9 +3,9 @@
 import json
 import os
 import re
-import shlex
 from pathlib import Path
 
+from adabatch_jax.system.command_lines import command_text
 from adabatch_jax.system.files import read_file
 
 _NAME = re.compile(r"(?P<name>[a-z0-9_]+)(/(?P<config>\w[\w.+-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -97,12 +97,12 @@ def prepare_command(
     >>> prepare_command("mnist", None)
     '`python -m adabatch_jax.prepare mnist`'
     """
-    words = ["python -m adabatch_jax.prepare", shlex.quote(name)]
+    words = ["python", "-m", "adabatch_jax.prepare", name]
     if data_dir is not None and resolve_data_dir(data_dir) != resolve_data_dir(None):
-        words.append(f"--data-dir {shlex.quote(str(data_dir))}")
+        words += ["--data-dir", str(data_dir)]
     if overwrite:
         words.append("--overwrite")
-    return f"`{' '.join(words)}`"
+    return f"`{command_text(words)}`"
 
 
 def _version_key(text: str) -> tuple[int, ...]:

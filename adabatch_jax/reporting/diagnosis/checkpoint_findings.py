@@ -1,9 +1,17 @@
 """Which checkpoints a run has, and whether they can be trusted."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from adabatch_jax.reporting.diagnosis.findings import RESTORE, Finding, good, note, problem
+from adabatch_jax.reporting.diagnosis.findings import (
+    RESTORE,
+    Finding,
+    good,
+    note,
+    of_error,
+    problem,
+)
 from adabatch_jax.runs.checkpoints.verifying import (
     Damaged,
     Found,
@@ -13,6 +21,8 @@ from adabatch_jax.runs.checkpoints.verifying import (
     other_checkpoints,
 )
 from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS
+from adabatch_jax.system.errors import StorageError
+from adabatch_jax.system.files import storage_errors
 from adabatch_jax.system.quantities import bytes_text
 
 
@@ -30,13 +40,14 @@ def checkpoint_findings(directory: Path, is_in_use: bool) -> Iterator[Finding]:
     for step in steps:
         subject, path = f"checkpoint {step}", directory / str(step)
         try:
-            found = check_checkpoint(path)
+            found, size = check_checkpoint(path), num_bytes(path)
         except Damaged as error:
-            if path.exists():
-                text = f"damaged: {error}."
-                yield problem(subject, text, RESTORE, step=step, reason=str(error))
+            text = f"damaged: {error}."
+            yield problem(subject, text, RESTORE, step=step, reason=str(error))
+        except StorageError as error:
+            if os.path.lexists(path):
+                yield of_error(subject, error, step=step)
         else:
-            size = num_bytes(path)
             yield good(subject, _described(found, size), step=step, num_bytes=size)
     for name in other_checkpoints(directory):
         yield note(CHECKPOINTS, f"{name} was set aside or renamed; nothing reads it.", name=name)
@@ -46,8 +57,9 @@ def checkpoint_findings(directory: Path, is_in_use: bool) -> Iterator[Finding]:
 
 
 def num_bytes(folder: Path) -> int:
-    """The bytes of all files below a folder."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    """The bytes of all files below a folder; raises a StorageError where one can't be read."""
+    with storage_errors(folder, action="read"):
+        return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 
 def _described(found: Found, size: int) -> str:

@@ -1,7 +1,6 @@
 """What training in a run's folder would do, asked of the functions that decide it."""
 
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from adabatch_jax.runs.configured_data import check_prepared_data
 from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, Finished, obstacles
 from adabatch_jax.runs.folder.lock import LOCK_NAME
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.system.command_lines import command_text
 from adabatch_jax.system.errors import AdabatchError
 from adabatch_jax.system.files import free_bytes
 from adabatch_jax.system.quantities import bytes_text
@@ -47,7 +47,7 @@ def resumption_findings(
       there: what is there of a finished run.
     """
     words = ("--config", workdir / "config.json", "--workdir", workdir)
-    command = "python -m adabatch_jax.train " + shlex.join(map(str, words))
+    command = "python -m adabatch_jax.train " + command_text(map(str, words))
     if is_in_use:
         yield note("resume", "a second process would be refused.", command=command)
         return
@@ -168,8 +168,8 @@ def _room(newest: Found | None) -> Iterator[Finding]:
     """Whether there is room for the checkpoints to come."""
     if newest is None:
         return
-    size = num_bytes(newest.path)
     try:
+        size = num_bytes(newest.path)
         free = free_bytes(newest.path)
     except AdabatchError as error:
         yield of_error("room", error)

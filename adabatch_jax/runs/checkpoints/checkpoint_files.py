@@ -7,13 +7,18 @@ Nor is its asynchronous checkpointer: its saves keep the training thread for 20 
 arrays, where copying them to the host, which their digests need anyway, takes 1 ms.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import sys
-from collections.abc import Mapping
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +29,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from adabatch_jax.runs.checkpoints.manifest import STATE, Damaged, write_manifest
-from adabatch_jax.runs.checkpoints.verifying import UNFINISHED, Found
-from adabatch_jax.system.errors import RestoreError
+from adabatch_jax.runs.checkpoints.verifying import UNFINISHED, Found, check_checkpoint
+from adabatch_jax.system.errors import RestoreError, StorageError, one_line
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import sync_folder
 from adabatch_jax.training.weights_digest import named_arrays
+
+_OPEN_FILES = Path("/proc/self/fd")
 
 
 @dataclass(frozen=True)
@@ -61,15 +68,28 @@ class Contents:
 def write_checkpoint(path: Path, contents: Contents) -> None:
     """Writes a checkpoint; the folder gets its name, the step, when all is on the disk.
 
-    Raises exceptions of many kinds where a file can't be written.
+    Raises a StorageError where a file can't be written.
     """
+    try:
+        _write(path, contents)
+    except Exception as error:  # Orbax raises many kinds, some of them bare
+        raise StorageError(
+            f"a checkpoint in {path.parent} can't be written: {_reason(error)}."
+        ) from error
+
+
+def _write(path: Path, contents: Contents) -> None:
     # Another name each time: after an error Orbax may go on writing for a while.
     temporary = path.with_name(f"{path.name}{UNFINISHED}-{secrets.token_hex(4)}")
-    temporary.mkdir(parents=True)
+    path.parent.mkdir(exist_ok=True)  # not those above: a disk that has gone is not to be filled in
+    temporary.mkdir()
     # Orbax doesn't save arrays without elements.
     arrays = {name: array for name, array in contents.arrays.items() if array.size}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(temporary / STATE, args=ocp.args.PyTreeSave(arrays))
+    with (
+        _plainly_named(path.parent) as parent,
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+    ):
+        checkpointer.save(parent / temporary.name / STATE, args=ocp.args.PyTreeSave(arrays))
     reach("save.mid")
     digests = {
         name: (text, _digest(text, contents.arrays[name]))
@@ -90,31 +110,38 @@ def restore(found: Found, like: Any) -> Any:
       like: a state of the same structure, whose shapes, dtypes and shardings are wanted.
 
     Raises:
-      RestoreError: it holds other arrays than `like`.
-      Damaged: it can't be read, or what was read isn't what was saved.
+      RestoreError: it holds other arrays than `like`, or it can't be read though it is what was
+        saved.
+      Damaged: what was read isn't what was saved.
+      StorageError: one of its files can't be read any more.
     """
     leaves = named_arrays(like)
     descriptions = {name: _described(leaf) for name, leaf in leaves.items()}
     _compare(found, descriptions)
     read = _read(found, [name for name, leaf in leaves.items() if np.size(leaf)])
-    restored = {name: _as_leaf(read.get(name), leaf) for name, leaf in leaves.items()}
-    for name, leaf in restored.items():
-        # Of what reached the devices.
-        digest = _digest(descriptions[name], np.asarray(_stored(leaf)))
-        if (descriptions[name], digest) != found.arrays[name]:
-            raise Damaged(f"{name} has other values than were saved")
+    try:
+        restored = {name: _as_leaf(read.get(name), leaf) for name, leaf in leaves.items()}
+        for name, leaf in restored.items():
+            # Of what reached the devices.
+            digest = _digest(descriptions[name], np.asarray(_stored(leaf)))
+            if (descriptions[name], digest) != found.arrays[name]:
+                raise Damaged(f"{name} has other values than were saved")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        raise _not_restored(found, error) from error
     return jax.tree.unflatten(jax.tree.structure(like), restored.values())
 
 
 def quieten_orbax() -> None:
     """From now on only the error that a failed save raises is heard of, once, from us.
 
-    Orbax logs it, asyncio logs writes that it gave up, and tensorstore's threads report to an event
-    loop that Orbax has closed meanwhile, which Python prints as an unraisable exception, in pieces
-    that mix with other lines. Everything else goes where it went before.
+    Orbax logs it, Python warns of coroutines that it forgets, asyncio logs writes that it gave up,
+    and tensorstore's threads report to an event loop that Orbax has closed meanwhile, which Python
+    prints as an unraisable exception, in pieces that mix with other lines. Everything else goes
+    where it went before.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine '(run_sync|is_path_finalized).* never awaited")
     if not isinstance(sys.unraisablehook, _WithoutClosedLoop):
         sys.unraisablehook = _WithoutClosedLoop(sys.unraisablehook)
 
@@ -144,12 +171,48 @@ def _read(found: Found, names: list[str]) -> dict[str, np.ndarray]:
         restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     )
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(found.path.absolute() / STATE, args=args)
-    except MemoryError:
-        raise  # an older checkpoint would fare no better
+        with (
+            _plainly_named(found.path.parent) as parent,
+            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+        ):
+            return checkpointer.restore(parent / found.path.name / STATE, args=args)
     except Exception as error:  # Orbax raises many kinds, some of them bare
-        raise Damaged(f"its state can't be read ({type(error).__name__})") from error
+        check_checkpoint(found.path)  # the files may have changed since they were verified
+        raise _not_restored(found, error) from error
+
+
+def _not_restored(found: Found, error: Exception) -> RestoreError:
+    return RestoreError(
+        f"checkpoint {found.step} in {found.path.parent} can't be restored here, though its files "
+        f"are what was saved ({_reason(error)})."
+    )
+
+
+@contextlib.contextmanager
+def _plainly_named(folder: Path) -> Iterator[Path]:
+    """A name of a folder that Orbax and tensorstore take.
+
+    They read backslashes and brackets of a path as something else, and take no bytes that aren't
+    UTF-8.
+    """
+    with contextlib.ExitStack() as stack:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, fd)
+        name = _OPEN_FILES / str(fd)
+        if not name.exists():  # not Linux
+            name = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "folder"
+            name.symlink_to(folder.absolute())
+        yield name
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, out of the pages that tensorstore writes around it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code.group(1)))
+    if isinstance(error, MemoryError):
+        return os.strerror(errno.ENOMEM)
+    return (isinstance(error, OSError) and error.strerror) or one_line(error).partition(" [")[0]
 
 
 def _is_key(leaf: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from adabatch_jax.runs.checkpoints.verifying import Found, set_aside
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.display.status import is_evaluation
 from adabatch_jax.schedules.periods import Period
-from adabatch_jax.system.errors import StorageError, one_line
+from adabatch_jax.system.errors import StorageError
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import storage_errors
 from adabatch_jax.system.watchdog import Watchdog
@@ -41,7 +40,7 @@ class _Save:
     began: float  # by `time.monotonic`
     watch: int  # the watchdog's token
     written: Future[None]
-    cleared: Future[None]  # of old ones, behind `written`
+    cleared: Future[list[StorageError]]  # of old ones, behind `written`
 
 
 class Checkpoints:
@@ -93,6 +92,7 @@ class Checkpoints:
         quieten_orbax()
         with storage_errors(directory):
             self._directory.mkdir(parents=True, exist_ok=True)
+            self._folder_around = os.stat(self._directory.parent)
         delete_leftovers(self._directory)
 
     def save(self, step: int, state: TrainState, run: Mapping[str, Any]) -> None:
@@ -106,6 +106,7 @@ class Checkpoints:
         is_kept = self._every is not None and self._every.is_passed(self.latest or 0, step)
         own = {"step": step, "score": self._scores.get(step), "keep": is_kept}
         with self._minding_errors():
+            self._check_is_there()
             self.check_space(state)
             reach("save.before")
             if os.path.lexists(path):
@@ -133,9 +134,11 @@ class Checkpoints:
             save.cleared.exception()  # waits until the thread has nothing more to do
             with self._minding_errors():
                 save.written.result()
+                self._check_is_there()
                 self.latest = save.step
                 self._on_saved(save.step)
-                save.cleared.result()
+                for error in save.cleared.result():
+                    self._warn_once(f"{error} The checkpoint is neither used nor removed.")
         finally:
             self._watchdog.end(save.watch)
             self.save_seconds = max(self.save_seconds, time.monotonic() - save.began)
@@ -181,13 +184,22 @@ class Checkpoints:
         finally:
             self._thread.shutdown()
 
-    def _write(self, path: Path, contents: Contents) -> None:
-        try:
-            write_checkpoint(path, contents)
-        except Exception as error:  # Orbax raises many kinds, some of them bare
+    def _check_is_there(self) -> None:
+        """Raises a StorageError where the folder around was moved, or its disk has gone.
+
+        A new folder of that name would have half of a run.
+        """
+        folder, is_there = self._directory.parent, False
+        with storage_errors(folder, action="read"), contextlib.suppress(FileNotFoundError):
+            is_there = os.path.samestat(os.stat(folder), self._folder_around)
+        if not is_there:
             raise StorageError(
-                f"a checkpoint in {self._directory} can't be written: {_reason(error)}."
-            ) from error
+                f"{folder} isn't the folder any more that training began in: it was moved, or its "
+                "disk has gone; put it back and give the same command again."
+            )
+
+    def _write(self, path: Path, contents: Contents) -> None:
+        write_checkpoint(path, contents)
         reach("save.committed")
 
     @contextlib.contextmanager
@@ -203,13 +215,3 @@ class Checkpoints:
         if warning not in self._warned:
             self._warned.add(warning)
             self._progress.message(f"warning: {warning}")
-
-
-def _reason(error: Exception) -> str:
-    """What the system said, out of the pages that tensorstore writes around it."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    if code:
-        return os.strerror(int(code.group(1)))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return one_line(error)

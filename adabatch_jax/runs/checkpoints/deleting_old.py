@@ -14,21 +14,32 @@ from adabatch_jax.runs.checkpoints.verifying import (
     leftovers,
     read_run,
 )
+from adabatch_jax.system.errors import StorageError
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import storage_errors
 
 
-def delete_old(directory: Path, saved: int, newest: int, scores: Mapping[int, float]) -> None:
-    """Deletes what a kill left behind and what need not be kept, never the step `saved`."""
+def delete_old(
+    directory: Path, saved: int, newest: int, scores: Mapping[int, float]
+) -> list[StorageError]:
+    """Deletes what a kill left behind and what need not be kept, never the step `saved`.
+
+    What is damaged, or can't be read now, takes no other's place among those that are kept, and
+    isn't ours to delete; the latter is returned.
+    """
     delete_leftovers(directory)
-    runs = {}
+    runs, unreadable = {}, []
     for step in committed_steps(directory):
-        # A damaged one doesn't count as kept, and isn't ours to delete.
-        with contextlib.suppress(Damaged):
+        try:
             runs[step] = read_run(directory / str(step))
+        except Damaged:
+            continue
+        except StorageError as error:
+            unreadable.append(error)
     for step in old_steps(runs, newest, scores):
         if step != saved:
             _delete(directory, step)
+    return unreadable
 
 
 def old_steps(

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adabatch_jax.system.files import storage_errors
+
 MANIFEST = "manifest"
 STATE = "state"
 # Orbax writes it when it is done, and reads it on no file system with an atomic rename.
@@ -23,7 +25,11 @@ _LARGEST_MANIFEST = 2**26  # bytes; that of 157 arrays has 2**14
 
 
 class Damaged(Exception):
-    """A checkpoint that must not be used; the message is the reason, in one clause."""
+    """A checkpoint that must not be used; the message is the reason, in one clause.
+
+    Only what was read and isn't what was saved is damage. What can't be read now, for whatever
+    reason the system has, may be sound: that is a StorageError.
+    """
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,12 @@ def write_manifest(
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """Reads a checkpoint's manifest; raises `Damaged` where there is none, or it was changed."""
+    """Reads a checkpoint's manifest.
+
+    Raises:
+      Damaged: there is none, or it was changed.
+      StorageError: it can't be read.
+    """
     digest, _, text = _content(checkpoint).partition(b"\n")
     if digest != hashlib.sha256(text).hexdigest().encode():
         raise Damaged(f"{MANIFEST} was changed")
@@ -76,14 +87,17 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
 
 def check_files(checkpoint: Path, manifest: Manifest) -> None:
-    """Raises `Damaged` where a file is missing, changed, or too many."""
+    """Raises `Damaged` where a file is missing, changed, or too many.
+
+    A StorageError says that one can't be read.
+    """
     there = set(_listed_files(checkpoint))
     for path in sorted(manifest.files.keys() - there):
         raise Damaged(f"{path} is missing")
     for path in sorted(there - manifest.files.keys()):
         raise Damaged(f"{path} doesn't belong to it")
     for path, (num_bytes, sha256) in sorted(manifest.files.items()):
-        with _as_damaged(path), open(checkpoint / path, "rb") as file:
+        with _reading(checkpoint, path), open(checkpoint / path, "rb") as file:
             found_bytes = os.fstat(file.fileno()).st_size
             if found_bytes != num_bytes:
                 raise Damaged(f"{path} has {found_bytes:,} bytes instead of {num_bytes:,}")
@@ -93,7 +107,7 @@ def check_files(checkpoint: Path, manifest: Manifest) -> None:
 
 def _content(checkpoint: Path) -> bytes:
     """The manifest's bytes, if it is no link or device and of no absurd size."""
-    with _as_damaged(MANIFEST):
+    with _reading(checkpoint, MANIFEST):
         status = os.lstat(checkpoint / MANIFEST)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_MANIFEST:
             raise Damaged(f"{MANIFEST} isn't one of this program's")
@@ -105,27 +119,27 @@ def _listed_files(checkpoint: Path) -> Iterator[str]:
     folders = [STATE]
     while folders:
         folder = folders.pop()
-        with _as_damaged(folder):
+        with _reading(checkpoint, folder):
             if not stat.S_ISDIR(os.lstat(checkpoint / folder).st_mode):
                 raise Damaged(f"{folder} is no folder")
-            entries = list(os.scandir(checkpoint / folder))
-        for entry in entries:
-            path = f"{folder}/{entry.name}"
-            if entry.name == _UNUSED:
-                continue
-            if entry.is_dir(follow_symlinks=False):
+            names = sorted(os.listdir(checkpoint / folder))
+        for path in (f"{folder}/{name}" for name in names if name != _UNUSED):
+            with _reading(checkpoint, path):
+                mode = os.lstat(checkpoint / path).st_mode
+            if stat.S_ISDIR(mode):
                 folders.append(path)
-            elif entry.is_file(follow_symlinks=False):
+            elif stat.S_ISREG(mode):
                 yield path
             else:
                 raise Damaged(f"{path} is no regular file")
 
 
 @contextlib.contextmanager
-def _as_damaged(path: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise Damaged(f"{path} is missing") from error
-    except OSError as error:
-        raise Damaged(f"{path} can't be read ({error.strerror or error})") from error
+def _reading(checkpoint: Path, path: str) -> Iterator[None]:
+    """Turns errors into `Damaged` where something is missing, else into a StorageError."""
+    with storage_errors(checkpoint / path, action="read"):
+        try:
+            yield
+        except FileNotFoundError as error:
+            os.lstat(checkpoint)  # if that is gone as well, nothing is known of what it held
+            raise Damaged(f"{path} is missing") from error

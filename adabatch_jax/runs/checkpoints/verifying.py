@@ -6,6 +6,7 @@ folder for the newest checkpoint, and gives back flipped bits without a word.
 
 import os
 import re
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,14 +56,19 @@ def leftovers(directory: Path) -> list[str]:
 
 
 def check_checkpoint(path: Path) -> Found:
-    """Verifies all files of a checkpoint; raises `Damaged` where it isn't what was saved."""
+    """Verifies all files of a checkpoint.
+
+    Raises:
+      Damaged: it isn't what was saved.
+      StorageError: a part of it can't be read.
+    """
     manifest = _manifest(path)
     check_files(path, manifest)
     return Found(int(path.name), path, manifest.run, manifest.arrays)
 
 
 def read_run(path: Path) -> Mapping[str, Any]:
-    """A checkpoint's own values, the only ones that are verified; raises `Damaged`."""
+    """A checkpoint's own values, the only ones that are verified; raises as `check_checkpoint`."""
     return _manifest(path).run
 
 
@@ -78,6 +84,9 @@ def newest_good(
     Returns:
       The checkpoint, or None; and those that are newer, each with the reason against it, newest
       first.
+
+    Raises a StorageError where one can't be read: it may be the newest good one, so no older one
+    is looked at.
     """
     rejected = []
     for step in reversed(committed_steps(directory)):
@@ -129,9 +138,10 @@ def _entries(directory: Path) -> list[os.DirEntry]:
 
 
 def _manifest(path: Path) -> Manifest:
-    if path.is_symlink() or not path.is_dir():
-        raise Damaged("it is no folder" if path.exists() else "it is missing")
-    if (path / "digests" / MANIFEST).exists():
+    with storage_errors(path, action="read"):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise Damaged("it is no folder")
+    if os.path.lexists(path / "digests" / MANIFEST):
         raise Damaged("it was written by another version of this program")
     manifest = read_manifest(path)
     step = manifest.run.get("step")

@@ -12,6 +12,7 @@ from rich.text import Text
 from adabatch_jax.runs.display.pace import Pace
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.display.status import aligned_line, is_evaluation, status_parts
+from adabatch_jax.system.number_texts import printable
 from adabatch_jax.system.output_streams import is_terminal
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class LiveProgress(Progress):
         self._step = step  # the drawing thread does the rest
 
     def message(self, text: str) -> None:
-        self._console.print(text, markup=False, style="dim")
+        self._console.print(printable(text), markup=False, style="dim")
 
     def _render(self) -> Group:
         step = self._step

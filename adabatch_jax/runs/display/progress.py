@@ -11,6 +11,7 @@ from adabatch_jax.runs.display.status import (
     is_of_test_set,
     status_parts,
 )
+from adabatch_jax.system.number_texts import printable
 
 if TYPE_CHECKING:
     from adabatch_jax.schedules.plan import BatchPlan
@@ -69,7 +70,7 @@ class LineProgress(Progress):
             self._print_line(training, step)
 
     def message(self, text: str) -> None:
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{printable(text)}\n")
         self._stream.flush()
 
     def _print_line(self, row: Mapping[str, Any], step: int) -> None:

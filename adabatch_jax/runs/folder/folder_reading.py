@@ -54,7 +54,10 @@ class LastCheckpoint:
 
 
 def read_last_checkpoint(path: Path) -> LastCheckpoint:
-    """What a run's folder says of its newest checkpoint; nothing where the file is damaged."""
+    """What a run's folder says of its newest checkpoint; nothing where the file is damaged.
+
+    A StorageError says that the file is there and can't be read.
+    """
     try:
         return LastCheckpoint(**(read_sealed(path / LAST_CHECKPOINT) or {}))
     except (NotAsWritten, TypeError):

@@ -74,7 +74,8 @@ def locked(
         fd = _taken(path, flag, 0.0 if take_over else wait_seconds, take_over)
     except OSError as error:
         raise UsageError(
-            f"{flag}: {str(path)!r} can't be opened ({error.strerror}); give another folder."
+            f"{flag}: {str(path)!r} can't be opened ({error.strerror}); move it away, or give "
+            "another folder."
         ) from None
     _held.add(fd)
     try:

@@ -85,7 +85,7 @@ class RunFolder:
         lock_seconds: float = LOCK_SECONDS,
         take_over: bool = False,
     ):
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the program may change its current folder
         self.checkpoint: Found | None = None
         self.notes: list[str] = []
         self.changes: list[dict[str, Any]] = []

@@ -1,6 +1,8 @@
 """What is restored is what was written, on any devices, or nothing is restored."""
 
 import dataclasses
+import errno
+import os
 import random
 import shutil
 import sys
@@ -11,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adabatch_jax.runs.checkpoints import checkpoint_files
 from adabatch_jax.runs.checkpoints.checkpoint_files import Contents, quieten_orbax, restore
 from adabatch_jax.runs.checkpoints.manifest import read_manifest, write_manifest
 from adabatch_jax.runs.checkpoints.verifying import Damaged, check_checkpoint, newest_good
 from adabatch_jax.system.errors import RestoreError
 from adabatch_jax.training.train_state import TrainState
-from tests.runs.checkpoints.conftest import bits, laid_out, plain_state, written
+from tests.runs.checkpoints.conftest import bits, laid_out, names, plain_state, written
 
 LAYOUTS = [(1, False), (2, False), (4, False), (2, True), (4, True)]
 
@@ -148,13 +151,58 @@ def test_other_values_are_noticed_after_the_files_were_verified(two_saved, tmp_p
         restore(check_checkpoint(path), plain_state())
 
 
-def test_what_orbax_can_not_read_is_damaged(two_saved, tmp_path):
+def test_what_orbax_can_not_read_is_not_damaged_where_its_files_are_right(two_saved, tmp_path):
     path = copied(two_saved, tmp_path) / "7"
     manifest = read_manifest(path)
     (path / "state/manifest.ocdbt").unlink()
     write_manifest(path, manifest.run, manifest.arrays)
-    with pytest.raises(Damaged, match=r"^its state can't be read \(\w+\)$"):
+    with pytest.raises(RestoreError, match=r"^checkpoint 7 in .* though its files are .* saved \("):
         restore(check_checkpoint(path), plain_state())
+
+
+NAMES = (
+    "z\\z", "new\nline", "t\tab", "100%41", "a#?&b", "*[x]", "it's \"so\"", "n" * 200, "~", "ü€",
+    "\udcff\udcfe",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("open_files", ["/proc/self/fd", "/nowhere"])
+def test_any_name_of_a_folder_will_do(tmp_path, monkeypatch, open_files):
+    monkeypatch.setattr(checkpoint_files, "_OPEN_FILES", tmp_path.__class__(open_files))
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        found = written(tmp_path / name, plain_state())
+        assert bits(restore(found, plain_state(1))) == bits(plain_state())
+    assert sorted(names(tmp_path)) == sorted(NAMES)
+
+
+def test_a_name_may_depend_on_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = written(tmp_path.__class__("."), plain_state())
+    assert bits(restore(found, plain_state(1))) == bits(plain_state())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OSError(errno.EMFILE, "Too many open files"), ValueError("a decoder's")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_sound_one_that_can_not_be_restored_is_not_damaged(two_saved, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoint_files.ocp.Checkpointer, "restore", fail)
+    reason = r"checkpoint 7 in .*checkpoints can't be restored here, though its files are what was"
+    with pytest.raises(RestoreError, match=reason):
+        restore(check_checkpoint(two_saved / "7"), plain_state())
+
+
+def test_files_that_change_after_they_were_verified_are_damaged(two_saved, tmp_path):
+    path = copied(two_saved, tmp_path) / "7"
+    found = check_checkpoint(path)
+    os.truncate(path / "state/manifest.ocdbt", 5)
+    with pytest.raises(Damaged, match="manifest.ocdbt has 5 bytes instead of"):
+        restore(found, plain_state())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from adabatch_jax.runs.checkpoints import deleting_old
 from adabatch_jax.runs.checkpoints.deleting_old import delete_leftovers, delete_old, old_steps
+from adabatch_jax.runs.checkpoints.verifying import read_run
 from adabatch_jax.system.errors import StorageError
 from tests.runs.checkpoints.conftest import names
 from tests.runs.checkpoints.test_verifying import write_checkpoint
@@ -68,6 +69,24 @@ def test_what_is_damaged_or_was_just_saved_stays(tmp_path):
     (tmp_path / "3/manifest").unlink()
     delete_old(tmp_path, saved=5, newest=1, scores={})
     assert names(tmp_path) == ["3", "5", "9"]
+
+
+def test_what_can_not_be_read_stays_and_takes_no_others_place(tmp_path, monkeypatch):
+    for step in (3, 5, 7, 9):
+        write_checkpoint(tmp_path, step)
+
+    def refuse(path):
+        if path.name in ("3", "7"):
+            raise StorageError(f"cannot read {path}.")
+        return read_run(path)
+
+    monkeypatch.setattr(deleting_old, "read_run", refuse)
+    unread = delete_old(tmp_path, saved=9, newest=2, scores={})
+    assert [str(error) for error in unread] == [f"cannot read {tmp_path / s}." for s in "37"]
+    assert names(tmp_path) == ["3", "5", "7", "9"]
+    monkeypatch.undo()
+    assert delete_old(tmp_path, saved=9, newest=2, scores={}) == []
+    assert names(tmp_path) == ["7", "9"]
 
 
 def test_leftovers_go_and_nothing_else(tmp_path):

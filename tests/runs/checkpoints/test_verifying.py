@@ -1,5 +1,7 @@
 """Checkpoints are found and verified without JAX; anything changed is noticed."""
 
+import builtins
+import errno
 import hashlib
 import json
 import os
@@ -250,6 +252,42 @@ def test_bad_ones_are_set_aside_and_remembered(tmp_path):
     assert committed_steps(tmp_path) == []
     with pytest.raises(StorageError, match="cannot rename"):
         set_aside(tmp_path, 30)
+
+
+ERRORS = ("EACCES", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ENAMETOOLONG", "EPERM")
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("part", ["", "manifest", "state", "state/d", "state/manifest.ocdbt"])
+def test_what_can_not_be_read_is_not_damaged(tmp_path, monkeypatch, name, part):
+    """Whatever call it is that the system refuses."""
+    write_checkpoint(tmp_path, 20)
+    path = write_checkpoint(tmp_path, 30)
+    number = getattr(errno, name)
+
+    def refusing(function):
+        def call(file, *args, **kwargs):
+            if str(file) == str(path / part):
+                raise OSError(number, os.strerror(number), str(file))
+            return function(file, *args, **kwargs)
+
+        return call
+
+    calls = [(os, "lstat"), (os, "stat"), (os, "listdir"), (builtins, "open")]
+    for module, function in calls[2:] if part == "state/d" else calls:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, refusing(getattr(module, function)))
+            try:
+                assert newest_good(tmp_path)[0].step == 30  # it isn't called for this
+            except StorageError as error:
+                assert str(error) == f"cannot read {path / part}: {os.strerror(number)}."
+                refused = True
+    assert refused
+
+
+def test_what_is_gone_as_a_whole_is_not_damaged(tmp_path):
+    with pytest.raises(StorageError, match="cannot read .*30: No such file"):
+        check_checkpoint(tmp_path / "30")
 
 
 def test_neither_jax_nor_orbax_is_needed():

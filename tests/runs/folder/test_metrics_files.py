@@ -225,7 +225,9 @@ def test_what_can_not_be_read_is_not_called_lost(tmp_path):
     positions = write_rows(tmp_path, ROWS)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(StorageError, match=r"cannot read .*metrics\.jsonl: Is a directory"):
+    with pytest.raises(
+        StorageError, match=r"cannot read .*metrics\.jsonl: Is a directory; move it away"
+    ):
         MetricsWriter(tmp_path, positions[5])
 
 

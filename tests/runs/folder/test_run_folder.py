@@ -104,6 +104,13 @@ def test_rows_that_cannot_be_read_are_not_called_lost(run):
         opened(run, allow_change=("rows",))
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"step": "30"}', '{"no": 1}', "[" * 100_000])
+def test_a_damaged_file_about_the_newest_says_nothing(run, text):
+    (run / "last_checkpoint.json").write_text(text)
+    assert read_last_checkpoint(run) == LastCheckpoint()
+    assert opened(run)[0] == 30
+
+
 def test_lost_rows_are_refused_and_nothing_is_changed(run):
     rows = run / "metrics.jsonl"
     shutil.rmtree(run / "checkpoints" / "30" / "state")  # would be set aside
@@ -188,7 +195,9 @@ def test_what_is_noted_of_a_checkpoint_is_as_needed_as_the_checkpoint(tmp_path, 
     said = Said()
     arguments = {"before": block, "progress": said, "on_save_error": on_error}
     if on_error == "stop":
-        with pytest.raises(StorageError, match="cannot write .*last_checkpoint.json"):
+        with pytest.raises(
+            StorageError, match="cannot read .*last_checkpoint.json: Is a directory; move it away"
+        ):
             saved(tmp_path, **arguments)
     else:
         saved(tmp_path, **arguments)
