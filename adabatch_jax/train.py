@@ -96,8 +96,8 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         else:
             print(
                 printable(
-                    f"warning: {', '.join(finished.changed)} in {workdir} aren't what the finished "
-                    "run left there, and can't be written anew without its checkpoints"
+                    f"warning: not as the finished run left it: {', '.join(finished.changed)}; "
+                    f"without its checkpoints nothing in {workdir} can be written anew"
                 )
             )
         summary = finished.summary
@@ -155,11 +155,13 @@ def _report_again(workdir: "Path", lock_wait: float, take_over: bool) -> None:
 
     if not is_reported(workdir):
         from adabatch_jax.report import write_report
+        from adabatch_jax.runs.folder.folder_reading import check_no_obstacles
         from adabatch_jax.runs.folder.lock import locked
 
         if (workdir / "report.html").exists():  # else killed before it was written
             print("note: report.html isn't what the finished run left there, and is written anew")
         with locked(workdir, "--workdir", lock_wait, take_over):
+            check_no_obstacles(workdir)
             write_report(workdir)
 
 

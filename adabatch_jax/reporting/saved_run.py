@@ -97,12 +97,9 @@ def page_subject(directory: Path) -> bytes:
 
 def is_reported(directory: Path) -> bool:
     """Whether a run's own page is there, whole, and about its summary."""
-    with storage_errors(directory, action="read"):
-        try:
-            page = read_file(directory / "report.html")
-        except FileNotFoundError:
-            return False
-    return is_sealed(page, page_subject(directory))
+    report = directory / "report.html"
+    with storage_errors(report, action="read"):
+        return report.is_file() and is_sealed(read_file(report), page_subject(directory))
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:

@@ -250,10 +250,10 @@ def test_a_summary_without_its_figures_is_none(tmp_path, damage):
 
 CHANGES = {
     "metrics.jsonl": lambda path: path.write_bytes(path.read_bytes() * 2),
-    "metrics.csv": lambda path: path.write_bytes(path.read_bytes().replace(b"0.", b"0.9", 1)),
     "summary.json": lambda path: path.write_text(
         re.sub(r'(accuracy": )0', r"\g<1>1", path.read_text())
     ),
+    "metrics.csv": lambda path: path.write_bytes(path.read_bytes().replace(b"0.", b"0.9", 1)),
     "config.json": lambda path: path.write_text("{}"),
     "plan.json": lambda path: os.truncate(path, 100),
     "environment.json": lambda path: path.unlink(),
@@ -315,7 +315,12 @@ def test_without_checkpoints_what_was_changed_is_named(oracle, tmp_path, command
     (run / "metrics.csv").unlink()
     outcome = command(main, f"{SHORT} --workdir {run}")
     assert outcome.code == 0 and "finished already" in outcome.out
-    assert "warning: metrics.csv in" in outcome.out and "without its checkpoints" in outcome.out
+    assert "left it: metrics.csv; without its checkpoints" in outcome.out
+    examined = command(doctor, str(run))
+    assert examined.code == 5 and "the run is finished, and without its" in examined.out
+    shutil.copy(oracle / "metrics.csv", run)
+    examined = command(doctor, str(run))
+    assert examined.code == 0 and "the run is finished: nothing would be done" in examined.out
 
 
 def test_a_missing_report_is_written_again(oracle, tmp_path, command):

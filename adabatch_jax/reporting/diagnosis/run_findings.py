@@ -19,7 +19,7 @@ from adabatch_jax.reporting.diagnosis.findings import (
 )
 from adabatch_jax.reporting.diagnosis.resumption_findings import resumption_findings
 from adabatch_jax.reporting.saved_run import is_reported, read_json
-from adabatch_jax.runs.checkpoints.verifying import Found
+from adabatch_jax.runs.checkpoints.verifying import Found, committed_steps
 from adabatch_jax.runs.folder.folder_reading import (
     CHECKPOINTS,
     LAST_CHECKPOINT,
@@ -50,17 +50,15 @@ def run_findings(workdir: Path) -> Iterator[Finding]:
     is_in_use = owner is not None and owner.is_alive is True
     config, finding = _config(workdir)
     yield finding
-    newest, passed_over, refusal, there = None, [], None, Finished()
     try:
         yield from checkpoint_findings(workdir / CHECKPOINTS, is_in_use)
-        newest, rejected = find_checkpoint(workdir)
+        newest, passed_over, refusal = _newest(workdir)
         there = find_finished(workdir, _digest_of_settings(config, newest))
-        passed_over = [step for step, _ in rejected]
     except StorageError as error:
         yield of_error(CHECKPOINTS, error)
         return
-    except RestoreError as error:
-        refusal = problem("resume", f"it would be refused: {error}", error.exit_code)
+    if there.summary is not None and not committed_steps(workdir / CHECKPOINTS):
+        refusal = None  # a finished run needs none any more
     yield _plan(workdir, newest)
     files = [*_summary(workdir, newest), *_last_checkpoint(workdir, newest)]
     rows = list(_rows(workdir, newest, is_in_use, there.is_whole))
@@ -72,6 +70,15 @@ def run_findings(workdir: Path) -> Iterator[Finding]:
         yield refusal
     else:
         yield from resumption_findings(workdir, config, newest, passed_over, is_in_use, rows, there)
+
+
+def _newest(workdir: Path) -> tuple[Found | None, list[int], Finding | None]:
+    """The checkpoint to go on from, newer ones that can't be used, and what stands against it."""
+    try:
+        newest, rejected = find_checkpoint(workdir)
+    except RestoreError as error:
+        return None, [], problem("resume", f"it would be refused: {error}", error.exit_code)
+    return newest, [step for step, _ in rejected], None
 
 
 def _digest_of_settings(config: TrainConfig | None, newest: Found | None) -> str:

@@ -23,7 +23,7 @@ from adabatch_jax.runs.checkpoints.verifying import (
     read_run,
 )
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
-from adabatch_jax.system.errors import NotAsWritten, RestoreError
+from adabatch_jax.system.errors import NotAsWritten, RestoreError, StorageError
 from adabatch_jax.system.files import read_file, read_sealed, storage_errors, temporary_path
 
 CHECKPOINTS = "checkpoints"
@@ -242,6 +242,12 @@ def find_finished(path: Path, config_digest: str) -> Finished:
         if not is_its:
             changed.append(f"{CHECKPOINTS}/{last.name}")
     return Finished(summary, tuple(changed), run_id)
+
+
+def check_no_obstacles(path: Path) -> None:
+    """Raises a StorageError where a folder lies where a run writes a file."""
+    for folder in obstacles(path):
+        raise StorageError(f"{folder} is a folder where a run writes a file; move it away.")
 
 
 def obstacles(path: Path) -> Iterator[Path]:

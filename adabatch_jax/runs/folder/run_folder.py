@@ -21,12 +21,12 @@ from adabatch_jax.runs.folder.folder_reading import (
     SUMMARY,
     Finished,
     LastCheckpoint,
+    check_no_obstacles,
     digests_of_files,
     find_checkpoint,
     find_finished,
     has_environment,
     newest_usable,
-    obstacles,
     position_of_rows,
     read_last_checkpoint,
 )
@@ -36,7 +36,7 @@ from adabatch_jax.runs.folder.metrics_files import MetricsWriter, read_metrics
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import describe_environment
-from adabatch_jax.system.errors import RestoreError, StorageError, explain_missing
+from adabatch_jax.system.errors import RestoreError, explain_missing
 from adabatch_jax.system.files import (
     read_file,
     storage_errors,
@@ -113,9 +113,7 @@ class RunFolder:
 
     def _find(self) -> None:
         """Finds the checkpoint to go on from, and whether its rows are lost; changes nothing."""
-        obstacle = next(obstacles(self.path), None)
-        if obstacle is not None:
-            raise StorageError(f"{obstacle} is a folder where a run writes a file; move it away.")
+        check_no_obstacles(self.path)
         self.checkpoint, self._rejected = find_checkpoint(self.path, self._rejected)
         if self.checkpoint is None:
             if (self.path / "metrics.jsonl").exists():
