@@ -21,6 +21,7 @@ from adabatch_jax.system.errors import (
     did_you_mean,
     one_line,
 )
+from adabatch_jax.system.files import storage_errors
 
 # What a thread decodes in one go: 170 images of 32x32, 3 of 224x224. With less of the small ones
 # handing over costs more than it gains; the large ones of a batch must do for all processors.
@@ -145,7 +146,7 @@ class TfdsSource:
         def read_part(start: int) -> None:
             part = indices[start : start + length].tolist()
             for row, (index, record) in enumerate(zip(part, self._fetch(part), strict=True), start):
-                labels[row] = record[self._images.label_key]
+                labels[row] = self._label(record[self._images.label_key], index)
                 images[row] = self._image(record[self._images.image_key], index)
 
         starts = range(0, len(indices), length)
@@ -167,6 +168,11 @@ class TfdsSource:
             return self._records[index]
         except Exception as error:  # array_record and protobuf share no base
             raise self._damaged(index, one_line(error)) from error
+
+    def _label(self, stored: Any, index: int) -> int:
+        if 0 <= stored < self.num_classes:
+            return stored
+        raise self._damaged(index, f"its label {stored} is none of {self.num_classes} classes")
 
     def _image(self, stored: Any, index: int) -> np.ndarray:
         image = stored
@@ -221,6 +227,8 @@ def _check_file(name: str, file: Any, prepare_again: str) -> None:
     """Compares the number of records with what tfds noted; the count stands at a file's end."""
     path = Path(file.filename)
     if path.is_file():
+        with storage_errors(path, "read"), open(path, "rb"):
+            pass  # array_record says of a file that it may not read that it holds nothing
         found = _num_records(path)
         if found == file.examples_in_shard:
             return

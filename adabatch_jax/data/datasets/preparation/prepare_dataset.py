@@ -83,7 +83,7 @@ def _prepare(
 
     dataset, config, version = parse_name(name)
     download_dir = root / "downloads"
-    with staging_folder(root) as staging:
+    with staging_folder(root) as staging, record_writing.repeatable():
         if own_datasets.is_own(dataset) and config is None:
             base = own_datasets.builder_class(dataset, version)
             splits = own_datasets.read_splits(dataset, folder, download_dir, checksums, report)
@@ -110,6 +110,11 @@ def _one_sentence(name: str, root: Path) -> Iterator[None]:
                 '`pip install "adabatch_jax[prepare]"` and run the same command again.'
             ) from error
         raise UsageError(f"preparing {name!r} needs a package: {one_line(error)}.") from error
+    except PermissionError as error:
+        raise StorageError(
+            f"dataset {name!r} can't be prepared in {root}: {error.filename}: {error.strerror}; "
+            "name a folder of yours with $ADABATCH_DATA_DIR, or --data-dir of prepare."
+        ) from error
     except Exception as error:
         raise StorageError(
             f"dataset {name!r} can't be prepared in {root}: {one_line(error)}."

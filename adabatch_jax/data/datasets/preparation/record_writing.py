@@ -1,5 +1,6 @@
 """Writing arrays as a tfds dataset in array_record, without TensorFlow."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,27 @@ def write(base: type, splits: Mapping[str, Split], folder: Path, report: Report)
         download_dir=folder / "downloads", download_config=config, file_format="array_record"
     )
     return Path(builder.data_dir)
+
+
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """Has tfds write the same examples as the same bytes, in whichever process.
+
+    Protobuf leaves the order of an example's features to chance, unless it is asked not to.
+    """
+    import_tfds()
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    stock = ExampleSerializer.serialize_example
+
+    def serialize_example(self: ExampleSerializer, example: Any) -> bytes:
+        return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+    ExampleSerializer.serialize_example = serialize_example
+    try:
+        yield
+    finally:
+        ExampleSerializer.serialize_example = stock
 
 
 def _records(split: Split) -> Iterator[tuple[int, dict]]:
