@@ -28,8 +28,9 @@ def write_report(run_directory: os.PathLike | str, out: os.PathLike | str | None
     """Writes the report of one run, finished or not: HTML, and the curves as PNG.
 
     Args:
-      run_directory: the run; the PNG files go there too.
-      out: the HTML file, `report.html` in the run directory if not given.
+      run_directory: the run.
+      out: the HTML file, `report.html` in the run directory if not given; the PNG files go beside
+        it.
 
     Returns:
       The HTML file.
@@ -42,8 +43,10 @@ def write_report(run_directory: os.PathLike | str, out: os.PathLike | str | None
     from adabatch_jax.reporting.saved_run import load_run, page_subject
 
     run, subject = load_run(run_directory), page_subject(Path(run_directory))
-    out = Path(out) if out is not None else run.directory / "report.html"
-    _write_plots([run], run.directory, "curves")
+    # What is written elsewhere leaves a run that is somebody else's alone.
+    names = "curves" if out is None else Path(out).stem
+    out = run.directory / "report.html" if out is None else Path(out)
+    _write_plots([run], out.parent, names)
     _write_page(out, run_page(run), subject)  # last: where it is, all of the report is
     return out
 
@@ -68,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         metavar="FILE.html",
         help="the page (default: report.html in the run directory; in the current folder where "
-        "runs are compared, with the PNG files beside it)",
+        "runs are compared); the PNG files go beside it",
     )
     return parser
 

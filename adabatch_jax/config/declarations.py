@@ -19,6 +19,8 @@ from adabatch_jax.system.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
 
+_INT_LIMIT = 2**31  # arrays are indexed, and steps counted, in int32
+
 
 class Role(enum.Enum):
     """What a setting decides, and so what happens where a run goes on with another value."""
@@ -37,6 +39,7 @@ class Declaration:
       role: None for a flag of one command, which is no setting of a run.
       choices: the texts that it may be, where not any.
       read: reads a text; raises a UsageError if it can't work.
+      below: what a number must be less than; where nothing is said, 2**31 of a whole number.
       is_changeable: whether `--allow-change` lets a run that has begun go on with another.
       has_spaces: whether its text may be given as several words on a command line.
       kinds: the classes that its type allows; none where it allows anything.
@@ -173,10 +176,11 @@ def _checked(name: str, value: Any, declared: Declaration) -> Any:
         if isinstance(read, int | float) and type(read) in declared.kinds:
             value = read  # such as a size in bytes, where a number is allowed too
     if isinstance(value, int | float):
+        below = _INT_LIMIT if declared.below is None and type(value) is int else declared.below
         for limit, text, is_met in (
             (declared.at_least, "at least", operator.ge),
             (declared.above, "above", operator.gt),
-            (declared.below, "below", operator.lt),
+            (below, "below", operator.lt),
         ):
             if limit is not None and not is_met(value, limit):
                 raise UsageError(f"{name}: must be {text} {limit}, got {value}.")

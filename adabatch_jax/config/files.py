@@ -26,11 +26,21 @@ def load_config(path: str) -> TrainConfig:
         raise UsageError(f"--config: {str(file)!r} has no arms, only a Python file (.py) has.")
     if file.suffix == ".json":
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_text(), object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"--config: {path!r} is no JSON ({error}).") from None
         return TrainConfig.from_dict(content, origin=repr(path))
     raise UsageError(f"--config: {path!r} must be a Python file (.py) or a config.json.")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a ValueError where a field comes twice, and one would be left out."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} comes twice")
+    return content
 
 
 def _configured(namespace: dict[str, Any], file: Path, arm: str | None) -> TrainConfig:

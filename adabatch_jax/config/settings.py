@@ -37,7 +37,7 @@ from adabatch_jax.schedules.schedule_text import parse_schedule
 from adabatch_jax.schedules.strides import REMAINDERS
 from adabatch_jax.schedules.text_reader import decimal_text, exact
 from adabatch_jax.system.errors import UsageError, did_you_mean
-from adabatch_jax.system.quantities import parse_bytes, parse_seconds
+from adabatch_jax.system.quantities import SEED_LIMIT, parse_bytes, parse_seconds
 
 NUMBERS, FUTURE, LAYOUT, OPERATION = Role
 
@@ -80,7 +80,7 @@ class Layout:
         help="Whether to spread parameters and optimizer state over the devices too (FSDP); auto: "
         "as the run was begun, not.")
     device_memory: int | str | None = setting(
-        None, LAYOUT, read=parse_bytes, at_least=1,
+        None, LAYOUT, read=parse_bytes, at_least=1, below=2**63,
         help="Memory of each device, such as 16GiB; none: what the device reports.")
 
     def __post_init__(self):
@@ -174,10 +174,10 @@ class DataSettings:
         None, NUMBERS, help="Split kept out of the training, such as train[90%:], to choose by; "
         "none: no such split.")
     image_size: int | None = setting(
-        None, NUMBERS, at_least=1, help="Height and width to resize and crop images to; needed "
+        None, NUMBERS, at_least=1, below=2**15, help="Height and width to resize and crop images to; needed "
         "where they differ in size.")
     crop_padding: int = setting(
-        0, NUMBERS, at_least=0, is_changeable=True, help="Pixels of zeros on each side before a "
+        0, NUMBERS, at_least=0, below=2**15, is_changeable=True, help="Pixels of zeros on each side before a "
         "random crop to the original size; 0: no crop.")
     flip: bool = setting(
         False, NUMBERS, is_changeable=True, help="Whether to flip images left to right at random.")
@@ -232,7 +232,7 @@ class TrainConfig:
         help="Weight decay: added to the gradient by sgd, decoupled in adamw.")
     epochs: float = setting(20.0, FUTURE, above=0, help="Length of the run in epochs.")
     seed: int = setting(
-        0, NUMBERS, at_least=0, below=2**32, help="Seed of the initial weights, the order of the "
+        0, NUMBERS, at_least=0, below=SEED_LIMIT, help="Seed of the initial weights, the order of the "
         "examples, augmentation and dropout.")
     microbatch_size: int | str | None = as_in(Layout, "microbatch_size")
     accumulation: str = as_in(Layout, "accumulation")

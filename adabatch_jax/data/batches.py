@@ -1,16 +1,17 @@
 """Batches at a position: a pure function of (seed, position, batch size)."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adabatch_jax.data.epoch_order import epoch_order, example_indices, prepare_next_order
+from adabatch_jax.data.epoch_order import example_indices, prepare_next_order
 from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_table
 from adabatch_jax.data.sources import Source, read_examples
 from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
 from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.quantities import checked_seed
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh, Sharding
@@ -41,7 +42,7 @@ def batches(
     Args:
       source: where the examples are read from.
       plan: which batch sizes, in which order.
-      seed: of the order of the examples.
+      seed: of the order of the examples, from 0 to 2**32 - 1.
       start_sample: where a step of the plan begins; the batches are then the tail of the
         uninterrupted sequence.
       mesh: the devices to spread a batch over; None for numpy arrays of the phase's batch size.
@@ -95,7 +96,7 @@ def check(source: Source, plan: BatchPlan, seed: int) -> None:
             )
         if num_examples >= _INT32_RANGE:
             raise UsageError(f"a source can have at most 2**31 - 1 examples, got {num_examples}.")
-    epoch_order(1, seed, 0)  # checks the seed
+    checked_seed(seed)
 
 
 class Rows(NamedTuple):
@@ -193,12 +194,35 @@ def put_share(arrays: dict[str, np.ndarray], sharding: "Sharding | None") -> dic
     """Puts this host's share of each array on its devices; None means the default device."""
     import jax
 
+    refuse_cut_numbers(arrays)
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(arrays, sharding)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in arrays.items()
     }
+
+
+def refuse_cut_numbers(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises a UsageError for a whole number of 64 bits that JAX, in 32, would make another one.
+
+    >>> refuse_cut_numbers({"label": np.array([3, 2**32 + 3])})
+    Traceback (most recent call last):
+    adabatch_jax.system.errors.UsageError: the source's array 'label' holds 4294967299, which ...
+    """
+    import jax
+
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iu" or array.dtype.itemsize < 8 or not array.size:
+            continue
+        kept = jax.dtypes.canonicalize_dtype(array.dtype)
+        limits = np.iinfo(kept)
+        for value in (int(array.min()), int(array.max())):
+            if not limits.min <= value <= limits.max:
+                raise UsageError(
+                    f"the source's array {name!r} holds {value}, which is no {kept.name}, what "
+                    "JAX makes of it; give numbers that fit."
+                )
 
 
 @functools.lru_cache(maxsize=8)

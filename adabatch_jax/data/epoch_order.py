@@ -8,6 +8,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.quantities import checked_seed
 
 LARGEST_SHUFFLE = 2**24
 _SMALLEST_PREPARED = 2**16  # fewer are in order within milliseconds
@@ -26,21 +27,23 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> "_ShuffledOrder | F
 
     Args:
       num_examples: the length of the epoch.
-      seed: the run's seed, not negative.
+      seed: the run's seed, from 0 to 2**32 - 1.
       epoch: the number of the epoch, from 0.
 
     Returns:
       Something to slice, `order[start:stop]` (int64), with `len(order) == num_examples`.
 
     Raises:
-      UsageError: if `num_examples` < 1, `seed` < 0 or `epoch` < 0.
+      UsageError: if `num_examples` < 1, `epoch` < 0, or the seed is none.
 
     >>> epoch_order(5, seed=1, epoch=0)[0:5]
     array([0, 1, 3, 2, 4])
     """
     if num_examples < 1:
         raise UsageError(f"`num_examples` must be at least 1, got {num_examples}.")
-    seed, epoch = _not_negative(seed, "seed"), _not_negative(epoch, "epoch")
+    seed, epoch = checked_seed(seed), operator.index(epoch)
+    if epoch < 0:
+        raise UsageError(f"`epoch` must not be negative, got {epoch}.")
     if num_examples <= LARGEST_SHUFFLE:
         return _ORDERS.get(num_examples, seed, epoch)
     return FeistelOrder(num_examples, seed, epoch)
@@ -100,13 +103,6 @@ def order_digest(num_examples: int, seed: int, epoch: int) -> str:
     order = epoch_order(num_examples, seed, epoch)
     places = order[:: max(1, num_examples // _DIGESTED_PLACES)]
     return hashlib.sha256(places.astype("<i8").tobytes()).hexdigest()[:16]
-
-
-def _not_negative(value: int, name: str) -> int:
-    number = operator.index(value)
-    if number < 0:
-        raise UsageError(f"`{name}` must not be negative, got {number}.")
-    return number
 
 
 class _ShuffledOrder:

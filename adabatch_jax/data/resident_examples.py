@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.data.abstract_arrays import abstract_rows, example_types, tree_bytes
+from adabatch_jax.data.batches import refuse_cut_numbers
 from adabatch_jax.data.mesh import batch_sharding, replicated
 from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.system.errors import UsageError
@@ -82,6 +83,7 @@ def put_tables(
     Examples that are `spread` are shared out; the first axis is then padded to a multiple of the
     devices.
     """
+    refuse_cut_numbers(arrays)
     if mesh is None:
         return jax.device_put(dict(arrays))
     if not spread and not mesh.is_multi_process:

@@ -174,7 +174,7 @@ class TfdsSource:
         def read_part(start: int) -> None:
             part = indices[start : start + length].tolist()
             for row, (index, record) in enumerate(zip(part, self._fetch(part), strict=True), start):
-                labels[row] = record[self._images.label_key]
+                labels[row] = self._label(record[self._images.label_key], index)
                 images[row] = self._image(record[self._images.image_key], index)
 
         starts = range(0, len(indices), length)
@@ -196,6 +196,11 @@ class TfdsSource:
             return self._records[index]
         except Exception as error:  # array_record and protobuf share no base
             raise self._damaged(index, one_line(error)) from error
+
+    def _label(self, stored: Any, index: int) -> int:
+        if 0 <= stored < self.num_classes:
+            return stored
+        raise self._damaged(index, f"its label {stored} is none of {self.num_classes} classes")
 
     def _image(self, stored: Any, index: int) -> np.ndarray:
         image = stored

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from adabatch_jax.models.layers import Conv, Linear
+from adabatch_jax.system.quantities import checked_seed
 
 Initializer = Callable[[np.random.Generator, nnx.Module], None]
 
@@ -45,6 +46,7 @@ def narrow_normal(rng: np.random.Generator, layer: Linear) -> None:
 
 def initialize(network: nnx.Module, seed: int) -> None:
     """Draws the weights of each layer that the network's `rules` name; others stay as made."""
+    seed = checked_seed(seed)
     for path, layer in nnx.iter_modules(network):
         if rule := network.rules.get(type(layer)):
             name = zlib.crc32("/".join(map(str, path)).encode())

@@ -12,6 +12,8 @@ from flax import nnx
 
 from adabatch_jax.data.augmentation import example_keys
 from adabatch_jax.models.layers import BatchNorm
+from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.quantities import checked_seed
 from adabatch_jax.training.evaluation import EvalFn
 from adabatch_jax.training.loss_functions import LossFn, weighted_mean
 
@@ -30,14 +32,16 @@ def functions(
     Args:
       module: called as `module(images, mask=weight, keys=keys, train=True)`, returns logits.
       seed: the run's seed; augmentation and dropout depend on it, the epoch and the example.
-      normalize: `images -> floating-point images`, by default uint8 / 255 in float32.
+      normalize: `images -> floating-point images`, by default uint8 / 255 in float32; images of
+        another type need one.
       augment: `(keys, images) -> images`, before `normalize` and in training only.
 
     Returns:
       `(params, model_state, loss_fn, eval_fn)`: two nested dicts of arrays, the function that
       `make_train_step` takes, whose metrics are `{"accuracy"}`, and the one that `evaluate`
       takes, whose metrics are `{"loss", "accuracy"}`. Batches have "image" (batch, height,
-      width, channels) and "label" (integers). What `loss_properties` says belongs to `loss_fn`.
+      width, channels) and "label" (batch,), integers; a label that is no class and an image that
+      isn't finite make the loss NaN. What `loss_properties` says belongs to `loss_fn`.
 
     >>> from adabatch_jax.models.registry import create
     >>> module = create("cnn_digits", image_shape=(8, 8, 1))
@@ -55,18 +59,19 @@ def functions(
             images = augment(keys, images)
         # merge without copy would write into the caller's state.
         network = nnx.merge(graphdef, params, model_state, copy=True)
-        logits = network(normalize(images), mask=batch["weight"], keys=keys, train=True)
-        metrics = _metrics(logits, batch)
+        images = normalize(images)
+        logits = network(images, mask=batch["weight"], keys=keys, train=True)
+        metrics = _metrics(logits, images, batch)
         new_state = nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param)))
         return metrics.pop("loss"), (new_state, metrics)
 
     # The seed is an argument of the compiled step, so that runs with other seeds share it.
-    loss_fn = jax.tree_util.Partial(loss_of_seed, np.uint32(seed))
+    loss_fn = jax.tree_util.Partial(loss_of_seed, np.uint32(checked_seed(seed)))
 
     def eval_fn(params, model_state, batch):
         network = nnx.merge(graphdef, params, model_state, copy=True)
-        logits = network(normalize(batch["image"]), mask=batch["weight"], train=False)
-        return _metrics(logits, batch)
+        images = normalize(batch["image"])
+        return _metrics(network(images, mask=batch["weight"], train=False), images, batch)
 
     return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), loss_fn, eval_fn
 
@@ -92,9 +97,22 @@ def loss_properties(module: nnx.Module) -> dict[str, Any]:
     return {"sequential_model_state": True, "independent_groups": rows}
 
 
-def _metrics(logits: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    hits = logits.argmax(-1) == batch["label"]
+def _metrics(
+    logits: jax.Array, images: Images, batch: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    labels = batch["label"]
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:1]:
+        raise UsageError(
+            f"the labels must be one integer for each image, got {labels.dtype}{labels.shape}."
+        )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    # -1 would be the last class.
+    is_sound = (labels >= 0) & (labels < logits.shape[-1])
+    if not jnp.issubdtype(batch["image"].dtype, jnp.integer):
+        # XLA's maximum over several pixels leaves NaN out on a CPU.
+        is_sound &= jnp.isfinite(images).all((1, 2, 3))
+    losses = jnp.where(is_sound, losses, jnp.nan)
+    hits = logits.argmax(-1) == labels
     return {
         "loss": weighted_mean(losses, batch["weight"]),
         "accuracy": weighted_mean(hits, batch["weight"]),
@@ -102,4 +120,9 @@ def _metrics(logits: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax
 
 
 def _unit_range(images: jax.Array) -> jax.Array:
+    if images.dtype != jnp.uint8:
+        raise UsageError(
+            f"the images are of type {images.dtype}, and by default only uint8 are divided by 255; "
+            "give `functions` a `normalize` that makes of them what the network is to see."
+        )
     return images.astype(jnp.float32) / 255

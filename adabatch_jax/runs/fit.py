@@ -31,6 +31,7 @@ from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import reach
+from adabatch_jax.system.quantities import checked_seed
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.device_memory import device_bytes
 from adabatch_jax.training.evaluation import EvalFn, Evaluator
@@ -104,7 +105,7 @@ def fit(
       eval_fn: `eval_fn(params, model_state, batch) -> metrics`; none: no evaluation.
       eval_source: the examples to evaluate on; or several such sources by name. Metrics are
         called "test_loss" or after the source's name, as "holdout_loss".
-      seed: of the order of the examples and of the key that `loss_fn` gets.
+      seed: of the order of the examples and of the key that `loss_fn` gets, below 2**32.
       mesh: the devices to train on; None for one.
       workdir: the run's folder: metrics, checkpoints, plan and summary; or that folder as this
         process holds it already. None writes nothing.
@@ -147,6 +148,7 @@ def fit(
     check_backend()
     check_arguments(state, eval_fn, eval_source, plan, mesh, layout, keep, operation, identity)
     check_allowed(allow_change, "allow_change")
+    seed = checked_seed(seed)
     if on_step is not None and layout.steps_per_dispatch == AUTO:
         layout = dataclasses.replace(layout, steps_per_dispatch=1)
     eval_sources = dict(eval_source) if isinstance(eval_source, Mapping) else {"test": eval_source}

@@ -88,5 +88,6 @@ class Recovery:
             f"{what} after update {finished} (sample {plan.samples_at(finished):,}, phase "
             f"{phase.index + 1} of {len(plan.phases)}, batch size {size}"
             f"{self._rows.rate_text(finished - 1)}); a rerun as it is would diverge again: "
-            "lower the learning rate, lengthen its warm-up, or grow the batch later."
+            "lower the learning rate, lengthen its warm-up, or grow the batch later; labels that "
+            "are no class, and NaN in the examples, do the same."
         )

@@ -126,9 +126,7 @@ class RunRecord:
         self._summary_there = there.summary
         self.history = self.store.begin(self.plan, self._identity, self.is_done, there.changed)
         if ENVIRONMENT in there.changed:
-            self.store.write_environment(
-                found.run["layout"], found.run["numerics"], self._restarts
-            )
+            self.store.write_environment(found.run["layout"], found.run["numerics"], self._restarts)
 
     def _tell_notes(self) -> None:
         """Shows what was found in the folder, once."""

@@ -1,20 +1,18 @@
 """What every command line shares: one sentence for an expected error, the right exit code."""
 
 import argparse
-import errno
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from adabatch_jax.system.errors import AdabatchError, StorageError, UsageError, explain_missing
+from adabatch_jax.system.errors import UsageError, explained_error
 from adabatch_jax.system.number_texts import printable
 from adabatch_jax.system.output_streams import forgiving_output
 
 INTERRUPTED = 130
-
-_SYSTEM_IS_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
+_LONGEST_SENTENCE = 2_000
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,8 +41,9 @@ def _by_bytes(word: str) -> str:
 def run(body: Callable[[], int]) -> int:
     """Calls `body` and returns its exit code, or that of the expected error it raised.
 
-    Expected errors are printed as one sentence, and so is what the system can't do for any program;
-    anything else is a defect of ours and keeps its traceback (exit code 1). Where the output can't be written, as its reader (`| head -1`) has
+    Expected errors are printed as one sentence, and so are a file that can't be used (exit code 5)
+    and memory that has run out; anything else is a defect of ours and keeps its traceback (exit
+    code 1). Where the output can't be written, as its reader (`| head -1`) has
     gone, nothing more is said and the code is still that of the work.
     """
     # TensorFlow, where one is, and others read this when they are imported.
@@ -56,26 +55,20 @@ def run(body: Callable[[], int]) -> int:
 def _code_of(body: Callable[[], int]) -> int:
     try:
         return body()
-    except AdabatchError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        explained = explain_missing(error)
-        if explained is None:
-            raise
-        print(f"error: {explained}", file=sys.stderr)
-        return explained.exit_code
-    except (OSError, MemoryError) as error:
-        number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno
-        if number not in _SYSTEM_IS_SHORT_OF:
-            raise
-        where = "" if getattr(error, "filename", None) is None else f" {error.filename}"
-        print(
-            printable(f"error: the system refuses{where}: {os.strerror(number)}."), file=sys.stderr
-        )
-        return StorageError.exit_code
     except SystemExit as stop:  # --help was printed
         return int(stop.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        explained = explained_error(error)
+        if explained is None:
+            raise
+        print(printable(f"error: {_shortened(str(explained))}"), file=sys.stderr)
+        return explained.exit_code
+
+
+def _shortened(text: str) -> str:
+    """A sentence that quotes what somebody gave, whose end is lost where it is a whole file."""
+    half = _LONGEST_SENTENCE // 2
+    return text if len(text) <= 2 * half else f"{text[:half]} ... {text[-half:]}"

@@ -5,6 +5,9 @@ same classes, so `except ValueError` catches a wrong argument.
 """
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -60,6 +63,9 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+# What JAX's devices and Python's threads say, by errors without a class of their own.
+_OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|can't start new thread")
+
 EXTRA_PACKAGES = {
     "cv2",
     "flax",
@@ -86,6 +92,30 @@ def explain_missing(error: ModuleNotFoundError) -> UsageError | None:
         f"this needs the package {package}, which isn't installed: "
         "pip install 'adabatch_jax[train]', or -r requirements.txt in a checkout."
     )
+
+
+def explained_error(error: Exception) -> AdabatchError | None:
+    """The sentence for what a user or the machine did; None for a defect of ours.
+
+    >>> str(explained_error(PermissionError(13, "Permission denied", "config.json")))
+    'config.json: Permission denied.'
+    >>> str(explained_error(MemoryError()))
+    'memory ran out (MemoryError); ...'
+    """
+    if isinstance(error, AdabatchError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        return explain_missing(error)
+    ran_out = isinstance(error, MemoryError) or _OUT_OF_MEMORY.match(str(error))
+    if ran_out or isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return AdabatchError(
+            f"memory ran out ({one_line(error)}); give the program more, or less to hold, as with "
+            "--microbatch-size or --input streaming; what was saved is untouched."
+        )
+    if isinstance(error, OSError) and error.strerror is not None:
+        where = "" if error.filename is None else f"{os.fspath(error.filename)}: "
+        return StorageError(f"{where}{error.strerror}.")
+    return None
 
 
 def one_line(error: BaseException) -> str:

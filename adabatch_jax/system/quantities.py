@@ -1,8 +1,28 @@
-"""Sizes in bytes and spans of time, as people write them; no third-party import."""
+"""Sizes in bytes and spans of time, as people write them, and seeds; no third-party import."""
 
+import operator
 import re
+from typing import Any
 
 from adabatch_jax.system.errors import UsageError
+
+SEED_LIMIT = 2**32  # what JAX tells apart without 64 bits: it would leave out what is above
+
+
+def checked_seed(seed: Any) -> int:
+    """Returns the seed as an int; a UsageError where it is none that all parts of a run can use.
+
+    >>> checked_seed(2**32 - 1)
+    4294967295
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise UsageError(f"`seed` must be a whole number, got {seed!r}.") from None
+    if not 0 <= number < SEED_LIMIT:
+        raise UsageError(f"`seed` must be from 0 to 2**32 - 1, got {number}.")
+    return number
+
 
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
     "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40,

@@ -69,6 +69,9 @@ def test_out_names_the_page(make_run, tmp_path):
     directory = make_run("growing")
     assert report.main([str(directory), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").exists() and not (directory / "report.html").exists()
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert names == ["page_epochs.png", "page_seconds.png", "page_updates.png"]
+    assert not list(directory.glob("*.png"))  # the run may be somebody else's
 
 
 def test_write_report_returns_the_page(make_run):
@@ -118,7 +121,11 @@ def test_comparison_on_a_terminal_fits_it(make_run, tmp_path, capsys, monkeypatc
         (["growin"], 2, "error: there is no run directory 'growin'; did you mean 'growing'?\n"),
         (["empty"], 2, "error: 'empty' is not a run directory: config.json and plan.json and "),
         (["growing", "--out", "page.pdf"], 2, "error: --out is an HTML file such as report.html"),
-        (["growing", "--out", "no/page.html"], 5, "error: cannot write no/.page.html.tmp: No such"),
+        (
+            ["growing", "--out", "no/page.html"],
+            5,
+            "error: cannot write no/.page_epochs.png.tmp: No ",
+        ),
         (["damaged"], 5, "error: damaged/plan.json is damaged: it is not JSON"),
         (["growing", "fixed"], 2, "error: there is no run directory 'fixed'"),
     ],

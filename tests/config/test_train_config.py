@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
+from adabatch_jax.config.declarations import declarations
 from adabatch_jax.config.files import load_config
 from adabatch_jax.runs.folder.workdir_choice import default_workdir
 from adabatch_jax.schedules.batch_size_schedules import exponential_growth
@@ -59,6 +61,10 @@ def test_the_default_settings_have_the_digest_that_runs_were_named_by():
         ({"epochs": float("inf")}, "epochs", "inf"),
         ({"epochs": 0}, "epochs", "0.0"),
         ({"momentum": 10**400}, "momentum", "1000"),
+        ({"reference_batch_size": 10**400}, "reference_batch_size", "2147483648"),
+        ({"steps_per_dispatch": 10**30}, "steps_per_dispatch", "2147483648"),
+        ({"batchnorm_reference_size": 2**31}, "batchnorm_reference_size", "2147483648"),
+        ({"device_memory": 10**400}, "device_memory", "1000"),
         ({"lr": "1e400"}, "lr", "'1e400'"),
         ({"batch_schedule": "9" * 5000}, "batch_schedule", "'999"),
         ({"batch_schedule": "1__6"}, "batch_schedule", "'1__6'"),
@@ -173,3 +179,35 @@ def test_a_group_that_is_left_empty_has_its_defaults():
 def test_a_period_has_a_unit(name):
     with pytest.raises(UsageError, match=f"{name}: the period '30' has no unit; units are ep"):
         TrainConfig(**{name: "30"})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"seed": 1, "seed": 2}', "the field 'seed' comes twice"),
+        ('{"data": {"flip": true}, "data": {}}', "the field 'data' comes twice"),
+        ('{"seed": ' + "[" * 100_000 + "]" * 100_000 + "}", "is no JSON"),
+        ('{"seed": ' + "9" * 5_000 + "}", "is no JSON"),
+        ('{"epochs": NaN}', "epochs"),
+        ('{"lr": Infinity}', "lr"),
+        ("\ufeff{}", "is no JSON"),
+        ('{"data": {"crop_padding": 32768}}', "data.crop_padding: must be below 32768"),
+        ('{"data": {"image_size": 2147483647}}', "data.image_size: must be below 32768"),
+    ],
+)
+def test_a_hostile_file_is_refused(tmp_path, text, reason):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UsageError, match=re.escape(reason)):
+        load_config(str(tmp_path / "config.json"))
+
+
+@pytest.mark.parametrize("name", declarations(TrainConfig))
+@pytest.mark.parametrize(
+    "value", [None, True, -1, 1.5, "", "\0", [], [1], {"a": 1}, 10**30, 10**400, "9" * 5000, "-1"]
+)
+def test_whatever_a_field_is_it_is_taken_or_refused(name, value):
+    group, _, field = name.rpartition(".")
+    try:
+        TrainConfig.from_dict({group: {field: value}} if group else {field: value})
+    except UsageError:
+        pass

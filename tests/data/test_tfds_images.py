@@ -52,6 +52,13 @@ def test_read_agrees_with_tfds(fashion_mnist_dir):
     np.testing.assert_array_equal(batch["label"], [example["label"] for example in examples])
 
 
+def test_a_label_that_is_no_class_names_its_example(digits_dir, monkeypatch):
+    source = tfds_source("digits", "train", digits_dir)
+    monkeypatch.setattr(source, "num_classes", 9)
+    with pytest.raises(ExampleError, match="its label 9 is none of 9 classes"):
+        source.read(np.arange(100))
+
+
 def test_colours_are_rgb(miniature, tmp_path):
     from adabatch_jax.data.datasets.preparation import prepare
 

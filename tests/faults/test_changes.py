@@ -197,15 +197,17 @@ def test_without_the_preemption_service(oracle, begin):
     assert_same(run, oracle("carry"))
 
 
-def test_the_users_umask(begin):
+@pytest.mark.parametrize("umask", [0o027, 0o077, 0o000])
+def test_the_users_umask(begin, umask):
     run = begin("carry")
-    before = os.umask(0o027)
+    before = os.umask(umask)
     try:
         run.go("step.end:9:sigterm", code=143)
     finally:
         os.umask(before)
     for path in run.workdir.rglob("*"):
-        assert path.stat().st_mode & 0o027 == 0, path
+        allowed = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == allowed & ~umask, path
 
 
 def test_started_three_times_at_once(oracle, begin):

@@ -112,6 +112,11 @@ def _one_sentence(name: str, root: Path) -> Iterator[None]:
                 '`pip install "adabatch_jax[prepare]"` and run the same command again.'
             ) from error
         raise UsageError(f"preparing {name!r} needs a package: {one_line(error)}.") from error
+    except PermissionError as error:
+        raise StorageError(
+            f"dataset {name!r} can't be prepared in {root}: {error.filename}: {error.strerror}; "
+            "name a folder of yours with $ADABATCH_DATA_DIR, or --data-dir of prepare."
+        ) from error
     except Exception as error:
         raise StorageError(
             f"dataset {name!r} can't be prepared in {root}: {one_line(error)}."

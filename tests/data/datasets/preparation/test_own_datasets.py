@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader
 
 from adabatch_jax.data.datasets.preparation import StageProgress, prepare
 from adabatch_jax.data.datasets.preparation.original_archives import with_gzip_header
@@ -35,6 +36,29 @@ def test_a_folder_with_original_files_becomes_the_stock_dataset(
         )
         assert opened == expected
         assert StageProgress(f"Writing {split}", num_examples, num_examples, "examples") in reports
+
+
+def test_an_examples_features_are_always_written_in_one_order(monkeypatch, tmp_path):
+    """Who prepares a dataset anew has the same files: they may be known by a hash."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    written = []
+    get_tf_example = ExampleSerializer.get_tf_example
+
+    def with_more_features(self, example):
+        tf_example = get_tf_example(self, example)
+        for name in "hgfedcba":
+            tf_example.features.feature[f"<{name}>"].int64_list.value.append(1)
+        written.append(tf_example.SerializeToString(deterministic=True))
+        return tf_example
+
+    monkeypatch.setattr(ExampleSerializer, "get_tf_example", with_more_features)
+    path = prepare("digits", tmp_path)
+    (file,) = path.glob("digits-test*")
+    reader = ArrayRecordReader(str(file))
+    records = reader.read_all()
+    reader.close()
+    assert records and set(records) <= set(written)
 
 
 def test_cifar100_keeps_ids_names_and_coarse_labels(miniature, tmp_path):
