@@ -112,9 +112,10 @@ def explained_error(error: Exception) -> AdabatchError | None:
             f"memory ran out ({one_line(error)}); give the program more, or less to hold, as with "
             "--microbatch-size or --input streaming; what was saved is untouched."
         )
-    if isinstance(error, OSError) and error.strerror is not None:
+    # A file that isn't there, or is, where nobody expected it, is a defect of ours.
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EEXIST):
         where = "" if error.filename is None else f"{os.fspath(error.filename)}: "
-        return StorageError(f"{where}{error.strerror}.")
+        return StorageError(f"{where}{os.strerror(error.errno)}.")
     return None
 
 
