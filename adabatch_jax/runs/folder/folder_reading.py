@@ -170,6 +170,8 @@ def position_of_rows(path: Path, found: Found) -> MetricsPosition | None:
 
 def run_at(path: Path, step: int) -> Mapping[str, Any] | None:
     """What a run's checkpoint says; None where there is none of this version any more."""
+    if step not in committed_steps(path / CHECKPOINTS):
+        return None
     try:
         run = read_run(path / CHECKPOINTS / str(step))
     except Damaged:
