@@ -199,6 +199,7 @@ class Checkpoints:
             )
 
     def _write(self, path: Path, contents: Contents) -> None:
+        self._check_is_there()  # again: the thread may have begun later
         write_checkpoint(path, contents)
         reach("save.committed")
 
