@@ -44,8 +44,9 @@ def run(body: Callable[[], int]) -> int:
     """Calls `body` and returns its exit code, or that of the expected error it raised.
 
     Expected errors are printed as one sentence, and so is what the system can't do for any program;
-    anything else is a defect of ours and keeps its traceback (exit code 1). Where the output can't be written, as its reader (`| head -1`) has
-    gone, nothing more is said and the code is still that of the work.
+    anything else is a defect of ours and keeps its traceback (exit code 1). Where the output can't
+    be written, as its reader (`| head -1`) has gone, nothing more is said and the code is still
+    that of the work.
     """
     # TensorFlow, where one is, and others read this when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
