@@ -11,7 +11,7 @@ from adabatch_jax.system.errors import UsageError, one_line
 
 
 def check_backend(cpu_devices: int | None = None) -> None:
-    """Raises a UsageError if JAX finds no devices, as with a wrong $JAX_PLATFORMS, or won't compile.
+    """Raises a UsageError if JAX won't compile or finds no devices, as with a wrong $JAX_PLATFORMS.
 
     `cpu_devices` is how many devices to make of the CPU; None leaves that to JAX.
     """

@@ -43,8 +43,8 @@ def run(body: Callable[[], int]) -> int:
 
     Expected errors are printed as one sentence, and so are a file that can't be used (exit code 5)
     and memory that has run out; anything else is a defect of ours and keeps its traceback (exit
-    code 1). Where the output can't be written, as its reader (`| head -1`) has
-    gone, nothing more is said and the code is still that of the work.
+    code 1). Where the output can't be written, as its reader (`| head -1`) has gone, nothing more
+    is said and the code is still that of the work.
     """
     # TensorFlow, where one is, and others read this when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
