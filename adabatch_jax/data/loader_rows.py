@@ -57,26 +57,39 @@ class Loader:
         methods = _state_methods(self._given)
         return Anchor(state=copy.deepcopy(methods[0]()) if methods else None)
 
-    def begin_pass(self, epoch: int, state: Any) -> tuple[Iterator, Callable[[], Any] | None]:
-        """Returns a pass, where the state says or at its beginning, and what tells its state."""
+    def begin_pass(self, epoch: int, state: Any) -> "_Pass":
+        """Begins a pass, where the state says or at its beginning."""
         loader = self._of_epoch(epoch)
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(epoch)
-        methods = _state_methods(loader)
-        if methods and state is not None:
-            methods[1](state)
-        rows = iter(loader)
-        if not methods:
-            methods = _state_methods(rows)
+        if methods := _state_methods(loader):
             if state is not None:
-                if not methods:
-                    raise UsageError(
-                        f"the state is that of a loader which can be positioned, and "
-                        f"{type(loader).__name__} has no get_state() and set_state(), nor "
-                        "state_dict() and load_state_dict()."
-                    )
                 methods[1](state)
-        return rows, methods and methods[0]
+            return _Pass(iter(loader), methods[0], None)
+        rows = iter(loader)
+        methods = _state_methods(rows)
+        if state is not None:
+            if not methods:
+                raise UsageError(
+                    f"the state is that of a loader which can be positioned, and "
+                    f"{type(loader).__name__} has no get_state() and set_state(), nor "
+                    "state_dict() and load_state_dict()."
+                )
+            methods[1](state)
+        if not methods:
+            return _Pass(rows, None, None)
+        return _Pass(rows, methods[0], copy.deepcopy(methods[0]()))
+
+
+class _Pass(NamedTuple):
+    """An iterator over a loader, what tells its state, and the state that it begins with.
+
+    The last is known of iterators alone: a loader may still tell that of the pass before.
+    """
+
+    rows: Iterator
+    tell_state: Callable[[], Any] | None
+    first_state: Any
 
 
 class LoaderRows:
@@ -109,10 +122,9 @@ class LoaderRows:
         self._anchors = collections.deque([anchor])
         self._columns = ItemColumns(batched)
         self._rest: list[np.ndarray] = []  # rows of the item that was read last
-        state = anchor.state if is_restored else None
-        self._pass, self._state = loader.begin_pass(anchor.epoch, state)
+        self._pass = self._begin_pass(anchor.state if is_restored else None)
         # The rest of a pass may be empty; a whole one may not.
-        self._pass_has_rows = state is not None
+        self._pass_has_rows = is_restored and anchor.state is not None
 
     def take(self, stop: int) -> Any:
         """The tree of the rows up to a position; of fewer, or None, if the loader may end early."""
@@ -150,10 +162,11 @@ class LoaderRows:
                         return
                     continue
             yield self._cut(stop)
-        if is_read and self._state is not None:  # once a batch: it may cost more than an item
+        if is_read and self._pass.tell_state is not None:
+            # Once a batch, since it may cost more than an item.
             self.anchor()
             num_waiting = len(self._rest[0]) if self._rest else 0
-            state = copy.deepcopy(self._state())  # which the loader may go on changing
+            state = copy.deepcopy(self._pass.tell_state())  # which the loader may go on changing
             self._anchors.append(Anchor(self.position + num_waiting, self._epoch, state))
 
     def _cut(self, stop: int) -> list[np.ndarray]:
@@ -166,7 +179,7 @@ class LoaderRows:
 
     def _read_item(self) -> bool:
         """Reads the next item that has rows; False where the pass has ended."""
-        while (item := next(self._pass, _END)) is not _END:
+        while (item := next(self._pass.rows, _END)) is not _END:
             self._rest = self._columns.read(item, self.position)
             if self._rest:
                 self._pass_has_rows = True
@@ -184,11 +197,15 @@ class LoaderRows:
                 f"that the plan wants: {reason}."
             )
         self._epoch = self.position // self._num_examples
-        self._pass, self._state = self._loader.begin_pass(self._epoch, None)
-        self._pass_has_rows = False
-        if self._loader.begins_at_any_epoch and self._state is None:
-            self._anchors.append(Anchor(self.position, self._epoch))
+        self._pass, self._pass_has_rows = self._begin_pass(None), False
         return True
+
+    def _begin_pass(self, state: Any) -> _Pass:
+        begun = self._loader.begin_pass(self._epoch, state)
+        is_known = begun.tell_state is None and self._loader.begins_at_any_epoch
+        if begun.first_state is not None or is_known:
+            self._anchors.append(Anchor(self.position, self._epoch, begun.first_state))
+        return begun
 
     def _early_end(self) -> str | None:
         """Why the pass that has ended was no epoch of the plan; None if it was one."""

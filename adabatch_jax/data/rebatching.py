@@ -99,7 +99,7 @@ class Rebatched:
         self._is_restored = False
         self._batches: _Batches | None = None
         self._failure: BaseException | None = None
-        _tell_dropped(self._state["row"], sample, stacklevel=4)
+        self._tell_dropped(stacklevel=4)
 
     def __iter__(self) -> "Rebatched":
         return self
@@ -133,8 +133,9 @@ class Rebatched:
 
         A loader is brought there by its own `set_state` or `load_state_dict`, or those of its
         iterator, as of grain's datasets, torchdata's StatefulDataLoader and IterableDataset of
-        Hugging Face's datasets; at most a batch and an item are read again. Any other is read
-        from its beginning, or from the epoch's if it is a function or has `set_epoch`; the rows
+        Hugging Face's datasets; at most a batch and an item are read again. It is as exact as
+        they are (the state of Hugging Face's `shuffle(buffer_size=...)` leaves the buffer out).
+        Any other loader is read from its beginning, or from the epoch's if it is a function or has `set_epoch`; the rows
         before the position are dropped, and a UserWarning says how many.
 
         Raises:
@@ -156,13 +157,23 @@ class Rebatched:
         self._state, self._is_restored = state, True
         self._batches = self._failure = None
         if state["loader"] is None:
-            _tell_dropped(row, sample, stacklevel=3)
+            self._tell_dropped(stacklevel=3)
 
     def close(self) -> None:
         """Ends the batches and the thread; one that hangs in the loader is left behind after 2 s."""
         if self._batches is not None:
             self._batches.close()
         self._batches = _ahead(iter(()), 0)
+
+    def _tell_dropped(self, stacklevel: int) -> None:
+        row, sample = self._state["row"], self._state["sample"]
+        if row and sample < self._plan.num_samples:
+            warnings.warn(
+                f"{row:,} rows of the loader are read and dropped to get to sample {sample:,}; a "
+                "loader with get_state() and set_state(), or state_dict() and load_state_dict(), "
+                "gets there at once by set_state().",
+                stacklevel=stacklevel,
+            )
 
     def _stream(self) -> _Batches:
         anchor = Anchor(
@@ -177,6 +188,8 @@ def _stream(
     loader: Loader, plan: BatchPlan, start_sample: int, anchor: Anchor, *rules: bool
 ) -> _Batches:
     """Yields batches, each with the state behind it."""
+    if start_sample == plan.num_samples:
+        return
     rows = LoaderRows(loader, plan, anchor, *rules)
     for step in plan.steps(plan.step_at(anchor.sample)):
         rows.leave_out_tail(step.start_sample)
@@ -207,16 +220,6 @@ def _added(start: int, stop: int, num_examples: int | None) -> dict[str, np.ndar
 def _state(sample: int, anchor: Anchor) -> dict[str, Any]:
     row = sample - anchor.sample
     return {"sample": sample, "epoch": anchor.epoch, "loader": anchor.state, "row": row}
-
-
-def _tell_dropped(num_rows: int, sample: int, stacklevel: int) -> None:
-    if num_rows:
-        warnings.warn(
-            f"{num_rows:,} rows of the loader are read and dropped to get to sample {sample:,}; a "
-            "loader with get_state() and set_state(), or state_dict() and load_state_dict(), gets "
-            "there at once by set_state().",
-            stacklevel=stacklevel,
-        )
 
 
 def _ahead(batches: _Batches, prefetch: int) -> _Batches:

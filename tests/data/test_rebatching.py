@@ -379,6 +379,14 @@ def test_dropped_rows_are_told():
     assert got[0].filename == __file__
 
 
+def test_nothing_is_read_at_the_end():
+    loader, plan = Shuffled(), make_plan("5", N, "3ep")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [*rebatch(loader, plan, plan.num_steps)] == []
+    assert loader.passes == 0
+
+
 def test_a_longer_or_edited_run_goes_on_by_samples():
     short = make_plan("5", N, "1ep", "partial")
     batches = rebatch(Positionable(), short)
