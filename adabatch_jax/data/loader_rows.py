@@ -30,7 +30,7 @@ class Anchor(NamedTuple):
 
 
 class Loader:
-    """What `rebatch` was given: something to iterate over, or a function of the epoch that makes it.
+    """What `rebatch` was given: an iterable, or a function of the epoch that makes one.
 
     Attributes:
       is_iterator: whether it can be iterated over once only.

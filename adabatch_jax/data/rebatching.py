@@ -135,8 +135,8 @@ class Rebatched:
         iterator, as of grain's datasets, torchdata's StatefulDataLoader and IterableDataset of
         Hugging Face's datasets; at most a batch and an item are read again. It is as exact as
         they are (the state of Hugging Face's `shuffle(buffer_size=...)` leaves the buffer out).
-        Any other loader is read from its beginning, or from the epoch's if it is a function or has `set_epoch`; the rows
-        before the position are dropped, and a UserWarning says how many.
+        Any other loader is read from its beginning, or from the epoch's if it is a function or has
+        `set_epoch`; the rows before the position are dropped, and a UserWarning says how many.
 
         Raises:
           UsageError: it is no such state, no step of the plan begins there, or an iterator that
@@ -160,7 +160,7 @@ class Rebatched:
             self._tell_dropped(stacklevel=3)
 
     def close(self) -> None:
-        """Ends the batches and the thread; one that hangs in the loader is left behind after 2 s."""
+        """Ends the batches and the thread; one that hangs is left behind after 2 s."""
         if self._batches is not None:
             self._batches.close()
         self._batches = _ahead(iter(()), 0)
