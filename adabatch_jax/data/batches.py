@@ -127,17 +127,21 @@ class Examples(NamedTuple):
 
 
 def examples_of(num_examples: int | None, seed: int, steps: Sequence[Step]) -> Examples:
-    """The examples of consecutive steps, and what a "drop" skips between them.
-
-    An endless stream is read in its own order; its "epochs" are blocks of 2**31 examples, so
-    that (epoch, index) fits into two int32 and never comes twice.
-    """
+    """The examples of consecutive steps, and what a "drop" skips between them."""
     start, stop = steps[0].start_sample, steps[-1].start_sample + steps[-1].num_real
     positions = np.arange(start, stop, dtype=np.int64)
     if num_examples is None:
-        return Examples(start, positions, positions // _INT32_RANGE)
+        return Examples(start, positions, stream_epoch(positions))
     index = example_indices(num_examples, seed, start, stop - start)
     return Examples(start, index, positions // num_examples)
+
+
+def stream_epoch(positions: np.ndarray) -> np.ndarray:
+    """The "epochs" of an endless stream, which is read in its own order: blocks of 2**31 examples.
+
+    So (epoch, index) fits into two int32, and never comes twice.
+    """
+    return positions // _INT32_RANGE
 
 
 def batch_rows(

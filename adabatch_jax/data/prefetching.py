@@ -90,8 +90,9 @@ def prefetched(
     items: Iterable[Item],
     thread: BackgroundThread,
     should_stop: Callable[[], bool] = never,
+    num_ahead: int = _NUM_AHEAD,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yields each item with `function(item)`, computed in the thread 2 items ahead.
+    """Yields each item with `function(item)`, computed in the thread `num_ahead` items ahead.
 
     An error of the function is raised here, in its turn; items are iterated here, too. While a
     result is waited for, `should_stop` is asked: True ends the iteration. Results that are there
@@ -104,7 +105,7 @@ def prefetched(
     """
     items = iter(items)
     ahead = collections.deque(
-        (item, thread.submit(function, item)) for item in itertools.islice(items, _NUM_AHEAD)
+        (item, thread.submit(function, item)) for item in itertools.islice(items, num_ahead)
     )
     try:
         while ahead:
