@@ -1,12 +1,14 @@
 """Where a plan's phases begin: a schedule's thresholds meet the sample clock, left to right."""
 
 import bisect
+import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from adabatch_jax.schedules.batch_size_schedules import PiecewiseConstant, Schedule
-from adabatch_jax.schedules.durations import Duration, sample_count, step_count
+from adabatch_jax.schedules.durations import Duration, Units
 from adabatch_jax.schedules.phases import Phase
 from adabatch_jax.schedules.strides import Stride
 from adabatch_jax.schedules.text_reader import excerpt
@@ -15,14 +17,13 @@ from adabatch_jax.system.errors import UsageError
 
 def build_phases(
     schedule: Schedule,
-    num_examples: int | None,
-    run: Duration,
+    units: Units,
     remainder: str,
     divisible_by: int,
     kept: Sequence[Phase] = (),
 ) -> tuple[Phase, ...]:
     """Walks along a schedule to the end of a run, behind phases that keep their starts."""
-    phases = _Builder(schedule, num_examples, run, remainder, kept).build()
+    phases = _Builder(schedule, units, remainder, kept).build()
     _check_divisible(phases[len(kept) :], divisible_by)
     return phases
 
@@ -46,14 +47,15 @@ class _Builder:
     def __init__(
         self,
         schedule: Schedule,
-        num_examples: int | None,
-        run: Duration,
+        units: Units,
         remainder: str,
         kept: Sequence[Phase],
     ):
-        self.num_examples, self.remainder, self.run = num_examples, remainder, run
-        self.num_samples = sample_count(run, num_examples, None, run)
-        self.num_steps = step_count(run, run) if self.num_samples is None else None
+        self.num_examples, self.remainder, self.run = units.num_examples, remainder, units.run
+        samples = units.in_samples(self.run)
+        self.num_samples = None if samples is None else math.ceil(samples)
+        self.num_steps = math.ceil(units.in_steps(self.run)) if samples is None else None
+        self.units = dataclasses.replace(units, num_samples=self.num_samples)
         self.starts = [_Start(p.start_step, p.start_sample, p.batch_size) for p in kept]
         self.step, self.sample = (kept[-1].stop_step, kept[-1].stop_sample) if kept else (0, 0)
         self._check_length()
@@ -103,9 +105,11 @@ class _Builder:
             )
 
     def _convert(self, duration: Duration, batch_size: int) -> _Threshold:
-        sample = sample_count(duration, self.num_examples, self.num_samples, self.run)
-        step = step_count(duration, self.run) if sample is None else None
-        return _Threshold(duration, sample, step, batch_size)
+        samples = self.units.in_samples(duration)
+        if samples is None:
+            step = math.ceil(self.units.in_steps(duration))
+            return _Threshold(duration, None, step, batch_size)
+        return _Threshold(duration, math.ceil(samples), None, batch_size)
 
     def _reached(self, threshold: _Threshold) -> bool:
         if threshold.step is not None:

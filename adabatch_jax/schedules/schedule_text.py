@@ -19,7 +19,7 @@ from adabatch_jax.system.errors import UsageError
 
 T = TypeVar("T")
 
-_DURATION = 'a duration such as "20ep", "1500st", "2.5Msp" or "30%"'
+_DURATION = 'a duration such as "20ep", "1500st", "2.5Msp", "469Btok" or "30%"'
 
 
 def read_duration(reader: Reader) -> Duration:

@@ -171,5 +171,5 @@ def test_a_group_that_is_left_empty_has_its_defaults():
 
 @pytest.mark.parametrize("name", ["log_every", "eval_every", "checkpoint_every", "keep_every"])
 def test_a_period_has_a_unit(name):
-    with pytest.raises(UsageError, match=f"{name}: the period '30' has no unit; units are ep"):
+    with pytest.raises(UsageError, match=f"{name}: the duration '30' has no unit; units are ep"):
         TrainConfig(**{name: "30"})
