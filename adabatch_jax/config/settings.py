@@ -211,10 +211,10 @@ class TrainConfig:
         "labelled images of tfds.")
     model: str = setting("cnn_digits", NUMBERS, help="Network: cnn_digits, resnet20_cifar, ...")
     batch_schedule: str = setting(
-        "32 x2 every 4ep max 512", FUTURE, read=parse_schedule, is_changeable=True, has_spaces=True,
+        "32 x2 every 20% max 512", FUTURE, read=parse_schedule, is_changeable=True, has_spaces=True,
         help='Batch-size schedule, such as "128 x2 every 20ep max 2048" or "128, 20ep: 256".')
     lr: str = setting(
-        "0.05 x0.375 every 4ep", FUTURE, read=parse_learning_rate, is_changeable=True,
+        "0.05 x0.375 every 20%", FUTURE, read=parse_learning_rate, is_changeable=True,
         has_spaces=True, help="Learning rate at the reference batch size, such as "
         '"0.1 x0.375 every 20ep warmup 5ep".')
     coupling: str = setting(

@@ -9,6 +9,7 @@ from adabatch_jax.schedules.text_reader import decimal_text
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
 _FORM = re.compile(r"(\d[\d_]*(?:\.\d+|/\d+)?|\.\d+)\s*([KMBT]?)(.*)", re.DOTALL)
+_SHARE = re.compile(r"(\d{1,9})/(\d{1,9})(?:\s+of\s+the\s+run)?")
 _MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _UNITS = {"ep": "epochs", "st": "steps", "sp": "samples", "tok": "tokens", "%": "of the run"}
 _UNITS_TEXT = "ep (epochs), st (steps), sp (samples), tok (tokens) and % (of the run)"
@@ -45,7 +46,8 @@ def parse_duration(text: str | int | Duration) -> Duration:
     """Reads a duration such as `"20ep"`, `"1500st"`, `"2.5Msp"`, `"469Btok"` or `"30%"`.
 
     Suffixes K, M, B and T stand for powers of 1000: thousands to (American) trillions. An int
-    means samples; a number in a text needs its unit.
+    means samples; a number in a text needs its unit. A fraction up to 1 without one, `"1/3"` or
+    `"1/3 of the run"`, can only be of the run, and is.
 
     Raises:
       UsageError: no unit or none of these, a negative number, or a fraction of a step.
@@ -54,6 +56,8 @@ def parse_duration(text: str | int | Duration) -> Duration:
     Fraction(2500000, 1)
     >>> str(parse_duration("20ep")), str(parse_duration(50_000))
     ('20ep', '50000sp')
+    >>> parse_duration("1/3") == parse_duration("1/3 of the run") == parse_duration("100/3%")
+    True
     >>> parse_duration("20 epochs")
     Traceback (most recent call last):
     adabatch_jax.system.errors.UsageError: unknown unit 'epochs' in the duration '20 epochs'; ...
@@ -62,6 +66,10 @@ def parse_duration(text: str | int | Duration) -> Duration:
         return text
     if not isinstance(text, str):
         return _samples(text)
+    share = _SHARE.fullmatch(text.strip())
+    if share and 0 < int(share[1]) <= int(share[2]):
+        percent = Fraction(100 * int(share[1]), int(share[2]))
+        return Duration(percent, "%", spelling=" ".join(text.split()))
     match = _FORM.fullmatch(text.strip())
     if not match:
         raise UsageError(

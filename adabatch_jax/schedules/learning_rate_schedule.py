@@ -98,9 +98,7 @@ def coupled_learning_rate(
     return schedule
 
 
-def _of_own_steps(
-    last_step: int, base: Callable[[Any], Any], factor: np.float32
-) -> optax.Schedule:
+def _of_own_steps(last_step: int, base: Callable[[Any], Any], factor: np.float32) -> optax.Schedule:
     """The rate on the fixed plan: its steps are the updates, so that no bit can differ."""
 
     def schedule(count):

@@ -130,11 +130,11 @@ class BatchPlan:
             raise UsageError("an endless stream (num_examples=None) has no epochs.")
         return self.samples_at(step) / self.num_examples
 
-    def sample_of(self, duration: str | int | Duration) -> int:
-        """Converts a duration to samples from the run's start, exactly, rounded up.
+    def sample_of(self, duration: str | int | Duration, after: int = 0) -> int:
+        """The sample at which a duration ends that begins `after` a sample, exactly, rounded up.
 
-        Steps are this plan's; a percentage is of the run, in samples, or in steps where the
-        run's own duration is in steps.
+        Steps are this plan's, from the first one that begins there or later; a percentage is of
+        the run, in samples, or in steps where the run's own duration is in steps.
 
         Raises:
           UsageError: it can't be read, is in epochs of an endless stream, or in tokens without
@@ -143,8 +143,8 @@ class BatchPlan:
         duration = parse_duration(duration)
         samples = self.units.in_samples(duration)
         if samples is not None:
-            return math.ceil(samples)
-        step = math.ceil(self.units.in_steps(duration))
+            return after + math.ceil(samples)
+        step = first_step_from(self, after) + math.ceil(self.units.in_steps(duration))
         if step <= self.num_steps:
             return self.samples_at(step)
         return stride_of(self, self.phases[-1]).begin(step - self.phases[-1].start_step)

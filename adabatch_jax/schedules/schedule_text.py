@@ -19,13 +19,17 @@ from adabatch_jax.system.errors import UsageError
 
 T = TypeVar("T")
 
-_DURATION = 'a duration such as "20ep", "1500st", "2.5Msp", "469Btok" or "30%"'
+_DURATION = 'a duration such as "20ep", "1500st", "2.5Msp", "469Btok", "30%" or "1/3"'
 
 
 def read_duration(reader: Reader) -> Duration:
     """Reads a duration above 0; raises a UsageError that points at a word that is none."""
     place = reader.place
     word = reader.take(_DURATION)
+    if reader.peek == "of":
+        for other in ("of", "the", "run"):
+            reader.require(other)
+        word += " of the run"
     try:
         return positive_duration(word)
     except UsageError as error:
