@@ -85,14 +85,14 @@ def _extent(
     elif part.length is not None:
         end = plan.sample_of(part.length, after=begin if part.measured == "over" else 0)
     elif following is not None:
-        end = _sample_before_end(plan, following.length)
+        end = max(begin, _sample_before_end(plan, following.length))
     if begin < after:
         place = f"at sample {begin:,}" if begin >= 0 else "before the run"
         raise UsageError(
             f"the part {str(part)!r} of the learning rate {excerpt(str(base))!r} would begin "
             f"{place}, but what is in front of it ends at sample {after:,}."
         )
-    if end <= begin < plan.num_samples:
+    if end <= begin and part.measured == "until":
         raise UsageError(
             f"the part {str(part)!r} of the learning rate {excerpt(str(base))!r} would end at "
             f"sample {end:,}, but it begins at sample {begin:,}."

@@ -161,7 +161,6 @@ def parse_learning_rate(text: str) -> LearningRate:
             fields |= {"parts": _read_parts(reader), "begins_after_warmup": True}
     if reader.take_if("times"):
         fields["factor"] = _rate(reader, "a factor such as 1")
-        reader.sees(reader.peek == ",", "', 30ep: ...'")
         fields["factor_boundaries"] = read_boundaries(
             reader, lambda: _rate(reader, "a factor such as 1.52")
         )

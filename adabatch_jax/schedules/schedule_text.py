@@ -69,7 +69,7 @@ def parse_schedule(text: str) -> Schedule:
         return constant(init_value)
     if reader.peek == ",":
         boundaries = read_boundaries(reader, lambda: reader.whole("a whole batch size"))
-        reader.finish("',' or nothing more")
+        reader.finish()
         return piecewise_constant(init_value, boundaries)
     if reader.take_if("to"):
         return _read_ramp(reader, init_value)

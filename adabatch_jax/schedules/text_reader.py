@@ -114,7 +114,8 @@ class Reader:
 
     def misfit(self, *others: str) -> UsageError:
         """Makes the complaint that the next word is none of those looked for here, nor others."""
-        *first, last = [*(name for place, name in self._missed if place == self.place), *others]
+        missed = [name for place, name in self._missed if place == self.place]
+        *first, last = [*missed, *others]
         return self.error(f"{', '.join(first)} or {last}" if first else last)
 
     def require(self, word: str) -> None:

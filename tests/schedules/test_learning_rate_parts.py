@@ -71,9 +71,17 @@ TAILS = {
 }
 
 
-@pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("end", [0, 3e-5])
-@pytest.mark.parametrize("last", ["20%", "1/5 of the run", "400st", "6400sp", "6553600tok"])
+@pytest.mark.parametrize(
+    ("tail", "end", "last"),
+    [
+        ("linear to", 0, "20%"),
+        ("cosine to", 0, "1/5 of the run"),
+        ("sqrt to", 0, "400st"),
+        ("linear to", 3e-5, "6400sp"),
+        ("cosine to", 3e-5, "6553600tok"),
+        ("sqrt to", 3e-5, "20%"),
+    ],
+)
 def test_warmup_stable_decay(tail, end, last):
     plan = make_plan(16, None, "2000st", tokens_per_example=1024)
     rates = rates_of(
@@ -157,8 +165,8 @@ def test_decays_after_a_warmup_begin_there():
 
 def test_the_last_part_may_begin_after_the_run():
     plan = make_plan(10, 1000, "1ep")
-    rates = rates_of(plan, "1 warmup 200st then cosine", coupling="none")
-    np.testing.assert_allclose(rates, np.arange(100) / 200, rtol=1e-14)
+    for text in ("1 warmup 200st then cosine", "1 warmup 200st then constant until 250st then 2"):
+        np.testing.assert_allclose(rates_of(plan, text), np.arange(100) / 200, rtol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +182,10 @@ def test_the_last_part_may_begin_after_the_run():
             "'constant until 2ep' .* end at sample 2,000, but it begins at sample 5,000",
         ),
         ("1 rsqrt scale 5ep over the last 100% then", "at 'then'"),
+        (
+            "1 warmup 5ep then cosine until 5ep",
+            "end at sample 5,000, but it begins at sample 5,000",
+        ),
         ("1 constant then rsqrt over the last 100%", "'rsqrt scale 10000st'"),
         ("1 cosine times 1, 2ep: 3, 1ep: 2", "1ep is at sample 1,000"),
     ],
