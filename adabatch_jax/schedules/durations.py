@@ -120,6 +120,15 @@ def _samples(value: int) -> Duration:
     return Duration(Fraction(count), "sp")
 
 
+def check_unit(unit: str) -> str:
+    """Returns a unit of durations; raises a UsageError for any other text."""
+    if unit not in _UNITS:
+        raise UsageError(
+            f"unknown unit {unit!r}{_nearest(str(unit)) or ';'} units are {_UNITS_TEXT}."
+        )
+    return unit
+
+
 def positive_duration(text: str | int | Duration, what: str = "a duration") -> Duration:
     """Reads a duration; raises a UsageError, which says `what` it is, unless it is above 0."""
     duration = parse_duration(text)

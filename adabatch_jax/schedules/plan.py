@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import operator
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,6 +40,8 @@ class BatchPlan:
       tokens_per_example: what durations in tokens were converted with; None where it isn't known.
       ends: the samples at which earlier ends of the run cut a batch short before `continued` went
         on: a step begins there, and not where the phase's own steps would have gone on.
+      unreached: a sentence for each part of the schedule that the run never comes to; told when a
+        plan is made, and no part of what it is.
     """
 
     phases: tuple[Phase, ...]
@@ -49,6 +52,7 @@ class BatchPlan:
     divisible_by: int = 1
     tokens_per_example: int | None = None
     ends: tuple[int, ...] = ()
+    unreached: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -179,23 +183,14 @@ class BatchPlan:
         Raises:
           UsageError: as `make_plan`, no step begins at `from_sample`, or the duration ends before.
 
+        Warns:
+          UserWarning: as `make_plan`.
+
         >>> plan = make_plan("100", num_examples=1000, duration="2ep")
         >>> [p.batch_size for p in plan.continued("250", 1000, "4ep").phases]
         [100, 250]
         """
-        from_sample = operator.index(from_sample)
-        step = step_beginning_at(self, from_sample, "from_sample")
-        kept = [
-            dataclasses.replace(
-                phase,
-                stop_step=min(phase.stop_step, step),
-                stop_sample=min(phase.stop_sample, from_sample),
-            )
-            for phase in self.phases
-            if phase.start_step < step
-        ]
-        rules = self.num_examples, self.remainder, self.divisible_by, self.tokens_per_example
-        return _planned(schedule, duration, *rules, kept, cut_ends(self, from_sample))
+        return _warned(continued_plan(self, schedule, from_sample, duration))
 
     def fingerprint(self, until_sample: int | None = None) -> str:
         """Hashes the steps before `until_sample` (default: the whole run).
@@ -283,6 +278,10 @@ def make_plan(
       UsageError: thresholds out of order, a batch larger than the dataset or not divisible, a
         duration that can't be converted, or a plan without steps.
 
+    Warns:
+      UserWarning: a threshold at or behind the run's end, growth that the run is too short for, or
+        a piece of a joined schedule that the next one cuts short.
+
     >>> plan = make_plan("128 x2 every 20ep max 2048", num_examples=50_000, duration="100ep")
     >>> plan.num_steps, [phase.start_sample for phase in plan.phases]
     (15138, [0, 1000064, 2000000, 3000448, 4000896])
@@ -290,6 +289,19 @@ def make_plan(
     >>> [phase.start_sample for phase in gpt3.phases]
     [0, 1171888, 2344048]
     """
+    rules = remainder, divisible_by, tokens_per_example
+    return _warned(untold_plan(schedule, num_examples, duration, *rules))
+
+
+def untold_plan(
+    schedule: Any,
+    num_examples: int | None,
+    duration: str | int | Duration,
+    remainder: str = "carry",
+    divisible_by: int = 1,
+    tokens_per_example: int | None = None,
+) -> BatchPlan:
+    """`make_plan` without its warnings, for callers that tell `unreached` themselves."""
     if num_examples is not None:
         num_examples = positive_integer(num_examples, "num_examples")
     divisible_by = positive_integer(divisible_by, "divisible_by")
@@ -306,6 +318,32 @@ def make_plan(
         )
     rules = num_examples, remainder, divisible_by, tokens_per_example
     return _planned(schedule, duration, *rules)
+
+
+def continued_plan(
+    plan: BatchPlan, schedule: Any, from_sample: int, duration: str | int | Duration
+) -> BatchPlan:
+    """`BatchPlan.continued` without its warnings."""
+    from_sample = operator.index(from_sample)
+    step = step_beginning_at(plan, from_sample, "from_sample")
+    kept = [
+        dataclasses.replace(
+            phase,
+            stop_step=min(phase.stop_step, step),
+            stop_sample=min(phase.stop_sample, from_sample),
+        )
+        for phase in plan.phases
+        if phase.start_step < step
+    ]
+    rules = plan.num_examples, plan.remainder, plan.divisible_by, plan.tokens_per_example
+    return _planned(schedule, duration, *rules, kept, cut_ends(plan, from_sample))
+
+
+def _warned(plan: BatchPlan) -> BatchPlan:
+    """The plan, after its user's call was told what it never comes to."""
+    for sentence in plan.unreached:
+        warnings.warn(sentence, UserWarning, stacklevel=3)
+    return plan
 
 
 def _position(value: int, length: int, unit: str) -> int:
@@ -329,11 +367,11 @@ def _planned(
     """The plan of arguments that are checked, behind phases that are kept."""
     run = run_duration(duration, num_examples)
     units = Units(num_examples, tokens_per_example, run)
-    phases = build_phases(as_schedule(schedule), units, remainder, divisible_by, kept)
+    phases, unreached = build_phases(as_schedule(schedule), units, remainder, divisible_by, kept)
     num_samples = phases[-1].stop_sample
     ends = tuple(end for end in ends if end < num_samples)
     rules = remainder, run, divisible_by, tokens_per_example
-    return BatchPlan(phases, num_examples, num_samples, *rules, ends)
+    return BatchPlan(phases, num_examples, num_samples, *rules, ends, unreached)
 
 
 def stride_of(plan: BatchPlan, phase: Phase) -> Stride:

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from adabatch_jax.system.errors import UsageError
 
-_WORD = re.compile(r"[,:]|[^\s,:]+")
+_WORD = re.compile(r"[,:()]|[^\s,:()]+")
 _WHOLE = re.compile(r"[+-]?\d[\d_]*")
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d{1,3})?(/\d+)?")
 
