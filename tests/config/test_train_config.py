@@ -4,12 +4,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.config.files import load_config
 from adabatch_jax.runs.folder.workdir_choice import default_workdir
 from adabatch_jax.schedules.batch_size_schedules import exponential_growth
+from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
 from adabatch_jax.system.errors import UsageError
 
@@ -34,6 +36,22 @@ def test_other_settings_another_folder():
     folders = {default_workdir(TrainConfig(seed=seed)) for seed in range(5)}
     assert len(folders) == 5
     assert default_workdir(TrainConfig(name="mine")).name.startswith("mine-")
+
+
+def test_the_default_ends_at_the_same_batch_and_rate_whatever_its_length():
+    in_epochs = TrainConfig(batch_schedule="32 x2 every 4ep max 512", lr="0.05 x0.375 every 4ep")
+    for epochs in (20, 100, 5):
+        config = TrainConfig(epochs=epochs)
+        plan = config.plan(1442)
+        rate = resolve(plan, config.learning_rate)
+        assert plan.batch_sizes == (32, 64, 128, 256, 512)
+        assert rate.at(plan.num_steps - 1) == np.float32(0.05 * 0.75**4)
+        if epochs == 20:
+            same = in_epochs.plan(1442)
+            assert plan.phases == same.phases and plan.num_steps == 351
+            steps = np.arange(351)
+            wanted = resolve(same, in_epochs.learning_rate)(np, steps)
+            np.testing.assert_array_equal(rate(np, steps), wanted)
 
 
 def test_fractions_of_an_epoch_are_exact():
