@@ -175,7 +175,7 @@ def test_a_suggested_schedule_ends_where_growth_stops_paying(command, monkeypatc
     lines = command(main, arguments).out.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["batch", "32", "64", "128", "256"]
     assert lines[2].split()[-4:] == ["s", "150", "+50", "%"]
-    text = "32 x2 every 4ep max 64"
+    text = "32 x2 every 20% max 64"
     assert lines[5:] == [
         "Above 64 no doubling that was tried gains 5 % or more.",
         f"Suggested: {text}",

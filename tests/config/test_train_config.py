@@ -59,8 +59,9 @@ def test_fractions_of_an_epoch_are_exact():
     assert str(TrainConfig(epochs=2.5).duration) == "2.5ep"
 
 
-def test_the_default_settings_have_the_digest_that_runs_were_named_by():
-    assert TrainConfig().digest == (
+def test_a_configuration_keeps_the_digest_that_runs_were_named_by():
+    config = TrainConfig(batch_schedule="32 x2 every 4ep max 512", lr="0.05 x0.375 every 4ep")
+    assert config.digest == (
         "61e04c9e78f986373aee19c42ae9a6ae22d5f564b906dfd842b73ac21d4aed51"
     )
 
