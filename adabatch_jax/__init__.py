@@ -26,6 +26,7 @@ _MODULES = {
     "adabatch_jax.schedules.free_schedules": ("sampled",),
     "adabatch_jax.schedules.schedule_text": ("joined", "parse_schedule"),
     "adabatch_jax.schedules.phases": ("Phase", "Step"),
+    "adabatch_jax.schedules.step_schedules": ("accumulation_schedule", "batch_size_schedule"),
     "adabatch_jax.schedules.plan": ("BatchPlan", "make_plan"),
     "adabatch_jax.schedules.learning_rate_text": ("LearningRate", "parse_learning_rate"),
     "adabatch_jax.schedules.learning_rate_schedule": ("coupled_learning_rate",),

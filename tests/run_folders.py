@@ -11,7 +11,7 @@ from adabatch_jax.runs.folder.folder_reading import FORMAT
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
 from adabatch_jax.runs.resuming import digest_of_order
 
-CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", seed=3)
+CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", lr="0.05", seed=3)
 PLAN = CONFIG.plan(1442)
 STEPS = (10, 20, 30)
 
