@@ -13,6 +13,7 @@ from adabatch_jax.schedules.durations import Duration, Units
 from adabatch_jax.schedules.phases import Phase
 from adabatch_jax.schedules.strides import Stride
 from adabatch_jax.schedules.text_reader import excerpt
+from adabatch_jax.schedules.thresholds import Level, Place, Threshold, check_listed
 from adabatch_jax.system.errors import UsageError
 
 
@@ -40,40 +41,6 @@ class _Start(NamedTuple):
     batch_size: int
 
 
-class _Place(NamedTuple):
-    step: int
-    sample: Fraction | int
-
-
-class _Threshold(NamedTuple):
-    """Where a size begins: at a sample or at a step, whichever it was given in."""
-
-    duration: Duration
-    sample: Fraction | None
-    step: int | None
-    size: Size
-
-
-class _Level:
-    """A schedule that is being followed from `origin` on; in a joined one, a piece is another."""
-
-    def __init__(self, schedule: Schedule, origin: _Place, thresholds: Iterator[_Threshold]):
-        self.schedule, self.origin, self._thresholds = schedule, origin, thresholds
-        self.next, self.num_begun = next(thresholds), 0
-
-    def take(self) -> _Threshold:
-        taken, self.next = self.next, next(self._thresholds, None)
-        self.num_begun += 1
-        return taken
-
-    def rest(self) -> Iterator[_Threshold]:
-        return (
-            self._thresholds
-            if self.next is None
-            else itertools.chain([self.next], self._thresholds)
-        )
-
-
 class _Builder:
     """Walks along the thresholds; `step` and `sample` are where the next step would begin."""
 
@@ -93,9 +60,9 @@ class _Builder:
         self.step, self.sample = (kept[-1].stop_step, kept[-1].stop_sample) if kept else (0, 0)
         self._check_length()
         self.unreached: list[str] = []
-        self._levels: list[_Level] = []
+        self._levels: list[Level] = []
         self._size, self._from = 0, 0
-        self._follow(schedule, _Place(0, 0))
+        self._follow(schedule, Place(0, 0))
 
     def build(self) -> tuple[Phase, ...]:
         while not self._ended():
@@ -132,26 +99,26 @@ class _Builder:
                 "plan is to be kept."
             )
 
-    def _follow(self, schedule: Schedule, origin: _Place) -> None:
+    def _follow(self, schedule: Schedule, origin: Place) -> None:
         """Begins a schedule, or a piece of one, at a place."""
-        thresholds: Iterator[_Threshold] = (
+        thresholds: Iterator[Threshold] = (
             self._convert(duration, size, origin) for duration, size in schedule.sizes()
         )
         if schedule.is_listed:
             listed = [*thresholds]
-            _check_listed(schedule, origin, listed[1:])
+            check_listed(schedule, origin, listed[1:])
             thresholds = iter(listed)
-        self._levels.append(_Level(schedule, origin, thresholds))
+        self._levels.append(Level(schedule, origin, thresholds))
         self._take(self._levels[-1])
 
-    def _convert(self, duration: Duration, size: Size, origin: _Place) -> _Threshold:
+    def _convert(self, duration: Duration, size: Size, origin: Place) -> Threshold:
         samples = self.units.in_samples(duration)
         if samples is None:
             step = origin.step + math.ceil(self.units.in_steps(duration))
-            return _Threshold(duration, None, step, size)
-        return _Threshold(duration, origin.sample + samples, None, size)
+            return Threshold(duration, None, step, size)
+        return Threshold(duration, origin.sample + samples, None, size)
 
-    def _take(self, level: _Level) -> None:
+    def _take(self, level: Level) -> None:
         """Goes on to the level's next size."""
         threshold = level.take()
         size = threshold.size
@@ -162,12 +129,12 @@ class _Builder:
         else:
             self._size = size
 
-    def _place(self, threshold: _Threshold) -> _Place:
+    def _place(self, threshold: Threshold) -> Place:
         if threshold.step is not None:
-            return _Place(threshold.step, self._end_before(threshold.step))
-        return _Place(self._first_step(math.ceil(threshold.sample)), threshold.sample)
+            return Place(threshold.step, self._end_before(threshold.step))
+        return Place(self._first_step(math.ceil(threshold.sample)), threshold.sample)
 
-    def _position(self, threshold: _Threshold, origin: _Place, unit: str) -> Fraction:
+    def _position(self, threshold: Threshold, origin: Place, unit: str) -> Fraction:
         """Where a threshold is, counted from an origin in a unit."""
         if threshold.duration.unit == unit:
             return threshold.duration.value
@@ -177,7 +144,7 @@ class _Builder:
             return (place.step - origin.step) / self.units.in_steps(one)
         return (place.sample - origin.sample) / samples
 
-    def _reached(self, threshold: _Threshold) -> bool:
+    def _reached(self, threshold: Threshold) -> bool:
         if threshold.step is not None:
             return threshold.step <= self.step
         return threshold.sample <= self.sample
@@ -194,7 +161,7 @@ class _Builder:
             self._leave(depth + 1, f"what follows begins at {level.next.duration}")
             self._take(level)
 
-    def _check_increase(self, threshold: _Threshold) -> None:
+    def _check_increase(self, threshold: Threshold) -> None:
         sample = math.ceil(self._place(threshold).sample)
         if sample <= self._from:
             raise UsageError(
@@ -307,22 +274,6 @@ class _Builder:
                         f"the thresholds of a schedule must increase, but {threshold.duration} "
                         f"stands behind {late.duration}, which comes after the end of the run."
                     )
-
-
-def _check_listed(schedule: Schedule, origin: _Place, thresholds: Sequence[_Threshold]) -> None:
-    """Checks a listed schedule to its end, also behind the end of the run."""
-    start = {"sample": math.ceil(origin.sample), "step": origin.step}
-    before = {unit: (place, "the start") for unit, place in start.items()}
-    for threshold in thresholds:
-        unit = "sample" if threshold.step is None else "step"
-        place = math.ceil(threshold.sample) if threshold.step is None else threshold.step
-        if place <= before[unit][0]:
-            raise UsageError(
-                f"the thresholds of the schedule {excerpt(str(schedule))!r} must increase, but "
-                f"{threshold.duration} ({unit} {place:,}) doesn't come after {before[unit][1]} "
-                f"({unit} {before[unit][0]:,})."
-            )
-        before[unit] = (place, threshold.duration)
 
 
 def _check_divisible(phases: Sequence[Phase], divisible_by: int) -> None:

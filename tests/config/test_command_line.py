@@ -5,7 +5,12 @@ import dataclasses
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
-from adabatch_jax.config.command_line import flag_of, parse_arguments, parse_flags
+from adabatch_jax.config.command_line import (
+    command_arguments,
+    flag_of,
+    parse_arguments,
+    parse_flags,
+)
 from adabatch_jax.config.declarations import check, flag
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.train import Options

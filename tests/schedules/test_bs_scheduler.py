@@ -31,8 +31,10 @@ def cosine(start, end, num_epochs):
 
 
 def triangular2(epoch, down=4, up=6, low=1):
-    cycle, place = divmod(epoch, down + up)
-    share = place / down if place <= down else (down + up - place) / up
+    cycle = epoch // (down + up)
+    x = 1.0 + epoch / (down + up) - (1 + cycle)  # a tie falls as their floats let it
+    turn = down / (down + up)
+    share = x / turn if x <= turn else (x - 1) / (turn - 1)
     return round(BASE - (BASE - low) * share / 2**cycle)
 
 

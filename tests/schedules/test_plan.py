@@ -12,6 +12,9 @@ from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan, cut_ends, first_step_from, make_plan
 from adabatch_jax.system.errors import UsageError
 
+# What a short run never reaches is told; tests/schedules/test_free_schedules.py has it.
+pytestmark = pytest.mark.filterwarnings("ignore:the batch schedule never reaches")
+
 DOUBLING = "128 x2 every 20ep max 2048"
 
 
