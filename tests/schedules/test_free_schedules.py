@@ -149,7 +149,7 @@ def test_texts_of_joined(text):
         ("128 then 10ep 64", "at '64'.*expected ':'"),
         ("128 then 10: 64", "'10' has no unit"),
         ("(128 then 10ep: 64", "at its end: expected '\\)'"),
-        ("128)", "at '\\)' .character 4.: expected nothing more"),
+        ("128)", "at '\\)' .character 4.: expected 'then' or nothing more"),
         ("128 x2 every 1ep then 0ep: 3", "longer than nothing"),
     ],
 )
