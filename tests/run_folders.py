@@ -13,7 +13,7 @@ from adabatch_jax.runs.resuming import digest_of_order
 from adabatch_jax.system.environment import package_versions
 from adabatch_jax.system.files import write_sealed
 
-CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", seed=3)
+CONFIG = TrainConfig(epochs=2, batch_schedule="64, 1ep: 128", lr="0.05", seed=3)
 PLAN = CONFIG.plan(1442)
 STEPS = (10, 20, 30)
 RUN_ID = "0" * 16

@@ -90,9 +90,10 @@ def command_arguments(config: TrainConfig, path: str | None = None) -> str:
     default = TrainConfig() if path is None else load_config(path)
     theirs = flattened(default.to_dict())
     words = [] if path is None else ["--config", path]
+    declared = declarations(TrainConfig)
     for name, value in flattened(config.to_dict()).items():
-        if value == theirs[name]:
-            continue
+        if value == theirs[name] or (value is None and declared[name].instead_of):
+            continue  # the other one is given
         if isinstance(value, bool):
             words.append(flag_of(name) if value else _negated(name))
         else:

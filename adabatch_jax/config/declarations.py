@@ -41,6 +41,7 @@ class Declaration:
       read: reads a text; raises a UsageError if it can't work.
       below: what a number must be less than; where nothing is said, 2**31 of a whole number.
       is_changeable: whether `--allow-change` lets a run that has begun go on with another.
+      instead_of: the field of the same class that must be none where this one is given.
       has_spaces: whether its text may be given as several words on a command line.
       kinds: the classes that its type allows; none where it allows anything.
       is_list: whether it is a tuple of those.
@@ -54,6 +55,7 @@ class Declaration:
     above: float | None = None
     below: float | None = None
     is_changeable: bool = False
+    instead_of: str | None = None
     has_spaces: bool = False
     kinds: tuple[type, ...] = ()
     is_list: bool = False
@@ -125,8 +127,14 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def replaced(instance: T, values: Mapping[str, Any]) -> T:
-    """The settings with other values for some of their fields, by the names of `declarations`."""
+    """The settings with other values for some of their fields, by the names of `declarations`.
+
+    A value for a field that stands instead of another takes the other's place.
+    """
     own = {name: value for name, value in values.items() if "." not in name}
+    for name, declared in declarations(type(instance)).items():
+        if own.get(name) is not None and declared.instead_of is not None:
+            own.setdefault(declared.instead_of, None)
     for group in {name.partition(".")[0] for name in values if "." in name}:
         start = f"{group}."
         inner = {n.removeprefix(start): v for n, v in values.items() if n.startswith(start)}
@@ -153,6 +161,15 @@ def check(instance: Any, named: Callable[[str], str] = str) -> None:
         else:
             value = _checked(name, value, declared)
         object.__setattr__(instance, field.name, value)
+    _check_alternatives(instance, named)
+
+
+def _check_alternatives(instance: Any, named: Callable[[str], str]) -> None:
+    for field in dataclasses.fields(instance):
+        declared = field.metadata.get("is")
+        other = declared and declared.instead_of
+        if other and None not in (getattr(instance, field.name), getattr(instance, other)):
+            raise UsageError(f"{named(field.name)} and {named(other)}: give one of them, not both.")
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text", types.NoneType: "none"}
@@ -160,7 +177,10 @@ _KINDS = {int: "a whole number", float: "a number", str: "a text", types.NoneTyp
 
 def _checked(name: str, value: Any, declared: Declaration) -> Any:
     """What is meant by a value; raises a UsageError where it can't work."""
-    value = _meant(value, declared.kinds)
+    try:
+        value = _meant(value, declared.kinds)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
     kinds = [_KINDS.get(kind, kind.__name__) for kind in declared.kinds]
     if kinds and type(value) not in declared.kinds:
         raise UsageError(f"{name}: must be {' or '.join(kinds)}, got {value!r}.")
@@ -191,6 +211,11 @@ def _checked(name: str, value: Any, declared: Declaration) -> Any:
 
 def _meant(value: Any, kinds: tuple[type, ...]) -> Any:
     if isinstance(value, Schedule | LearningRate | Duration) and str in kinds:
+        if isinstance(value, Schedule) and not value.has_text:
+            raise UsageError(
+                f"{value} is a function, which no text of a configuration can hold; list its sizes "
+                "with piecewise_constant, or train with make_plan and fit."
+            )
         return str(value)
     if isinstance(value, str) and types.NoneType in kinds and value.lower() == "none":
         return None

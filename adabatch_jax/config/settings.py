@@ -26,13 +26,13 @@ from adabatch_jax.config.value_texts import (
     parse_score,
 )  # fmt: skip
 from adabatch_jax.schedules.batch_size_schedules import Schedule
-from adabatch_jax.schedules.durations import Duration, parse_duration, period_duration
+from adabatch_jax.schedules.durations import Duration, period_duration, run_duration
 from adabatch_jax.schedules.learning_rate_text import (
     LearningRate,
     coupling_power,
     parse_learning_rate,
 )  # fmt: skip
-from adabatch_jax.schedules.plan import BatchPlan, make_plan
+from adabatch_jax.schedules.plan import BatchPlan, untold_plan
 from adabatch_jax.schedules.schedule_text import parse_schedule
 from adabatch_jax.schedules.strides import REMAINDERS
 from adabatch_jax.schedules.text_reader import decimal_text, exact
@@ -42,6 +42,11 @@ from adabatch_jax.system.quantities import SEED_LIMIT, parse_bytes, parse_second
 NUMBERS, FUTURE, LAYOUT, OPERATION = Role
 
 AUTO = "auto"  # left to the program
+
+_DEFAULT_EPOCHS = 20.0
+
+# Settings that runs were named without; where they are none they are no part of a digest.
+_NOT_NAMED = ("duration", "tokens_per_example")
 
 # What "auto" was before there was one; runs keep the names and digests that they had.
 _BEFORE_AUTO = {"accumulation": "fused", "shard_params": False}
@@ -211,10 +216,10 @@ class TrainConfig:
         "labelled images of tfds.")
     model: str = setting("cnn_digits", NUMBERS, help="Network: cnn_digits, resnet20_cifar, ...")
     batch_schedule: str = setting(
-        "32 x2 every 4ep max 512", FUTURE, read=parse_schedule, is_changeable=True, has_spaces=True,
+        "32 x2 every 20% max 512", FUTURE, read=parse_schedule, is_changeable=True, has_spaces=True,
         help='Batch-size schedule, such as "128 x2 every 20ep max 2048" or "128, 20ep: 256".')
     lr: str = setting(
-        "0.05 x0.375 every 4ep", FUTURE, read=parse_learning_rate, is_changeable=True,
+        "0.05 x0.375 every 20%", FUTURE, read=parse_learning_rate, is_changeable=True,
         has_spaces=True, help="Learning rate at the reference batch size, such as "
         '"0.1 x0.375 every 20ep warmup 5ep".')
     coupling: str = setting(
@@ -230,7 +235,15 @@ class TrainConfig:
     weight_decay: float = setting(
         5e-4, NUMBERS, at_least=0, is_changeable=True,
         help="Weight decay: added to the gradient by sgd, decoupled in adamw.")
-    epochs: float = setting(20.0, FUTURE, above=0, help="Length of the run in epochs.")
+    epochs: float | None = setting(
+        None, FUTURE, above=0, instead_of="duration",
+        help="Length of the run in epochs; none: what duration says, or 20.")
+    duration: str | None = setting(
+        None, FUTURE, read=run_duration, instead_of="epochs",
+        help="Length of the run in any unit, such as 1500st, 2.5Msp or 300Btok, in place of epochs.")
+    tokens_per_example: int | None = setting(
+        None, FUTURE, at_least=1,
+        help="Tokens of an example, for durations in tokens such as 2.4Btok; none: not known.")
     seed: int = setting(
         0, NUMBERS, at_least=0, below=SEED_LIMIT, help="Seed of the initial weights, the order of the "
         "examples, augmentation and dropout.")
@@ -272,6 +285,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check(self)
+        if self.epochs is None and self.duration is None:
+            object.__setattr__(self, "epochs", _DEFAULT_EPOCHS)
         self.layout  # checks what must go together
 
     @property
@@ -295,9 +310,11 @@ class TrainConfig:
         return parse_learning_rate(self.lr)
 
     @property
-    def duration(self) -> Duration:
-        """The run's length."""
-        return parse_duration(f"{decimal_text(exact(self.epochs, 'epochs'))}ep")
+    def length(self) -> Duration:
+        """The run's length, from `epochs` or `duration`."""
+        if self.duration is not None:
+            return run_duration(self.duration)
+        return run_duration(f"{decimal_text(exact(self.epochs, 'epochs'))}ep")
 
     @property
     def run_name(self) -> str:
@@ -310,8 +327,12 @@ class TrainConfig:
         return settings_digest(self.to_dict())
 
     def plan(self, num_examples: int, divisible_by: int = 1) -> BatchPlan:
-        """The plan on a dataset of this size; raises a UsageError where there is none."""
-        plan = make_plan(self.schedule, num_examples, self.duration, self.remainder, divisible_by)
+        """The plan on a dataset of this size; raises a UsageError where there is none.
+
+        What it never reaches of the schedule is for the commands to tell.
+        """
+        rules = self.remainder, divisible_by, self.tokens_per_example
+        plan = untold_plan(self.schedule, num_examples, self.length, *rules)
         group = self.batchnorm_group_size
         for size in plan.batch_sizes:
             rows = min(self.microbatch_size, size) if type(self.microbatch_size) is int else size
@@ -351,5 +372,6 @@ class TrainConfig:
 
 def settings_digest(content: Mapping[str, Any]) -> str:
     """A hash of settings in any order, in hex."""
+    content = {k: v for k, v in content.items() if v is not None or k not in _NOT_NAMED}
     content = {k: _BEFORE_AUTO.get(k, v) if v == AUTO else v for k, v in content.items()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

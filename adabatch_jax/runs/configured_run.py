@@ -122,12 +122,15 @@ def _introduce(
     sizes = plan.batch_sizes
     batch = f"batch {sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else "")
     devices = 1 if mesh is None else mesh.size
+    epochs = config.epochs or plan.num_samples / plan.num_examples
     progress.message(
-        f"training {config.model} on {config.dataset}: {config.epochs:g} epochs of "
+        f"training {config.model} on {config.dataset}: {epochs:g} epochs of "
         f"{plan.num_examples:,} examples, {batch} in {plan.num_steps:,} updates, on "
         f"{devices} {jax.devices()[0].device_kind} device{'s' if devices > 1 else ''}; "
         f"run folder {workdir}"
     )
+    for sentence in plan.unreached:
+        progress.message(f"note: {sentence}")
     if config.optimizer == "adamw" and config.coupling == "linear" and len(sizes) > 1:
         progress.message(
             "warning: linear coupling is meant for sgd; with adamw --coupling sqrt is the usual "

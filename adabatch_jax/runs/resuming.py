@@ -12,7 +12,7 @@ from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.epoch_order import order_digest
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.schedules.learning_rate_at_step import resolve
-from adabatch_jax.schedules.plan import BatchPlan, cut_ends, make_plan
+from adabatch_jax.schedules.plan import BatchPlan, continued_plan, cut_ends, untold_plan
 from adabatch_jax.system.errors import RestoreError, UsageError, did_you_mean
 
 _DECLARED = declarations(TrainConfig)
@@ -135,10 +135,11 @@ class _Resumed:
         done = BatchPlan.from_dict(run["plan"])
         plan = _replanned(config, num_examples, done, run["samples"])
         if not is_past(run, plan) and done.num_examples == num_examples:
-            if (config.schedule, config.duration) == (before.schedule, before.duration):
+            if _future(config) == _future(before):
                 plan = done  # whose past was edited, with leave, before the checkpoint
             elif "batch_schedule" in self.allow_change:
-                plan = done.continued(config.schedule, run["samples"], config.duration)
+                done = dataclasses.replace(done, tokens_per_example=config.tokens_per_example)
+                plan = continued_plan(done, config.schedule, run["samples"], config.length)
         override = ", or follow the new schedule from here on with "
         override += self._allowing("batch_schedule")
         if plan.num_samples < run["samples"]:
@@ -174,15 +175,20 @@ def _listed(changes: Iterable[Change]) -> str:
     return " and ".join(f"{c.setting}={c.before!r}, not {c.now!r}" for c in changes)
 
 
+def _future(config: TrainConfig) -> tuple:
+    return config.schedule, config.length, config.tokens_per_example
+
+
 def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples: int) -> BatchPlan:
     """Plans the schedule as it was planned before: up to each end that cut a batch short."""
     plan, ends = config.plan(num_examples), cut_ends(done, samples)
     if plan.num_samples < samples or not ends:
         return plan
-    first, *later = [*(f"{end}sp" for end in ends), config.duration]
-    plan = make_plan(config.schedule, num_examples, first, config.remainder)
+    first, *later = [*(f"{end}sp" for end in ends), config.length]
+    rules = config.remainder, 1, config.tokens_per_example
+    plan = untold_plan(config.schedule, num_examples, first, *rules)
     for end, until in zip(ends, later, strict=True):
-        plan = plan.continued(config.schedule, end, until)
+        plan = continued_plan(plan, config.schedule, end, until)
     return plan
 
 

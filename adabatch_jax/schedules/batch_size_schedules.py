@@ -3,7 +3,7 @@
 import dataclasses
 import decimal
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -32,17 +32,32 @@ def _rounded_growth(init_value: int, factor: Fraction, k: int, multiple_of: int)
 
 
 class Schedule:
-    """Base class: a schedule tells its sizes; `str` gives its text."""
+    """Base class: a schedule tells its sizes; `str` gives its text.
 
-    def sizes(self) -> Iterator[tuple[Duration, int]]:
+    Attributes:
+      has_text: whether `parse_schedule` reads its text.
+      is_listed: whether its thresholds are written down one by one, and can be out of order.
+    """
+
+    has_text = True
+    is_listed = False
+
+    def sizes(self) -> Iterator[tuple[Duration, "Size"]]:
         """Yields (duration since the start, batch size from there on), beginning at 0.
 
-        The sequence may be endless; the plan stops asking at the end of the run.
+        Instead of a size there may be a schedule, which begins anew there, or a function that
+        makes the size of `position_in(unit)`, the exact position there. The sequence may be
+        endless; the plan stops asking at the end of the run.
         """
         raise NotImplementedError
 
+    def behind(self, num_begun: int) -> list[str]:
+        """What its text names of the sizes behind the first `num_begun`, where there are some."""
+        return []
 
-_START = Duration(Fraction(0), "sp")
+
+Size = int | Schedule | Callable[[Callable[[str], Fraction]], int]
+START = Duration(Fraction(0), "sp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +67,17 @@ class PiecewiseConstant(Schedule):
     init_value: int
     boundaries: tuple[tuple[Duration, int], ...] = ()
 
+    is_listed = True
+
     def sizes(self) -> Iterator[tuple[Duration, int]]:
-        yield _START, self.init_value
+        yield START, self.init_value
         yield from self.boundaries
 
+    def behind(self, num_begun: int) -> list[str]:
+        return [f"{duration}: {size}" for duration, size in self.boundaries[num_begun - 1 :]]
+
     def __str__(self) -> str:
-        pieces = (f"{duration}: {size}" for duration, size in self.boundaries)
-        return ", ".join([str(self.init_value), *pieces])
+        return ", ".join([str(self.init_value), *self.behind(1)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +92,14 @@ class ExponentialGrowth(Schedule):
 
     def sizes(self) -> Iterator[tuple[Duration, int]]:
         k, size = 0, self._size_after(0)
-        yield _START, size
+        yield START, size
         while size not in (self.end_value, 0) and self.growth_factor != 1:
             k, size = self._next_change(k, size)
             yield self.every.times(k), size
+
+    def behind(self, num_begun: int) -> list[str]:
+        # Growth has no end that a run should reach, but it should begin.
+        return [f"x{decimal_text(self.growth_factor)} every {self.every}"] * (num_begun == 1)
 
     def _next_change(self, k: int, size: int) -> tuple[int, int]:
         """The first interval after k with another size: slow growth has many without."""
@@ -120,6 +143,9 @@ class LinearRamp(Schedule):
             share = Fraction(k, self.num_stages - 1)
             size = self.init_value + (self.end_value - self.init_value) * share
             yield self.over.times(share), _round_half_up(size)
+
+    def behind(self, num_begun: int) -> list[str]:
+        return [f"{self.end_value} over {self.over}"]
 
     def __str__(self) -> str:
         return f"{self.init_value} to {self.end_value} over {self.over} in {self.num_stages}"

@@ -1,7 +1,6 @@
-"""Durations: a length of training in epochs, steps, samples or percent of the run."""
+"""Durations: a length of training in epochs, steps, samples, tokens or percent of the run."""
 
 import dataclasses
-import math
 import operator
 import re
 from fractions import Fraction
@@ -9,14 +8,16 @@ from fractions import Fraction
 from adabatch_jax.schedules.text_reader import decimal_text
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
-_FORM = re.compile(r"(\d[\d_]*(?:\.\d+|/\d+)?|\.\d+)\s*([KMB]?)(.*)", re.DOTALL)
-_MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9}
-_UNITS = ("ep", "st", "sp", "%")
+_FORM = re.compile(r"(\d[\d_]*(?:\.\d+|/\d+)?|\.\d+)\s*([KMBT]?)(.*)", re.DOTALL)
+_SHARE = re.compile(r"(\d{1,9})/(\d{1,9})(?:\s+of\s+the\s+run)?")
+_MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_UNITS = {"ep": "epochs", "st": "steps", "sp": "samples", "tok": "tokens", "%": "of the run"}
+_UNITS_TEXT = "ep (epochs), st (steps), sp (samples), tok (tokens) and % (of the run)"
 _LONG_NAMES = {
     "e": "ep", "epoch": "ep", "epochs": "ep",
     "s": "st", "step": "st", "steps": "st", "ba": "st",
     "sample": "sp", "samples": "sp", "ex": "sp", "examples": "sp",
-    "percent": "%", "pc": "%",
+    "token": "tok", "tokens": "tok", "percent": "%", "pc": "%",
 }  # fmt: skip
 
 
@@ -26,7 +27,7 @@ class Duration:
 
     Attributes:
       value: the number.
-      unit: "ep" (epochs), "st" (steps), "sp" (samples) or "%" (of the whole run).
+      unit: "ep" (epochs), "st" (steps), "sp" (samples), "tok" (tokens) or "%" (of the whole run).
       spelling: the text it was read from, so that `str` gives it back.
     """
 
@@ -42,17 +43,21 @@ class Duration:
 
 
 def parse_duration(text: str | int | Duration) -> Duration:
-    """Reads a duration such as `"20ep"`, `"1500st"`, `"2.5Msp"`, `"30%"`; an int means samples.
+    """Reads a duration such as `"20ep"`, `"1500st"`, `"2.5Msp"`, `"469Btok"` or `"30%"`.
 
-    Suffixes K, M and B stand for thousands, millions and (American) billions.
+    Suffixes K, M, B and T stand for powers of 1000: thousands to (American) trillions. An int
+    means samples; a number in a text needs its unit. A fraction up to 1 without one, `"1/3"` or
+    `"1/3 of the run"`, can only be of the run, and is.
 
     Raises:
-      UsageError: no such unit, a negative number, or a fraction of a step.
+      UsageError: no unit or none of these, a negative number, or a fraction of a step.
 
     >>> parse_duration("2.5Msp").value
     Fraction(2500000, 1)
     >>> str(parse_duration("20ep")), str(parse_duration(50_000))
     ('20ep', '50000sp')
+    >>> parse_duration("1/3") == parse_duration("1/3 of the run") == parse_duration("100/3%")
+    True
     >>> parse_duration("20 epochs")
     Traceback (most recent call last):
     adabatch_jax.system.errors.UsageError: unknown unit 'epochs' in the duration '20 epochs'; ...
@@ -61,20 +66,24 @@ def parse_duration(text: str | int | Duration) -> Duration:
         return text
     if not isinstance(text, str):
         return _samples(text)
+    share = _SHARE.fullmatch(text.strip())
+    if share and 0 < int(share[1]) <= int(share[2]):
+        percent = Fraction(100 * int(share[1]), int(share[2]))
+        return Duration(percent, "%", spelling=" ".join(text.split()))
     match = _FORM.fullmatch(text.strip())
     if not match:
         raise UsageError(
             f"can't read the duration {text!r}: write a positive number and a unit, "
-            'such as "20ep", "1500st", "2.5Msp" or "30%".'
+            'such as "20ep", "1500st", "2.5Msp", "469Btok" or "30%".'
         )
     number, multiple, unit = match.groups()
     unit = unit.strip()
-    if unit not in (*_UNITS, ""):
-        nearest = _LONG_NAMES.get(unit.lower())
-        hint = f"; did you mean {nearest!r}?" if nearest else did_you_mean(unit, _UNITS)
+    if not unit:
+        raise UsageError(f"the duration {text!r} has no unit; units are {_UNITS_TEXT}.")
+    if unit not in _UNITS:
         raise UsageError(
-            f"unknown unit {unit!r} in the duration {text!r}{hint or ';'} units are ep (epochs), "
-            "st (steps), sp (samples) and % (of the run)."
+            f"unknown unit {unit!r} in the duration {text!r}{_nearest(unit) or ';'} units are "
+            f"{_UNITS_TEXT}."
         )
     try:
         value = Fraction(number) if not multiple else Fraction(number) * _MULTIPLES[multiple]
@@ -82,9 +91,18 @@ def parse_duration(text: str | int | Duration) -> Duration:
         raise UsageError(f"the duration {text!r} divides by zero.") from None
     except ValueError:  # two underscores, or more digits than Python reads
         raise UsageError(f"the duration {text!r} begins with no number.") from None
-    if unit in ("st", "sp", "") and value.denominator != 1:
-        raise UsageError(f"the duration {text!r} is no whole number of steps or samples.")
-    return Duration(value, unit or "sp", spelling="".join(text.split()))
+    if unit in ("st", "sp", "tok") and value.denominator != 1:
+        raise UsageError(f"the duration {text!r} is no whole number of {_UNITS[unit]}.")
+    return Duration(value, unit, spelling="".join(text.split()))
+
+
+def _nearest(unit: str) -> str:
+    """A hint at the unit that was meant, with its suffix where it begins with a small one."""
+    suffix, rest = unit[:1].upper(), unit[1:]
+    if suffix in _MULTIPLES and rest in _UNITS:
+        return f"; did you mean {suffix + rest!r}?"
+    nearest = _LONG_NAMES.get(unit.lower())
+    return f"; did you mean {nearest!r}?" if nearest else did_you_mean(unit, _UNITS)
 
 
 def _samples(value: int) -> Duration:
@@ -102,6 +120,15 @@ def _samples(value: int) -> Duration:
     return Duration(Fraction(count), "sp")
 
 
+def check_unit(unit: str) -> str:
+    """Returns a unit of durations; raises a UsageError for any other text."""
+    if unit not in _UNITS:
+        raise UsageError(
+            f"unknown unit {unit!r}{_nearest(str(unit)) or ';'} units are {_UNITS_TEXT}."
+        )
+    return unit
+
+
 def positive_duration(text: str | int | Duration, what: str = "a duration") -> Duration:
     """Reads a duration; raises a UsageError, which says `what` it is, unless it is above 0."""
     duration = parse_duration(text)
@@ -111,23 +138,17 @@ def positive_duration(text: str | int | Duration, what: str = "a duration") -> D
 
 
 def period_duration(text: str | int | Duration) -> Duration:
-    """Reads how often something happens: in a text with its unit."""
-    duration = positive_duration(text, "a period")
-    if isinstance(text, str) and not text.rstrip().endswith(_UNITS):
-        raise UsageError(
-            f"the period {text!r} has no unit; units are ep (epochs), st (steps), sp (samples) and "
-            "% (of the run)."
-        )
-    return duration
+    """Reads how often something happens."""
+    return positive_duration(text, "a period")
 
 
-def run_duration(duration: str | int | Duration, num_examples: int | None) -> Duration:
+def run_duration(duration: str | int | Duration, num_examples: int | None = None) -> Duration:
     """Reads the length of a whole run: no share, and no epochs whose unit was forgotten."""
     run = positive_duration(duration, "a run's duration")
     if run.unit == "%":
         raise UsageError(f"a run's duration can't be a share of itself, got {str(run)!r}.")
-    bare = not isinstance(duration, Duration) and not str(duration).endswith(("sp", "st", "ep"))
-    if bare and num_examples is not None and run.value < num_examples:
+    is_bare = not isinstance(duration, str | Duration)
+    if is_bare and num_examples is not None and run.value < num_examples:
         raise UsageError(
             f"the duration {duration} has no unit, and as samples it is less than one epoch of "
             f'{num_examples}; write "{duration}ep" for epochs or "{duration}sp" for samples.'
@@ -135,30 +156,52 @@ def run_duration(duration: str | int | Duration, num_examples: int | None) -> Du
     return run
 
 
-def sample_count(
-    duration: Duration, num_examples: int | None, num_samples: int | None, run: Duration
-) -> int | None:
-    """Converts to samples, rounded up, what needs no plan; None for a number of steps.
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """What units of durations are in samples, or in steps, for one run.
 
-    A percentage is of `num_samples`, which is None while `run` itself is converted; where that is
-    in steps, so is the percentage.
+    Attributes:
+      num_examples: the length of an epoch; None for an endless stream.
+      tokens_per_example: None where it isn't known.
+      run: the run's duration.
+      num_samples: the run's length in samples; None while that isn't known.
     """
-    if duration.unit == "st" or (duration.unit == "%" and run.unit == "st"):
-        return None
-    if duration.unit == "sp":
-        return math.ceil(duration.value)
-    if duration.unit == "%":
-        return math.ceil(duration.value * num_samples / 100)
-    if num_examples is None:
-        raise UsageError(
-            f"the duration {str(duration)!r} is in epochs, which an endless stream "
-            "(num_examples=None) doesn't have; give samples (sp) or steps (st)."
-        )
-    return math.ceil(duration.value * num_examples)
 
+    num_examples: int | None
+    tokens_per_example: int | None
+    run: Duration
+    num_samples: int | None = None
 
-def step_count(duration: Duration, run: Duration) -> int:
-    """Converts to steps, rounded up, what `sample_count` can't convert."""
-    if duration.unit == "%":
-        return math.ceil(duration.value * run.value / 100)
-    return math.ceil(duration.value)
+    def in_samples(self, duration: Duration) -> Fraction | None:
+        """The exact length in samples; None for what is counted in steps.
+
+        A percentage is of the run in samples, or in steps where the run's duration is in steps.
+
+        Raises:
+          UsageError: epochs of an endless stream, or tokens where `tokens_per_example` is None.
+        """
+        if duration.unit == "st" or (duration.unit == "%" and self.run.unit == "st"):
+            return None
+        if duration.unit == "sp":
+            return duration.value
+        if duration.unit == "%":
+            return duration.value * self.num_samples / 100
+        if duration.unit == "tok":
+            if self.tokens_per_example is None:
+                raise UsageError(
+                    f"the duration {str(duration)!r} is in tokens; give `tokens_per_example`, the "
+                    "tokens of an example, such as 2048."
+                )
+            return duration.value / self.tokens_per_example
+        if self.num_examples is None:
+            raise UsageError(
+                f"the duration {str(duration)!r} is in epochs, which an endless stream "
+                "(num_examples=None) doesn't have; give samples (sp), tokens (tok) or steps (st)."
+            )
+        return duration.value * self.num_examples
+
+    def in_steps(self, duration: Duration) -> Fraction:
+        """The exact length in steps of what `in_samples` can't convert."""
+        if duration.unit == "%":
+            return duration.value * self.run.value / 100
+        return duration.value

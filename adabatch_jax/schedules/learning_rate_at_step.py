@@ -5,31 +5,35 @@ a look-up and, for smooth shapes and warm-up, float64 arithmetic on integer posi
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from adabatch_jax.schedules.learning_rate_pieces import CURVES, base_pieces, changes, curve_at
 from adabatch_jax.schedules.learning_rate_text import LearningRate, coupling_power
-from adabatch_jax.schedules.plan import BatchPlan, first_step_from
+from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.strides import Stride
-from adabatch_jax.schedules.text_reader import excerpt, positive_integer
+from adabatch_jax.schedules.text_reader import positive_integer
 from adabatch_jax.system.errors import UsageError
 
 Coupling = str | float | Callable[[float], float]
 
-_MAX_PIECES = 100_000
-_MAX_EXACT_DECAYS = 400
+
+def reference_size(plan: BatchPlan, reference_batch_size: int | None) -> int:
+    """The batch size that a learning rate is meant for: by default the plan's first."""
+    if reference_batch_size is None:
+        return plan.phases[0].batch_size
+    return positive_integer(reference_batch_size, "reference_batch_size")
 
 
 def coupling_factors(
     plan: BatchPlan, coupling: Coupling, reference_batch_size: int | None
 ) -> list[Fraction]:
     """The factor on the base learning rate in each phase of the plan."""
-    reference = plan.phases[0].batch_size if reference_batch_size is None else reference_batch_size
-    reference = positive_integer(reference, "reference_batch_size")
+    reference = reference_size(plan, reference_batch_size)
     ratios = [Fraction(phase.batch_size, reference) for phase in plan.phases]
     if callable(coupling):
         return [Fraction(float(coupling(float(ratio)))) for ratio in ratios]
@@ -74,34 +78,45 @@ class StepClock:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResolvedRate:
-    """A described learning rate on a plan, in pieces of one base rate and one factor."""
+    """A described learning rate on a plan, in pieces of one base rate and one factor.
+
+    The columns are arrays (pieces,): int64 steps and samples, float64 rates, factors included.
+    """
 
     clock: StepClock
-    num_samples: int
-    piece_steps: np.ndarray  # int64 (pieces,): where they begin
-    piece_rates: np.ndarray  # float64 (pieces,): base x coupling
-    shape: str
-    end_rates: np.ndarray  # float64 (pieces,): of a linear shape at the plan's end
+    steps: np.ndarray  # where the pieces begin
+    rates: np.ndarray
+    curves: np.ndarray  # indices into CURVES; -1: constant
+    end_rates: np.ndarray  # what the curves fall to
+    samples: np.ndarray  # where the curves begin
+    lengths: np.ndarray  # after which the rate keeps its value
+    scales: np.ndarray  # samples that are 1 to a curve
     warmup_samples: int
     warmup_from: float
 
     def __call__(self, xp: ModuleType, count: Any) -> Any:
         """The float64 rate of update `count` (an integer or int64 array)."""
         count = xp.minimum(xp.asarray(count, dtype=np.int64), self.clock.last_step)
-        piece = xp.searchsorted(xp.asarray(self.piece_steps), count, side="right") - 1
-        rate = xp.asarray(self.piece_rates)[piece]
-        if self.shape == "constant" and not self.warmup_samples:
+        piece = xp.searchsorted(xp.asarray(self.steps), count, side="right") - 1
+        rate = xp.asarray(self.rates)[piece]
+        if (self.curves < 0).all() and not self.warmup_samples:
             return rate
         _, sample = self.clock.phase_and_sample(xp, count)
-        if self.shape == "cosine":
-            rate = rate * (1 + xp.cos(np.pi * (sample / self.num_samples))) / 2
-        if self.shape == "linear":
-            end_rate = xp.asarray(self.end_rates)[piece]
-            rate = rate + (end_rate - rate) * (sample / self.num_samples)
+        rate = self._along_curves(xp, piece, rate, sample)
         if self.warmup_samples:
             climb = sample / self.warmup_samples
             warm = self.warmup_from + (rate - self.warmup_from) * climb
             rate = xp.where(sample < self.warmup_samples, warm, rate)
+        return rate
+
+    def _along_curves(self, xp: ModuleType, piece: Any, rate: Any, sample: Any) -> Any:
+        columns = self.curves, self.end_rates, self.samples, self.lengths, self.scales
+        curve, end_rate, begin, length, scale = (xp.asarray(column)[piece] for column in columns)
+        share = xp.clip(sample - begin, 0, length) / scale
+        start = rate
+        for index in np.unique(self.curves[self.curves >= 0]).tolist():
+            left = curve_at(xp, CURVES[index], share)
+            rate = xp.where(curve == index, end_rate + (start - end_rate) * left, rate)
         return rate
 
     def at(self, step: int) -> float:
@@ -116,55 +131,31 @@ def resolve(
     reference_batch_size: int | None = None,
 ) -> ResolvedRate:
     """Turns a described learning rate and a plan into tables."""
-    factors = coupling_factors(plan, coupling, reference_batch_size)
-    pieces = _base_pieces(plan, base)
-    starts = sorted({0, *(p.start_step for p in plan.phases), *(step for step, _ in pieces)})
-    starts = [step for step in starts if step < plan.num_steps]
-    rates, end_rates, piece = [], [], 0
-    for step in starts:
-        while piece + 1 < len(pieces) and pieces[piece + 1][0] <= step:
-            piece += 1
-        factor = factors[plan.phase_at(step).index]
-        rates.append(float(pieces[piece][1] * factor))
-        end_rates.append(float((base.end_value or 0) * factor))
+    pieces = base_pieces(plan, base)
+    couplings = coupling_factors(plan, coupling, reference_batch_size)
+    coupled = [(phase.start_step, factor) for phase, factor in zip(plan.phases, couplings)]
+    factors = [(0, base.factor), *changes(plan, base, base.factor_boundaries)]
+    starts = sorted({step for step, *_ in (*pieces, *coupled, *factors) if step < plan.num_steps})
+    columns: list[tuple] = []
+    for step, piece, (_, coupled_by), (_, factor) in zip(
+        starts, *(_in_force(starts, entries) for entries in (pieces, coupled, factors))
+    ):
+        factor = factor * coupled_by
+        curve = CURVES.index(piece.curve) if piece.curve in CURVES else -1
+        rates = float(piece.rate * factor), curve, float(piece.end_rate * factor)
+        columns.append((step, *rates, piece.sample, piece.length, piece.scale))
     return ResolvedRate(
-        clock=StepClock.of(plan),
-        num_samples=plan.num_samples,
-        piece_steps=np.array(starts, dtype=np.int64),
-        piece_rates=np.array(rates, dtype=np.float64),
-        shape=base.shape,
-        end_rates=np.array(end_rates, dtype=np.float64),
+        StepClock.of(plan),
+        *(np.array(column) for column in zip(*columns)),
         warmup_samples=0 if base.warmup is None else plan.sample_of(base.warmup),
         warmup_from=float(base.warmup_from),
     )
 
 
-def _base_pieces(plan: BatchPlan, base: LearningRate) -> list[tuple[int, Fraction]]:
-    """(first step, base rate) of the pieces of a piecewise constant rate."""
-    pieces, before = [(0, base.init_value)], 0
-    for duration, rate in base.boundaries:
-        sample = plan.sample_of(duration)
-        if sample <= before:
-            raise UsageError(
-                f"the thresholds of the learning rate {excerpt(str(base))!r} must increase, but {duration} "
-                f"is at sample {sample:,} and the one before it at sample {before:,}."
-            )
-        before = sample
-        pieces.append((first_step_from(plan, sample), rate))
-    if base.decay_rate is None:
-        return pieces
-    rate, k = base.init_value, 0
-    while True:
-        k += 1
-        step = first_step_from(plan, plan.sample_of(base.decay_every.times(k)))
-        if step >= plan.num_steps:
-            return pieces
-        if k > _MAX_PIECES:
-            raise UsageError(
-                f"the learning rate {str(base)!r} changes more than {_MAX_PIECES:,} times in this "
-                "run; decay less often by a smaller factor."
-            )
-        rate *= base.decay_rate
-        if k > _MAX_EXACT_DECAYS:
-            rate = Fraction(float(rate))  # exact fractions grow with every factor
-        pieces.append((step, rate))
+def _in_force(starts: Sequence[int], entries: Sequence[tuple]) -> Iterator[tuple]:
+    """For each step, the last of the entries (first step, ...) that begin there or before."""
+    index = 0
+    for step in starts:
+        while index + 1 < len(entries) and entries[index + 1][0] <= step:
+            index += 1
+        yield entries[index]

@@ -1,7 +1,7 @@
 """The learning rate coupled to the plan's batch sizes, as an `optax.Schedule`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,10 @@ from adabatch_jax.schedules.learning_rate_at_step import (
     Coupling,
     StepClock,
     coupling_factors,
+    reference_size,
     resolve,
 )
+from adabatch_jax.schedules.learning_rate_positions import Position, position_of
 from adabatch_jax.schedules.learning_rate_text import LearningRate
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.text_reader import exact
@@ -25,6 +27,7 @@ def coupled_learning_rate(
     base: float | LearningRate | Callable[[Any], Any],
     coupling: Coupling = "linear",
     reference_batch_size: int | None = None,
+    counts: Literal["steps", "samples", "epochs", "tokens"] | None = None,
 ) -> optax.Schedule:
     """Rescales a learning rate with the batch size (arXiv:1712.02029, section 3).
 
@@ -34,11 +37,16 @@ def coupled_learning_rate(
     Args:
       plan: which update has which batch size.
       base: the learning rate that training at the reference batch size would use: a number, a
-        `LearningRate`, or a callable of the epoch (float32, exact at whole epochs), such as an
-        optax schedule that counts epochs.
+        `LearningRate`, or a callable, such as an optax schedule, of what `counts` says.
       coupling: "none", "linear", "sqrt", a power of the ratio, or a callable of the ratio
         (called once per phase, on the host, with a Python float).
       reference_batch_size: default: the plan's first batch size.
+      counts: what a callable is a function of. "steps": where the plan of the constant reference
+        size with the same remainder would be, so that a schedule for a fixed batch follows the
+        growing one; int32 where it is whole at all updates, as on the fixed plan itself, whose
+        rates are those of the callable, bit for bit. "samples", "epochs" and "tokens", and steps
+        that are not all whole, come as float32, rounded down: exact below 2**24, and right at every
+        threshold that float32 can hold. Thresholds of optax above 2**31 must be floats.
 
     Returns:
       A schedule of the update count (int32, any shape), float32, exact in integers inside and
@@ -46,17 +54,35 @@ def coupled_learning_rate(
 
     Raises:
       UsageError: `base` or `coupling` is none of the above, `base` < 0, `reference_batch_size` < 1,
-        thresholds out of order, more than 100,000 decays, 2**31 updates or more, or a callable of
-        the epoch for an endless stream.
+        thresholds out of order, more than 100,000 decays, 2**31 updates or more, a callable without
+        `counts`, epochs of an endless stream, or tokens without `tokens_per_example`.
 
     >>> from adabatch_jax import make_plan, parse_learning_rate
     >>> plan = make_plan("128 x2 every 20ep max 2048", num_examples=50_000, duration="100ep")
     >>> lr = coupled_learning_rate(plan, parse_learning_rate("0.1 x0.375 every 20ep"))
     >>> [round(float(lr(phase.start_step)), 7) for phase in plan.phases]
     [0.1, 0.075, 0.05625, 0.0421875, 0.0316406]
+
+    The same run with the schedule of a fixed batch, which would have had 39,063 updates:
+
+    >>> fixed = optax.warmup_cosine_decay_schedule(0, 0.1, 2_000, 39_063)
+    >>> lr = coupled_learning_rate(plan, fixed, counts="steps")
+    >>> round(float(lr(1_000)), 7), round(float(lr(plan.num_steps - 1) / 16), 7)
+    (0.05, 0.0)
     """
     if callable(base):
-        return _of_epochs(plan, base, coupling_factors(plan, coupling, reference_batch_size))
+        reference = reference_size(plan, reference_batch_size)
+        position = position_of(plan, counts, reference)
+        factors = coupling_factors(plan, coupling, reference)
+        factors = np.array([float(factor) for factor in factors], dtype=np.float32)
+        clock = StepClock.of(plan)
+        if counts == "steps" and [phase.batch_size for phase in plan.phases] == [reference]:
+            return _of_own_steps(clock.last_step, base, factors[0])
+        return _of_callable(clock, base, position, factors)
+    if counts is not None:
+        raise UsageError(
+            f"`counts` says what a callable is a function of, but `base` is {base!r}; leave it out."
+        )
     if not isinstance(base, LearningRate):
         base = LearningRate(exact(base, "base"))
         if base.init_value < 0:
@@ -72,30 +98,28 @@ def coupled_learning_rate(
     return schedule
 
 
-def _of_epochs(plan: BatchPlan, base: Callable[[Any], Any], factors: list) -> optax.Schedule:
-    if plan.num_examples is None:
-        raise UsageError(
-            "a learning rate that is a callable of the epoch needs epochs, which an endless "
-            "stream (num_examples=None) doesn't have."
-        )
-    clock = StepClock.of(plan)
-    factors = np.array([float(factor) for factor in factors], dtype=np.float32)
+def _of_own_steps(last_step: int, base: Callable[[Any], Any], factor: np.float32) -> optax.Schedule:
+    """The rate on the fixed plan: its steps are the updates, so that no bit can differ."""
 
     def schedule(count):
-        epoch, phase = epoch_and_phase(clock, count)
-        return jnp.asarray(base(epoch), jnp.float32) * jnp.asarray(factors)[phase]
+        if isinstance(count, int):
+            count = min(count, last_step)
+        else:  # NumPy's stay NumPy's, whose arithmetic differs from JAX's in the last bit
+            on_host = isinstance(count, np.ndarray | np.generic)
+            count = (np if on_host else jnp).minimum(count, last_step)
+        return jnp.asarray(base(count), jnp.float32) * factor
 
     return schedule
 
 
-def epoch_and_phase(clock: StepClock, count: Any) -> tuple[jax.Array, jax.Array]:
-    """The float32 epoch of an update, with the exact integer part, and its phase's index."""
-    with jax.enable_x64(True):
-        count = jnp.minimum(jnp.asarray(count, jnp.int64), clock.last_step)
-        phase, sample = clock.phase_and_sample(jnp, count)
-        whole, rest = jnp.divmod(sample, clock.num_examples)
-        epoch = (whole + rest / clock.num_examples).astype(jnp.float32)
-        # Rounding to float32 must not reach the next epoch before its first sample.
-        after = (whole + 1).astype(jnp.float32)
-        epoch = jnp.where(epoch < after, epoch, jnp.nextafter(after, jnp.float32(0)))
-        return epoch, phase.astype(jnp.int32)
+def _of_callable(
+    clock: StepClock, base: Callable[[Any], Any], position: Position, factors: np.ndarray
+) -> optax.Schedule:
+    def schedule(count):
+        with jax.enable_x64(True):
+            count = jnp.minimum(jnp.asarray(count, jnp.int64), clock.last_step)
+            phase, sample = clock.phase_and_sample(jnp, count)
+            factor, argument = jnp.asarray(factors)[phase], position(sample)
+        return jnp.asarray(base(argument), jnp.float32) * factor
+
+    return schedule

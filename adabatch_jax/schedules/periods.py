@@ -6,7 +6,6 @@ from fractions import Fraction
 
 from adabatch_jax.schedules.durations import Duration, period_duration
 from adabatch_jax.schedules.plan import BatchPlan, first_step_from
-from adabatch_jax.system.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,8 @@ def every(plan: BatchPlan, duration: str | int | Duration) -> Period:
     """Makes a period from a duration, exact also where it is no whole number of samples.
 
     Raises:
-      UsageError: it can't be read, isn't longer than nothing, or is in epochs of an endless stream.
+      UsageError: it can't be read, isn't longer than nothing, is in epochs of an endless stream,
+        or in tokens without `tokens_per_example`.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("30", num_examples=100, duration="3ep")
@@ -58,16 +58,7 @@ def every(plan: BatchPlan, duration: str | int | Duration) -> Period:
     [4, 7, 10]
     """
     duration = period_duration(duration)
-    in_steps = plan.duration.unit == "st"
-    if duration.unit == "st":
-        return Period(plan, duration.value, counts_steps=True)
-    if duration.unit == "%":
-        whole = plan.num_steps if in_steps else plan.num_samples
-        return Period(plan, duration.value * whole / 100, counts_steps=in_steps)
-    if duration.unit == "ep" and plan.num_examples is None:
-        raise UsageError(
-            f"the period {str(duration)!r} is in epochs, which an endless stream "
-            "(num_examples=None) doesn't have; give samples (sp) or steps (st)."
-        )
-    per_unit = plan.num_examples if duration.unit == "ep" else 1
-    return Period(plan, duration.value * per_unit, counts_steps=False)
+    samples = plan.units.in_samples(duration)
+    if samples is None:
+        return Period(plan, plan.units.in_steps(duration), counts_steps=True)
+    return Period(plan, samples, counts_steps=False)

@@ -7,17 +7,13 @@ import bisect
 import dataclasses
 import hashlib
 import json
+import math
 import operator
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from adabatch_jax.schedules.durations import (
-    Duration,
-    parse_duration,
-    run_duration,
-    sample_count,
-    step_count,
-)
+from adabatch_jax.schedules.durations import Duration, Units, parse_duration, run_duration
 from adabatch_jax.schedules.phases import Phase, Step
 from adabatch_jax.schedules.plan_builder import build_phases
 from adabatch_jax.schedules.schedule_text import as_schedule
@@ -41,8 +37,11 @@ class BatchPlan:
       remainder: "carry", "partial" or "drop".
       duration: the run's length as it was asked for.
       divisible_by: what every batch size was checked against.
+      tokens_per_example: what durations in tokens were converted with; None where it isn't known.
       ends: the samples at which earlier ends of the run cut a batch short before `continued` went
         on: a step begins there, and not where the phase's own steps would have gone on.
+      unreached: a sentence for each part of the schedule that the run never comes to; told when a
+        plan is made, and no part of what it is.
     """
 
     phases: tuple[Phase, ...]
@@ -51,7 +50,9 @@ class BatchPlan:
     remainder: str
     duration: Duration
     divisible_by: int = 1
+    tokens_per_example: int | None = None
     ends: tuple[int, ...] = ()
+    unreached: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -76,6 +77,11 @@ class BatchPlan:
         return self.remainder != "drop" and any(
             p.num_steps * p.batch_size != p.stop_sample - p.start_sample for p in self.phases
         )
+
+    @property
+    def units(self) -> Units:
+        """What converts durations to this run's samples or steps, exactly."""
+        return Units(self.num_examples, self.tokens_per_example, self.duration, self.num_samples)
 
     def phase_at(self, step: int) -> Phase:
         """The phase of an update; raises an IndexError unless `0 <= step < num_steps`."""
@@ -128,20 +134,21 @@ class BatchPlan:
             raise UsageError("an endless stream (num_examples=None) has no epochs.")
         return self.samples_at(step) / self.num_examples
 
-    def sample_of(self, duration: str | int | Duration) -> int:
-        """Converts a duration to samples from the run's start, exactly, rounded up.
+    def sample_of(self, duration: str | int | Duration, after: int = 0) -> int:
+        """The sample at which a duration ends that begins `after` a sample, exactly, rounded up.
 
-        Steps are this plan's; a percentage is of the run, in samples, or in steps where the
-        run's own duration is in steps.
+        Steps are this plan's, from the first one that begins there or later; a percentage is of
+        the run, in samples, or in steps where the run's own duration is in steps.
 
         Raises:
-          UsageError: it can't be read, or is in epochs of an endless stream.
+          UsageError: it can't be read, is in epochs of an endless stream, or in tokens without
+            `tokens_per_example`.
         """
         duration = parse_duration(duration)
-        sample = sample_count(duration, self.num_examples, self.num_samples, self.duration)
-        if sample is not None:
-            return sample
-        step = step_count(duration, self.duration)
+        samples = self.units.in_samples(duration)
+        if samples is not None:
+            return after + math.ceil(samples)
+        step = first_step_from(self, after) + math.ceil(self.units.in_steps(duration))
         if step <= self.num_steps:
             return self.samples_at(step)
         return stride_of(self, self.phases[-1]).begin(step - self.phases[-1].start_step)
@@ -176,23 +183,14 @@ class BatchPlan:
         Raises:
           UsageError: as `make_plan`, no step begins at `from_sample`, or the duration ends before.
 
+        Warns:
+          UserWarning: as `make_plan`.
+
         >>> plan = make_plan("100", num_examples=1000, duration="2ep")
         >>> [p.batch_size for p in plan.continued("250", 1000, "4ep").phases]
         [100, 250]
         """
-        from_sample = operator.index(from_sample)
-        step = step_beginning_at(self, from_sample, "from_sample")
-        kept = [
-            dataclasses.replace(
-                phase,
-                stop_step=min(phase.stop_step, step),
-                stop_sample=min(phase.stop_sample, from_sample),
-            )
-            for phase in self.phases
-            if phase.start_step < step
-        ]
-        rules = self.num_examples, self.remainder, self.divisible_by
-        return _planned(schedule, duration, *rules, kept, cut_ends(self, from_sample))
+        return _warned(continued_plan(self, schedule, from_sample, duration))
 
     def fingerprint(self, until_sample: int | None = None) -> str:
         """Hashes the steps before `until_sample` (default: the whole run).
@@ -222,6 +220,7 @@ class BatchPlan:
             "num_examples": self.num_examples,
             "remainder": self.remainder,
             "divisible_by": self.divisible_by,
+            "tokens_per_example": self.tokens_per_example,
             "duration": str(self.duration),
             "num_steps": self.num_steps,
             "num_samples": self.num_samples,
@@ -241,6 +240,7 @@ class BatchPlan:
             return cls(
                 phases=tuple(Phase(**phase) for phase in content["phases"]),
                 duration=parse_duration(content["duration"]),
+                tokens_per_example=content.get("tokens_per_example"),
                 ends=tuple(content.get("ends", ())),
                 **{name: content[name] for name in same},
             )
@@ -254,6 +254,7 @@ def make_plan(
     duration: str | int | Duration,
     remainder: str = "carry",
     divisible_by: int = 1,
+    tokens_per_example: int | None = None,
 ) -> BatchPlan:
     """Turns a schedule into exact steps and samples.
 
@@ -263,24 +264,49 @@ def make_plan(
     Args:
       schedule: a schedule, its text, an int, or pairs of (duration, batch size).
       num_examples: examples per epoch; None for an endless stream.
-      duration: the run's length, such as "100ep", "20000st", "2.5Msp", or an int of samples.
+      duration: the run's length, such as "100ep", "20000st", "2.5Msp", "300Btok", or an int of
+        samples.
       remainder: what happens when a batch doesn't fit into the rest of an epoch. "carry": it
         straddles two epochs, and only the run's last batch can be partial; every example comes
         exactly once per epoch. "partial": the epoch's last batch is partial. "drop": the rest
         of the epoch is not trained on, as in the official code; the clock still counts it.
       divisible_by: a number that every batch size has to be a multiple of; only checked.
+      tokens_per_example: the tokens of an example (a sequence's length), which durations in
+        tokens (tok) are converted with, rounded up to whole samples.
 
     Raises:
       UsageError: thresholds out of order, a batch larger than the dataset or not divisible, a
         duration that can't be converted, or a plan without steps.
 
+    Warns:
+      UserWarning: a threshold at or behind the run's end, growth that the run is too short for, or
+        a piece of a joined schedule that the next one cuts short.
+
     >>> plan = make_plan("128 x2 every 20ep max 2048", num_examples=50_000, duration="100ep")
     >>> plan.num_steps, [phase.start_sample for phase in plan.phases]
     (15138, [0, 1000064, 2000000, 3000448, 4000896])
+    >>> gpt3 = make_plan("16, 2.4Btok: 320, 4.8Btok: 624", None, "300Btok", tokens_per_example=2048)
+    >>> [phase.start_sample for phase in gpt3.phases]
+    [0, 1171888, 2344048]
     """
+    rules = remainder, divisible_by, tokens_per_example
+    return _warned(untold_plan(schedule, num_examples, duration, *rules))
+
+
+def untold_plan(
+    schedule: Any,
+    num_examples: int | None,
+    duration: str | int | Duration,
+    remainder: str = "carry",
+    divisible_by: int = 1,
+    tokens_per_example: int | None = None,
+) -> BatchPlan:
+    """`make_plan` without its warnings, for callers that tell `unreached` themselves."""
     if num_examples is not None:
         num_examples = positive_integer(num_examples, "num_examples")
     divisible_by = positive_integer(divisible_by, "divisible_by")
+    if tokens_per_example is not None:
+        tokens_per_example = positive_integer(tokens_per_example, "tokens_per_example")
     if remainder not in REMAINDERS:
         raise UsageError(
             f"`remainder` must be 'carry', 'partial' or 'drop', got {remainder!r}"
@@ -290,7 +316,34 @@ def make_plan(
         raise UsageError(
             f"an endless stream (num_examples=None) can only carry, got remainder={remainder!r}."
         )
-    return _planned(schedule, duration, num_examples, remainder, divisible_by)
+    rules = num_examples, remainder, divisible_by, tokens_per_example
+    return _planned(schedule, duration, *rules)
+
+
+def continued_plan(
+    plan: BatchPlan, schedule: Any, from_sample: int, duration: str | int | Duration
+) -> BatchPlan:
+    """`BatchPlan.continued` without its warnings."""
+    from_sample = operator.index(from_sample)
+    step = step_beginning_at(plan, from_sample, "from_sample")
+    kept = [
+        dataclasses.replace(
+            phase,
+            stop_step=min(phase.stop_step, step),
+            stop_sample=min(phase.stop_sample, from_sample),
+        )
+        for phase in plan.phases
+        if phase.start_step < step
+    ]
+    rules = plan.num_examples, plan.remainder, plan.divisible_by, plan.tokens_per_example
+    return _planned(schedule, duration, *rules, kept, cut_ends(plan, from_sample))
+
+
+def _warned(plan: BatchPlan) -> BatchPlan:
+    """The plan, after its user's call was told what it never comes to."""
+    for sentence in plan.unreached:
+        warnings.warn(sentence, UserWarning, stacklevel=3)
+    return plan
 
 
 def _position(value: int, length: int, unit: str) -> int:
@@ -307,15 +360,18 @@ def _planned(
     num_examples: int | None,
     remainder: str,
     divisible_by: int,
+    tokens_per_example: int | None,
     kept: Sequence[Phase] = (),
     ends: Sequence[int] = (),
 ) -> BatchPlan:
     """The plan of arguments that are checked, behind phases that are kept."""
     run = run_duration(duration, num_examples)
-    phases = build_phases(as_schedule(schedule), num_examples, run, remainder, divisible_by, kept)
+    units = Units(num_examples, tokens_per_example, run)
+    phases, unreached = build_phases(as_schedule(schedule), units, remainder, divisible_by, kept)
     num_samples = phases[-1].stop_sample
     ends = tuple(end for end in ends if end < num_samples)
-    return BatchPlan(phases, num_examples, num_samples, remainder, run, divisible_by, ends)
+    rules = remainder, run, divisible_by, tokens_per_example
+    return BatchPlan(phases, num_examples, num_samples, *rules, ends, unreached)
 
 
 def stride_of(plan: BatchPlan, phase: Phase) -> Stride:
@@ -360,4 +416,5 @@ def fixed_batch_plan(plan: BatchPlan) -> BatchPlan:
     200
     """
     first = plan.phases[0].batch_size
-    return make_plan(first, plan.num_examples, f"{plan.num_samples}sp", plan.remainder)
+    rules = plan.remainder, 1, plan.tokens_per_example
+    return make_plan(first, plan.num_examples, f"{plan.num_samples}sp", *rules)

@@ -1,42 +1,43 @@
 """Where a plan's phases begin: a schedule's thresholds meet the sample clock, left to right."""
 
 import bisect
+import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
-from adabatch_jax.schedules.batch_size_schedules import PiecewiseConstant, Schedule
-from adabatch_jax.schedules.durations import Duration, sample_count, step_count
+from adabatch_jax.schedules.batch_size_schedules import Schedule, Size
+from adabatch_jax.schedules.durations import Duration, Units
 from adabatch_jax.schedules.phases import Phase
 from adabatch_jax.schedules.strides import Stride
 from adabatch_jax.schedules.text_reader import excerpt
+from adabatch_jax.schedules.thresholds import Level, Place, Threshold, check_listed
 from adabatch_jax.system.errors import UsageError
 
 
 def build_phases(
     schedule: Schedule,
-    num_examples: int | None,
-    run: Duration,
+    units: Units,
     remainder: str,
     divisible_by: int,
     kept: Sequence[Phase] = (),
-) -> tuple[Phase, ...]:
-    """Walks along a schedule to the end of a run, behind phases that keep their starts."""
-    phases = _Builder(schedule, num_examples, run, remainder, kept).build()
+) -> tuple[tuple[Phase, ...], tuple[str, ...]]:
+    """Walks along a schedule to the end of a run, behind phases that keep their starts.
+
+    Returns:
+      The phases, and a sentence for each part of the schedule that is never reached.
+    """
+    builder = _Builder(schedule, units, remainder, kept)
+    phases = builder.build()
     _check_divisible(phases[len(kept) :], divisible_by)
-    return phases
+    return phases, tuple(builder.unreached)
 
 
 class _Start(NamedTuple):
     step: int
     sample: int
-    batch_size: int
-
-
-class _Threshold(NamedTuple):
-    duration: Duration
-    sample: int | None
-    step: int | None
     batch_size: int
 
 
@@ -46,26 +47,22 @@ class _Builder:
     def __init__(
         self,
         schedule: Schedule,
-        num_examples: int | None,
-        run: Duration,
+        units: Units,
         remainder: str,
         kept: Sequence[Phase],
     ):
-        self.num_examples, self.remainder, self.run = num_examples, remainder, run
-        self.num_samples = sample_count(run, num_examples, None, run)
-        self.num_steps = step_count(run, run) if self.num_samples is None else None
+        self.num_examples, self.remainder, self.run = units.num_examples, remainder, units.run
+        samples = units.in_samples(self.run)
+        self.num_samples = None if samples is None else math.ceil(samples)
+        self.num_steps = math.ceil(units.in_steps(self.run)) if samples is None else None
+        self.units = dataclasses.replace(units, num_samples=self.num_samples)
         self.starts = [_Start(p.start_step, p.start_sample, p.batch_size) for p in kept]
         self.step, self.sample = (kept[-1].stop_step, kept[-1].stop_sample) if kept else (0, 0)
         self._check_length()
-        thresholds: Iterator[_Threshold] = (self._convert(d, s) for d, s in schedule.sizes())
-        self._is_listed = isinstance(schedule, PiecewiseConstant)
-        if self._is_listed:
-            listed = [*thresholds]
-            _check_listed(schedule, listed[1:])
-            thresholds = iter(listed)
-        self._thresholds = thresholds
-        self._size, self._from = next(thresholds).batch_size, 0
-        self._next = next(thresholds, None)
+        self.unreached: list[str] = []
+        self._levels: list[Level] = []
+        self._size, self._from = 0, 0
+        self._follow(schedule, Place(0, 0))
 
     def build(self) -> tuple[Phase, ...]:
         while not self._ended():
@@ -73,8 +70,8 @@ class _Builder:
             self._check_size()
             if not self._skip_to_fitting_epoch():
                 self._add_phase()
-        self._pass_thresholds()
         self._check_rest()
+        self._leave(0, f"the run ends at {self.run} (sample {self.sample:,})")
         if not self.starts:
             raise UsageError(
                 f"the plan has no step: batch size {self._size} doesn't fit into the run's "
@@ -102,28 +99,94 @@ class _Builder:
                 "plan is to be kept."
             )
 
-    def _convert(self, duration: Duration, batch_size: int) -> _Threshold:
-        sample = sample_count(duration, self.num_examples, self.num_samples, self.run)
-        step = step_count(duration, self.run) if sample is None else None
-        return _Threshold(duration, sample, step, batch_size)
+    def _follow(self, schedule: Schedule, origin: Place) -> None:
+        """Begins a schedule, or a piece of one, at a place."""
+        thresholds: Iterator[Threshold] = (
+            self._convert(duration, size, origin) for duration, size in schedule.sizes()
+        )
+        if schedule.is_listed:
+            listed = [*thresholds]
+            check_listed(schedule, origin, listed[1:])
+            thresholds = iter(listed)
+        self._levels.append(Level(schedule, origin, thresholds))
+        self._take(self._levels[-1])
 
-    def _reached(self, threshold: _Threshold) -> bool:
+    def _convert(self, duration: Duration, size: Size, origin: Place) -> Threshold:
+        samples = self.units.in_samples(duration)
+        if samples is None:
+            step = origin.step + math.ceil(self.units.in_steps(duration))
+            return Threshold(duration, None, step, size)
+        return Threshold(duration, origin.sample + samples, None, size)
+
+    def _take(self, level: Level) -> None:
+        """Goes on to the level's next size."""
+        threshold = level.take()
+        size = threshold.size
+        if isinstance(size, Schedule):
+            self._follow(size, self._place(threshold))
+        elif callable(size):
+            self._size = size(lambda unit: self._position(threshold, level.origin, unit))
+        else:
+            self._size = size
+
+    def _place(self, threshold: Threshold) -> Place:
+        if threshold.step is not None:
+            return Place(threshold.step, self._end_before(threshold.step))
+        return Place(self._first_step(math.ceil(threshold.sample)), threshold.sample)
+
+    def _position(self, threshold: Threshold, origin: Place, unit: str) -> Fraction:
+        """Where a threshold is, counted from an origin in a unit."""
+        if threshold.duration.unit == unit:
+            return threshold.duration.value
+        place, one = self._place(threshold), Duration(Fraction(1), unit)
+        samples = self.units.in_samples(one)
+        if samples is None:
+            return (place.step - origin.step) / self.units.in_steps(one)
+        return (place.sample - origin.sample) / samples
+
+    def _reached(self, threshold: Threshold) -> bool:
         if threshold.step is not None:
             return threshold.step <= self.step
         return threshold.sample <= self.sample
 
     def _pass_thresholds(self) -> None:
-        while self._next is not None and self._reached(self._next):
-            sample = self._next.sample
-            if sample is None:
-                sample = self._end_before(self._next.step)
-            if sample <= self._from:
-                raise UsageError(
-                    f"the thresholds of a schedule must increase, but {self._next.duration} is at "
-                    f"sample {sample:,} and the one before it at sample {self._from:,}."
-                )
-            self._size, self._from = self._next.batch_size, sample
-            self._next = next(self._thresholds, None)
+        while True:
+            depths = range(len(self._levels))
+            reached = (d for d in depths if (n := self._levels[d].next) and self._reached(n))
+            depth = next(reached, None)  # the outermost ends those inside of it
+            if depth is None:
+                return
+            level = self._levels[depth]
+            self._check_increase(level.next)
+            self._leave(depth + 1, f"what follows begins at {level.next.duration}")
+            self._take(level)
+
+    def _check_increase(self, threshold: Threshold) -> None:
+        sample = math.ceil(self._place(threshold).sample)
+        if sample <= self._from:
+            raise UsageError(
+                f"the thresholds of a schedule must increase, but {threshold.duration} is at "
+                f"sample {sample:,} and the one before it at sample {self._from:,}."
+            )
+        self._from = sample
+
+    def _leave(self, depth: int, why: str) -> None:
+        """Ends the levels from a depth on, and notes what they didn't come to."""
+        for level in self._levels[depth:]:
+            if level.next and (behind := level.schedule.behind(level.num_begun)):
+                parts = excerpt(" and ".join(map(repr, behind)))
+                self.unreached.append(f"the batch schedule never reaches {parts}: {why}.")
+        del self._levels[depth:]
+
+    def _first_step(self, sample: int) -> int:
+        """The first step at a sample that was passed, or later."""
+        index = bisect.bisect_left(self.starts, sample, key=lambda start: start.sample) - 1
+        if index < 0:
+            return 0
+        start = self.starts[index]
+        following = self.starts[index + 1 : index + 2]
+        count = self._stride(start.sample, start.batch_size).steps_before(sample)
+        return min(start.step + count, following[0].step if following else self.step)
 
     def _end_before(self, step: int) -> int:
         """Where the step before one that was walked past ended.
@@ -169,10 +232,11 @@ class _Builder:
     def _add_phase(self) -> None:
         stride = self._stride(self.sample, self._size)
         count = self._steps_until_end(stride)
-        if self._next is not None and self._next.step is not None:
-            count = min(count, self._next.step - self.step)
-        elif self._next is not None:
-            count = min(count, stride.steps_before(self._next.sample))
+        for level in self._levels:
+            if level.next is not None and level.next.step is not None:
+                count = min(count, level.next.step - self.step)
+            elif level.next is not None:
+                count = min(count, stride.steps_before(math.ceil(level.next.sample)))
         if count > 0 and not self._goes_on():
             self.starts.append(_Start(self.step, self.sample, self._size))
         self.step += count
@@ -197,28 +261,19 @@ class _Builder:
         return self._stride(start.sample, self._size).begin(self.step - start.step) == self.sample
 
     def _check_rest(self) -> None:
-        """Complains about a threshold within the run that stands behind one after its end."""
-        for threshold in self._thresholds if self._is_listed else ():
-            if self._reached(threshold):
-                raise UsageError(
-                    f"the thresholds of a schedule must increase, but {threshold.duration} stands "
-                    f"behind {self._next.duration}, which comes after the end of the run."
-                )
-
-
-def _check_listed(schedule: PiecewiseConstant, thresholds: Sequence[_Threshold]) -> None:
-    """Checks a listed schedule to its end, also behind the end of the run."""
-    before = dict.fromkeys(("sample", "step"), (0, "the start"))
-    for threshold in thresholds:
-        unit = "sample" if threshold.step is None else "step"
-        place = threshold.sample if threshold.step is None else threshold.step
-        if place <= before[unit][0]:
-            raise UsageError(
-                f"the thresholds of the schedule {excerpt(str(schedule))!r} must increase, but "
-                f"{threshold.duration} ({unit} {place:,}) doesn't come after {before[unit][1]} "
-                f"({unit} {before[unit][0]:,})."
-            )
-        before[unit] = (place, threshold.duration)
+        """Complains about thresholds within the run that no step came to, out of order."""
+        for level in self._levels:
+            late = None
+            for threshold in level.rest() if level.schedule.is_listed else ():
+                if not self._reached(threshold):
+                    late = late or threshold
+                elif late is None:
+                    self._check_increase(threshold)
+                else:
+                    raise UsageError(
+                        f"the thresholds of a schedule must increase, but {threshold.duration} "
+                        f"stands behind {late.duration}, which comes after the end of the run."
+                    )
 
 
 def _check_divisible(phases: Sequence[Phase], divisible_by: int) -> None:

@@ -1,9 +1,10 @@
 """The text form of schedules, both ways: `parse_schedule(str(s)) == s`."""
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from adabatch_jax.schedules.batch_size_schedules import (
+    START,
     ExponentialGrowth,
     LinearRamp,
     Schedule,
@@ -14,18 +15,23 @@ from adabatch_jax.schedules.batch_size_schedules import (
     piecewise_constant,
 )
 from adabatch_jax.schedules.durations import Duration, parse_duration, positive_duration
+from adabatch_jax.schedules.free_schedules import Joined
 from adabatch_jax.schedules.text_reader import Reader, excerpt
 from adabatch_jax.system.errors import UsageError
 
 T = TypeVar("T")
 
-_DURATION = 'a duration such as "20ep", "1500st", "2.5Msp" or "30%"'
+_DURATION = 'a duration such as "20ep", "1500st", "2.5Msp", "469Btok", "30%" or "1/3"'
 
 
 def read_duration(reader: Reader) -> Duration:
     """Reads a duration above 0; raises a UsageError that points at a word that is none."""
     place = reader.place
     word = reader.take(_DURATION)
+    if reader.peek == "of":
+        for other in ("of", "the", "run"):
+            reader.require(other)
+        word += " of the run"
     try:
         return positive_duration(word)
     except UsageError as error:
@@ -47,8 +53,8 @@ def parse_schedule(text: str) -> Schedule:
     """Reads a batch-size schedule.
 
     The forms: `"128"`, `"128 x2 every 20ep max 2048"`, `"100 x1.5 every 10ep max 800 multiple
-    8"`, `"2048 x0.5 every 10ep min 128"`, `"128, 20ep: 256, 40ep: 512"`, and `"128 to 2048 over
-    50% in 16"`.
+    8"`, `"2048 x0.5 every 10ep min 128"`, `"128, 20ep: 256, 40ep: 512"`, `"128 to 2048 over 50%
+    in 16"`, and these one after the other as in `"128 x2 every 5ep then 20ep: 512"`; see `joined`.
 
     Raises:
       UsageError: the text can't be read (names the place), or makes no schedule.
@@ -60,18 +66,47 @@ def parse_schedule(text: str) -> Schedule:
     adabatch_jax.system.errors.UsageError: can't read the batch schedule '128 x2 evry 20ep' at 'evry' ...
     """
     reader = Reader(text, "batch schedule")
+    schedule = _read_joined(reader)
+    reader.finish()
+    return schedule
+
+
+def _read_joined(reader: Reader) -> Schedule:
+    pieces = [(START, _read_piece(reader))]
+    while reader.take_if("then"):
+        start = read_duration(reader)
+        reader.require(":")
+        pieces.append((start, _read_piece(reader)))
+    return pieces[0][1] if len(pieces) == 1 else Joined(tuple(pieces))
+
+
+def _read_piece(reader: Reader) -> Schedule:
+    if reader.take_if("("):
+        schedule = _read_joined(reader)
+        reader.require(")")
+        return schedule
     init_value = reader.whole('a whole batch size, as in "128 x2 every 20ep"')
-    if not reader.peek:
+    if _at_end(reader):
         return constant(init_value)
     if reader.peek == ",":
         boundaries = read_boundaries(reader, lambda: reader.whole("a whole batch size"))
-        reader.finish("',' or nothing more")
-        return piecewise_constant(init_value, boundaries)
+        return _finished(reader, piecewise_constant(init_value, boundaries), "',' or nothing more")
     if reader.take_if("to"):
-        return _read_ramp(reader, init_value)
+        return _finished(reader, _read_ramp(reader, init_value))
     if reader.peek.startswith("x"):
         return _read_growth(reader, init_value)
     raise reader.error("'x2 every ...', 'to ...', ', 20ep: ...' or nothing more")
+
+
+def _at_end(reader: Reader) -> bool:
+    """Whether a piece is over: what may come then is the next one, or nothing."""
+    return reader.peek in ("", "then", ")")
+
+
+def _finished(reader: Reader, schedule: Schedule, expected: str = "nothing more") -> Schedule:
+    if not _at_end(reader):
+        raise reader.error(expected)
+    return schedule
 
 
 def _read_ramp(reader: Reader, init_value: int) -> LinearRamp:
@@ -79,9 +114,7 @@ def _read_ramp(reader: Reader, init_value: int) -> LinearRamp:
     reader.require("over")
     over = read_duration(reader)
     reader.require("in")
-    num_stages = reader.whole("a number of stages")
-    reader.finish()
-    return linear_ramp(init_value, end_value, over, num_stages)
+    return linear_ramp(init_value, end_value, over, reader.whole("a number of stages"))
 
 
 def _read_growth(reader: Reader, init_value: int) -> ExponentialGrowth:
@@ -90,7 +123,7 @@ def _read_growth(reader: Reader, init_value: int) -> ExponentialGrowth:
     every = read_duration(reader)
     bound = "max" if factor >= 1 else "min"
     options: dict[str, int] = {}
-    while reader.peek:
+    while not _at_end(reader):
         if reader.peek not in (bound, "multiple") or reader.peek in options:
             raise reader.error(
                 f"{bound!r}, 'multiple' or nothing more (a batch that "
@@ -129,3 +162,28 @@ def as_schedule(
             f"the first pair of a schedule must begin at 0, got {excerpt(repr(schedule))}."
         )
     return piecewise_constant(pairs[0][1], pairs[1:])
+
+
+def joined(
+    pieces: Mapping[str | int, Any] | Iterable[tuple[str | int | Duration, Any]],
+) -> Joined:
+    """Follows schedules one after the other, each counting from its own start.
+
+    The durations of a piece count from where it begins, until the next one begins; percentages
+    are of the whole run.
+
+    Args:
+      pieces: duration since the start of the run, 0 for the first one -> a schedule, or anything
+        that `make_plan` makes one of.
+
+    Raises:
+      UsageError: no piece at 0, or a duration or a schedule that can't be read; and when a plan is
+        made, pieces out of order.
+
+    >>> str(joined({"0ep": "128 x2 every 5ep max 512", "20ep": linear_ramp(64, 256, "10ep", 4)}))
+    '128 x2 every 5ep max 512 then 20ep: 64 to 256 over 10ep in 4'
+    """
+    read = [(parse_duration(start), as_schedule(schedule)) for start, schedule in items(pieces)]
+    if not read or read[0][0].value != 0:
+        raise UsageError('the first piece of a joined schedule must begin at 0, as "0ep".')
+    return Joined(((START, read[0][1]), *read[1:]))

@@ -49,6 +49,23 @@ class Stride:
             end = min(end, (begin // self.num_examples + 1) * self.num_examples)
         return end
 
+    def progress(self, sample: int) -> tuple[int, int, int]:
+        """The steps that end by a sample or an array of them, all steps beginning at sample 0.
+
+        Returns (whole steps, p, q): p / q of the next one. "drop" makes no progress in what it
+        skips.
+        """
+        if self.remainder == "carry":
+            return *divmod(sample, self.batch_size), self.batch_size
+        epoch, offset = divmod(sample, self.num_examples)
+        step, rest = divmod(offset, self.batch_size)
+        tail = self.num_examples % self.batch_size
+        is_in_tail = step == self.num_examples // self.batch_size
+        steps = epoch * self.steps_per_epoch + step
+        if self.remainder == "drop":
+            return steps, rest * (1 - is_in_tail), self.batch_size
+        return steps, rest, self.batch_size + is_in_tail * (tail - self.batch_size)
+
     def steps_before(self, sample: int) -> int:
         """The number of steps that begin before `sample`."""
         if sample <= self.start_sample:

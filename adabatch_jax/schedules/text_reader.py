@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from adabatch_jax.system.errors import UsageError
 
-_WORD = re.compile(r"[,:]|[^\s,:]+")
+_WORD = re.compile(r"[,:()]|[^\s,:()]+")
 _WHOLE = re.compile(r"[+-]?\d[\d_]*")
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d{1,3})?(/\d+)?")
 
@@ -77,10 +77,14 @@ def excerpt(text: str, place: int = 0, length: int = 200) -> str:
 
 
 class Reader:
-    """Walks over the words of a text; complaints call it `what` and name the word's place."""
+    """Walks over the words of a text; complaints call it `what` and name the word's place.
+
+    Words that were looked for at a place and weren't there are what would have fitted there.
+    """
 
     def __init__(self, text: str, what: str):
         self.text, self.what, self.place = text, what, 0
+        self._missed: list[tuple[int, str]] = []
         self._words = [(m.group(), m.start()) for m in _WORD.finditer(text)]
 
     @property
@@ -97,10 +101,22 @@ class Reader:
 
     def take_if(self, word: str) -> bool:
         """Moves on if the next word is `word`."""
-        if self.peek != word:
-            return False
-        self.place += 1
-        return True
+        if self.sees(self.peek == word, repr(word)):
+            self.place += 1
+            return True
+        return False
+
+    def sees(self, is_there: bool, expected: str) -> bool:
+        """Returns `is_there`; if it isn't, what is `expected` would have fitted here too."""
+        if not is_there:
+            self._missed.append((self.place, expected))
+        return is_there
+
+    def misfit(self, *others: str) -> UsageError:
+        """Makes the complaint that the next word is none of those looked for here, nor others."""
+        missed = [name for place, name in self._missed if place == self.place]
+        *first, last = [*missed, *others]
+        return self.error(f"{', '.join(first)} or {last}" if first else last)
 
     def require(self, word: str) -> None:
         """Moves over a word; raises a UsageError if it is not `word`."""
@@ -110,7 +126,7 @@ class Reader:
     def finish(self, expected: str = "nothing more") -> None:
         """Raises a UsageError if anything is left."""
         if self.peek:
-            raise self.error(expected)
+            raise self.misfit(expected)
 
     def number(self, expected: str, prefix: str = "") -> Fraction:
         """Reads a decimal or `p/q` behind `prefix`, in a float's range."""

@@ -65,17 +65,10 @@ def with_lr_scale(config: TrainConfig, scale: float) -> TrainConfig:
     >>> with_lr_scale(TrainConfig(lr="0.1 x0.375 every 20ep warmup 5ep from 0.1"), 0.5).lr
     '0.05 x0.375 every 20ep warmup 5ep from 0.05'
     """
-    factor, rate = exact(scale, "scale"), config.learning_rate
+    factor = exact(scale, "scale")
     if factor == 1:
         return config  # the text too stays as it was written
-    scaled = dataclasses.replace(
-        rate,
-        init_value=rate.init_value * factor,
-        boundaries=tuple((duration, value * factor) for duration, value in rate.boundaries),
-        end_value=None if rate.end_value is None else rate.end_value * factor,
-        warmup_from=rate.warmup_from * factor,
-    )
-    return dataclasses.replace(config, lr=scaled)
+    return dataclasses.replace(config, lr=config.learning_rate.times(factor))
 
 
 def _stretched(value: Any, ratio: Fraction) -> Any:

@@ -63,6 +63,16 @@ def test_what_follows_from_an_undecided_micro_batch_is_not_told(command):
     assert "1 program to compile." in out and "32 x 2" in out
 
 
+def test_what_the_run_never_reaches_is_a_note(command):
+    tokens = "--num-examples 1000000 --tokens-per-example 2048 --duration 1Btok --no-memory"
+    outcome = command(main, f"{tokens} --batch-schedule 16, 500Mtok: 32, 2Btok: 64")
+    note = "note: the batch schedule never reaches '2Btok: 64': the run ends at 1Btok (sample 488,282)."
+    assert outcome.code == 0 and outcome.out.count(note) == 1
+    assert outcome.err == ""
+    outcome = command(main, "--epochs 2 --batch-schedule 16, 500Mtok: 32 --no-memory")
+    assert outcome.code == 2 and "'500Mtok' is in tokens; give `tokens_per_example`" in outcome.err
+
+
 def test_devices_micro_batches_and_padding(command):
     arguments = f"{PAPER} --devices 8 --microbatch-size 100 --no-memory"
     rows = json.loads(command(main, f"{arguments} --json").out)["rows"]
@@ -175,7 +185,7 @@ def test_a_suggested_schedule_ends_where_growth_stops_paying(command, monkeypatc
     lines = command(main, arguments).out.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["batch", "32", "64", "128", "256"]
     assert lines[2].split()[-4:] == ["s", "150", "+50", "%"]
-    text = "32 x2 every 4ep max 64"
+    text = "32 x2 every 20% max 64"
     assert lines[5:] == [
         "Above 64 no doubling that was tried gains 5 % or more.",
         f"Suggested: {text}",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -148,18 +149,22 @@ def test_the_runs_own_config_file_is_the_same_command(oracle, command):
 
 
 def test_a_longer_run_goes_on(tmp_path, command):
-    first = command(main, f"--epochs 1 --batch-schedule 100 --lr 0.05 --workdir {tmp_path / 'r'}")
-    assert first.code == 0
-    longer = command(
-        main, f"--epochs 2 --batch-schedule 100, 1ep: 200 --lr 0.05 --workdir {tmp_path / 'r'}"
+    arguments = f"--batch-schedule 100, 1ep: 200 --lr 0.05 --workdir {tmp_path / 'r'}"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the batch schedule")  # told, and once
+        first = command(main, f"{arguments} --duration 1442sp")
+        longer = command(main, f"{arguments} --epochs 2")
+    assert (
+        first.code == 0 and first.out.count("never reaches '1ep: 200': the run ends at 1442sp") == 1
     )
-    assert longer.code == 0 and "resuming after update 15" in longer.out
+    assert longer.code == 0 and "never reaches" not in longer.out
+    assert "resuming after update 15" in longer.out
     plan = json.loads((tmp_path / "r" / "plan.json").read_text())
     assert [p["batch_size"] for p in plan["phases"]] == [100, 200]
 
 
 def test_prolonged_twice_and_stopped_in_between(tmp_path, command):
-    arguments = f"--batch-schedule 100, 3ep: 200 --workdir {tmp_path / 'r'}"
+    arguments = f"--batch-schedule 100, 3ep: 200 --lr 0.05 --workdir {tmp_path / 'r'}"
     assert command(main, f"{arguments} --epochs 1.5").code == 0
     assert command(main, f"{arguments} --epochs 2.7").code == 0
     process = start(*arguments.split(), "--epochs", "15", "--checkpoint-every", "3st")

@@ -5,7 +5,12 @@ import dataclasses
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
-from adabatch_jax.config.command_line import flag_of, parse_arguments, parse_flags
+from adabatch_jax.config.command_line import (
+    command_arguments,
+    flag_of,
+    parse_arguments,
+    parse_flags,
+)
 from adabatch_jax.config.declarations import check, flag
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.train import Options
@@ -43,6 +48,22 @@ def test_a_file_gives_the_defaults(tmp_path):
     _, config = parsed(f"--epochs 4 --config {file}:a --data.crop-padding 1")
     data = DataSettings(flip=True, crop_padding=1)
     assert config == TrainConfig(seed=5, epochs=4, data=data)
+
+
+def test_epochs_and_duration_take_each_others_place(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from adabatch_jax.config import TrainConfig\n"
+        "arms = {'a': TrainConfig(epochs=3), 'b': TrainConfig(duration='90st')}\n"
+    )
+    _, config = parsed(f"--duration 1500st --config {file}:a")
+    assert config == TrainConfig(duration="1500st")
+    assert command_arguments(config, f"{file}:a") == f"--config {file}:a --duration 1500st"
+    _, config = parsed(f"--epochs 20 --config {file}:b")
+    assert config == TrainConfig()
+    assert command_arguments(config, f"{file}:b") == f"--config {file}:b --epochs 20"
+    with pytest.raises(UsageError, match="epochs and duration: give one of them, not both"):
+        parsed("--epochs 3 --duration 1500st")
 
 
 def test_a_list_ends_at_the_next_flag():

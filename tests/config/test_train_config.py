@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
@@ -12,7 +13,10 @@ from adabatch_jax.config.declarations import declarations
 from adabatch_jax.config.files import load_config
 from adabatch_jax.runs.folder.workdir_choice import default_workdir
 from adabatch_jax.schedules.batch_size_schedules import exponential_growth
+from adabatch_jax.schedules.free_schedules import sampled
+from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
+from adabatch_jax.schedules.schedule_text import joined
 from adabatch_jax.system.errors import UsageError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -38,15 +42,25 @@ def test_other_settings_another_folder():
     assert default_workdir(TrainConfig(name="mine")).name.startswith("mine-")
 
 
+def test_the_default_ends_at_the_same_batch_and_rate_whatever_its_length():
+    in_epochs = TrainConfig(batch_schedule="32 x2 every 4ep max 512", lr="0.05 x0.375 every 4ep")
+    for epochs in (20, 100, 5):
+        config = TrainConfig(epochs=epochs)
+        plan = config.plan(1442)
+        rate = resolve(plan, config.learning_rate)
+        assert plan.batch_sizes == (32, 64, 128, 256, 512)
+        assert rate.at(plan.num_steps - 1) == np.float32(0.05 * 0.75**4)
+        if epochs == 20:
+            same = in_epochs.plan(1442)
+            assert plan.phases == same.phases and plan.num_steps == 351
+            steps = np.arange(351)
+            wanted = resolve(same, in_epochs.learning_rate)(np, steps)
+            np.testing.assert_array_equal(rate(np, steps), wanted)
+
+
 def test_fractions_of_an_epoch_are_exact():
     assert TrainConfig(epochs=0.1).plan(1000).num_samples == 100
-    assert str(TrainConfig(epochs=2.5).duration) == "2.5ep"
-
-
-def test_the_default_settings_have_the_digest_that_runs_were_named_by():
-    assert TrainConfig().digest == (
-        "61e04c9e78f986373aee19c42ae9a6ae22d5f564b906dfd842b73ac21d4aed51"
-    )
+    assert str(TrainConfig(epochs=2.5).length) == "2.5ep"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +117,7 @@ def test_one_sentence_of_each_kind():  # golden
         "steps_per_dispatch": ("atuo", "'atuo' is not one of a whole number, auto; did you mean "
                                "'auto'?"),
         "seed": (-1, "must be at least 0, got -1."),
-        "epochs": ("ten", "must be a number, got 'ten'."),
+        "epochs": ("ten", "must be a number or none, got 'ten'."),
         "log_every": ("0st", "a period must be longer than nothing, got '0st'."),
     }  # fmt: skip
     for name, (value, sentence) in sentences.items():
@@ -177,7 +191,7 @@ def test_a_group_that_is_left_empty_has_its_defaults():
 
 @pytest.mark.parametrize("name", ["log_every", "eval_every", "checkpoint_every", "keep_every"])
 def test_a_period_has_a_unit(name):
-    with pytest.raises(UsageError, match=f"{name}: the period '30' has no unit; units are ep"):
+    with pytest.raises(UsageError, match=f"{name}: the duration '30' has no unit; units are ep"):
         TrainConfig(**{name: "30"})
 
 
@@ -211,3 +225,50 @@ def test_whatever_a_field_is_it_is_taken_or_refused(name, value):
         TrainConfig.from_dict({group: {field: value}} if group else {field: value})
     except UsageError:
         pass
+
+
+def test_a_duration_in_place_of_epochs():
+    config = TrainConfig(duration="1500st")
+    assert (config.epochs, config.duration, str(config.length)) == (None, "1500st", "1500st")
+    assert config.plan(1000).num_steps == 1500
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert TrainConfig.from_dict({"duration": "1500st"}) == config
+    assert TrainConfig.from_dict({"epochs": 3}) == TrainConfig(epochs=3)
+    assert (TrainConfig().epochs, TrainConfig().duration) == (20.0, None)
+    tokens = TrainConfig(
+        batch_schedule="16, 20Ktok: 32", duration="50Ktok", tokens_per_example=32
+    ).plan(1000)
+    assert tokens.num_samples == 1563 and tokens.phases[1].start_sample == 640
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": 20, "duration": "5ep"}, "epochs and duration: give one of them, not both"),
+        ({"duration": "1500"}, "duration: the duration '1500' has no unit; units are ep"),
+        ({"duration": "30%"}, "duration: .* can't be a share of itself"),
+        ({"duration": "0st"}, "duration: .* longer than nothing"),
+        ({"batch_schedule": sampled(len, "1ep")}, "batch_schedule: sampled.* no text of a conf"),
+        (
+            {"batch_schedule": joined({0: 8, "1ep": sampled(len, "1ep")})},
+            "batch_schedule: .* list its sizes",
+        ),
+    ],
+)
+def test_lengths_and_schedules_that_cannot_be(fields, message):
+    with pytest.raises(UsageError, match=message):
+        TrainConfig(**fields)
+
+
+def test_a_joined_schedule_is_a_text():
+    schedule = joined({"0ep": "8 x2 every 1ep max 32", "5ep": 64})
+    assert TrainConfig(batch_schedule=schedule).schedule == schedule
+
+
+def test_digests_are_those_that_runs_are_named_by():
+    """Before there was `duration`."""
+    base = TrainConfig(batch_schedule="32 x2 every 4ep max 512", lr="0.05 x0.375 every 4ep")
+    assert base.digest.startswith("61e04c9e")
+    assert dataclasses.replace(base, epochs=3).digest.startswith("9479d21a")
+    others = [TrainConfig(duration="20ep"), TrainConfig(tokens_per_example=2)]
+    assert len({config.digest for config in [TrainConfig(), *others]}) == 3

@@ -25,8 +25,8 @@ NO_ARRAYS = 15_000
 # Two changes of the batch size in mid-epoch, an epoch of 1,442 examples that no batch divides,
 # and rows, checkpoints and evaluations that seldom fall together.
 COMMON = (
-    "--batch-schedule 16, 0.7ep: 24, 1.3ep: 40 --epochs 2.3 --log-every 3st "
-    "--checkpoint-every 7st --eval-every 0.5ep --eval-batch-size 100"
+    "--batch-schedule 16, 0.7ep: 24, 1.3ep: 40 --lr 0.05 x0.375 every 4ep --epochs 2.3 "
+    "--log-every 3st --checkpoint-every 7st --eval-every 0.5ep --eval-batch-size 100"
 )
 # What else is different between runs: each policy at an epoch's end, each way of computing an
 # update and of bringing the examples to the devices.

@@ -32,7 +32,7 @@ def planned(config, found=None, allowed=()):
 @pytest.mark.parametrize("remainder", ["carry", "partial", "drop"])
 @pytest.mark.parametrize("schedule", ["7", "4 x2 every 1ep max 32", "30, 35st: 9"])
 def test_planned_again_as_it_was_prolonged(schedule, remainder):
-    config = TrainConfig(batch_schedule=schedule, remainder=remainder, epochs=1.3)
+    config = TrainConfig(batch_schedule=schedule, lr="0.05", remainder=remainder, epochs=1.3)
     plan = config.plan(N)
     for epochs in (1.3, 1.71, 1.71, 2.5, 4.05, 9):
         longer = dataclasses.replace(config, epochs=epochs)

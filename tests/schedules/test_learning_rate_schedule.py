@@ -1,6 +1,5 @@
 """Rates against closed forms in exact fractions, at every edge, inside and outside jit."""
 
-import functools
 import math
 from fractions import Fraction
 
@@ -12,7 +11,7 @@ import pytest
 
 from adabatch_jax.schedules.batch_size_schedules import growth_from_decay
 from adabatch_jax.schedules.learning_rate_at_step import StepClock, resolve
-from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate, epoch_and_phase
+from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
 from adabatch_jax.schedules.plan import first_step_from, make_plan
 from adabatch_jax.system.errors import UsageError
@@ -65,45 +64,6 @@ def test_position_equals_the_plan_at_every_step(remainder):
     with jax.enable_x64(True):
         positions = jax.jit(lambda s: clock.phase_and_sample(jnp, s)[1])(jnp.asarray(steps))
     np.testing.assert_array_equal(positions, wanted)
-
-
-@pytest.mark.parametrize("remainder", REMAINDERS)
-@pytest.mark.parametrize(
-    ("num_examples", "schedule", "duration"),
-    [
-        (1_281_167, "256, 30ep: 2048, 60ep: 16384", "90ep"),
-        (1_281_167, "8192 x8 every 30ep max 524288", "90ep"),
-        (10**9 + 7, "4096, 30ep: 32768", "100ep"),
-        (50_000, DOUBLING, "100ep"),
-    ],
-)
-def test_epoch_is_exact_at_every_edge(num_examples, schedule, duration, remainder):
-    plan = make_plan(schedule, num_examples, duration, remainder)
-    steps = edges(plan)
-    samples = [plan.samples_at(int(s)) for s in steps]
-    clock = StepClock.of(plan)
-    of = jax.vmap(functools.partial(epoch_and_phase, clock))
-    for evaluate in (of, jax.jit(of)):
-        epoch, phase = (np.asarray(x) for x in evaluate(steps))
-        assert epoch.dtype == np.float32
-        np.testing.assert_array_equal(np.floor(epoch), [c // num_examples for c in samples])
-        np.testing.assert_allclose(epoch, [c / num_examples for c in samples], rtol=1.2e-7)
-        np.testing.assert_array_equal(phase, [plan.phase_at(int(s)).index for s in steps])
-
-
-@pytest.mark.parametrize("remainder", REMAINDERS)
-def test_decays_of_the_epoch_change_at_the_first_step_from_the_threshold(remainder):
-    plan = make_plan("256 x2 every 30ep", 1_281_167, "90ep", remainder)
-    described = coupled_learning_rate(plan, parse_learning_rate("0.1, 30ep: 0.01, 60ep: 0.001"))
-    by_epoch = coupled_learning_rate(
-        plan, lambda epoch: jnp.where(epoch < 30, 0.1, jnp.where(epoch < 60, 0.01, 0.001))
-    )
-    for k, epoch in enumerate((30, 60)):
-        change = first_step_from(plan, epoch * 1_281_167)
-        for rate in (described, by_epoch, jax.jit(described), jax.jit(by_epoch)):
-            before, after = 0.1 * 0.1**k * 2**k, 0.1 * 0.1 ** (k + 1) * 2 ** (k + 1)
-            assert float(rate(change - 1)) == pytest.approx(before, rel=1e-6)
-            assert float(rate(change)) == pytest.approx(after, rel=1e-6)
 
 
 @pytest.mark.parametrize("remainder", REMAINDERS)
@@ -220,22 +180,12 @@ def test_it_is_an_optax_schedule():
     assert seen == [0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
 
 
-def test_an_optax_schedule_that_counts_epochs_can_be_the_base():
-    plan = make_plan("100 x2 every 2ep", 1000, "6ep")
-    lr = coupled_learning_rate(plan, optax.cosine_decay_schedule(0.1, 6), "none")
-    for step in range(plan.num_steps):
-        wanted = 0.05 * (1 + math.cos(math.pi * plan.epoch_at(step) / 6))
-        assert float(lr(step)) == pytest.approx(wanted, rel=1e-6, abs=1e-8)
-
-
 def test_endless_streams():
     plan = make_plan("32 x2 every 1Msp max 128", None, "4Msp")
     lr = coupled_learning_rate(plan, parse_learning_rate("0.1 cosine warmup 1000st"))
     assert float(lr(500)) == pytest.approx(
         0.1 * (1 + math.cos(math.pi * 500 * 32 / 4e6)) / 2 * 0.5, rel=1e-6
     )
-    with pytest.raises(UsageError, match="epoch"):
-        coupled_learning_rate(plan, lambda epoch: 0.1)
 
 
 @pytest.mark.parametrize(

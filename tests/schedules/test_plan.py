@@ -1,5 +1,6 @@
 """Check numbers of the plan, its edges, and what it says of mistakes."""
 
+import json
 import time
 
 import jax.numpy as jnp
@@ -7,8 +8,12 @@ import numpy as np
 import pytest
 
 from adabatch_jax.schedules.batch_size_schedules import constant, exponential_growth, linear_ramp
+from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan, cut_ends, first_step_from, make_plan
 from adabatch_jax.system.errors import UsageError
+
+# What a short run never reaches is told; tests/schedules/test_free_schedules.py has it.
+pytestmark = pytest.mark.filterwarnings("ignore:the batch schedule never reaches")
 
 DOUBLING = "128 x2 every 20ep max 2048"
 
@@ -267,3 +272,64 @@ def test_ramp_reaches_both_ends():
     for k, start in enumerate(starts):
         wanted = -(-50_000 * 50 * k // 15)
         assert wanted <= start < wanted + plan.phases[k - 1].batch_size or k == 0
+
+
+@pytest.mark.parametrize("tokens_per_example", [1, 7, 2048])
+def test_tokens_become_samples_rounded_up(tokens_per_example):
+    for tokens in (1, 6, 7, 8, 2047, 2048, 2049, 469 * 10**9):
+        text = f"{tokens}tok"
+        plan = make_plan(1, None, text, tokens_per_example=tokens_per_example)
+        assert plan.num_samples == -(-tokens // tokens_per_example) == plan.sample_of(text)
+
+
+def test_gpt3s_thresholds_in_tokens():
+    """Megatron's example of GPT-3, but for its rounding down."""
+    sizes = {"2.4Btok": 320, "4.8Btok": 624, "7.2Btok": 928, "9.6Btok": 1232, "12Btok": 1536}
+    text = "16, " + ", ".join(f"{tokens}: {size}" for tokens, size in sizes.items())
+    plan = make_plan(text, None, "300Btok", tokens_per_example=2048)
+    sample, size, starts = 0, 16, [0]
+    for k, following in enumerate(sizes.values(), start=1):
+        while sample * 2048 < k * 2_400_000_000:
+            sample += size
+        starts.append(sample)
+        size = following
+    assert [phase.start_sample for phase in plan.phases] == starts
+    assert BatchPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    samples = make_plan(text.replace("tok", "sp"), None, "300Bsp")  # another clock
+    assert plan.tokens_per_example == 2048 and samples.tokens_per_example is None
+    longer = plan.continued(text, plan.num_samples, "301Btok")
+    assert longer.tokens_per_example == 2048
+    assert longer.num_samples == -(-301 * 10**9 // 2048)
+
+
+def test_a_fingerprint_is_of_steps_whatever_they_were_called():
+    tokens = make_plan("10, 20tok: 20", None, "100tok", tokens_per_example=2)
+    assert tokens.fingerprint() == make_plan("10, 10sp: 20", None, "50sp").fingerprint()
+
+
+def test_tokens_that_are_not_known():
+    with pytest.raises(UsageError, match="'5tok' is in tokens; give `tokens_per_example`"):
+        make_plan("1, 5tok: 2", num_examples=10, duration="2ep")
+    plan = make_plan(1, num_examples=10, duration="2ep")
+    with pytest.raises(UsageError, match="'5tok' is in tokens"):
+        plan.sample_of("5tok")
+    with pytest.raises(UsageError, match="'5tok' is in tokens"):
+        every(plan, "5tok")
+    with pytest.raises(UsageError, match="`tokens_per_example` must be at least 1, got 0"):
+        make_plan(1, num_examples=10, duration="2ep", tokens_per_example=0)
+
+
+def test_a_period_in_tokens():
+    plan = make_plan(4, None, "1000tok", tokens_per_example=6)
+    due = [step for step in range(1, plan.num_steps + 1) if every(plan, "100tok").is_due(step)]
+    counts = [min(4 * step, 167) * 6 // 100 for step in range(plan.num_steps + 1)]
+    assert due == [s for s in range(1, plan.num_steps + 1) if counts[s] > counts[s - 1]]
+
+
+@pytest.mark.parametrize("duration", [99, np.int64(1)])
+def test_a_run_without_unit_below_an_epoch(duration):
+    with pytest.raises(UsageError, match=f'"{duration}ep" for epochs or "{duration}sp" for sam'):
+        make_plan(1, num_examples=100, duration=duration)
+    with pytest.raises(UsageError, match=f"'{duration}' has no unit; units are ep"):
+        make_plan(1, num_examples=100, duration=str(duration))
+    assert make_plan(1, num_examples=100, duration=100).num_samples == 100

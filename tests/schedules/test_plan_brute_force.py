@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from adabatch_jax.schedules.plan import BatchPlan, first_step_from, make_plan
 from adabatch_jax.system.errors import UsageError
 
+pytestmark = pytest.mark.filterwarnings("ignore:the batch schedule never reaches")
+
 
 class OutOfOrder(Exception):
     pass

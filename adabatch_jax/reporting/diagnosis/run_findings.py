@@ -128,7 +128,8 @@ def _config(workdir: Path) -> tuple[TrainConfig | None, Finding]:
         config = TrainConfig.from_dict(content, origin=name)
     except AdabatchError as error:
         return None, of_error(name, error)
-    text = f"{config.model} on {config.dataset}, {config.epochs:g} epochs, seed {config.seed}"
+    length = config.duration or f"{config.epochs:g} epochs"
+    text = f"{config.model} on {config.dataset}, {length}, seed {config.seed}"
     return config, good(name, text)
 
 

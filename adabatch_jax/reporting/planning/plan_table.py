@@ -77,6 +77,7 @@ def plan_notes(config: TrainConfig, plan: BatchPlan, layouts: Layouts | None) ->
         first, fixed = plan.phases[0].batch_size, fixed_batch_plan(plan).num_steps
         totals += f"; with batch {first} throughout it would be {fixed:,}"
     notes = [f"{totals}.", "lr and lr/batch are those of each phase's first update."]
+    notes += [f"note: {sentence}" for sentence in plan.unreached]
     if plan.num_dropped:
         notes.append(f"{plan.num_dropped:,} positions are dropped at the ends of epochs.")
     if layouts is None:

@@ -8,7 +8,7 @@ from adabatch_jax.schedules.batch_size_schedules import (
     constant,
     exponential_growth,
 )
-from adabatch_jax.schedules.plan import BatchPlan, make_plan
+from adabatch_jax.schedules.plan import BatchPlan, untold_plan
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.number_texts import seconds_text
 from adabatch_jax.training.time_prediction import largest_paying_size
@@ -20,7 +20,7 @@ PAPER_FACTOR, PAPER_INTERVAL = 2, "20%"
 def growth_rule(schedule: Schedule, plan: BatchPlan) -> ExponentialGrowth:
     """The schedule without its bound if it grows by a factor, else the paper's doubling.
 
-    >>> from adabatch_jax.schedules.schedule_text import parse_schedule
+    >>> from adabatch_jax import make_plan, parse_schedule
     >>> schedule = parse_schedule("64, 5ep: 100")
     >>> str(growth_rule(schedule, make_plan(schedule, 1000, "10ep")))
     '64 x2 every 20%'
@@ -37,6 +37,7 @@ def sizes_to_try(rule: ExponentialGrowth, plan: BatchPlan, max_batch: int | None
     Raises:
       UsageError: the first batch is larger than allowed.
 
+    >>> from adabatch_jax import make_plan
     >>> plan = make_plan("64", 1000, "10ep")
     >>> sizes_to_try(exponential_growth(64, 2, "2ep"), plan, max_batch=600)
     [64, 128, 256, 512]
@@ -47,7 +48,8 @@ def sizes_to_try(rule: ExponentialGrowth, plan: BatchPlan, max_batch: int | None
         )
     limits = [limit for limit in (max_batch, plan.num_examples) if limit is not None]
     bounded = dataclasses.replace(rule, end_value=min(limits, default=None))
-    reached = max(make_plan(bounded, plan.num_examples, plan.duration, plan.remainder).batch_sizes)
+    rules = plan.remainder, 1, plan.tokens_per_example
+    reached = max(untold_plan(bounded, plan.num_examples, plan.duration, *rules).batch_sizes)
     sizes = [rule.init_value]
     while 2 * sizes[-1] <= reached:
         sizes.append(2 * sizes[-1])
