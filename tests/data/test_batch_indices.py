@@ -53,7 +53,7 @@ def test_they_can_be_sent_to_another_process():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": -1}, "`seed` must not be negative"),
+        ({"seed": -1}, "`seed` must be from 0"),
         ({"start_sample": 5}, "begins at start_sample=5.* 0 and 8"),
         ({"start_sample": 104}, "outside the plan's 103 samples"),
     ],

@@ -30,7 +30,7 @@ class Problem:
         self.duration = f"{num_entries}ep"
         entries = [f"{k}ep: {20 + k % 7}" for k in range(1, num_entries)]
         self.text = ", ".join(["20", *entries])
-        self.in_steps = [(0, 20), *((f"{5 * k}st", 20 + k % 7) for k in range(1, num_entries))]
+        self.in_steps = [(0, 20), *((f"{4 * k}st", 20 + k % 7) for k in range(1, num_entries))]
         rates = [f"{k}ep: {0.1 / k:.9f}" for k in range(1, num_entries)]
         self.rate_text = ", ".join(["0.2", *rates])
         self.schedule, self.rate = parse_schedule(self.text), parse_learning_rate(self.rate_text)
