@@ -45,7 +45,7 @@ _MODULES = {
     "adabatch_jax.training.train_step": ("make_train_step",),
     "adabatch_jax.training.evaluation": ("evaluate",),
     "adabatch_jax.runs.fit": ("FitResult", "fit"),
-    "adabatch_jax.system.interruption": ("Interruption",),
+    "adabatch_jax.system.stop_requests": ("Interruption",),
     "adabatch_jax.system.errors": (
         "AdabatchError",
         "DivergedError",

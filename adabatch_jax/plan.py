@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from adabatch_jax.data.datasets.dataset_specs import dataset_spec
+    from adabatch_jax.data.datasets.known_datasets import dataset_spec
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
     num_examples = options.num_examples

@@ -15,9 +15,9 @@ from adabatch_jax.config.declarations import as_in, check, flag
 from adabatch_jax.config.settings import Operation
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
-from adabatch_jax.system.interruption import Interruption, exit_on_signals
 from adabatch_jax.system.number_texts import printable
 from adabatch_jax.system.quantities import parse_seconds
+from adabatch_jax.system.stop_requests import Interruption, exit_on_signals
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +77,8 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     from pathlib import Path
 
     from adabatch_jax.runs.checkpoints.verifying import committed_steps
-    from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, find_finished, run_at
+    from adabatch_jax.runs.folder.finished_run import find_finished
+    from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, run_at
     from adabatch_jax.runs.folder.workdir_choice import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)

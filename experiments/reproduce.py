@@ -16,7 +16,7 @@ from adabatch_jax.config.command_line import flag_of, parse_flags
 from adabatch_jax.config.declarations import check, flag
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
-from adabatch_jax.system.interruption import Interruption, exit_on_signals
+from adabatch_jax.system.stop_requests import Interruption, exit_on_signals
 
 if TYPE_CHECKING:
     from experiments.reproduction.studies import Study

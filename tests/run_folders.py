@@ -7,7 +7,8 @@ from pathlib import Path
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.runs.checkpoints.manifest import write_manifest
 from adabatch_jax.runs.checkpoints.verifying import Found
-from adabatch_jax.runs.folder.folder_reading import FORMAT, digests_of_files
+from adabatch_jax.runs.folder.finished_run import digests_of_files
+from adabatch_jax.runs.folder.folder_reading import FORMAT
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
 from adabatch_jax.runs.resuming import digest_of_order
 from adabatch_jax.system.environment import package_versions

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from adabatch_jax.data.datasets.dataset_specs import open_builder
 from adabatch_jax.data.datasets.file_digests import FileDigests, file_digests
 from adabatch_jax.data.datasets.image_decoding import decode_image, resize_and_crop
+from adabatch_jax.data.datasets.known_datasets import open_builder
 from adabatch_jax.data.datasets.labelled_images import LabelledImages, labelled_images
 from adabatch_jax.data.datasets.prepared_folders import prepare_command
 from adabatch_jax.data.datasets.tfds_import import import_tfds

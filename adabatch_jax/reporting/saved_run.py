@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.reporting.html_elements import is_sealed
-from adabatch_jax.runs.folder.folder_reading import SUMMARY, has_figures
+from adabatch_jax.runs.folder.finished_run import has_figures
+from adabatch_jax.runs.folder.folder_reading import SUMMARY
 from adabatch_jax.runs.folder.metrics_files import COLUMNS, read_metrics
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.config.settings import TrainConfig
-from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec
+from adabatch_jax.data.datasets.known_datasets import DatasetSpec, dataset_spec
 from adabatch_jax.data.datasets.prepared_folders import is_prepared
 from adabatch_jax.data.sources import Source, in_memory
 from adabatch_jax.data.tfds_images import TfdsSource, tfds_source

@@ -12,7 +12,7 @@ import optax
 from adabatch_jax.config.settings import Operation, TrainConfig
 from adabatch_jax.data.abstract_arrays import example_types
 from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
-from adabatch_jax.data.datasets.dataset_specs import DatasetSpec, dataset_spec
+from adabatch_jax.data.datasets.known_datasets import DatasetSpec, dataset_spec
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.sources import Source
 from adabatch_jax.models import create, functions, loss_properties

@@ -19,7 +19,7 @@ from adabatch_jax.runs.profiling import Profile
 from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.runs.state_copies import COPY, StateCopies
 from adabatch_jax.system.fault_points import are_asked_for, reach
-from adabatch_jax.system.interruption import Interruption
+from adabatch_jax.system.stop_requests import Interruption
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.evaluation import Evaluator
 from adabatch_jax.training.finite_checks import poisoned

@@ -9,15 +9,16 @@ import jax
 from adabatch_jax.config.settings import Keep
 from adabatch_jax.data.example_digest import ExamplesDigest
 from adabatch_jax.runs.checkpoints.verifying import Found
-from adabatch_jax.runs.clocks import ACTIVITIES, Clocks
 from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.runs.folder.folder_reading import ENVIRONMENT, FORMAT, Finished
+from adabatch_jax.runs.folder.finished_run import Finished
+from adabatch_jax.runs.folder.folder_reading import ENVIRONMENT, FORMAT
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.kept_layout import change_text, layout_changes
 from adabatch_jax.runs.kept_numerics import changes_text, check_meaning, numeric_changes
 from adabatch_jax.runs.resuming import Change, check_past, digest_of_order
 from adabatch_jax.runs.same_data import Digests, check_data, known_digests
+from adabatch_jax.runs.seconds_spent import ACTIVITIES, Clocks
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adabatch_jax.system.errors import UsageError
-from adabatch_jax.system.interruption import exit_at_once, say_at_once
+from adabatch_jax.system.stop_requests import exit_at_once, say_at_once
 from adabatch_jax.system.watchdog_process import EXIT_SIGNAL
 
 # Schedulers that restart jobs by their exit code take this one for "please restart".

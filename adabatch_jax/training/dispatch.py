@@ -14,7 +14,6 @@ from adabatch_jax.data.mesh import replicated
 from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.compiled_programs import Programs
-from adabatch_jax.training.pieces_of_the_plan import microbatch_pieces, pieces
 from adabatch_jax.training.program_names import program_names
 from adabatch_jax.training.traced_dispatches import (
     add_microbatch,
@@ -25,6 +24,7 @@ from adabatch_jax.training.traced_dispatches import (
 )
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.update import Metrics, Update
+from adabatch_jax.training.updates_per_dispatch import microbatch_pieces, pieces
 
 
 class Dispatched(NamedTuple):
@@ -85,7 +85,7 @@ class Dispatch(abc.ABC):
 
     @abc.abstractmethod
     def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
-        """What is dispatched at a time, from an update on; see `pieces_of_the_plan.pieces`."""
+        """What is dispatched at a time, from an update on; see `updates_per_dispatch.pieces`."""
 
     @abc.abstractmethod
     def __call__(self, piece: Piece, state: TrainState, inputs: Inputs) -> Dispatched:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from adabatch_jax.data.feeds import Feed
-from adabatch_jax.training.pieces_of_the_plan import pieces
+from adabatch_jax.training.updates_per_dispatch import pieces
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import spread

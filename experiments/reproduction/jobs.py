@@ -9,7 +9,7 @@ from typing import Any
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.reporting.saved_run import read_json
-from adabatch_jax.runs.folder.folder_reading import read_summary
+from adabatch_jax.runs.folder.finished_run import read_summary
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.text_reader import decimal_text, exact
 from adabatch_jax.system.errors import NotAsWritten, StorageError, UsageError

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.data.datasets.dataset_specs import dataset_spec
+from adabatch_jax.data.datasets.known_datasets import dataset_spec
 from adabatch_jax.data.mesh import batch_sharding, data_mesh, replicated
 from adabatch_jax.data.row_layout import BatchLayout, row_table
 from adabatch_jax.reporting.planning.plan_costs import resolved_layouts

@@ -8,7 +8,7 @@ import jax
 from adabatch_jax.config.settings import Operation
 from adabatch_jax.runs.configured_run import train
 from adabatch_jax.system.errors import DivergedError
-from adabatch_jax.system.interruption import Interruption
+from adabatch_jax.system.stop_requests import Interruption
 from adabatch_jax.training import compilation_cache
 from adabatch_jax.training.numerics import settle_for_commands
 from experiments.reproduction.display import StudyDisplay, make_display

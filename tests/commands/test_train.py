@@ -15,7 +15,7 @@ from unittest.mock import ANY
 import pytest
 
 from adabatch_jax.doctor import main as doctor
-from adabatch_jax.runs.folder.folder_reading import read_summary
+from adabatch_jax.runs.folder.finished_run import read_summary
 from adabatch_jax.runs.folder.lock import lock_owner
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.system.errors import NotAsWritten

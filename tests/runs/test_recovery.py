@@ -5,7 +5,7 @@ import pytest
 from adabatch_jax.config import Operation
 from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.fault_points import InjectedFault
-from adabatch_jax.system.interruption import Interruption
+from adabatch_jax.system.stop_requests import Interruption
 from tests.runs import small_run
 from tests.runs.small_run import TRAIN, N, reproducible
 

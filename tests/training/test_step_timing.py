@@ -9,9 +9,9 @@ import pytest
 
 from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.training.dispatch import Dispatched
-from adabatch_jax.training.pieces_of_the_plan import pieces
 from adabatch_jax.training.step_timing import measure_sizes, seconds_by_size, seconds_per_update
 from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.updates_per_dispatch import pieces
 
 
 class Devices:

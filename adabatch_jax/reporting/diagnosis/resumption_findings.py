@@ -19,7 +19,8 @@ from adabatch_jax.reporting.diagnosis.findings import (
 from adabatch_jax.reporting.saved_run import is_reported
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.configured_data import check_prepared_data
-from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, Finished, obstacles
+from adabatch_jax.runs.folder.finished_run import Finished
+from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, obstacles
 from adabatch_jax.runs.folder.lock import LOCK_NAME
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.command_lines import command_text

@@ -20,16 +20,14 @@ from adabatch_jax.reporting.diagnosis.findings import (
 from adabatch_jax.reporting.diagnosis.resumption_findings import resumption_findings
 from adabatch_jax.reporting.saved_run import is_reported, read_json
 from adabatch_jax.runs.checkpoints.verifying import Found, committed_steps
+from adabatch_jax.runs.folder.finished_run import Finished, find_finished, read_summary
 from adabatch_jax.runs.folder.folder_reading import (
     CHECKPOINTS,
     LAST_CHECKPOINT,
     SUMMARY,
-    Finished,
     find_checkpoint,
-    find_finished,
     position_of_rows,
     read_last_checkpoint,
-    read_summary,
 )
 from adabatch_jax.runs.folder.lock import Owner, lock_owner
 from adabatch_jax.runs.folder.metrics_files import read_metrics

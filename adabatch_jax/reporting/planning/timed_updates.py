@@ -12,7 +12,7 @@ import numpy as np
 
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.abstract_arrays import abstract_batch
-from adabatch_jax.data.datasets.dataset_specs import dataset_spec
+from adabatch_jax.data.datasets.known_datasets import dataset_spec
 from adabatch_jax.data.mesh import batch_sharding, data_mesh
 from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes

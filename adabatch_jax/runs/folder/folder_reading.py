@@ -6,7 +6,6 @@ A start of a run and the doctor ask the same functions.
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,7 +15,6 @@ from typing import Any
 from adabatch_jax.runs.checkpoints.verifying import (
     Damaged,
     Found,
-    check_checkpoint,
     committed_steps,
     newest_good,
     other_checkpoints,
@@ -31,7 +29,7 @@ LAST_CHECKPOINT = "last_checkpoint.json"
 SUMMARY = "summary.json"
 ENVIRONMENT = "environment.json"
 # What a finished run's summary has the digests of.
-_BEFORE_SUMMARY = (
+BEFORE_SUMMARY = (
     "config.json", "plan.json", ENVIRONMENT, "metrics.jsonl", "metrics.csv", LAST_CHECKPOINT,
 )  # fmt: skip
 
@@ -179,73 +177,6 @@ def run_at(path: Path, step: int) -> Mapping[str, Any] | None:
     return run if run.get("format") == FORMAT else None
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """The figures of the finished run in a folder; None where there are none.
-
-    Raises a NotAsWritten where summary.json isn't what a run wrote.
-    """
-    summary = read_sealed(path / SUMMARY)
-    if summary is not None and not has_figures(summary):
-        raise NotAsWritten(f"{path / SUMMARY} is damaged: it lacks the run's figures.")
-    return summary
-
-
-def has_figures(summary: Mapping[str, Any]) -> bool:
-    """Whether a summary holds what every finished run has."""
-    counts = (summary.get("step"), summary.get("samples"))
-    return all(type(count) is int for count in counts) and all(
-        isinstance(figure, int | float)
-        for figure in (summary.get("total_seconds"), summary.get("test_accuracy", 0.0))
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """What is there of a run that was finished.
-
-    Attributes:
-      summary: its figures; None where there are none that the run wrote.
-      changed: the names of what isn't there as the run left it.
-      run_id: whose figures they are.
-    """
-
-    summary: Mapping[str, Any] | None = None
-    changed: tuple[str, ...] = ()
-    run_id: str | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether nothing is left to be done."""
-        return self.summary is not None and not self.changed
-
-
-def find_finished(path: Path, config_digest: str) -> Finished:
-    """What is there of a run that was finished with just these settings.
-
-    What a person wrote into config.json since is not what the run was made with. A last checkpoint
-    that was removed isn't missed.
-    """
-    if not os.path.isdir(path):
-        return Finished()
-    try:
-        summary = read_summary(path)
-    except NotAsWritten:
-        return Finished(None, (SUMMARY,))
-    if summary is None or summary.get("config_digest") != config_digest:
-        return Finished()
-    run_id, files, now = summary.pop("run_id"), summary.pop("files"), digests_of_files(path)
-    changed = [name for name, digest in files.items() if now.get(name) != digest]
-    last = path / CHECKPOINTS / str(summary["step"])
-    if last.exists():
-        try:
-            is_its = check_checkpoint(last).run.get("run_id") == run_id
-        except Damaged:
-            is_its = False
-        if not is_its:
-            changed.append(f"{CHECKPOINTS}/{last.name}")
-    return Finished(summary, tuple(changed), run_id)
-
-
 def check_no_obstacles(path: Path) -> None:
     """Raises a StorageError where a folder lies where a run writes a file."""
     for folder in obstacles(path):
@@ -254,20 +185,10 @@ def check_no_obstacles(path: Path) -> None:
 
 def obstacles(path: Path) -> Iterator[Path]:
     """Folders that lie where a run writes a file, and that a file can't replace."""
-    for name in (*_BEFORE_SUMMARY, SUMMARY, "report.html"):
+    for name in (*BEFORE_SUMMARY, SUMMARY, "report.html"):
         for file in (path / name, temporary_path(path / name)):
             if file.is_dir() and not file.is_symlink():
                 yield file
-
-
-def digests_of_files(path: Path) -> dict[str, str]:
-    """sha256 of what a run writes before its summary, by name."""
-    with storage_errors(path, action="read"):
-        return {
-            name: hashlib.sha256(read_file(path / name)).hexdigest()
-            for name in _BEFORE_SUMMARY
-            if (path / name).is_file()
-        }
 
 
 def has_environment(path: Path) -> bool:

@@ -14,17 +14,19 @@ import jax
 from adabatch_jax.config.settings import Keep, settings_digest
 from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, set_aside
 from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.runs.folder.finished_run import (
+    Finished,
+    digests_of_files,
+    find_finished,
+)
 from adabatch_jax.runs.folder.folder_reading import (
     CHECKPOINTS,
     ENVIRONMENT,
     LAST_CHECKPOINT,
     SUMMARY,
-    Finished,
     LastCheckpoint,
     check_no_obstacles,
-    digests_of_files,
     find_checkpoint,
-    find_finished,
     has_environment,
     newest_usable,
     position_of_rows,

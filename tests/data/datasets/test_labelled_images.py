@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from adabatch_jax.data.datasets.dataset_specs import dataset_spec
+from adabatch_jax.data.datasets.known_datasets import dataset_spec
 from adabatch_jax.data.datasets.labelled_images import check_feature_classes
 from adabatch_jax.data.tfds_images import tfds_source
 from adabatch_jax.system.errors import StorageError

@@ -13,11 +13,8 @@ from adabatch_jax.config import TrainConfig
 from adabatch_jax.config.settings import Keep
 from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.runs.folder.folder_reading import (
-    LastCheckpoint,
-    find_finished,
-    read_last_checkpoint,
-)
+from adabatch_jax.runs.folder.finished_run import find_finished
+from adabatch_jax.runs.folder.folder_reading import LastCheckpoint, read_last_checkpoint
 from adabatch_jax.runs.folder.metrics_files import MetricsWriter
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.system.errors import RestoreError, StorageError

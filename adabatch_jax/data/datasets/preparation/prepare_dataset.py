@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from adabatch_jax.data.datasets.dataset_specs import require_known
+from adabatch_jax.data.datasets.known_datasets import require_known
 from adabatch_jax.data.datasets.preparation.stage_progress import (
     Report,
     discarded_output,

@@ -27,7 +27,7 @@ def run_with_builder(body, tmp_path, image):
         import tensorflow_datasets as tfds
         from adabatch_jax.data.datasets.preparation import prepare
         from adabatch_jax.data.tfds_images import tfds_source
-        from adabatch_jax.data.datasets.dataset_specs import dataset_spec
+        from adabatch_jax.data.datasets.known_datasets import dataset_spec
         from adabatch_jax.system.errors import AdabatchError
 
         class Pictures(tfds.core.GeneratorBasedBuilder):

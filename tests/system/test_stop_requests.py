@@ -10,13 +10,13 @@ import time
 import pytest
 
 from adabatch_jax.system.errors import UsageError
-from adabatch_jax.system.interruption import Interruption
+from adabatch_jax.system.stop_requests import Interruption
 
 SIGNALS = [("SIGINT", "Ctrl-C", 130), ("SIGTERM", "SIGTERM", 143), ("SIGUSR1", "SIGUSR1", 143)]
 
 START = """
 import os, signal, time
-from adabatch_jax.system.interruption import Interruption, exit_on_signals
+from adabatch_jax.system.stop_requests import Interruption, exit_on_signals
 
 def wait():
     print("ready", flush=True)

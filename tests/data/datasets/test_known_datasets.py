@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from adabatch_jax.data.datasets.dataset_specs import KNOWN_DATASETS, dataset_spec, require_known
+from adabatch_jax.data.datasets.known_datasets import KNOWN_DATASETS, dataset_spec, require_known
 from adabatch_jax.data.datasets.preparation import prepare
 from adabatch_jax.data.datasets.prepared_folders import (
     default_data_dir,
@@ -174,7 +174,7 @@ def test_commands_name_the_folder_only_where_it_matters(monkeypatch, tmp_path):
 
 def test_known_datasets_need_no_import():
     code = (
-        "import sys; from adabatch_jax.data.datasets.dataset_specs import dataset_spec; dataset_spec('cifar10');"
+        "import sys; from adabatch_jax.data.datasets.known_datasets import dataset_spec; dataset_spec('cifar10');"
         "assert not {'jax', 'numpy', 'tensorflow_datasets', 'cv2', 'flax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

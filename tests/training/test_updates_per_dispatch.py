@@ -4,7 +4,7 @@ import pytest
 
 from adabatch_jax import make_plan
 from adabatch_jax.data.row_layout import Layouts
-from adabatch_jax.training.pieces_of_the_plan import microbatch_pieces, pieces
+from adabatch_jax.training.updates_per_dispatch import microbatch_pieces, pieces
 
 PLAN = make_plan("3, 20sp: 5, 41sp: 2", num_examples=23, duration="3ep", remainder="partial")
 
