@@ -7,6 +7,7 @@ import pytest
 from rich.text import Text
 
 from adabatch_jax import report
+from adabatch_jax.system.files import write_sealed
 
 PHASES = [(0, 100, 0, 6_400, 64), (100, 150, 6_400, 12_800, 128)]
 
@@ -46,7 +47,8 @@ def make_run(tmp_path):
         config = {"name": folder, "lr": "0.1", "seed": 0, **settings}
         files = {"config": config, "plan": plan, "environment": {}}
         if finished:
-            files["summary"] = {**rows[-1], "total_seconds": 16.0, "step_seconds": 12.0}
+            summary = {**rows[-1], "total_seconds": 16.0, "step_seconds": 12.0}
+            write_sealed(directory / "summary.json", summary)
         for name, content in files.items():
             (directory / f"{name}.json").write_text(json.dumps(content))
         (directory / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
