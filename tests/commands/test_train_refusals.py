@@ -23,7 +23,8 @@ def test_a_folder_with_somebody_elses_config(tmp_path, refused):
             "1e30 --batch-schedule 1442",  # golden
             "error: the test accuracy/loss is not finite after update 1 (sample 1,442, phase 1 of "
             "1, batch size 1442, lr 1e+30); a rerun as it is would diverge again: lower the "
-            "learning rate, lengthen its warm-up, or grow the batch later.",
+            "learning rate, lengthen its warm-up, or grow the batch later; labels that are no class, "
+            "and NaN in the examples, do the same.",
         ),
         ("1e6", "after update … lr 1e+06"),
     ],
