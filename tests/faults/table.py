@@ -350,6 +350,68 @@ FAULTS = (
         ),
     ),
     Fault(
+        "SIGKILL at 20 places of a program of your own around `fit`",
+        "the same program goes on; rows and weights are bit for bit those of an undisturbed run",
+        ("faults/test_surroundings.py::test_kills_of_a_users_own_program",),
+    ),
+    Fault(
+        "SIGKILL or SIGTERM while a dataset is prepared, several preparations at once",
+        "all of it is there or nothing, the same bytes each time; what was left is removed later",
+        (
+            "faults/test_surroundings.py::test_killed_while_a_dataset_is_prepared",
+            "faults/test_surroundings.py::test_prepared_by_several_at_once",
+        ),
+    ),
+    Fault(
+        "memory that runs out",
+        "a sentence where Python gets to say it, exit code 1, or 5 in a save; libraries may abort; "
+        "a rerun is exact",
+        (
+            "faults/test_surroundings.py::test_memory_that_runs_out",
+            "system/test_command_lines.py::test_what_the_machine_did_is_one_sentence",
+        ),
+    ),
+    Fault(
+        "a wall clock that is set back or forward",
+        "lock, time limit and watchdog don't go by it; the run is exact",
+        ("faults/test_surroundings.py::test_a_clock_that_is_set",),
+    ),
+    Fault(
+        "a copy (cp, rsync) of a folder while it is trained in, and both go on",
+        "both are exact; a copy that has no whole checkpoint is refused, exit code 4",
+        ("faults/test_surroundings.py::test_a_copy_of_a_live_folder_and_both_go_on",),
+    ),
+    Fault(
+        "a user without rights, no home, any umask",
+        "exit code 2 or 5 names the file, nothing is changed; files have the modes that the umask "
+        "leaves",
+        (
+            "faults/test_surroundings.py::test_a_user_without_rights",
+            "faults/test_changes.py::test_the_users_umask",
+        ),
+    ),
+    Fault(
+        "labels that are no class, pixels that aren't finite, numbers beyond 32 bits, images of "
+        "another type than uint8 that nobody normalizes",
+        "exit code 3 names the update; the others are refused: nothing counts as something else",
+        (
+            "models/test_pure_functions.py::test_a_label_that_is_no_class_is_found",
+            "models/test_pure_functions.py::test_a_pixel_that_is_not_finite_is_found",
+            "models/test_pure_functions.py::test_a_number_that_jax_would_cut_is_refused",
+            "models/test_pure_functions.py::test_only_uint8_is_scaled_without_being_asked",
+        ),
+    ),
+    Fault(
+        "a config.json with a field twice, deep nesting, huge numbers or other types; a seed below "
+        "0 or beyond 32 bits",
+        "exit code 2 names it; a seed is refused alike by every part of a run",
+        (
+            "config/test_train_config.py::test_a_hostile_file_is_refused",
+            "config/test_train_config.py::test_whatever_a_field_is_it_is_taken_or_refused",
+            "models/test_pure_functions.py::test_a_seed_that_is_none_is_refused_everywhere",
+        ),
+    ),
+    Fault(
         "an error that nobody expected",
         "a traceback and exit code 1; a rerun is exact",
         ("faults/test_watchdog.py::test_an_error_nobody_expected",),

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -67,15 +69,16 @@ def test_prepared_by_several_at_once(tmp_path):
 
 @pytest.mark.parametrize("room", [0, 2, 8, 20, 60, 150])
 def test_memory_that_runs_out(oracle, begin, room):
-    """The system's libraries may abort; where Python gets to say it, it is one sentence."""
+    """Libraries may abort or hang then; where Python gets to say it, it is one sentence."""
     run = begin("carry")
-    process = run.start("step.begin:16:sleep:3")
+    process = run.start("step.begin:16:sleep:3", "--stall-timeout 60s")
     wait_for_training(run, process)
     with open(f"/proc/{process.pid}/statm") as file:
         limit = int(file.read().split()[0]) * resource.getpagesize() + room * 2**20
     resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
     outcome = finish(process)
-    assert outcome.code in (0, 1, 5, killed_by(signal.SIGABRT), killed_by(signal.SIGSEGV)), outcome
+    by_libraries = killed_by(signal.SIGABRT), killed_by(signal.SIGSEGV)
+    assert outcome.code in (0, 1, 5, 42, *by_libraries), outcome
     if outcome.code in (1, 5):
         assert "Traceback" not in outcome.err, outcome.err
         assert outcome.err.splitlines()[-1].startswith("error: "), outcome.err
@@ -145,11 +148,11 @@ def test_a_clock_that_is_set(oracle, begin, tmp_path, other_clock, days):
     clock.write_text(str(days * DAY))
     run.ended(process, None, killed_by(signal.SIGKILL))
     run.go("step.end:30:kill9", code=killed_by(signal.SIGKILL), further=limits)
-    holder = run.start("step.begin:5:sleep:6", limits)
+    before, holder = run.newest(), run.start("step.begin:5:sleep:6", limits)
     wait_for_training(run, holder)
     outcome = finish(run.start(**other_clock(clock)))
     assert outcome.code == 2 and f"process {holder.pid} on " in outcome.err, outcome
-    run.ended(holder, None, 0)
+    run.ended(holder, before, 0)
     assert_same(run, oracle("carry"))
 
 
@@ -167,9 +170,13 @@ def test_a_copy_of_a_live_folder_and_both_go_on(oracle, begin, tool, seed):
     subprocess.run([*tool.split(), f"{run.workdir}/", f"{copy.workdir}/"], capture_output=True)
     copying = copy.start()
     run.ended(process, None, 0)
-    copy.ended(copying, None, 0)
-    for one in (run, copy):
-        assert_same(one, oracle("carry"))
+    assert_same(run, oracle("carry"))
+    outcome = finish(copying)
+    if outcome.code == 4:  # it was copied in the middle of its only checkpoint
+        assert "checkpoint" in outcome.err and len(outcome.err.splitlines()) == 1, outcome
+        return
+    assert outcome.code == 0, outcome
+    assert_same(copy, oracle("carry"))
 
 
 PROGRAM = """
@@ -259,24 +266,31 @@ def as_nobody():
     )
 
 
-def test_a_user_without_rights(begin, tmp_path_factory, as_nobody):
-    shared = tmp_path_factory.mktemp("shared")
-    for folder in (shared, *shared.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
+@pytest.fixture
+def shared():
+    """A folder that others may read, as pytest's are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def test_a_user_without_rights(begin, shared, as_nobody):
     theirs = Run(shared / "theirs", begin("carry").arguments)
     theirs.go("step.end:30:sigterm", code=143)
     before = content(theirs.workdir)
-    arguments = [*theirs.arguments.split(), "--workdir"]
+    data = shared / "data"
+    assert finish(prepare(data)).code == 0
+    arguments = [*theirs.arguments.split(), "--data.dir", data, "--workdir"]
 
     def refused(code, program, *further):
         outcome = as_nobody(program, *further)
-        (said,) = outcome.err.splitlines() or [outcome.out.splitlines()[-1]]
-        assert outcome.code == code and "Permission denied" in outcome.err + outcome.out, outcome
-        assert said.startswith("error: ") or program == "doctor", outcome
+        *_, said = outcome.err.splitlines()  # matplotlib says that it has no home
+        assert outcome.code == code and said.startswith("error: "), outcome
+        assert "Permission denied" in said, outcome
         assert content(theirs.workdir) == before
 
     refused(2, "train", *arguments, theirs.workdir)
-    refused(5, "train", *arguments, theirs.workdir.with_name("new"))  # no home for the digits
+    refused(5, "prepare", "digits")  # there is no home for them
     refused(5, "report", theirs.workdir)
     mine = shared / "mine"
     mine.mkdir()
@@ -287,11 +301,9 @@ def test_a_user_without_rights(begin, tmp_path_factory, as_nobody):
     refused(2, "train", *arguments, theirs.workdir)
     refused(5, "report", theirs.workdir)
     refused(5, "train", "--config", theirs.workdir / "config.json", "--workdir", mine / "run")
-    data = shared / "data"
-    assert finish(prepare(data)).code == 0
     (file,) = data.glob("digits/*/digits-train*")
     for path in (file, data / "digits", data):
         mode = path.stat().st_mode
         path.chmod(0)
-        refused(5, "train", *arguments, mine / "run", "--data.dir", data)
+        refused(5, "train", *arguments, mine / "run")
         path.chmod(mode)
