@@ -184,12 +184,13 @@ def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples:
     plan, ends = config.plan(num_examples), cut_ends(done, samples)
     if plan.num_samples < samples or not ends:
         return plan
+    unreached = plan.unreached  # of the whole run: a part of it doesn't come to the others
     first, *later = [*(f"{end}sp" for end in ends), config.length]
     rules = config.remainder, 1, config.tokens_per_example
     plan = untold_plan(config.schedule, num_examples, first, *rules)
     for end, until in zip(ends, later, strict=True):
         plan = continued_plan(plan, config.schedule, end, until)
-    return plan
+    return dataclasses.replace(plan, unreached=unreached)
 
 
 def check_past(
