@@ -97,7 +97,7 @@ def test_files_that_cannot_be_read(name, content, code, text, run, doctor):
     assert text in findings[name]["text"]
 
 
-@pytest.mark.parametrize("name", ["environment.json", ".metrics.csv.tmp"])
+@pytest.mark.parametrize("name", ["environment.json", ".metrics.csv.tmp", "curves_epochs.png"])
 @pytest.mark.parametrize("with_checkpoints", [True, False])
 def test_folders_in_the_place_of_files(name, with_checkpoints, run, doctor):
     if not with_checkpoints:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from adabatch_jax.runs.folder.workdir_choice import check_workdir
 from adabatch_jax.train import main
 
 
@@ -14,6 +15,13 @@ def test_a_folder_with_somebody_elses_config(tmp_path, refused):
         (tmp_path / "config.json").write_text(content)
         refused(main, f"--workdir {tmp_path}", "config.json")
         assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_new_disk_is_an_empty_folder(tmp_path, refused):
+    (tmp_path / "lost+found").mkdir()
+    check_workdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    refused(main, f"--workdir {tmp_path}", "holds 'photos' but no run")
 
 
 @pytest.mark.parametrize(

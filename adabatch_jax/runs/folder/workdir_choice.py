@@ -21,8 +21,9 @@ def check_workdir(workdir: Path) -> None:
         if workdir.exists() and not workdir.is_dir():
             raise UsageError(f"--workdir: {str(workdir)!r} is a file, not a folder.")
         workdir.mkdir(parents=True, exist_ok=True)
-        # What begins with a dot may be left of a process that was killed.
-        content = sorted(path.name for path in workdir.iterdir() if path.name[0] != ".")
+        # What begins with a dot may be left of a process that was killed; a disk has the other.
+        names = sorted(path.name for path in workdir.iterdir())
+        content = [name for name in names if name[0] != "." and name != "lost+found"]
         if content and not is_run(workdir):
             raise UsageError(
                 f"--workdir: {str(workdir)!r} holds {content[0]!r} but no run (no config.json of "

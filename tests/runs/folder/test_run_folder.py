@@ -11,10 +11,15 @@ import pytest
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.config.settings import Keep
+from adabatch_jax.reporting import plots
 from adabatch_jax.runs.checkpoints.checkpoints import Checkpoints
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.finished_run import find_finished
-from adabatch_jax.runs.folder.folder_reading import LastCheckpoint, read_last_checkpoint
+from adabatch_jax.runs.folder.folder_reading import (
+    LastCheckpoint,
+    obstacles,
+    read_last_checkpoint,
+)
 from adabatch_jax.runs.folder.metrics_files import MetricsWriter
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.system.errors import RestoreError, StorageError
@@ -92,6 +97,13 @@ def test_a_start_that_is_killed_having_put_one_aside_is_followed_by_one_that_tel
     for _ in range(2):
         step, (note,) = opened(run)
         assert step == 20 and "checkpoint 30 can't be used" in note and "now bad-30" in note
+
+
+def test_where_the_plots_go_is_known_before_the_run(run):
+    axes = {f"curves_{axis.name}.png" for axis in plots.AXES}
+    for name in axes:
+        (run / name).mkdir()
+    assert {path.name for path in obstacles(run)} == axes
 
 
 def test_rows_that_cannot_be_read_are_not_called_lost(run):
