@@ -36,6 +36,7 @@ _MODULES = {
     "adabatch_jax.data.batches": ("batches",),
     "adabatch_jax.data.batch_indices": ("batch_indices",),
     "adabatch_jax.data.rebatching": ("rebatch",),
+    "adabatch_jax.data.example_digest": ("ExamplesDigest",),
     "adabatch_jax.data.sources": ("array_source",),
     "adabatch_jax.data.tfds_images": ("tfds_source",),
     "adabatch_jax.data.augmentation": ("example_keys",),

@@ -1,7 +1,8 @@
 """Batches at a position: a pure function of (seed, position, batch size)."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ def batches(
     start_sample: int = 0,
     mesh: "Mesh | None" = None,
     microbatch_size: int | None = None,
+    *,
+    prefetch: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Yields the plan's batches from a position on.
 
@@ -47,14 +50,16 @@ def batches(
         uninterrupted sequence.
       mesh: the devices to spread a batch over; None for numpy arrays of the phase's batch size.
       microbatch_size: examples per micro-batch over all devices; None for no micro-batch axis.
+      prefetch: how many batches a thread reads, and puts on the mesh, ahead of the one at hand; it
+        ends with the iterator. 0: none, each batch is read when it is asked for.
 
     Yields:
       Arrays of shape `(batch_size, ...)`, or `(micro-batches, microbatch_size, ...)`; with a mesh
       they are global jax.Arrays, split over the devices and padded to a multiple of them.
 
     Raises:
-      UsageError: the source's size is not the plan's, an array has one of the names above, or no
-        step begins at `start_sample`.
+      UsageError: the source's size is not the plan's, an array has one of the names above, no
+        step begins at `start_sample`, or `prefetch` < 0.
 
     >>> from adabatch_jax import array_source, make_plan
     >>> source = array_source({"x": np.arange(10)})
@@ -71,18 +76,34 @@ def batches(
     layouts = Layouts(microbatch_size, 1 if mesh is None else mesh.size)
     check(source, plan, seed)
     start_step = step_beginning_at(plan, start_sample, "start_sample")
+    if operator.index(prefetch) < 0:
+        raise UsageError(f"`prefetch` must be at least 0, got {prefetch}.")
 
-    def generate():
-        for step in plan.steps(start_step):
-            examples = examples_of(plan.num_examples, seed, [step])
-            prepare_next_order(plan.num_examples, seed, step.start_sample, plan.num_samples)
-            rows = batch_rows(examples, [step], layouts.of(step.batch_size), mesh)
-            batch = read_rows(source, rows) | rows.arrays()
-            at = (0, 0) if microbatch_size is None else 0
-            batch = {name: array[at] for name, array in batch.items()}
-            yield batch if mesh is None else put_share(batch, sharding)
+    def batch_of(step: Step) -> dict[str, Any]:
+        examples = examples_of(plan.num_examples, seed, [step])
+        prepare_next_order(plan.num_examples, seed, step.start_sample, plan.num_samples)
+        rows = batch_rows(examples, [step], layouts.of(step.batch_size), mesh)
+        batch = read_rows(source, rows) | rows.arrays()
+        at = (0, 0) if microbatch_size is None else 0
+        batch = {name: array[at] for name, array in batch.items()}
+        return batch if mesh is None else put_share(batch, sharding)
 
-    return generate()
+    if not prefetch:
+        return (batch_of(step) for step in plan.steps(start_step))
+    return _read_ahead(batch_of, plan.steps(start_step), prefetch)
+
+
+def _read_ahead(
+    batch_of: Callable[[Step], dict[str, Any]], steps: Iterator[Step], num_ahead: int
+) -> Iterator[dict[str, Any]]:
+    from adabatch_jax.data.prefetching import BackgroundThread, prefetched
+
+    thread = BackgroundThread("batches")
+    try:
+        for _, batch in prefetched(batch_of, steps, thread, num_ahead=num_ahead):
+            yield batch
+    finally:
+        thread.close()
 
 
 def check(source: Source, plan: BatchPlan, seed: int) -> None:

@@ -1,8 +1,12 @@
 """A digest of which examples a run consumed, by which runs are compared."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from adabatch_jax.data.epoch_order import mix_bits
+from adabatch_jax.system.errors import UsageError
 
 _LANES = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 _MASK = 2**64 - 1
@@ -25,12 +29,53 @@ class ExamplesDigest:
     ...     parts.add(share)
     >>> str(whole) == str(parts)
     True
+
+    A loop of one's own adds its batches; `fit`'s rows have the same under "examples_digest":
+
+    >>> from adabatch_jax import array_source, batches, make_plan
+    >>> seen = ExamplesDigest()
+    >>> for batch in batches(array_source({"x": np.arange(10)}), make_plan("4", 10, "1ep")):
+    ...     seen.update(batch)
+    >>> str(seen)
+    '...'
+
+    Args:
+      text: what `str` gave, to go on from there.
+      start_sample: the position to go on from, such as `plan.samples_at(step)`.
+
+    Attributes:
+      stop_sample: the position behind the batch that was added last.
     """
 
-    def __init__(self, text: str = "0" * 32):
+    def __init__(self, text: str = "0" * 32, start_sample: int = 0):
         self._sums = int(text[:16], 16), int(text[16:], 16)
+        self.stop_sample = start_sample
+
+    def update(self, batch: Mapping[str, Any], start_sample: int | None = None) -> None:
+        """Adds the real examples of a batch, whatever its layout is.
+
+        Args:
+          batch: as `batches` gives them: "index", "epoch" and "weight" of each row.
+          start_sample: where it begins; none: where the last one ended. A plan that drops an
+            epoch's tail leaves positions out: `plan.samples_at(step)` has them.
+
+        Raises:
+          UsageError: the batch lacks one of the three.
+        """
+        try:
+            weight, index, epoch = (np.ravel(batch[name]) for name in ("weight", "index", "epoch"))
+        except KeyError as missing:
+            raise UsageError(
+                f"a batch needs 'index', 'epoch' and 'weight' of its rows, but has no {missing}."
+            ) from None
+        index, epoch = (rows[weight > 0].astype(np.int64) for rows in (index, epoch))
+        begin = self.stop_sample if start_sample is None else start_sample
+        (share,) = shares_of_digest(begin, index, epoch, [(0, len(index))])
+        self.add(share)
+        self.stop_sample = begin + len(index)
 
     def add(self, share: Share) -> None:
+        """Adds what `shares_of_digest` says of some examples."""
         first, second = self._sums
         self._sums = (first + share[0]) & _MASK, (second + share[1]) & _MASK
 

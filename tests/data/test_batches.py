@@ -1,5 +1,6 @@
 """Batches at a position: every example once, in one order, on any layout, after any restart."""
 
+
 import jax
 import numpy as np
 import pytest
@@ -136,6 +137,7 @@ def test_endless_streams_are_read_in_their_own_order():
         (lambda p: batches(SOURCE, make_plan(4, 50, "1ep")), "103 examples and the plan num_ex"),
         (lambda p: batches(SOURCE, p, start_sample=5), "begins at start_sample=5.* 0 and 8"),
         (lambda p: batches(SOURCE, p, start_sample=1000), "outside the plan's 103 samples"),
+        (lambda p: batches(SOURCE, p, prefetch=-1), "`prefetch` must be at least 0, got -1"),
         (lambda p: batches(SOURCE, p, microbatch_size=0), "`microbatch_size` must be at least 1"),
         (
             lambda p: next(batches(array_source({"weight": np.zeros(N)}), p)),

@@ -1,0 +1,77 @@
+"""What two loops saw is the same or not, and the same as `fit` says."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from adabatch_jax import (
+    ExamplesDigest,
+    TrainState,
+    array_source,
+    batches,
+    data_mesh,
+    fit,
+    make_plan,
+    weighted_mean,
+)
+from adabatch_jax.system.errors import UsageError
+
+SOURCE = array_source({"x": np.arange(50, dtype=np.float32)})
+LAYOUTS = {
+    "plain": {},
+    "devices": {"mesh": data_mesh(jax.devices()[:4])},
+    "micro-batches": {"microbatch_size": 3},
+}
+
+
+def plan_of(remainder):
+    return make_plan("4, 1ep: 7, 2ep: 12", 50, "2.5ep", remainder)
+
+
+def seen(plan, start_step=0, digest=None, **layout):
+    digest = ExamplesDigest() if digest is None else digest
+    steps = plan.steps(start_step)
+    start = plan.samples_at(start_step)
+    for step, batch in zip(steps, batches(SOURCE, plan, 3, start, **layout), strict=True):
+        digest.update(batch, step.start_sample)
+    return digest
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("remainder", ["carry", "partial", "drop"])
+def test_an_own_loop_has_the_digest_of_fit(remainder, layout):
+    plan, tx = plan_of(remainder), optax.sgd(0.0)
+
+    def loss_fn(params, model_state, batch, rng):
+        return weighted_mean(params["w"] * batch["x"], batch["weight"]), (model_state, {})
+
+    state = TrainState.create(params={"w": np.float32(1)}, tx=tx)
+    result = fit(loss_fn, tx, state, SOURCE, plan, seed=3, log_every="1st")
+    assert str(seen(plan, **layout)) == result.summary["examples_digest"]
+    half = plan.num_steps // 2
+    digest = ExamplesDigest(result.history[half - 1]["examples_digest"])
+    assert str(seen(plan, half, digest, **layout)) == result.summary["examples_digest"]
+
+
+def test_positions_follow_each_other_by_themselves():
+    plan, digest = plan_of("carry"), ExamplesDigest()
+    for batch in batches(SOURCE, plan, 3):
+        digest.update(batch)
+    assert str(digest) == str(seen(plan)) and digest.stop_sample == plan.num_samples
+
+
+def test_other_examples_or_another_order_are_another_digest():
+    index, epoch, weight = np.array([1, 2, 3]), np.zeros(3, int), np.ones(3)
+    digests = set()
+    for order, real in [([0, 1, 2], 1), ([1, 0, 2], 1), ([0, 1, 1], 1), ([0, 1, 2], 0)]:
+        digest = ExamplesDigest()
+        kept = weight * [1, 1, real]
+        digest.update({"index": index[order], "epoch": epoch, "weight": kept})
+        digests.add(str(digest))
+    assert len(digests) == 4
+
+
+def test_a_batch_without_its_indices_is_refused():
+    with pytest.raises(UsageError, match="has no 'index'"):
+        ExamplesDigest().update({"x": np.ones(3), "weight": np.ones(3)})
