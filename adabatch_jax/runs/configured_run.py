@@ -24,7 +24,8 @@ from adabatch_jax.runs.folder.lock import LOCK_SECONDS
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.folder.workdir_choice import check_workdir
 from adabatch_jax.runs.resuming import plan_of_run
-from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
+from adabatch_jax.schedules.learning_rate_pieces import unreached
+from adabatch_jax.schedules.learning_rate_schedule import untold_learning_rate
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.evaluation import EvalFn
 from adabatch_jax.training.loss_functions import LossFn
@@ -80,7 +81,7 @@ def _fit(
     train_source: Source,
     eval_sources: Mapping[str, Source],
 ) -> FitResult:
-    learning_rate = coupled_learning_rate(
+    learning_rate = untold_learning_rate(
         plan, config.learning_rate, config.coupling, config.reference_batch_size
     )
     tx = make_optimizer(config, learning_rate)
@@ -129,7 +130,7 @@ def _introduce(
         f"{devices} {jax.devices()[0].device_kind} device{'s' if devices > 1 else ''}; "
         f"run folder {workdir}"
     )
-    for sentence in plan.unreached:
+    for sentence in (*plan.unreached, *unreached(plan, config.learning_rate)):
         progress.message(f"note: {sentence}")
     if config.optimizer == "adamw" and config.coupling == "linear" and len(sizes) > 1:
         progress.message(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from adabatch_jax.schedules.durations import Duration
 from adabatch_jax.schedules.learning_rate_text import Boundaries, LearningRate, RatePart
 from adabatch_jax.schedules.plan import BatchPlan, first_step_from
-from adabatch_jax.schedules.text_reader import excerpt
+from adabatch_jax.schedules.text_reader import decimal_text, excerpt
 from adabatch_jax.system.errors import UsageError
 
 _MAX_PIECES = 100_000
@@ -43,20 +43,49 @@ def base_pieces(plan: BatchPlan, base: LearningRate) -> list[Piece]:
     """
     pieces = [Piece(0, base.init_value)]
     pieces += [Piece(step, rate) for step, rate in changes(plan, base, base.boundaries)]
-    begin = plan.sample_of(base.warmup) if base.begins_after_warmup else 0
     rate = base.init_value
-    for index, part in enumerate(base.parts):
-        following = base.parts[index + 1] if index + 1 < len(base.parts) else None
-        begin, end = _extent(plan, base, part, following, begin)
-        if begin >= plan.num_samples:
-            break
+    for part, begin, end in _parts_in_run(plan, base):
         rate = rate if part.init_value is None else part.init_value
         if part.shape == "decay":
             pieces += _decays(plan, base, part, rate, begin, end)
         else:
             pieces.append(_curve(plan, base, part, rate, begin, end))
-        begin, rate = end, _rate_at_end(pieces[-1])
+        rate = _rate_at_end(pieces[-1])
     return pieces
+
+
+def _parts_in_run(plan: BatchPlan, base: LearningRate) -> Iterator[tuple[RatePart, int, int]]:
+    """Yields the parts that begin before the run ends, and the samples where they begin and end."""
+    end = plan.sample_of(base.warmup) if base.begins_after_warmup else 0
+    for part, following in itertools.zip_longest(base.parts, base.parts[1:]):
+        begin, end = _extent(plan, base, part, following, end)
+        if begin >= plan.num_samples:
+            return
+        yield part, begin, end
+
+
+def unreached(plan: BatchPlan, base: LearningRate) -> tuple[str, ...]:
+    """A sentence that names what is listed of a rate and comes at the run's end or behind it.
+
+    >>> from adabatch_jax import make_plan, parse_learning_rate
+    >>> unreached(make_plan(10, 100, "3ep"), parse_learning_rate("0.1, 2ep: 0.01, 3ep: 0.001"))
+    ("the learning rate never reaches '3ep: 0.001': the run ends at sample 300.",)
+    """
+    listed = (*base.boundaries, *base.factor_boundaries)
+    behind = [
+        f"{duration}: {decimal_text(value)}"
+        for duration, value in listed
+        if plan.sample_of(duration) >= plan.num_samples
+    ]
+    behind += map(str, base.parts[len(list(_parts_in_run(plan, base))) :])
+    if base.warmup is not None and plan.sample_of(base.warmup) >= plan.num_samples:
+        behind.append(f"the end of its warmup {base.warmup}")
+    if not behind:
+        return ()
+    names = excerpt(" and ".join(map(repr, behind)))
+    return (
+        f"the learning rate never reaches {names}: the run ends at sample {plan.num_samples:,}.",
+    )
 
 
 def changes(

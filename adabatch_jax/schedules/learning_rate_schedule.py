@@ -1,5 +1,6 @@
 """The learning rate coupled to the plan's batch sizes, as an `optax.Schedule`."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from adabatch_jax.schedules.learning_rate_at_step import (
     reference_size,
     resolve,
 )
+from adabatch_jax.schedules.learning_rate_pieces import unreached
 from adabatch_jax.schedules.learning_rate_positions import Position, position_of
 from adabatch_jax.schedules.learning_rate_text import LearningRate
 from adabatch_jax.schedules.plan import BatchPlan
@@ -69,7 +71,23 @@ def coupled_learning_rate(
     >>> lr = coupled_learning_rate(plan, fixed, counts="steps")
     >>> round(float(lr(1_000)), 7), round(float(lr(plan.num_steps - 1) / 16), 7)
     (0.05, 0.0)
+
+    What is listed of a rate and never comes, as the run ends before, is a UserWarning.
     """
+    if isinstance(base, LearningRate):
+        for sentence in unreached(plan, base):
+            warnings.warn(sentence, UserWarning, stacklevel=2)
+    return untold_learning_rate(plan, base, coupling, reference_batch_size, counts)
+
+
+def untold_learning_rate(
+    plan: BatchPlan,
+    base: float | LearningRate | Callable[[Any], Any],
+    coupling: Coupling = "linear",
+    reference_batch_size: int | None = None,
+    counts: Literal["steps", "samples", "epochs", "tokens"] | None = None,
+) -> optax.Schedule:
+    """`coupled_learning_rate` without its warnings, for callers that tell `unreached` themselves."""
     if callable(base):
         reference = reference_size(plan, reference_batch_size)
         position = position_of(plan, counts, reference)

@@ -1,6 +1,5 @@
 """Batches at a position: every example once, in one order, on any layout, after any restart."""
 
-
 import jax
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
 """Learning rates in parts, against the formulas of the programs that they come from."""
 
 import math
+import warnings
 
 import jax
 import numpy as np
@@ -8,7 +9,10 @@ import optax
 import pytest
 
 from adabatch_jax.schedules.learning_rate_at_step import resolve
-from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
+from adabatch_jax.schedules.learning_rate_schedule import (
+    coupled_learning_rate,
+    untold_learning_rate,
+)
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
 from adabatch_jax.schedules.plan import first_step_from, make_plan
 from adabatch_jax.system.errors import UsageError
@@ -20,7 +24,7 @@ def rates_of(plan, text, **coupling):
     """The float64 rates of all updates; float32 inside jit is within an ulp of them."""
     base = parse_learning_rate(text)
     rates = resolve(plan, base, **coupling)(np, np.arange(plan.num_steps))
-    inside = jax.jit(coupled_learning_rate(plan, base, **coupling))(np.arange(plan.num_steps))
+    inside = jax.jit(untold_learning_rate(plan, base, **coupling))(np.arange(plan.num_steps))
     np.testing.assert_array_max_ulp(np.asarray(inside), rates.astype(np.float32), maxulp=1)
     return rates
 
@@ -193,3 +197,28 @@ def test_the_last_part_may_begin_after_the_run():
 def test_mistakes(text, message):
     with pytest.raises(UsageError, match=message):
         resolve(make_plan(10, 1000, "10ep"), parse_learning_rate(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "behind"),
+    [
+        ("0.1, 9ep: 0.01", []),
+        ("0.1, 9ep: 0.01, 10ep: 0.001, 20ep: 0.0001", ["10ep: 0.001", "20ep: 0.0001"]),
+        ("0.1 x0.5 every 10ep", []),  # a law, not a list
+        ("0.1 constant over 9ep then linear to 0", []),
+        ("0.1 constant over 10ep then linear to 0", ["linear to 0"]),
+        ("0.1 times 1, 10ep: 2", ["10ep: 2"]),
+        ("0.1 cosine warmup 10ep", ["the end of its warmup 10ep"]),
+        ("0.1 warmup 12ep then cosine", ["cosine", "the end of its warmup 12ep"]),
+    ],
+)
+def test_what_a_run_ends_before_is_told(text, behind):
+    plan, base = make_plan(10, 100, "10ep"), parse_learning_rate(text)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        coupled_learning_rate(plan, base)
+    told = [str(warning.message) for warning in caught]
+    names = " and ".join(map(repr, behind))
+    sentence = f"the learning rate never reaches {names}: the run ends at sample 1,000."
+    assert told == ([sentence] if behind else [])
+    assert not told or caught[0].filename == __file__

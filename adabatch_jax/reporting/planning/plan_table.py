@@ -8,6 +8,7 @@ import numpy as np
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.row_layout import BatchLayout, Layouts
 from adabatch_jax.schedules.learning_rate_at_step import resolve
+from adabatch_jax.schedules.learning_rate_pieces import unreached
 from adabatch_jax.schedules.plan import BatchPlan, Phase, fixed_batch_plan
 from adabatch_jax.system.number_texts import seconds_text
 from adabatch_jax.system.quantities import bytes_text
@@ -77,7 +78,8 @@ def plan_notes(config: TrainConfig, plan: BatchPlan, layouts: Layouts | None) ->
         first, fixed = plan.phases[0].batch_size, fixed_batch_plan(plan).num_steps
         totals += f"; with batch {first} throughout it would be {fixed:,}"
     notes = [f"{totals}.", "lr and lr/batch are those of each phase's first update."]
-    notes += [f"note: {sentence}" for sentence in plan.unreached]
+    behind = (*plan.unreached, *unreached(plan, config.learning_rate))
+    notes += [f"note: {sentence}" for sentence in behind]
     if plan.num_dropped:
         notes.append(f"{plan.num_dropped:,} positions are dropped at the ends of epochs.")
     if layouts is None:
