@@ -53,8 +53,10 @@ def describe_environment(devices: Iterable[str] = ()) -> dict[str, Any]:
       devices: a name for each device, such as `device.device_kind` of `jax.devices()`. They are an
         argument so that describing needs no jax.
     """
+    program, *arguments = sys.orig_argv or ["python"]
     return {
-        "command": command_text(sys.orig_argv),
+        # Where the interpreter lies on this machine is of no use to whoever reads it elsewhere.
+        "command": command_text([Path(program).name, *arguments]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),

@@ -37,6 +37,13 @@ def test_command_can_be_pasted_into_a_shell():
 @pytest.mark.parametrize(
     "name", ["it's", "a\nb", "\x1b[2J", "\\", "$(id)`", "ü", "\udcff", "-x", ""]
 )
+def test_a_command_does_not_say_where_the_interpreter_lies():
+    code = "from adabatch_jax.system.environment import describe_environment as d\nprint(d()['command'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    program = done.stdout.split()[0]
+    assert "/" not in program and program.startswith("python")
+
+
 def test_a_command_can_be_pasted_whatever_its_words(name):
     text = command_text(["printf", "%s", name])
     assert text.isprintable()
