@@ -32,18 +32,13 @@ def test_command_can_be_pasted_into_a_shell():
         [sys.executable, "-c", code, "--lr", "0.1 cosine"], capture_output=True, text=True
     )
     assert printed.stdout.rstrip().endswith("--lr '0.1 cosine'")
+    program = printed.stdout.split()[0]  # not where this machine's interpreter lies
+    assert program.startswith("python") and "/" not in program
 
 
 @pytest.mark.parametrize(
     "name", ["it's", "a\nb", "\x1b[2J", "\\", "$(id)`", "ü", "\udcff", "-x", ""]
 )
-def test_a_command_does_not_say_where_the_interpreter_lies():
-    code = "from adabatch_jax.system.environment import describe_environment as d\nprint(d()['command'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    program = done.stdout.split()[0]
-    assert "/" not in program and program.startswith("python")
-
-
 def test_a_command_can_be_pasted_whatever_its_words(name):
     text = command_text(["printf", "%s", name])
     assert text.isprintable()
