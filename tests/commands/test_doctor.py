@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 
+import jax
+
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.doctor import main
 from adabatch_jax.runs.folder.folder_reading import FORMAT
@@ -41,6 +43,16 @@ def test_a_run_that_can_go_on(run, doctor):
         f"it would go on after update 30 of {PLAN.num_steps}: python -m adabatch_jax.train "
         f"--config {run}/config.json --workdir {run}"
     )
+
+
+def test_what_variables_say_of_the_command_is_no_problem(run, doctor):
+    """It has its own settings, as `train` has."""
+    jax.config.update("jax_disable_jit", True)
+    try:
+        code, findings = doctor(run)
+    finally:
+        jax.config.update("jax_disable_jit", False)
+    assert (code, states(findings)) == (0, {})
 
 
 def test_a_table_for_people(run, command):

@@ -159,8 +159,11 @@ FAULTS = (
     ),
     Fault(
         "`JAX_DISABLE_JIT`",
-        "exit code 2 and a sentence",
-        ("runs/test_fit.py::test_nothing_is_trained_that_is_not_compiled",),
+        "the command compiles all the same, and says so; `fit` refuses",
+        (
+            "commands/test_doctor.py::test_what_variables_say_of_the_command_is_no_problem",
+            "runs/test_fit.py::test_nothing_is_trained_that_is_not_compiled",
+        ),
     ),
     Fault(
         "the newest checkpoint changed in a bit, truncated, emptied, renamed, or files of it "

@@ -62,10 +62,11 @@ def test_a_command_has_its_own_and_says_so(settings):
         jax_threefry_partitionable=False,
         jax_random_seed_offset=3,
         jax_numpy_dtype_promotion="strict",
+        jax_disable_jit=True,
         jax_default_matmul_precision="highest",
     )
     notes = settle_for_commands()
-    assert len(notes) == 4
+    assert len(notes) == 5
     assert notes[0].startswith("note: jax_enable_x64 is True in this environment and False for")
     assert settle_for_commands() == []
     assert here()["jax_default_matmul_precision"] == "highest"  # how it is computed is the user's

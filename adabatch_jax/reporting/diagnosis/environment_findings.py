@@ -66,7 +66,9 @@ def _devices() -> Finding:
         import jax
 
         from adabatch_jax.data.mesh import check_backend
+        from adabatch_jax.training.numerics import settle_for_commands
 
+        settle_for_commands()  # what is said here and below is of the command
         check_backend()
         kinds = Counter(device.device_kind for device in jax.devices())
     except AdabatchError as error:

@@ -136,7 +136,7 @@ def _numerics(config: TrainConfig | None, newest: Found | None) -> Iterator[Find
     if config is None or newest is None:
         return
     from adabatch_jax.runs.kept_numerics import changes_text, numeric_changes
-    from adabatch_jax.training.numerics import numerics, settle_for_commands
+    from adabatch_jax.training.numerics import numerics
 
     try:
         import jax
@@ -144,7 +144,6 @@ def _numerics(config: TrainConfig | None, newest: Found | None) -> Iterator[Find
         device = jax.devices()[0]
     except Exception:  # told where this machine's devices are
         return
-    settle_for_commands()
     changes = numeric_changes(newest.run["numerics"], numerics(device), newest.step)
     if changes:
         yield note("numerics", f"{changes_text(changes)}.", changes=changes)
