@@ -95,8 +95,6 @@ def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
                 f"not {section!r}."
             )
         return _report(out)
-    # Orbax and others read this when they are imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from adabatch_jax.runs.folder.lock import locked
     from experiments.reproduction.jobs import study_jobs
     from experiments.reproduction.resuming import check_out

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from adabatch_jax.data.batches import examples_of
-from adabatch_jax.data.epoch_order import epoch_order, prepare_next_order
+from adabatch_jax.data.epoch_order import prepare_next_order
 from adabatch_jax.schedules.plan import BatchPlan, step_beginning_at
+from adabatch_jax.system.quantities import checked_seed
 
 
 def batch_indices(plan: BatchPlan, seed: int = 0, start_sample: int = 0) -> "BatchIndices":
@@ -34,7 +35,7 @@ def batch_indices(plan: BatchPlan, seed: int = 0, start_sample: int = 0) -> "Bat
     >>> len(batch_indices(plan, seed=0, start_sample=4))
     1
     """
-    epoch_order(1, seed, 0)  # checks the seed
+    checked_seed(seed)
     return BatchIndices(plan, seed, step_beginning_at(plan, start_sample, "start_sample"))
 
 

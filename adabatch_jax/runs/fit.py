@@ -151,7 +151,8 @@ def fit(
     seed = checked_seed(seed)
     if on_step is not None and layout.steps_per_dispatch == AUTO:
         layout = dataclasses.replace(layout, steps_per_dispatch=1)
-    eval_sources = dict(eval_source) if isinstance(eval_source, Mapping) else {"test": eval_source}
+    eval_sources = eval_source if isinstance(eval_source, Mapping) else {"test": eval_source}
+    eval_sources = {} if eval_source is None else dict(eval_sources)
     # What isn't done needs no period: an endless stream has no epochs to count in.
     due = Due(
         plan.num_steps,
@@ -188,9 +189,8 @@ def fit(
         store.check_space(state)
         rng = update.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {
-            name: stack.enter_context(Evaluator(eval_fn, eval_source, eval_batch_size, mesh))
-            for name, eval_source in eval_sources.items()
-            if eval_fn is not None
+            name: stack.enter_context(Evaluator(eval_fn, examples, eval_batch_size, mesh))
+            for name, examples in eval_sources.items()
         }
         reach("compile.first")
         # A run whose last evaluation is still to come needs no update, and is set up for its last.

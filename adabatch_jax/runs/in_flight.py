@@ -71,9 +71,6 @@ class InFlight:
         )
         self._num_rows = 0
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     @property
     def holds_rows(self) -> bool:
         """Whether rows of metrics wait for another piece than the newest one."""

@@ -152,3 +152,22 @@ def test_endless_streams_are_read_in_their_own_order():
 def test_mistakes(make, message):
     with pytest.raises(UsageError, match=message):
         make(make_plan(8, N, "1ep"))
+
+
+@pytest.mark.parametrize("view", ["C", "F", "transposed", "every other"])
+def test_arrays_in_any_order_are_read_row_by_row(view):
+    """And not copied whole first, which would make each batch as dear as the dataset is large."""
+    whole = np.arange(4_000 * 16 * 16, dtype=np.int32).reshape(4_000, 16, 16)
+    array = {
+        "C": whole,
+        "F": np.asfortranarray(whole),
+        "transposed": whole.transpose(0, 2, 1),
+        "every other": whole[::2],
+    }[view]
+    source, indices = array_source({"x": array}), np.array([5, 1, 1_999])
+    tracemalloc.start()
+    read = source.read(indices)["x"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(read, array[indices])
+    assert peak < array.nbytes / 100

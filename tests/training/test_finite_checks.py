@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from adabatch_jax import TrainState, array_source, data_mesh, make_plan
 from adabatch_jax.data.feeds import Feed
 from adabatch_jax.data.mesh import batch_sharding
 from adabatch_jax.training.dispatch import FusedDispatch, SplitDispatch
-from adabatch_jax.training.finite_checks import poisoned, rolled_back
+from adabatch_jax.training.finite_checks import all_finite, poisoned, rolled_back
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.update import Update
 from tests.training.small_problem import make_batch as make_images
@@ -296,3 +297,16 @@ def test_each_dispatch_tells_which_update_was_poisoned(
     assert found == [bad_step]
     assert state.step == PLAN.num_steps
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_a_spread_leaf_is_looked_at_where_it_lies():
+    mesh = data_mesh(jax.devices()[:4])
+    spread = NamedSharding(mesh, PartitionSpec(None, None, None, "data"))
+    leaf = jax.ShapeDtypeStruct((3, 3, 8, 16), jnp.float32, sharding=spread)
+    program = jax.jit(all_finite).lower({"w": leaf}).compile()
+    assert "all-gather" not in program.as_text()
+    for place in [None, (0, 1, 2, 3), (2, 2, 7, 15)]:
+        values = np.ones(leaf.shape, np.float32)
+        if place is not None:
+            values[place] = np.nan
+        assert bool(program({"w": jax.device_put(values, spread)})) == (place is None)

@@ -176,7 +176,7 @@ def run_at(path: Path, step: int) -> Mapping[str, Any] | None:
         run = read_run(path / CHECKPOINTS / str(step))
     except Damaged:
         return None
-    return run if run.get("format") == FORMAT else None
+    return run if _not_readable(run) is None else None
 
 
 def check_no_obstacles(path: Path) -> None:
