@@ -1,5 +1,7 @@
 """Batches at a position: every example once, in one order, on any layout, after any restart."""
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
