@@ -1,5 +1,7 @@
 """Batches at a position: every example once, in one order, on any layout, after any restart."""
 
+import threading
+import time
 import tracemalloc
 
 import jax
@@ -62,6 +64,53 @@ def test_a_restart_at_any_step_gives_the_tail(remainder):
         assert len(tail) == plan.num_steps - step
         for a, b in zip(tail, whole[step:], strict=True):
             jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("prefetch", [1, 4])
+@pytest.mark.parametrize("start_step", [0, 12, 13, 14])
+def test_batches_that_are_read_ahead_are_the_same(prefetch, start_step):
+    plan = make_plan("8 x2 every 1ep max 64", N, "2.5ep")
+    assert plan.phases[1].start_step == 13
+    start = plan.samples_at(start_step)
+    here = list(batches(SOURCE, plan, 7, start))
+    ahead = list(batches(SOURCE, plan, 7, start, prefetch=prefetch))
+    assert len(here) == len(ahead) == plan.num_steps - start_step
+    for one, other in zip(here, ahead, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+class FailsAtTheSixth:
+    """A source that counts how often it was read."""
+
+    def __init__(self):
+        self.read_so_far = 0
+
+    def __len__(self):
+        return N
+
+    def read(self, indices):
+        self.read_so_far += 1
+        if self.read_so_far == 6:
+            raise OSError("no such example")
+        return SOURCE.read(indices)
+
+
+def test_reading_ahead_is_bounded_and_ends_with_the_iterator():
+    source, threads = FailsAtTheSixth(), threading.active_count()
+    taken = batches(source, make_plan("8", N, "1ep"), prefetch=2)
+    next(taken), next(taken)
+    deadline = time.monotonic() + 10
+    while source.read_so_far < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert source.read_so_far == 4
+    next(taken), next(taken), next(taken)
+    with pytest.raises(OSError, match="no such example"):
+        next(taken)
+    assert threading.active_count() == threads
+    taken = batches(FailsAtTheSixth(), make_plan("8", N, "1ep"), prefetch=2)
+    next(taken)
+    taken.close()
+    assert threading.active_count() == threads
 
 
 def test_shapes_padding_and_contents():
