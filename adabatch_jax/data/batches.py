@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -88,22 +88,12 @@ def batches(
         batch = {name: array[at] for name, array in batch.items()}
         return batch if mesh is None else put_share(batch, sharding)
 
+    made = (batch_of(step) for step in plan.steps(start_step))
     if not prefetch:
-        return (batch_of(step) for step in plan.steps(start_step))
-    return _read_ahead(batch_of, plan.steps(start_step), prefetch)
+        return made
+    from adabatch_jax.data.prefetching import read_ahead
 
-
-def _read_ahead(
-    batch_of: Callable[[Step], dict[str, Any]], steps: Iterator[Step], num_ahead: int
-) -> Iterator[dict[str, Any]]:
-    from adabatch_jax.data.prefetching import BackgroundThread, prefetched
-
-    thread = BackgroundThread("batches")
-    try:
-        for _, batch in prefetched(batch_of, steps, thread, num_ahead=num_ahead):
-            yield batch
-    finally:
-        thread.close()
+    return read_ahead(made, prefetch, "batches")
 
 
 def check(source: Source, plan: BatchPlan, seed: int) -> None:

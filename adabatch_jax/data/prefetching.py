@@ -126,3 +126,23 @@ def prefetched(
     finally:
         for _, future in ahead:
             future.cancel()
+
+
+def read_ahead(results: Iterator[Result], num_ahead: int, name: str) -> Iterator[Result]:
+    """The same results, none of them None, made ahead by a thread that ends with the iterator.
+
+    >>> list(read_ahead((x * x for x in range(4)), 2, "squares"))
+    [0, 1, 4, 9]
+    """
+    thread = BackgroundThread(name)
+    try:
+        made = prefetched(
+            lambda _: next(results, None), itertools.repeat(None), thread, num_ahead=num_ahead
+        )
+        for _, result in made:
+            if result is None:
+                return
+            yield result
+            del result  # or it would stay alive while the next one is waited for
+    finally:
+        thread.close()

@@ -1,6 +1,5 @@
 """The plan's batches out of other people's loaders."""
 
-import itertools
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +9,7 @@ import numpy as np
 
 from adabatch_jax.data.batches import Rows, stream_epoch
 from adabatch_jax.data.loader_rows import Anchor, Loader, LoaderRows
-from adabatch_jax.data.prefetching import BackgroundThread, prefetched
+from adabatch_jax.data.prefetching import read_ahead
 from adabatch_jax.schedules.plan import BatchPlan, step_beginning_at
 from adabatch_jax.system.errors import UsageError
 
@@ -108,7 +107,9 @@ class Rebatched:
         if self._failure is not None:
             raise self._failure  # and not an end, which would look like the plan's
         if self._batches is None:
-            self._batches = _ahead(self._stream(), self._prefetch)
+            self._batches = self._stream()
+            if self._prefetch:
+                self._batches = read_ahead(self._batches, self._prefetch, "rebatch")
         try:
             batch, self._state = next(self._batches)
         except StopIteration:
@@ -163,7 +164,7 @@ class Rebatched:
         """Ends the batches and the thread; one that hangs is left behind after 2 s."""
         if self._batches is not None:
             self._batches.close()
-        self._batches = _ahead(iter(()), 0)
+        self._batches = (batch for batch in ())
 
     def _tell_dropped(self, stacklevel: int) -> None:
         row, sample = self._state["row"], self._state["sample"]
@@ -220,22 +221,3 @@ def _added(start: int, stop: int, num_examples: int | None) -> dict[str, np.ndar
 def _state(sample: int, anchor: Anchor) -> dict[str, Any]:
     row = sample - anchor.sample
     return {"sample": sample, "epoch": anchor.epoch, "loader": anchor.state, "row": row}
-
-
-def _ahead(batches: _Batches, prefetch: int) -> _Batches:
-    """The same batches, read ahead by a thread."""
-    if prefetch == 0:
-        yield from batches
-        return
-    thread = BackgroundThread("rebatch")
-    try:
-        items = itertools.repeat(None)
-        for _, result in prefetched(
-            lambda _: next(batches, None), items, thread, num_ahead=prefetch
-        ):
-            if result is None:
-                return
-            yield result
-            del result
-    finally:
-        thread.close()

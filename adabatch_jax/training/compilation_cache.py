@@ -8,6 +8,8 @@ import platform
 import warnings
 from pathlib import Path
 
+from adabatch_jax.data.datasets.prepared_folders import user_folder
+
 # In a folder that is shared with other programs the entries that they wrote, which have no digest,
 # are neither read nor removed: the names of ours end differently.
 _VERIFIED = "-sha256"
@@ -19,8 +21,7 @@ def default_folder() -> Path:
     The cache folder is `$XDG_CACHE_HOME`, else `~/.cache`. Machines that share it may have other
     instructions, and what was compiled for one could crash on another.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "adabatch_jax" / "compiled" / _processor()
+    return user_folder() / "compiled" / _processor()
 
 
 def _processor() -> str:
