@@ -24,8 +24,9 @@ from adabatch_jax.runs.folder.lock import LOCK_SECONDS
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.folder.workdir_choice import check_workdir
 from adabatch_jax.runs.resuming import plan_of_run
+from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_pieces import unreached
-from adabatch_jax.schedules.learning_rate_schedule import untold_learning_rate
+from adabatch_jax.schedules.learning_rate_schedule import rate_schedule
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.evaluation import EvalFn
 from adabatch_jax.training.loss_functions import LossFn
@@ -81,9 +82,8 @@ def _fit(
     train_source: Source,
     eval_sources: Mapping[str, Source],
 ) -> FitResult:
-    learning_rate = untold_learning_rate(
-        plan, config.learning_rate, config.coupling, config.reference_batch_size
-    )
+    rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
+    learning_rate = rate_schedule(rate)
     tx = make_optimizer(config, learning_rate)
     image_shape, _ = example_types(train_source)["image"]
     params, model_state, loss_fn, eval_fn, properties = network_functions(config, spec, image_shape)

@@ -11,6 +11,7 @@ import optax
 
 from adabatch_jax.schedules.learning_rate_at_step import (
     Coupling,
+    ResolvedRate,
     StepClock,
     coupling_factors,
     reference_size,
@@ -74,20 +75,6 @@ def coupled_learning_rate(
 
     What is listed of a rate and never comes, as the run ends before, is a UserWarning.
     """
-    if isinstance(base, LearningRate):
-        for sentence in unreached(plan, base):
-            warnings.warn(sentence, UserWarning, stacklevel=2)
-    return untold_learning_rate(plan, base, coupling, reference_batch_size, counts)
-
-
-def untold_learning_rate(
-    plan: BatchPlan,
-    base: float | LearningRate | Callable[[Any], Any],
-    coupling: Coupling = "linear",
-    reference_batch_size: int | None = None,
-    counts: Literal["steps", "samples", "epochs", "tokens"] | None = None,
-) -> optax.Schedule:
-    """`coupled_learning_rate` without its warnings, for callers that tell `unreached` themselves."""
     if callable(base):
         reference = reference_size(plan, reference_batch_size)
         position = position_of(plan, counts, reference)
@@ -106,6 +93,13 @@ def untold_learning_rate(
         if base.init_value < 0:
             raise UsageError(f"a learning rate can't be negative, got {base}.")
     rate = resolve(plan, base, coupling, reference_batch_size)
+    for sentence in unreached(plan, base):
+        warnings.warn(sentence, UserWarning, stacklevel=2)
+    return rate_schedule(rate)
+
+
+def rate_schedule(rate: ResolvedRate) -> optax.Schedule:
+    """The schedule of a described rate that has met its plan; nothing is told."""
 
     def schedule(count):
         if isinstance(count, int):  # a loop that logs needn't disturb the device

@@ -300,8 +300,14 @@ def untold_plan(
     remainder: str = "carry",
     divisible_by: int = 1,
     tokens_per_example: int | None = None,
+    *,
+    kept: Sequence[Phase] = (),
+    ends: Sequence[int] = (),
 ) -> BatchPlan:
-    """`make_plan` without its warnings, for callers that tell `unreached` themselves."""
+    """`make_plan` without its warnings, for callers that tell `unreached` themselves.
+
+    It may stand behind phases that are `kept`; `ends` are where earlier ends cut a batch short.
+    """
     if num_examples is not None:
         num_examples = positive_integer(num_examples, "num_examples")
     divisible_by = positive_integer(divisible_by, "divisible_by")
@@ -316,8 +322,13 @@ def untold_plan(
         raise UsageError(
             f"an endless stream (num_examples=None) can only carry, got remainder={remainder!r}."
         )
-    rules = num_examples, remainder, divisible_by, tokens_per_example
-    return _planned(schedule, duration, *rules)
+    run = run_duration(duration, num_examples)
+    units = Units(num_examples, tokens_per_example, run)
+    phases, unreached = build_phases(as_schedule(schedule), units, remainder, divisible_by, kept)
+    num_samples = phases[-1].stop_sample
+    ends = tuple(end for end in ends if end < num_samples)
+    rules = remainder, run, divisible_by, tokens_per_example
+    return BatchPlan(phases, num_examples, num_samples, *rules, ends, unreached)
 
 
 def continued_plan(
@@ -335,8 +346,9 @@ def continued_plan(
         for phase in plan.phases
         if phase.start_step < step
     ]
-    rules = plan.num_examples, plan.remainder, plan.divisible_by, plan.tokens_per_example
-    return _planned(schedule, duration, *rules, kept, cut_ends(plan, from_sample))
+    rules = plan.remainder, plan.divisible_by, plan.tokens_per_example
+    ends = cut_ends(plan, from_sample)
+    return untold_plan(schedule, plan.num_examples, duration, *rules, kept=kept, ends=ends)
 
 
 def _warned(plan: BatchPlan) -> BatchPlan:
@@ -352,26 +364,6 @@ def _position(value: int, length: int, unit: str) -> int:
     if not 0 <= value <= length:
         raise IndexError(f"{unit} {value} is outside the plan's {length} {unit}s.")
     return value
-
-
-def _planned(
-    schedule: Any,
-    duration: str | int | Duration,
-    num_examples: int | None,
-    remainder: str,
-    divisible_by: int,
-    tokens_per_example: int | None,
-    kept: Sequence[Phase] = (),
-    ends: Sequence[int] = (),
-) -> BatchPlan:
-    """The plan of arguments that are checked, behind phases that are kept."""
-    run = run_duration(duration, num_examples)
-    units = Units(num_examples, tokens_per_example, run)
-    phases, unreached = build_phases(as_schedule(schedule), units, remainder, divisible_by, kept)
-    num_samples = phases[-1].stop_sample
-    ends = tuple(end for end in ends if end < num_samples)
-    rules = remainder, run, divisible_by, tokens_per_example
-    return BatchPlan(phases, num_examples, num_samples, *rules, ends, unreached)
 
 
 def stride_of(plan: BatchPlan, phase: Phase) -> Stride:

@@ -11,7 +11,7 @@ import pytest
 from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_schedule import (
     coupled_learning_rate,
-    untold_learning_rate,
+    rate_schedule,
 )
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
 from adabatch_jax.schedules.plan import first_step_from, make_plan
@@ -24,7 +24,7 @@ def rates_of(plan, text, **coupling):
     """The float64 rates of all updates; float32 inside jit is within an ulp of them."""
     base = parse_learning_rate(text)
     rates = resolve(plan, base, **coupling)(np, np.arange(plan.num_steps))
-    inside = jax.jit(untold_learning_rate(plan, base, **coupling))(np.arange(plan.num_steps))
+    inside = jax.jit(rate_schedule(resolve(plan, base, **coupling)))(np.arange(plan.num_steps))
     np.testing.assert_array_max_ulp(np.asarray(inside), rates.astype(np.float32), maxulp=1)
     return rates
 
