@@ -68,16 +68,16 @@ def check_microbatches(
     )
 
 
-def layout_changes(
-    saved: Mapping[str, Any], now: Mapping[str, Any], step: int
+def setting_changes(
+    kind: str, saved: Mapping[str, Any], now: Mapping[str, Any], step: int
 ) -> list[dict[str, Any]]:
-    """What differs of the layout from an update on, as a run's decisions: JSON values.
+    """What differs from an update on, of what both know, as a run's decisions: JSON values.
 
-    >>> layout_changes({"devices": 1}, {"devices": 2}, step=7)
+    >>> setting_changes("layout", {"devices": 1}, {"devices": 2, "input": "auto"}, step=7)
     [{'kind': 'layout', 'step': 7, 'setting': 'devices', 'from': 1, 'to': 2}]
     """
     return [
-        {"kind": "layout", "step": step, "setting": name, "from": saved[name], "to": value}
+        {"kind": kind, "step": step, "setting": name, "from": saved[name], "to": value}
         for name, value in now.items()
         if name in saved and saved[name] != value
     ]

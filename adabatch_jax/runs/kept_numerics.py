@@ -8,6 +8,7 @@ from typing import Any
 
 from adabatch_jax.runs.checkpoints.verifying import Damaged, committed_steps, read_run
 from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS
+from adabatch_jax.runs.kept_layout import setting_changes
 from adabatch_jax.system.environment import THREAD_VARIABLES, usable_cores, xla_threads
 from adabatch_jax.system.errors import RestoreError, StorageError
 from adabatch_jax.training.numerics import MEANING
@@ -53,7 +54,8 @@ def check_meaning(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: Pat
     Traceback (most recent call last):
     adabatch_jax.system.errors.RestoreError: the run in runs/x has jax_enable_x64=False, not True...
     """
-    differing = [name for name in _differing(saved, now) if name in MEANING]
+    changes = numeric_changes(saved, now, 0)
+    differing = [change["setting"] for change in changes if change["setting"] in MEANING]
     if not differing:
         return
     listed = " and ".join(f"{name}={saved[name]!r}, not {now[name]!r}" for name in differing)
@@ -67,15 +69,8 @@ def check_meaning(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: Pat
 def numeric_changes(
     saved: Mapping[str, Any], now: Mapping[str, Any], step: int
 ) -> list[dict[str, Any]]:
-    """What decides bits and differs from an update on, as a run's decisions: JSON values.
-
-    >>> numeric_changes({"threads": 2}, {"threads": 1}, step=7)
-    [{'kind': 'numerics', 'step': 7, 'setting': 'threads', 'from': 2, 'to': 1}]
-    """
-    return [
-        {"kind": "numerics", "step": step, "setting": name, "from": saved[name], "to": now[name]}
-        for name in _differing(saved, now)
-    ]
+    """What decides bits and differs; what another JAX or machine doesn't know can't be compared."""
+    return setting_changes("numerics", saved, now, step)
 
 
 def changes_text(changes: list[dict[str, Any]]) -> str:
@@ -95,11 +90,6 @@ def changes_text(changes: list[dict[str, Any]]) -> str:
         listed.append(f"{change['setting']} {_text(before)} -> {_text(now)}")
     step = changes[0]["step"]
     return f"from update {step:,} on results may be rounded differently: {', '.join(listed)}"
-
-
-def _differing(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What another version of JAX doesn't know, and what isn't installed, can't be compared."""
-    return [name for name in now if name in saved and saved[name] != now[name]]
 
 
 def _text(value: Any) -> str:

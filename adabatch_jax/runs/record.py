@@ -14,7 +14,7 @@ from adabatch_jax.runs.folder.finished_run import Finished
 from adabatch_jax.runs.folder.folder_reading import ENVIRONMENT, FORMAT
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
-from adabatch_jax.runs.kept_layout import change_text, layout_changes
+from adabatch_jax.runs.kept_layout import change_text, setting_changes
 from adabatch_jax.runs.kept_numerics import changes_text, check_meaning, numeric_changes
 from adabatch_jax.runs.resuming import Change, check_past, digest_of_order
 from adabatch_jax.runs.same_data import Digests, check_data, known_digests
@@ -141,7 +141,8 @@ class RunRecord:
         found = self.store.checkpoint
         if found is None:
             return
-        for change in layout_changes(found.run["layout"], self._layout, self.start_step):
+        saved = found.run["layout"]
+        for change in setting_changes("layout", saved, self._layout, self.start_step):
             self.decisions.append(change)
             self._progress.message(change_text(change))
         changes = numeric_changes(found.run["numerics"], self._numerics, self.start_step)

@@ -90,7 +90,7 @@ def test_a_finished_run(run, doctor):
     code, findings = doctor(run)
     assert (code, states(findings)) == (0, {})
     assert findings["summary.json"]["text"] == "finished after update 30, test accuracy 96.12 %"
-    assert findings["resume"]["text"] == "the run is finished: nothing would be done."
+    assert findings["resume"]["text"] == "the run is finished: its report would be written."
 
 
 def test_a_summary_of_another_run(run, doctor):

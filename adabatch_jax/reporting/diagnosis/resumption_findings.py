@@ -54,10 +54,7 @@ def resumption_findings(
         return
     examples = list(_examples(workdir, config, newest))
     if there.is_whole and not examples:
-        is_report_there = (workdir / "report.html").exists()
-        text = "its report would be written anew"
-        if is_reported(workdir) or not is_report_there:
-            text = "nothing would be done"
+        text = "nothing would be done" if is_reported(workdir) else "its report would be written"
         yield good("resume", f"the run is finished: {text}.", command=command)
         return
     if there.summary is not None and newest is None:

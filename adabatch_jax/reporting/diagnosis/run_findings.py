@@ -51,7 +51,7 @@ def run_findings(workdir: Path) -> Iterator[Finding]:
     try:
         yield from checkpoint_findings(workdir / CHECKPOINTS, is_in_use)
         newest, passed_over, refusal = _newest(workdir)
-        there = find_finished(workdir, _digest_of_settings(config, newest))
+        there = find_finished(workdir, _digest_of_settings(config, newest), newest)
     except StorageError as error:
         yield of_error(CHECKPOINTS, error)
         return

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.runs.checkpoints.verifying import Damaged, check_checkpoint
+from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, check_checkpoint
 from adabatch_jax.runs.folder.folder_reading import BEFORE_SUMMARY, CHECKPOINTS, SUMMARY
 from adabatch_jax.system.errors import NotAsWritten
 from adabatch_jax.system.files import read_file, read_sealed, storage_errors
@@ -22,15 +22,6 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     if summary is not None and not has_figures(summary):
         raise NotAsWritten(f"{path / SUMMARY} is damaged: it lacks the run's figures.")
     return summary
-
-
-def has_figures(summary: Mapping[str, Any]) -> bool:
-    """Whether a summary holds what every finished run has."""
-    counts = (summary.get("step"), summary.get("samples"))
-    return all(type(count) is int for count in counts) and all(
-        isinstance(figure, int | float)
-        for figure in (summary.get("total_seconds"), summary.get("test_accuracy", 0.0))
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +44,11 @@ class Finished:
         return self.summary is not None and not self.changed
 
 
-def find_finished(path: Path, config_digest: str) -> Finished:
+def find_finished(path: Path, config_digest: str, verified: Found | None = None) -> Finished:
     """What is there of a run that was finished with just these settings.
 
     What a person wrote into config.json since is not what the run was made with. A last checkpoint
-    that was removed isn't missed.
+    that was removed isn't missed; one that was `verified` just now isn't read again.
     """
     if not os.path.isdir(path):
         return Finished()
@@ -72,7 +63,9 @@ def find_finished(path: Path, config_digest: str) -> Finished:
     last = path / CHECKPOINTS / str(summary["step"])
     if last.exists():
         try:
-            is_its = check_checkpoint(last).run.get("run_id") == run_id
+            is_known = verified is not None and verified.path == last
+            found = verified if is_known else check_checkpoint(last)
+            is_its = found.run.get("run_id") == run_id
         except Damaged:
             is_its = False
         if not is_its:
@@ -88,3 +81,12 @@ def digests_of_files(path: Path) -> dict[str, str]:
             for name in BEFORE_SUMMARY
             if (path / name).is_file()
         }
+
+
+def has_figures(summary: Mapping[str, Any]) -> bool:
+    """Whether a summary holds what every finished run has."""
+    counts = (summary.get("step"), summary.get("samples"))
+    return all(type(count) is int for count in counts) and all(
+        isinstance(figure, int | float)
+        for figure in (summary.get("total_seconds"), summary.get("test_accuracy", 0.0))
+    )

@@ -34,7 +34,7 @@ from adabatch_jax.runs.folder.folder_reading import (
 )
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.lock import LOCK_SECONDS, locked
-from adabatch_jax.runs.folder.metrics_files import MetricsWriter, read_metrics
+from adabatch_jax.runs.folder.metrics_files import MetricsPosition, MetricsWriter, read_metrics
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import describe_environment
@@ -99,6 +99,7 @@ class RunFolder:
         self._run_id = secrets.token_hex(8)
         self._last = LastCheckpoint()  # of this run
         self._checkpoints: Checkpoints | None = None
+        self._position: MetricsPosition | None = None  # where the rows before it end
         self._rows: MetricsWriter | None = None
 
     def __enter__(self) -> "RunFolder":
@@ -116,6 +117,7 @@ class RunFolder:
     def _find(self) -> None:
         """Finds the checkpoint to go on from, and whether its rows are lost; changes nothing."""
         check_no_obstacles(self.path)
+        self._position = None
         self.checkpoint, self._rejected = find_checkpoint(self.path, self._rejected)
         if self.checkpoint is None:
             if (self.path / "metrics.jsonl").exists():
@@ -126,7 +128,7 @@ class RunFolder:
             return
         self._run_id, self._loses_rows = self.checkpoint.run["run_id"], False
         try:
-            position_of_rows(self.path, self.checkpoint)
+            self._position = position_of_rows(self.path, self.checkpoint)
         except RestoreError:
             if not self._may_lose_rows:
                 raise
@@ -235,9 +237,7 @@ class RunFolder:
         predicted = None if "plan.json" in changed else self._prediction(plan)
         kept = {} if predicted is None else {"prediction": predicted.to_dict()}
         write_json(self.path / "plan.json", plan.to_dict() | kept)
-        found = self.checkpoint
-        position = None if found is None else position_of_rows(self.path, found)
-        self._rows = MetricsWriter(self.path, position)
+        self._rows = MetricsWriter(self.path, self._position)
         rows = self.read_rows()
         for row in rows:
             self._checkpoints.measured(row)
@@ -287,7 +287,7 @@ class RunFolder:
 
     def find_finished(self, identity: Mapping[str, Any]) -> Finished:
         """What is there of this run, if it was finished with these settings."""
-        there = find_finished(self.path, settings_digest(identity))
+        there = find_finished(self.path, settings_digest(identity), self.checkpoint)
         if there.summary is not None and there.run_id != self._run_id:
             there = Finished(None, (SUMMARY,))
         if there.summary is None and not has_environment(self.path):
