@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from adabatch_jax.config.command_line import flag_of, parse_arguments
 from adabatch_jax.config.declarations import as_in, check, flag
-from adabatch_jax.config.settings import Operation
+from adabatch_jax.config.settings import Operation, TrainConfig
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.number_texts import printable
@@ -21,6 +21,8 @@ from adabatch_jax.system.stop_requests import Interruption, exit_on_signals
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from adabatch_jax.runs.folder.finished_run import Finished
 
 PROG = "python -m adabatch_jax.train"
 
@@ -78,7 +80,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
 
     from adabatch_jax.runs.checkpoints.verifying import committed_steps
     from adabatch_jax.runs.folder.finished_run import find_finished
-    from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, run_at
+    from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS
     from adabatch_jax.runs.folder.workdir_choice import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
@@ -88,21 +90,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     if finished.summary is not None and (
         finished.is_whole or not committed_steps(workdir / CHECKPOINTS)
     ):
-        from adabatch_jax.runs.configured_data import check_prepared_data
-
-        run = run_at(workdir, finished.summary["step"])
-        check_prepared_data(config, run, workdir, options.allow_change)
-        if finished.is_whole:
-            _report_again(workdir, lock_wait, options.take_over)
-        else:
-            print(
-                printable(
-                    f"warning: not as the finished run left it: {', '.join(finished.changed)}; "
-                    f"without its checkpoints nothing in {workdir} can be written anew"
-                )
-            )
-        summary = finished.summary
-        print(printable(f"finished already: {_result(summary)}; run folder {workdir}"))
+        _tell_finished(config, workdir, finished, options)
         return 0
 
     max_seconds = None if options.max_time is None else parse_seconds(options.max_time)
@@ -148,6 +136,25 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     where = f"report {workdir / 'report.html'}; run folder {workdir}"
     print(printable(f"done: {_result(result.summary)}; {where}"))
     return 0
+
+
+def _tell_finished(
+    config: TrainConfig, workdir: "Path", finished: "Finished", options: Options
+) -> None:
+    """Leaves a finished run alone, but for its report; raises an error if its data are others."""
+    from adabatch_jax.runs.configured_data import check_prepared_data
+
+    check_prepared_data(config, finished.run, workdir, options.allow_change)
+    if finished.is_whole:
+        _report_again(workdir, parse_seconds(options.lock_wait), options.take_over)
+    else:
+        print(
+            printable(
+                f"warning: not as the finished run left it: {', '.join(finished.changed)}; "
+                f"without its checkpoints nothing in {workdir} can be written anew"
+            )
+        )
+    print(printable(f"finished already: {_result(finished.summary)}; run folder {workdir}"))
 
 
 def _report_again(workdir: "Path", lock_wait: float, take_over: bool) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from adabatch_jax.data.datasets.prepared_folders import user_folder
 from adabatch_jax.system.errors import StorageError
-from adabatch_jax.system.files import read_file, storage_errors, write_json
+from adabatch_jax.system.files import read_sealed, storage_errors, write_sealed
 
 _DIGESTS = "digests.json"
 
@@ -88,9 +87,8 @@ def _places(folder: Path) -> list[Path]:
 def _read_kept(folder: Path) -> tuple[Path, _Entries]:
     """What is kept of a folder's files, and where; nothing where it's damaged: it is kept anew."""
     for path in _places(folder):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-            content = json.loads(read_file(path))
-            if content["sha256"] == _checksum(content["files"]):
+        with contextlib.suppress(StorageError):
+            if (content := read_sealed(path)) is not None:
                 return path, content["files"]
     return folder / _DIGESTS, {}
 
@@ -102,9 +100,5 @@ def _keep(folder: Path, kept: _Entries, entries: _Entries) -> None:
         # Nothing is lost where it can't be kept: the files are read again next time.
         with contextlib.suppress(OSError, StorageError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"files": entries, "sha256": _checksum(entries)})
+            write_sealed(path, {"files": entries})
             return
-
-
-def _checksum(entries: _Entries) -> str:
-    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, check_checkpoint
-from adabatch_jax.runs.folder.folder_reading import BEFORE_SUMMARY, CHECKPOINTS, SUMMARY
+from adabatch_jax.runs.folder.folder_reading import (
+    BEFORE_SUMMARY,
+    CHECKPOINTS,
+    SUMMARY,
+    not_readable,
+)
 from adabatch_jax.system.errors import NotAsWritten
 from adabatch_jax.system.files import read_file, read_sealed, storage_errors
 
@@ -32,11 +37,13 @@ class Finished:
       summary: its figures; None where there are none that the run wrote.
       changed: the names of what isn't there as the run left it.
       run_id: whose figures they are.
+      run: the last checkpoint's own values, where this program can read them; else None.
     """
 
     summary: Mapping[str, Any] | None = None
     changed: tuple[str, ...] = ()
     run_id: str | None = None
+    run: Mapping[str, Any] | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -61,16 +68,17 @@ def find_finished(path: Path, config_digest: str, verified: Found | None = None)
     run_id, files, now = summary.pop("run_id"), summary.pop("files"), digests_of_files(path)
     changed = [name for name, digest in files.items() if now.get(name) != digest]
     last = path / CHECKPOINTS / str(summary["step"])
+    run = None
     if last.exists():
         try:
             is_known = verified is not None and verified.path == last
-            found = verified if is_known else check_checkpoint(last)
-            is_its = found.run.get("run_id") == run_id
+            run = (verified if is_known else check_checkpoint(last)).run
         except Damaged:
-            is_its = False
-        if not is_its:
+            pass
+        if run is None or run.get("run_id") != run_id:
             changed.append(f"{CHECKPOINTS}/{last.name}")
-    return Finished(summary, tuple(changed), run_id)
+    is_readable = run is not None and not_readable(run) is None
+    return Finished(summary, tuple(changed), run_id, run if is_readable else None)
 
 
 def digests_of_files(path: Path) -> dict[str, str]:

@@ -103,7 +103,7 @@ def newest_usable(
     """
 
     def objection(found: Found) -> str | None:
-        if reason := _not_readable(found.run):
+        if reason := not_readable(found.run):
             return reason
         return object_to(found) if found.run["run_id"] == run_id else "it is another run's"
 
@@ -111,7 +111,7 @@ def newest_usable(
         return newest_good(path / CHECKPOINTS, objection)
 
 
-def _not_readable(run: Mapping[str, Any]) -> str | None:
+def not_readable(run: Mapping[str, Any]) -> str | None:
     """Why this program can't make use of a checkpoint's own values, or None."""
     if run.get("format") != FORMAT:
         return "it was written by another version of this program"
@@ -129,7 +129,7 @@ def run_here(path: Path) -> str | None:
     for step in reversed(committed_steps(path / CHECKPOINTS)):
         with contextlib.suppress(Damaged):
             run = read_run(path / CHECKPOINTS / str(step))
-            if _not_readable(run) is None:
+            if not_readable(run) is None:
                 runs.append(run)
     noted = read_last_checkpoint(path).run_id
     votes = collections.Counter(run["run_id"] for run in runs)
@@ -166,17 +166,6 @@ def position_of_rows(path: Path, found: Found) -> MetricsPosition | None:
     position = MetricsPosition(**found.run["metrics"])
     position.content(path / "metrics.jsonl")
     return position
-
-
-def run_at(path: Path, step: int) -> Mapping[str, Any] | None:
-    """What a run's checkpoint says; None where there is none of this version any more."""
-    if step not in committed_steps(path / CHECKPOINTS):
-        return None
-    try:
-        run = read_run(path / CHECKPOINTS / str(step))
-    except Damaged:
-        return None
-    return run if _not_readable(run) is None else None
 
 
 def check_no_obstacles(path: Path) -> None:

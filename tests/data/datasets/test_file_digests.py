@@ -92,7 +92,7 @@ def test_the_time_of_a_large_one_may_hide_a_change_but_not_when_all_is_read(fold
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", "{}", '{"files": 3, "sha256": "0"}', "flip", "dir"]
+    "damage", ["", "{", "[]", "{}", '{"files": 3, "digest": "0"}', "flip", "dir"]
 )
 def test_what_is_kept_is_verified_too(folder, large, num_read, damage):
     before = file_digests(shards(folder), keep=True)
@@ -114,14 +114,14 @@ def test_what_is_kept_is_verified_too(folder, large, num_read, damage):
 def test_of_a_folder_that_cannot_be_written_they_are_kept_elsewhere(
     folder, large, num_read, monkeypatch
 ):
-    write = module.write_json
+    write = module.write_sealed
 
     def refuse(path, content):
         if path.parent == folder:
             raise StorageError("read-only")
         write(path, content)
 
-    monkeypatch.setattr(module, "write_json", refuse)
+    monkeypatch.setattr(module, "write_sealed", refuse)
     first = file_digests(shards(folder), keep=True)
     assert file_digests(shards(folder)).digests == first.digests and num_read() == 3
     assert not (folder / "digests.json").exists()
