@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -39,16 +39,22 @@ class TrainStep:
         Raises:
           UsageError: the batch doesn't have the layout that this step was made for.
         """
-        mesh = self._update.mesh
-        if mesh is not None and state.step.sharding != replicated(mesh):
-            state = self.place(state)
         try:
-            return self._jitted(state, batch, rng, self.constants)
+            return self.run(self._jitted, state, batch, rng)
         except ValueError:
             # jit refuses a batch that the devices don't divide before it traces, where the
             # other checks are. A good batch doesn't pay for finding out why.
             self._update.check_batch(batch)
             raise
+
+    def run(
+        self, program: Callable[..., Any], state: TrainState, batch: Any, rng: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """A call, by a program that `lower` was compiled to."""
+        mesh = self._update.mesh
+        if mesh is not None and state.step.sharding != replicated(mesh):
+            state = self.place(state)
+        return program(state, batch, rng, self.constants)
 
     def lower(self, state: Any, batch: Any, rng: Any) -> jax.stages.Lowered:
         """Lowers the step for arguments of these shapes (arrays or `jax.ShapeDtypeStruct`s).
@@ -64,6 +70,11 @@ class TrainStep:
     def place(self, tree: Any) -> Any:
         """Returns a state where this step wants it; anything else whole on every device."""
         return self._update.place(tree)
+
+    @property
+    def microbatch_size(self) -> int | None:
+        """Examples per micro-batch over all devices; None for whole batches."""
+        return self._update.microbatch_size
 
     @property
     def constants(self) -> Constants:
