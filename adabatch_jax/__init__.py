@@ -13,6 +13,8 @@ if sys.version_info < (3, 11):
         raise SystemExit(2)
     raise ImportError(_SENTENCE)
 
+__version__ = "0.1.0"
+
 _MODULES = {
     "adabatch_jax.schedules.durations": ("Duration", "parse_duration"),
     "adabatch_jax.schedules.batch_size_schedules": (

@@ -17,7 +17,7 @@ from adabatch_jax.schedules.durations import Duration, Units, parse_duration, ru
 from adabatch_jax.schedules.phases import Phase, Step
 from adabatch_jax.schedules.plan_builder import build_phases
 from adabatch_jax.schedules.schedule_text import as_schedule
-from adabatch_jax.schedules.strides import REMAINDERS, Stride
+from adabatch_jax.schedules.strides import REMAINDERS, Remainder, Stride
 from adabatch_jax.schedules.text_reader import positive_integer
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
@@ -47,7 +47,7 @@ class BatchPlan:
     phases: tuple[Phase, ...]
     num_examples: int | None
     num_samples: int
-    remainder: str
+    remainder: Remainder
     duration: Duration
     divisible_by: int = 1
     tokens_per_example: int | None = None
@@ -252,7 +252,7 @@ def make_plan(
     schedule: Any,
     num_examples: int | None,
     duration: str | int | Duration,
-    remainder: str = "carry",
+    remainder: Remainder = "carry",
     divisible_by: int = 1,
     tokens_per_example: int | None = None,
 ) -> BatchPlan:
@@ -297,7 +297,7 @@ def untold_plan(
     schedule: Any,
     num_examples: int | None,
     duration: str | int | Duration,
-    remainder: str = "carry",
+    remainder: Remainder = "carry",
     divisible_by: int = 1,
     tokens_per_example: int | None = None,
     *,

@@ -18,7 +18,7 @@ from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.training.train_state import TrainState
 
-EvalFn = Callable[[Any, Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
+EvalFn = Callable[[Any, Any, Any], Mapping[str, jax.Array]]
 Batch = dict[str, jax.Array]
 
 
