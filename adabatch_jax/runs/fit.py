@@ -56,6 +56,9 @@ class FitResult:
       summary: final figures and where the seconds went.
       stopped: whether `on_step` or an interruption ended the run before the plan did.
       start_step: the update that this call began with.
+
+    >>> FitResult(None, [{"step": 5}], {"train_loss": 0.5}, stopped=False, start_step=0).history
+    [{'step': 5}]
     """
 
     state: TrainState

@@ -32,6 +32,7 @@ class BatchPlan:
     Look-ups take O(log(number of phases)), and no attribute takes more than O(phases).
 
     Attributes:
+      phases: the stretches of one batch size, in order.
       num_examples: the length of an epoch; None for an endless stream.
       num_samples: the run's length in samples.
       remainder: "carry", "partial" or "drop".
@@ -42,6 +43,12 @@ class BatchPlan:
         on: a step begins there, and not where the phase's own steps would have gone on.
       unreached: a sentence for each part of the schedule that the run never comes to; told when a
         plan is made, and no part of what it is.
+
+    >>> plan = make_plan("100, 10ep: 400", num_examples=1000, duration="20ep")
+    >>> plan.num_steps, plan.num_samples, plan.batch_sizes
+    (125, 20000, (100, 400))
+    >>> plan.batch_size_at(99), plan.samples_at(100), plan.step_at(10_400), plan.epoch_at(100)
+    (100, 10000, 101, 10.0)
     """
 
     phases: tuple[Phase, ...]

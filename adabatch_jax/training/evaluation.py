@@ -188,6 +188,14 @@ def evaluate(
 
     Repeated calls with the same `eval_fn` and shapes don't compile again.
 
+    Args:
+      eval_fn: `eval_fn(params, model_state, batch) -> metrics`, means weighted by
+        `batch["weight"]`.
+      state: whose parameters and model state are looked at.
+      source: the examples, each of which counts once.
+      batch_size: examples that are computed at a time; the result doesn't depend on it.
+      mesh: the devices to spread a batch over; None for one.
+
     >>> import optax
     >>> from adabatch_jax.data.sources import array_source
     >>> from adabatch_jax.training.loss_functions import weighted_mean
