@@ -1,4 +1,4 @@
-"""The public names as type checkers and editors see them; `__init__.py` loads them when used."""
+# The public names as type checkers and editors see them; __init__.py loads them when used.
 
 from adabatch_jax import models as models
 from adabatch_jax.config.settings import Keep, Layout, Operation
@@ -52,7 +52,7 @@ __all__ = [
     "compile_ahead", "constant", "coupled_learning_rate", "data_mesh", "epoch_order",
     "evaluate", "example_indices", "example_keys", "exponential_growth", "fit",
     "growth_from_decay", "host_rows", "joined", "linear_ramp", "make_plan", "make_train_step",
-    "parse_duration", "parse_learning_rate", "parse_schedule", "piecewise_constant", "rebatch",
-    "sampled", "tfds_source", "weighted_mean",
+    "models", "parse_duration", "parse_learning_rate", "parse_schedule", "piecewise_constant",
+    "rebatch", "sampled", "tfds_source", "weighted_mean",
 ]  # fmt: skip
 __version__: str

@@ -2,13 +2,14 @@
 
 import ast
 import inspect
+import re
 import textwrap
 
 import pytest
 
 import adabatch_jax as ab
 
-PUBLIC = {f"ab.{name}": getattr(ab, name) for name in ab.__all__} | {
+PUBLIC = {f"ab.{name}": getattr(ab, name) for name in ab.__all__ if name != "models"} | {
     f"ab.models.{name}": getattr(ab.models, name) for name in ab.models.__all__
 }
 
@@ -46,6 +47,16 @@ def test_it_says_what_it_is_and_shows_how_it_is_used(name):
     made = [member.__doc__ or "" for _, member in members(thing)] if inspect.isclass(thing) else []
     texts = [text_of(kind) for kind in kinds if kind.__module__.startswith("adabatch_jax")]
     assert any(">>>" in text for text in [*texts, *made]), "an example"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_it_can_be_rendered(name):
+    thing = PUBLIC[name]
+    for told in (
+        [thing, *(member for _, member in members(thing))] if inspect.isclass(thing) else [thing]
+    ):
+        prose = re.sub(r"`[^`]*`|^ *(>>>|\.\.\.) .*$", "", text_of(told), flags=re.MULTILINE)
+        assert "**" not in prose, "two stars make bold what stands between them"
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -1,7 +1,4 @@
-"""The paper's networks, in flax nnx, by name, and their weights from PyTorch and back.
-
-What `__all__` names may be imported from here. It must not know of runs or of anything on disk.
-"""
+"""The paper's networks, in flax nnx, by name, and their weights from PyTorch and back."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -16,6 +13,8 @@ __all__ = [
     "create", "functions", "load_torch_weights", "loss_properties", "names", "to_torch_arrays",
 ]  # fmt: skip
 
+__docformat__ = "google"
+
 # Command lines look names up before they know whether they need jax and flax at all.
 _LAZY = {
     "functions": "pure_functions",
@@ -27,6 +26,12 @@ _LAZY = {
 if not TYPE_CHECKING:  # or checkers would take any name
 
     def __getattr__(name: str):
-        if name in _LAZY:
-            return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__():
+    return [*globals(), *_LAZY]

@@ -108,7 +108,7 @@ def fit(
       eval_fn: `eval_fn(params, model_state, batch) -> metrics`; none: no evaluation.
       eval_source: the examples to evaluate on; or several such sources by name. Metrics are
         called "test_loss" or after the source's name, as "holdout_loss".
-      seed: of the order of the examples and of the key that `loss_fn` gets, below 2**32.
+      seed: of the order of the examples and of the key that `loss_fn` gets, below `2**32`.
       mesh: the devices to train on; None for one.
       workdir: the run's folder: metrics, checkpoints, plan and summary; or that folder as this
         process holds it already. None writes nothing.

@@ -21,8 +21,8 @@ class AdabatchError(Exception):
     >>> try:
     ...     make_plan("128", num_examples=100, duration="2ep")
     ... except AdabatchError as error:
-    ...     print(type(error).__name__, error.exit_code, error)
-    UsageError 2 ...128...
+    ...     print(type(error).__name__, error.exit_code)
+    UsageError 2
     """
 
     exit_code = 1
