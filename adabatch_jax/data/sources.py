@@ -1,10 +1,9 @@
 """Sources: where examples are read from, by index."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from adabatch_jax.data.array_digest import arrays_digest, is_sampled
 from adabatch_jax.system.errors import ExampleError, UsageError
@@ -31,7 +30,7 @@ class ArraySource:
     `read_from` is the source that the arrays were read from, or None.
     """
 
-    def __init__(self, arrays: Mapping[str, npt.ArrayLike], read_from: Source | None = None):
+    def __init__(self, arrays: Mapping[str, Any], read_from: Source | None = None):
         if not arrays:
             raise UsageError("`arrays` is empty; give at least one named array.")
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
@@ -59,7 +58,7 @@ class ArraySource:
         return arrays_digest(self.arrays)
 
 
-def array_source(arrays: Mapping[str, npt.ArrayLike]) -> ArraySource:
+def array_source(arrays: Mapping[str, Any]) -> ArraySource:
     """Makes a source of arrays that share their first axis, the examples.
 
     Args:
