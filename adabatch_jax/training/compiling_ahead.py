@@ -127,17 +127,23 @@ class CompiledAhead(Generic[Arguments, Result]):
         axis = 0 if self._microbatch_size is None else 1
         given = np.shape(leaf)[: axis + 1]
         layouts = Layouts(self._microbatch_size, _num_shards(leaf, axis))
-        of_phases = [layouts.of(phase.batch_size) for phase in self._plan.phases]
-        planned = [(of.num_microbatches, of.padded_size)[-1 - axis :] for of in of_phases]
-        begin = planned.index(given) if given in planned else 0
-        return given, list(dict.fromkeys(planned[begin:]))
+
+        def axes(size):
+            layout = layouts.of(size)
+            return (layout.num_microbatches, layout.padded_size)[-1 - axis :]
+
+        phases = self._plan.phases
+        start = next((phase.index for phase in phases if axes(phase.batch_size) == given), 0)
+        planned = [axes(phase.batch_size) for phase in phases[start:]]
+        own = [given] if given in planned else []
+        return given, list(dict.fromkeys(own + planned))
 
     def _found_batch(self, example: Sequence[Any]) -> tuple[int]:
         """The argument with a "weight", or else the one that has the shape of a planned batch."""
 
         def is_batch(leaf):
             given, planned = self._leading_axes(leaf)
-            return given == planned[0]
+            return given in planned
 
         def begins_as_one(argument):
             leaves = jax.tree.leaves(argument)
