@@ -63,13 +63,13 @@ def abstract(tree: Any) -> Any:
 
 
 def laid_out(tree: Any, shardings: Any) -> Any:
-    """The shapes and dtypes of a pytree with these shardings; None leaves it as it is."""
+    """The shapes and dtypes of a pytree with these shardings, or one for all; None leaves it."""
     if shardings is None:
         return tree
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         tree,
-        shardings,
+        jax.tree.broadcast(shardings, tree),
     )
 
 

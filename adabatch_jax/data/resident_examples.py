@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.data.abstract_arrays import abstract_rows, example_types, tree_bytes
 from adabatch_jax.data.batches import refuse_cut_numbers
-from adabatch_jax.data.mesh import batch_sharding, replicated
+from adabatch_jax.data.mesh import BatchMesh
 from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import bytes_text
@@ -76,7 +75,7 @@ def choose_placement(
 
 
 def put_tables(
-    arrays: Mapping[str, np.ndarray], mesh: Mesh | None, spread: bool = False
+    arrays: Mapping[str, np.ndarray], mesh: BatchMesh | None, spread: bool = False
 ) -> dict[str, jax.Array]:
     """Puts arrays of shape `(num_examples, ...)` on the devices.
 
@@ -86,10 +85,11 @@ def put_tables(
     refuse_cut_numbers(arrays)
     if mesh is None:
         return jax.device_put(dict(arrays))
-    if not spread and not mesh.is_multi_process:
-        return jax.device_put(dict(arrays), replicated(mesh))
-    sharding = batch_sharding(mesh) if spread else replicated(mesh)
-    return {name: _put_table(array, sharding, spread) for name, array in arrays.items()}
+    if spread:
+        return {name: _put_spread(array, mesh) for name, array in arrays.items()}
+    if not mesh.mesh.is_multi_process:
+        return jax.device_put(dict(arrays), mesh.whole)
+    return {name: mesh.put_whole(array) for name, array in arrays.items()}
 
 
 def gather(
@@ -112,13 +112,12 @@ def gather(
     return rows | dict(inputs)
 
 
-def _put_table(array: np.ndarray, sharding: NamedSharding, spread: bool) -> jax.Array:
-    num_shares = sharding.mesh.size if spread else 1
-    width = -(-len(array) // num_shares)
+def _put_spread(array: np.ndarray, mesh: BatchMesh) -> jax.Array:
+    width = -(-len(array) // mesh.num_shards)
 
     def share(place: tuple[slice, ...]) -> np.ndarray:
         part = array[place]  # less than the width at the end
         return np.pad(part, [(0, width - len(part)), *((0, 0),) * (array.ndim - 1)])
 
-    shape = (num_shares * width, *array.shape[1:])
-    return jax.make_array_from_callback(shape, sharding, share)
+    shape = (mesh.num_shards * width, *array.shape[1:])
+    return jax.make_array_from_callback(shape, mesh.of_rows(), share)

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.epoch_order import prepare_order
-from adabatch_jax.data.mesh import check_backend
+from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh, check_backend
 from adabatch_jax.data.sources import Source
 from adabatch_jax.runs.background_compilation import compile_in_background
 from adabatch_jax.runs.display.progress import Progress
@@ -76,7 +76,7 @@ def fit(
     eval_fn: EvalFn | None = None,
     eval_source: Source | Mapping[str, Source] | None = None,
     seed: int = 0,
-    mesh: Mesh | None = None,
+    mesh: Mesh | NamedSharding | None = None,
     workdir: str | Path | RunFolder | None = None,
     eval_every: str | int = "1ep",
     checkpoint_every: str | int = "1ep",
@@ -106,7 +106,8 @@ def fit(
       eval_source: the examples to evaluate on; or several such sources by name. Metrics are
         called "test_loss" or after the source's name, as "holdout_loss".
       seed: of the order of the examples and of the key that `loss_fn` gets, below 2**32.
-      mesh: the devices to train on; None for one.
+      mesh: the devices to train on, as in `make_train_step`; None for one. A state that comes
+        sharded stays so, also from a checkpoint.
       workdir: the run's folder: metrics, checkpoints, plan and summary; or that folder as this
         process holds it already. None writes nothing.
       eval_every: a duration; also at the end of the run.
@@ -146,6 +147,7 @@ def fit(
     3.0
     """
     check_backend()
+    mesh = as_batch_mesh(mesh)
     check_arguments(state, eval_fn, eval_source, plan, mesh, layout, keep, operation, identity)
     check_allowed(allow_change, "allow_change")
     seed = checked_seed(seed)
@@ -173,11 +175,11 @@ def fit(
         )  # fmt: skip
         stack.push(store.close)
         saved_layout = record.open()
-        layout = kept(saved_layout, layout, 1 if mesh is None else mesh.size)
+        layout = kept(saved_layout, layout, 1 if mesh is None else mesh.num_shards)
         update = Update(
             loss_fn, tx, mesh, None, sequential_model_state, independent_groups,
             layout.shard_params, skip_nonfinite=policy.kind == "skip",
-        )  # fmt: skip
+        ).keeping(state)  # fmt: skip
         state = record.restored(update.place(state))
         if not record.is_done:
             check_microbatches(saved_layout, layout, plan, independent_groups, allow_change)
@@ -227,7 +229,7 @@ def check_arguments(
     eval_fn: EvalFn | None,
     eval_source: Any,
     plan: BatchPlan,
-    mesh: Mesh | None,
+    mesh: BatchMesh | None,
     layout: Layout,
     keep: Keep,
     operation: Operation,
@@ -235,11 +237,11 @@ def check_arguments(
 ) -> None:
     """Raises a UsageError where the arguments of `fit` can't work, or can't go together."""
     for name, value, kind in (
-        ("state", state, TrainState), ("plan", plan, BatchPlan), ("mesh", mesh, Mesh),
-        ("layout", layout, Layout), ("keep", keep, Keep), ("operation", operation, Operation),
+        ("state", state, TrainState), ("plan", plan, BatchPlan), ("layout", layout, Layout),
+        ("keep", keep, Keep), ("operation", operation, Operation),
         ("identity", identity, Mapping),
     ):  # fmt: skip
-        may_be_left_out = value is None and name in ("mesh", "identity")
+        may_be_left_out = value is None and name == "identity"
         if not isinstance(value, kind) and not may_be_left_out:
             raise UsageError(
                 f"`{name}` must be of type {kind.__name__}, got one of type {type(value).__name__}."
@@ -260,10 +262,10 @@ def check_arguments(
     if int(state.step) < 0:
         raise UsageError(f"`state.step` must be at least 0, got {int(state.step)}.")
     largest = max(plan.batch_sizes)
-    if mesh is not None and mesh.size > largest:
+    if mesh is not None and mesh.num_shards > largest:
         raise UsageError(
-            f"there are {mesh.size} devices, more than the largest batch has examples ({largest}), "
-            f"so some would never work; use at most {largest}."
+            f"there are {mesh.num_shards} devices to share a batch out to, more than the largest has "
+            f"examples ({largest}), so some would never work; use at most {largest}."
         )
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from adabatch_jax.data.abstract_arrays import abstract, laid_out
 from adabatch_jax.data.feeds import Feed, Inputs, Piece
-from adabatch_jax.data.mesh import replicated
 from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.compiled_programs import Programs
@@ -134,7 +133,7 @@ class FusedDispatch(Dispatch):
     def _lowerings(self, layouts, state):
         update, feed, shardings = self._update, self._feed, {}
         if update.mesh is not None:
-            whole = replicated(update.mesh)
+            whole = update.mesh.whole
             shardings["out_shardings"] = (update.state_shardings(state), whole, whole)
         perform = functools.partial(one_update, update)
         if self._steps_per_dispatch > 1:
@@ -205,7 +204,7 @@ class SplitDispatch(Dispatch):
         sums = jax.eval_shape(begin, state)
         of_begin, of_add, of_finish = {}, {}, {}
         if update.mesh is not None:
-            of_sums, whole = update.sums_shardings(sums), replicated(update.mesh)
+            of_sums, whole = update.sums_shardings(sums), update.mesh.whole
             sums = laid_out(sums, of_sums)
             of_begin["out_shardings"] = of_sums
             of_add["out_shardings"] = (of_sums, whole)

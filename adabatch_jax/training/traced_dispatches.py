@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adabatch_jax.data.mesh import batch_sharding
 from adabatch_jax.data.resident_examples import gather
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.train_state import TrainState
@@ -112,7 +111,7 @@ def gathered(
     batch = gather(tables, inputs)
     if update.mesh is not None:
         is_stacked = update.microbatch_size is not None and not split
-        batch = lax.with_sharding_constraint(batch, batch_sharding(update.mesh, is_stacked))
+        batch = lax.with_sharding_constraint(batch, update.mesh.of_batch(batch, int(is_stacked)))
     # The update is then computed as if its batch had come from the host, to the bit.
     return lax.optimization_barrier(batch)
 
