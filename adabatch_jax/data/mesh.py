@@ -15,7 +15,7 @@ from adabatch_jax.system.errors import UsageError, one_line
 
 
 def check_backend(cpu_devices: int | None = None) -> None:
-    """Raises a UsageError if JAX won't compile or finds no devices, as with a wrong $JAX_PLATFORMS.
+    """Raises a UsageError if JAX won't compile, insists on shardings, or finds no devices.
 
     `cpu_devices` is how many devices to make of the CPU; None leaves that to JAX.
     """
@@ -27,6 +27,12 @@ def check_backend(cpu_devices: int | None = None) -> None:
         raise UsageError(
             "JAX is told to compile nothing, and training runs compiled programs only; unset "
             "JAX_DISABLE_JIT, or leave out jax.disable_jit()."
+        )
+    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        raise UsageError(
+            "`jax.set_mesh` has set a mesh with Explicit axes, under which each operation has to say "
+            "where its result lies; call this outside of it: arrays and NamedShardings on that mesh "
+            "may be given as they are."
         )
     try:
         jax.devices()
@@ -155,11 +161,17 @@ class BatchMesh:
 
         return jax.make_array_from_callback(tuple(shape), sharding, part)
 
-    def put_whole(self, array: Any) -> jax.Array:
+    def put_whole(self, tree: Any) -> Any:
         """Puts what all processes have alike on every device."""
         if not self.mesh.is_multi_process:
-            return jax.device_put(array, self.whole)
-        array = np.asarray(array)
+            return jax.device_put(tree, self.whole)
+        return jax.tree.map(self._put_whole, tree)
+
+    def _put_whole(self, leaf: Any) -> jax.Array:
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            bits = self._put_whole(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
+        array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, self.whole, lambda place: array[place])
 
 

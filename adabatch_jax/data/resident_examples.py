@@ -87,9 +87,7 @@ def put_tables(
         return jax.device_put(dict(arrays))
     if spread:
         return {name: _put_spread(array, mesh) for name, array in arrays.items()}
-    if not mesh.mesh.is_multi_process:
-        return jax.device_put(dict(arrays), mesh.whole)
-    return {name: mesh.put_whole(array) for name, array in arrays.items()}
+    return mesh.put_whole(dict(arrays))
 
 
 def gather(

@@ -36,6 +36,7 @@ from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.device_memory import device_bytes
 from adabatch_jax.training.evaluation import EvalFn, Evaluator
 from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.parameter_sharding import check_in_one_process
 from adabatch_jax.training.setup import Setup, keep_what_fits, set_up
 from adabatch_jax.training.step_timing import seconds_by_size
 from adabatch_jax.training.time_prediction import predict
@@ -180,7 +181,9 @@ def fit(
             loss_fn, tx, mesh, None, sequential_model_state, independent_groups,
             layout.shard_params, skip_nonfinite=policy.kind == "skip",
         ).keeping(state)  # fmt: skip
-        state = record.restored(update.place(state))
+        state = update.place(state)
+        check_in_one_process(state)
+        state = record.restored(state)
         if not record.is_done:
             check_microbatches(saved_layout, layout, plan, independent_groups, allow_change)
         record.begin()

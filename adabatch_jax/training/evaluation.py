@@ -1,5 +1,6 @@
 """Metrics over a whole source, exact for any batch size and any number of devices."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -105,7 +106,12 @@ class Evaluator:
 
         state = params, model_state
         jitted, lies = self._jitted(*state), self._shardings(*state)
-        return jitted.lower(*laid_out(jax.tree.map(like, state), lies), self._batch)
+        with self._in_mesh():
+            return jitted.lower(*laid_out(jax.tree.map(like, state), lies), self._batch)
+
+    def _in_mesh(self) -> contextlib.AbstractContextManager:
+        """Where `eval_fn` is traced: a `PartitionSpec` alone means this mesh."""
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh.mesh)
 
     def _shardings(self, params: Any, model_state: Any) -> Any:
         """Where a state's leaves are evaluated: as they come sharded, or else whole."""
@@ -154,7 +160,8 @@ class Evaluator:
             if self.num_bytes:
                 kept.append((step, batch))
             counts.append(step.num_real)
-            results.append(program(params, model_state, batch))
+            with self._in_mesh():
+                results.append(program(params, model_state, batch))
             if len(results) > 2:
                 # Dispatch runs ahead of the devices; without a bound batches fill the memory.
                 jax.block_until_ready(results[-3])

@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from adabatch_jax.data.mesh import BatchMesh
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.accumulation import Sums, sum_up
 from adabatch_jax.training.gradients import GradFn, Outputs, gradient_function
 from adabatch_jax.training.loss_functions import LossFn
@@ -58,14 +59,24 @@ def sum_up_on_each_device(
 
     whole, spread = PartitionSpec(), mesh.of_rows(1).spec
     # Without check_vma code that was written for one device works as it is, loops included.
-    return jax.shard_map(
+    summed_up = jax.shard_map(
         of_a_device,
         mesh=mesh.mesh,
         in_specs=(whole, whole, whole, spread, whole, whole),
         out_specs=Sums(scattered, whole, whole, whole),
         axis_names={axis},
         check_vma=False,
-    )(loss_fn, params, model_state, batch, rng, batch["weight"].sum(1))
+    )
+    try:
+        return summed_up(loss_fn, params, model_state, batch, rng, batch["weight"].sum(1))
+    except ValueError as error:
+        if "Context mesh" not in str(error) and "only refer to Auto axes" not in str(error):
+            raise
+        raise UsageError(
+            "loss_fn says where an array lies on all devices, and with `independent_groups` it runs "
+            "on the rows of one; give its `with_sharding_constraint` a PartitionSpec without "
+            f"{axis!r}, or leave `independent_groups` out."
+        ) from error
 
 
 def _scattered(spec: PartitionSpec, axis: str) -> PartitionSpec:

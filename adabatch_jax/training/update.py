@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,22 @@ from adabatch_jax.training.train_state import TrainState
 Metrics = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
 Constants = tuple[jax.Array, ...]
+
+
+def _on_its_mesh(method: Callable[..., Any]) -> Callable[..., Any]:
+    """An update's method, traced where a `PartitionSpec` alone means the update's mesh.
+
+    So it is in threads that compile too: they don't know the caller's `jax.set_mesh`.
+    """
+
+    @functools.wraps(method)
+    def traced(self: "Update", *arguments: Any) -> Any:
+        if self.mesh is None:
+            return method(self, *arguments)
+        with jax.sharding.use_abstract_mesh(self.mesh.mesh.abstract_mesh):
+            return method(self, *arguments)
+
+    return traced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,8 +92,8 @@ class Update:
         object.__setattr__(self, "mesh", mesh)
         # Once here, or every call would copy them to the devices.
         constants = tuple(jax.tree.leaves(_as_pytree(self.loss_fn)))
-        whole = None if mesh is None else mesh.whole
-        object.__setattr__(self, "constants", jax.device_put(constants, whole))
+        put = jax.device_put if mesh is None else mesh.put_whole
+        object.__setattr__(self, "constants", put(constants))
 
     def keeping(self, state: TrainState) -> "Update":
         """The same update for states that are sharded as this one is (arrays or abstract ones).
@@ -88,6 +104,7 @@ class Update:
             return self
         return dataclasses.replace(self, specs=self._specs_of(state))
 
+    @_on_its_mesh
     def __call__(
         self, state: TrainState, batch: Batch, rng: jax.Array, constants: Constants
     ) -> tuple[TrainState, Metrics, jax.Array]:
@@ -100,6 +117,7 @@ class Update:
         self.check_batch(batch)
         return self._apply(state, self._outputs(state, dict(batch), rng, constants))
 
+    @_on_its_mesh
     def begin(
         self, state: TrainState, microbatch: Batch, rng: jax.Array, constants: Constants
     ) -> Sums:
@@ -111,6 +129,7 @@ class Update:
         )
         return self._laid_out(sums)
 
+    @_on_its_mesh
     def add(
         self,
         sums: Sums,
@@ -129,6 +148,7 @@ class Update:
         sums = accumulation.add(sums, outputs, weight, weight > 0, self.sequential_model_state)
         return self._laid_out(sums)
 
+    @_on_its_mesh
     def finish(self, state: TrainState, sums: Sums) -> tuple[TrainState, Metrics, jax.Array]:
         """Performs the update of what was added; returns what a call does."""
         before = state.params, state.model_state
@@ -140,7 +160,7 @@ class Update:
             return tree
         if isinstance(tree, TrainState):
             return jax.device_put(tree, self.state_shardings(tree))
-        return jax.device_put(tree, self.mesh.whole)
+        return self.mesh.put_whole(tree)
 
     def state_shardings(self, state: TrainState) -> Any:
         """A `NamedSharding` for each leaf of a state; None without a mesh."""
