@@ -84,10 +84,10 @@ def check_in_one_process(state: TrainState) -> None:
         if not is_array or leaf.is_fully_addressable or leaf.is_fully_replicated:
             continue
         raise UsageError(
-                f"`state`: {jax.tree_util.keystr(path)} is shared out over the devices of several "
-                "processes, and `fit` needs all of it in each; shard it over the devices of one, or "
-                "use `make_train_step` in a loop of your own."
-            )
+            f"`state`: {jax.tree_util.keystr(path)} is shared out over the devices of several "
+            "processes, and `fit` needs all of it in each; shard it over the devices of one, or "
+            "use `make_train_step` in a loop of your own."
+        )
 
 
 def is_sharded(specs: Any) -> bool:
