@@ -132,9 +132,11 @@ def with_gathered_rows(
 def scalars(metrics: Metrics) -> Metrics:
     """Returns the metrics; a UsageError names the first one that can't stand in a row."""
     for name, value in metrics.items():
-        if value.shape:
+        shape = getattr(value, "shape", None)
+        if shape != ():
+            what = f"is a {type(value).__name__}" if shape is None else f"has the shape {shape}"
             raise UsageError(
-                f"a metric is a number, but loss_fn's {name!r} has the shape {value.shape}; "
-                "return its mean, or one metric per entry."
+                f"a metric is a number, but loss_fn's {name!r} {what}; return its mean, or one "
+                "metric per entry."
             )
     return metrics

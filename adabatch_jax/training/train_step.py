@@ -40,7 +40,7 @@ class TrainStep:
           UsageError: the batch doesn't have the layout that this step was made for.
         """
         mesh = self._update.mesh
-        if mesh is not None and state.step.sharding != replicated(mesh):
+        if mesh is not None and getattr(state.step, "sharding", None) != replicated(mesh):
             state = self.place(state)
         try:
             return self._jitted(state, batch, rng, self.constants)

@@ -22,7 +22,8 @@ from adabatch_jax.training.gradient_reduction import (
 )
 from adabatch_jax.training.gradients import GradFn, Outputs, gradient_function, metrics_like
 from adabatch_jax.training.loss_functions import LossFn
-from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.optimizers import updates_of
+from adabatch_jax.training.train_state import TrainState, on_devices
 
 Metrics = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
@@ -122,6 +123,8 @@ class Update:
 
     def place(self, tree: Any) -> Any:
         """A state where this update wants it; anything else whole on every device."""
+        if isinstance(tree, TrainState):
+            tree = on_devices(tree)
         if self.mesh is None:
             return tree
         if isinstance(tree, TrainState):
@@ -208,11 +211,14 @@ class Update:
 
     def _apply(self, state: TrainState, outputs: Outputs) -> tuple[TrainState, Metrics, jax.Array]:
         """The optimizer's part of an update."""
-        updates, opt_state = self.tx.update(outputs.grads, state.opt_state, state.params)
+        loss = outputs.metrics["loss"]
+        updates, opt_state = updates_of(
+            self.tx, outputs.grads, state.opt_state, state.params, loss
+        )
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, outputs.model_state, opt_state)
         is_finite = is_finite_update(
-            outputs.metrics["loss"], outputs.grads, self.mesh if self.shard_params else None
+            loss, outputs.grads, self.mesh if self.shard_params else None
         )
         if self.skip_nonfinite:
             new = jax.tree.map(
