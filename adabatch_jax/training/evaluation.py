@@ -19,6 +19,7 @@ from adabatch_jax.system.fault_points import reach
 from adabatch_jax.training.train_state import TrainState
 
 EvalFn = Callable[[Any, Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
+EvalParams = Callable[[Any, Any], Any]
 Batch = dict[str, jax.Array]
 
 
@@ -34,6 +35,8 @@ class Evaluator:
       batch_size: examples per batch, rounded up to a multiple of the devices. It changes
         memory and speed, not the result.
       keep_limit_bytes: the most memory, on each device, to keep examples in.
+      eval_params: `eval_params(opt_state, params)` makes the parameters that are evaluated, as
+        `optax.contrib.schedule_free_eval_params` does; None: those of the state.
 
     Attributes:
       num_bytes: memory that the kept examples take on each device; 0 where they don't fit.
@@ -50,6 +53,7 @@ class Evaluator:
         batch_size: int,
         mesh: Mesh | None = None,
         keep_limit_bytes: int = 2**30,
+        eval_params: EvalParams | None = None,
     ):
         if batch_size < 1:
             raise UsageError(f"the evaluation's batch_size must be at least 1, got {batch_size}.")
@@ -66,6 +70,7 @@ class Evaluator:
             self._whole, self._spread = replicated(self._mesh), batch_sharding(self._mesh)
             arguments = (self._whole, self._whole, self._spread)
             shardings = {"in_shardings": arguments, "out_shardings": self._whole}
+        self._params_of = None if eval_params is None else jax.jit(eval_params)
         self._jitted = jax.jit(eval_fn, **shardings)
         self.program: Callable[..., Mapping[str, jax.Array]] = self._jitted
         self._num_batches = -(-len(source) // num_rows)
@@ -90,8 +95,11 @@ class Evaluator:
         """Keeps no examples on the devices from here on."""
         self.num_bytes, self._kept = 0, None
 
-    def lower(self, params: Any, model_state: Any) -> jax.stages.Lowered:
+    def lower(self, state: TrainState) -> jax.stages.Lowered:
         """Lowers the program for states like this one (arrays or `jax.ShapeDtypeStruct`s)."""
+        params = state.params
+        if self._params_of is not None:
+            params = jax.eval_shape(self._params_of, state.opt_state, params)
 
         def whole(leaf: Any) -> jax.ShapeDtypeStruct:
             value = jax.typeof(leaf)
@@ -99,7 +107,7 @@ class Evaluator:
                 value.shape, value.dtype, sharding=self._whole, weak_type=value.weak_type
             )
 
-        return self._jitted.lower(*jax.tree.map(whole, (params, model_state)), self._batch)
+        return self._jitted.lower(*jax.tree.map(whole, (params, state.model_state)), self._batch)
 
     def __call__(
         self,
@@ -116,6 +124,8 @@ class Evaluator:
           on_batch: called when another batch is on its way; the devices are at most two behind.
         """
         params, model_state = state.params, state.model_state
+        if self._params_of is not None:
+            params = self._params_of(state.opt_state, params)
         if self._mesh is not None:
             params, model_state = jax.device_put((params, model_state), self._whole)
         counts, results, kept = [], [], []
@@ -135,6 +145,10 @@ class Evaluator:
             return None
         self._kept = kept or None
         results = jax.device_get(results)
+        if not isinstance(results[0], Mapping):
+            raise UsageError(
+                f"eval_fn must return a dict of metrics, got a {type(results[0]).__name__}."
+            )
         for name, value in results[0].items():
             if np.ndim(value):
                 raise UsageError(
@@ -183,6 +197,8 @@ def evaluate(
     source: Source,
     batch_size: int,
     mesh: Mesh | None = None,
+    *,
+    eval_params: EvalParams | None = None,
 ) -> dict[str, float]:
     """Returns the metrics of `state` over the whole source; see `Evaluator`.
 
@@ -198,5 +214,5 @@ def evaluate(
     >>> evaluate(eval_fn, state, source, batch_size=2)
     {'x': 2.0}
     """
-    with Evaluator(eval_fn, source, batch_size, mesh, keep_limit_bytes=0) as evaluator:
+    with Evaluator(eval_fn, source, batch_size, mesh, 0, eval_params) as evaluator:
         return evaluator(state)

@@ -11,7 +11,7 @@ from adabatch_jax.data.mesh import batch_sharding
 from adabatch_jax.data.resident_examples import gather
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.train_state import TrainState
-from adabatch_jax.training.update import Constants, Metrics, Update
+from adabatch_jax.training.update import Constants, Metrics, Update, Updated
 
 Arrays = Mapping[str, jax.Array]
 Tables = Mapping[str, jax.Array]
@@ -27,11 +27,11 @@ def one_update(
     rng: jax.Array,
     tables: Tables,
     constants: Constants,
-) -> tuple[TrainState, Metrics, jax.Array]:
+) -> Updated:
     """One of the updates whose inputs are stacked, with a batch that is gathered from `tables`."""
     batch = gathered(update, update_at(arrays, numbers[0]), tables)
-    state, metrics, is_finite = update(state, batch, rng, constants)
-    return state, scalars(metrics), is_finite
+    state, metrics, is_finite, weight = update(state, batch, rng, constants)
+    return state, scalars(metrics), is_finite, weight
 
 
 def several_updates(
@@ -43,13 +43,14 @@ def several_updates(
     rng: jax.Array,
     tables: Tables,
     constants: Constants,
-) -> tuple[TrainState, Metrics, jax.Array]:
+) -> Updated:
     """Performs some consecutive ones, `most` at most, of the updates whose inputs are stacked.
 
     Their number is an argument, so that pieces that are cut short need no program of their own.
 
     Returns:
-      The state, and metrics and flags of shape (most,), 0 and True behind the last update.
+      The state, and metrics, flags and weights of shape (most,), behind the last update 0 and
+      True.
     """
     first, count = numbers
 
@@ -65,10 +66,9 @@ def several_updates(
 
         return state, *jax.tree.map(put, carried[1:], tuple(results))
 
-    _, like, _ = jax.eval_shape(one, 0, state)
-    metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), like)
-    are_finite = jnp.ones(most, bool)
-    return lax.fori_loop(0, count, body, (state, metrics, are_finite))
+    _, *like = jax.eval_shape(one, 0, state)
+    metrics, are_finite, weights = jax.tree.map(lambda leaf: jnp.zeros(most, leaf.dtype), like)
+    return lax.fori_loop(0, count, body, (state, metrics, ~are_finite, weights))
 
 
 def update_at(arrays: Arrays, number: jax.Array) -> Arrays:

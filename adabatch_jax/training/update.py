@@ -28,6 +28,7 @@ from adabatch_jax.training.train_state import TrainState, on_devices
 Metrics = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
 Constants = tuple[jax.Array, ...]
+Updated = tuple[TrainState, Metrics, jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Update:
         sums = begin(state, microbatches[0], rng, constants)
         for j, microbatch in enumerate(microbatches):   # arrays (m, ...)
             sums = add(sums, state, microbatch, rng, j, constants)
-        state, metrics, is_finite = finish(state, sums)
+        state, metrics, is_finite, weight = finish(state, sums)
 
     None of these is compiled or donates what it is given, and all leave their results where
     `state_shardings` and `sums_shardings` say.
@@ -77,15 +78,16 @@ class Update:
 
     def __call__(
         self, state: TrainState, batch: Batch, rng: jax.Array, constants: Constants
-    ) -> tuple[TrainState, Metrics, jax.Array]:
+    ) -> Updated:
         """Performs one update from arrays (B, ...), or (K, m, ...) with micro-batches.
 
         Returns:
-          The state after it, the metrics, and whether loss and gradients are finite, a bool
-          scalar that is the same on all devices.
+          The state after it, the metrics, whether loss and gradients are finite, a bool scalar,
+          and the batch's sum of weights; the last two are the same on all devices.
         """
         self.check_batch(batch)
-        return self._apply(state, self._outputs(state, dict(batch), rng, constants))
+        outputs = self._outputs(state, dict(batch), rng, constants)
+        return self._apply(state, outputs, batch["weight"].sum())
 
     def begin(
         self, state: TrainState, microbatch: Batch, rng: jax.Array, constants: Constants
@@ -116,10 +118,11 @@ class Update:
         sums = accumulation.add(sums, outputs, weight, weight > 0, self.sequential_model_state)
         return self._laid_out(sums)
 
-    def finish(self, state: TrainState, sums: Sums) -> tuple[TrainState, Metrics, jax.Array]:
+    def finish(self, state: TrainState, sums: Sums) -> Updated:
         """Performs the update of what was added; returns what a call does."""
         before = state.params, state.model_state
-        return self._apply(state, accumulation.finish(sums, *before, self.sequential_model_state))
+        outputs = accumulation.finish(sums, *before, self.sequential_model_state)
+        return self._apply(state, outputs, sums.weight)
 
     def place(self, tree: Any) -> Any:
         """A state where this update wants it; anything else whole on every device."""
@@ -209,22 +212,18 @@ class Update:
             self.sequential_model_state or all(floats)
         )
 
-    def _apply(self, state: TrainState, outputs: Outputs) -> tuple[TrainState, Metrics, jax.Array]:
+    def _apply(self, state: TrainState, outputs: Outputs, weight: jax.Array) -> Updated:
         """The optimizer's part of an update."""
         loss = outputs.metrics["loss"]
-        updates, opt_state = updates_of(
-            self.tx, outputs.grads, state.opt_state, state.params, loss
-        )
+        updates, opt_state = updates_of(self.tx, outputs.grads, state.opt_state, state.params, loss)
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, outputs.model_state, opt_state)
-        is_finite = is_finite_update(
-            loss, outputs.grads, self.mesh if self.shard_params else None
-        )
+        is_finite = is_finite_update(loss, outputs.grads, self.mesh if self.shard_params else None)
         if self.skip_nonfinite:
             new = jax.tree.map(
                 functools.partial(jnp.where, is_finite), new, rolled_back(state, new)
             )
-        return self._laid_out(new), outputs.metrics, is_finite
+        return self._laid_out(new), outputs.metrics, is_finite, weight
 
     def _laid_out(self, tree: TrainState | Sums) -> Any:
         """The same values, and the compiler is told where to leave them."""
