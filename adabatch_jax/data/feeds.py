@@ -23,7 +23,7 @@ from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.resident_examples import choose_placement, put_tables
 from adabatch_jax.data.row_layout import BatchLayout, Layouts
-from adabatch_jax.data.sources import ArraySource, Source, in_memory
+from adabatch_jax.data.sources import ArraySource, Source, in_memory, map_arrays
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.system.errors import UsageError
 
@@ -232,7 +232,7 @@ class Feed:
         if not self.tables:
             arrays |= read_rows(self._source, rows)
         number = self._updates_together(layout)
-        arrays = {name: self._shaped(array, number) for name, array in arrays.items()}
+        arrays = map_arrays(lambda array: self._shaped(array, number), arrays)
         arrays = put_share(arrays, self._sharding)
         starts = [step.start_sample - examples.start_sample for step in steps]
         ranges = [(at, at + step.num_real) for at, step in zip(starts, steps, strict=True)]

@@ -1,7 +1,7 @@
 """Datasets that live on the devices: which fit, how they lie there, and batches from them."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -76,8 +76,8 @@ def choose_placement(
 
 
 def put_tables(
-    arrays: Mapping[str, np.ndarray], mesh: Mesh | None, spread: bool = False
-) -> dict[str, jax.Array]:
+    arrays: Mapping[str, Any], mesh: Mesh | None, spread: bool = False
+) -> dict[str, Any]:
     """Puts arrays of shape `(num_examples, ...)` on the devices.
 
     Examples that are `spread` are shared out; the first axis is then padded to a multiple of the
@@ -89,12 +89,10 @@ def put_tables(
     if not spread and not mesh.is_multi_process:
         return jax.device_put(dict(arrays), replicated(mesh))
     sharding = batch_sharding(mesh) if spread else replicated(mesh)
-    return {name: _put_table(array, sharding, spread) for name, array in arrays.items()}
+    return jax.tree.map(lambda array: _put_table(array, sharding, spread), dict(arrays))
 
 
-def gather(
-    tables: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array]
-) -> dict[str, jax.Array]:
+def gather(tables: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict[str, Any]:
     """Returns a whole batch: `inputs`, and the tables' rows at `inputs["index"]`.
 
     For use inside a compiled program, which takes the tables as an argument; without tables it
@@ -105,10 +103,9 @@ def gather(
     [7, 5]
     """
     # Every index is an example, so no program has to check.
-    rows = {
-        name: table.at[inputs["index"]].get(mode="promise_in_bounds")
-        for name, table in tables.items()
-    }
+    rows = jax.tree.map(
+        lambda table: table.at[inputs["index"]].get(mode="promise_in_bounds"), dict(tables)
+    )
     return rows | dict(inputs)
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.epoch_order import prepare_order
 from adabatch_jax.data.mesh import check_backend
-from adabatch_jax.data.sources import Source
+from adabatch_jax.data.sources import ReadOnce, Source
 from adabatch_jax.runs.background_compilation import compile_in_background
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
@@ -207,6 +207,8 @@ def fit(
         # A run whose last evaluation is still to come needs no update, and is set up for its last.
         next_step = min(record.start_step, plan.num_steps - 1)
         begin = plan.samples_at(next_step)
+        if plan.num_examples is None:
+            source = ReadOnce(source, begin)
         prepare_order(plan.num_examples, seed, begin, plan.num_samples)  # while programs compile
         with record.clocks.timed("compile"):
             setup = set_up(

@@ -12,7 +12,7 @@ from adabatch_jax.data.batches import batch_rows, examples_of, put_share, read_r
 from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.row_layout import Layouts
-from adabatch_jax.data.sources import Source
+from adabatch_jax.data.sources import Source, map_arrays
 from adabatch_jax.schedules.plan import Step
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import reach
@@ -175,7 +175,7 @@ class Evaluator:
         examples = examples_of(None, 0, [step])  # None: in the source's own order
         rows = batch_rows(examples, [step], self._layout, self._mesh)
         arrays = read_rows(self._source, rows) | rows.arrays()
-        return put_share({name: array[0, 0] for name, array in arrays.items()}, self._spread)
+        return put_share(map_arrays(lambda array: array[0, 0], arrays), self._spread)
 
 
 def _total(mean: Any, count: int) -> float:

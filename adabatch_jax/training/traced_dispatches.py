@@ -122,10 +122,9 @@ def with_gathered_rows(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """What a batch looks like when what is gathered from `tables` was added to its inputs."""
     shape = inputs["index"].shape
-    rows = {
-        name: jax.ShapeDtypeStruct((*shape, *table.shape[1:]), table.dtype)
-        for name, table in tables.items()
-    }
+    rows = jax.tree.map(
+        lambda table: jax.ShapeDtypeStruct((*shape, *table.shape[1:]), table.dtype), dict(tables)
+    )
     return {**inputs, **rows}
 
 
