@@ -23,7 +23,7 @@ from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.resident_examples import choose_placement, put_tables
 from adabatch_jax.data.row_layout import BatchLayout, Layouts
-from adabatch_jax.data.sources import ArraySource, Source, in_memory, map_arrays
+from adabatch_jax.data.sources import ArraySource, ReadOnce, Source, in_memory, map_arrays
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.system.errors import UsageError
 
@@ -230,6 +230,8 @@ class Feed:
         rows = batch_rows(examples, steps, layout, self._mesh, block[0].microbatch)
         arrays = rows.arrays()
         if not self.tables:
+            if isinstance(self._source, ReadOnce) and not block[0].microbatch:
+                self._source.begin_batch()
             arrays |= read_rows(self._source, rows)
         number = self._updates_together(layout)
         arrays = map_arrays(lambda array: self._shaped(array, number), arrays)

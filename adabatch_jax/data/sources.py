@@ -115,22 +115,34 @@ class ReadOnce:
     """
 
     def __init__(self, source: Source, first: int):
-        self.source, self._first = source, first
-        self._kept: dict[str, Any] | None = None
+        self._source, self._next = source, first
+        self._ahead: dict[str, Any] | None = None
+        self._begins_batch, self._first_of_batch = True, None
 
     def example(self) -> dict[str, Any]:
-        """The first example, arrays with a leading axis of 1."""
-        if self._kept is None:
-            self._kept = read_examples(self.source, np.array([self._first]))
-        return self._kept
+        """The next example, arrays with a leading axis of 1."""
+        if self._ahead is None:
+            self._ahead = read_examples(self._source, np.array([self._next]))
+        return self._ahead
+
+    def begin_batch(self) -> None:
+        """What is read next begins a batch, whose first example its padding repeats."""
+        self._begins_batch = True
 
     def read(self, indices: np.ndarray) -> dict[str, Any]:
-        if self._kept is None or indices[0] != self._first:
-            return read_examples(self.source, indices)
-        if len(indices) == 1:
-            return self._kept
-        rest = read_examples(self.source, indices[1:])
-        return map_arrays(lambda one, more: np.concatenate([one, more]), self._kept, rest)
+        """Examples that weren't read yet, in order, and then maybe the batch's first once more."""
+        new = indices[indices >= self._next]
+        parts = [] if self._ahead is None else [self._ahead]
+        if len(parts) < len(new):
+            parts.append(read_examples(self._source, new[len(parts) :]))
+        self._ahead, self._next = None, int(new[-1]) + 1
+        if self._begins_batch:
+            self._first_of_batch = map_arrays(lambda array: array[:1], parts[0])
+            self._begins_batch = False
+        parts += [self._first_of_batch] * (len(indices) - len(new))
+        if len(parts) == 1:
+            return parts[0]
+        return map_arrays(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def read_examples(source: Source, indices: np.ndarray) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def _with_loss(loss_fn: LossFn) -> LossFn:
     """The same function, checked, whose metrics have the loss among them."""
 
     def checked(params, model_state, batch, rng):
-        match loss_fn(params, model_state, batch, rng):
+        # Its own copy of the tree: equinox makes a State useless when another is made of it.
+        match loss_fn(params, jax.tree.map(lambda leaf: leaf, model_state), batch, rng):
             case (loss, (new_state, metrics)):
                 pass
             case other:
@@ -100,14 +101,11 @@ def _check_model_state(given: Any, returned: Any) -> None:
                 f"{after.get(path, 'absent')} now."
             )
     structures = jax.tree.structure(given), jax.tree.structure(returned)
-    if structures[0] == structures[1]:
-        return
-    if str(structures[0]) != str(structures[1]):
-        raise UsageError(f"{demand} given, {structures[0]}, got {structures[1]}.")
-    raise UsageError(
-        f"{demand} given; the arrays are, but what it holds beside them (functions, or other "
-        "static fields) doesn't compare equal to what was given: keep that out of model_state."
-    )
+    if structures[0] != structures[1]:
+        raise UsageError(
+            f"{demand} given; its arrays are, but what is around them isn't: {structures[0]}, got "
+            f"{structures[1]} (functions and other static fields must compare equal)."
+        )
 
 
 def _leaves(tree: Any) -> dict[str, str]:

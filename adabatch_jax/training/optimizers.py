@@ -23,7 +23,7 @@ def updates_of(
       UsageError: it needs another argument.
     """
     if isinstance(tx, optax.MultiSteps):  # no transformation itself, and takes extra arguments
-        tx = tx.gradient_transformation()
+        tx = optax.GradientTransformationExtraArgs(tx.init, tx.update)
     tx = optax.with_extra_args_support(tx)
     try:
         return tx.update(grads, opt_state, params, value=loss, grad=grads)
@@ -32,9 +32,9 @@ def updates_of(
         if missing is None:
             raise
         raise UsageError(
-            f"the optimizer needs {missing[1]}, which a train step doesn't give: it gives `value`, "
-            "the loss, and `grad`, the gradients; take one without a line search, such as "
-            "optax.lbfgs(1e-2, linesearch=None)."
+            f"the optimizer needs {missing[1]}; a train step gives `value`, the loss, and `grad`, the "
+            "gradients, to an optax.GradientTransformationExtraArgs, and nothing else; take one "
+            "without a line search, such as optax.lbfgs(1e-2, linesearch=None)."
         ) from error
 
 
