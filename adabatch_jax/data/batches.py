@@ -9,7 +9,7 @@ import numpy as np
 
 from adabatch_jax.data.epoch_order import example_indices, prepare_next_order
 from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_table
-from adabatch_jax.data.sources import Source, read_examples
+from adabatch_jax.data.sources import Source, arrays_by_name, map_arrays, read_examples
 from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import checked_seed
@@ -91,7 +91,7 @@ def batches(
         rows = batch_rows(examples, [step], layouts.of(step.batch_size), mesh)
         batch = read_rows(source, rows) | rows.arrays()
         at = (0, 0) if microbatch_size is None else 0
-        batch = {name: array[at] for name, array in batch.items()}
+        batch = map_arrays(lambda array: array[at], batch)
         return batch if mesh is None else put_rows(batch, mesh, int(microbatch_size is not None))
 
     made = (batch_of(step) for step in plan.steps(start_step))
@@ -185,21 +185,25 @@ def batch_rows(
     return Rows(examples.index[at], examples.epoch[at], is_real)
 
 
-def read_rows(source: Source, rows: Rows) -> dict[str, np.ndarray]:
-    """Reads the source's arrays for rows of any shape; padding is read once, and repeated."""
+def read_rows(source: Source, rows: Rows) -> dict[str, Any]:
+    """Reads the source's arrays for rows of any shape; for padding nothing is read twice."""
     index, is_real = rows.index.ravel(), rows.is_real.ravel()
-    padding, copy_of = np.unique(index[~is_real], return_inverse=True)
-    wanted = np.concatenate([index[is_real], padding]) if padding.size else index
+    wanted, place = index, None
+    if not is_real.all():
+        real, padding = index[is_real], index[~is_real]
+        wanted = np.concatenate([real, np.setdiff1d(padding, real)])  # those of other hosts' rows
+        order = np.argsort(wanted, kind="stable")
+        place = np.empty(index.size, np.int64)
+        place[is_real] = np.arange(real.size)
+        place[~is_real] = order[np.searchsorted(wanted, padding, sorter=order)]
     arrays = read_examples(source, wanted)
     refuse_added_names(arrays)
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    if padding.size:
-        num_real = np.count_nonzero(is_real)
-        place = np.empty(index.size, np.int64)
-        place[is_real], place[~is_real] = np.arange(num_real), num_real + copy_of
-        arrays = {name: array[place] for name, array in arrays.items()}
-    shape = rows.index.shape
-    return {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
+
+    def arranged(array: np.ndarray) -> np.ndarray:
+        array = array if place is None else array[place]
+        return array.reshape(*rows.index.shape, *array.shape[1:])
+
+    return map_arrays(arranged, arrays)
 
 
 def refuse_added_names(names: Iterable[str]) -> None:
@@ -221,7 +225,7 @@ def put_rows(
     return jax.device_put(arrays) if mesh is None else mesh.put(arrays, num_stacked)
 
 
-def refuse_cut_numbers(arrays: Mapping[str, np.ndarray]) -> None:
+def refuse_cut_numbers(arrays: Mapping[Any, Any]) -> None:
     """Raises a UsageError for a whole number of 64 bits that JAX, in 32, would make another one.
 
     >>> refuse_cut_numbers({"label": np.array([3, 2**32 + 3])})
@@ -230,7 +234,7 @@ def refuse_cut_numbers(arrays: Mapping[str, np.ndarray]) -> None:
     """
     import jax
 
-    for name, array in arrays.items():
+    for name, array in arrays_by_name(arrays).items():
         if array.dtype.kind not in "iu" or array.dtype.itemsize < 8 or not array.size:
             continue
         kept = jax.dtypes.canonicalize_dtype(array.dtype)

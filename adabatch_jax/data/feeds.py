@@ -24,7 +24,7 @@ from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.resident_examples import choose_placement, put_tables
 from adabatch_jax.data.row_layout import BatchLayout, Layouts
-from adabatch_jax.data.sources import ArraySource, Source, in_memory
+from adabatch_jax.data.sources import ArraySource, ReadOnce, Source, in_memory, map_arrays
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.system.errors import UsageError
 
@@ -232,9 +232,11 @@ class Feed:
         rows = batch_rows(examples, steps, layout, self._mesh, block[0].microbatch)
         arrays = rows.arrays()
         if not self.tables:
+            if isinstance(self._source, ReadOnce) and not block[0].microbatch:
+                self._source.begin_batch()
             arrays |= read_rows(self._source, rows)
         number = self._updates_together(layout)
-        arrays = {name: self._shaped(array, number) for name, array in arrays.items()}
+        arrays = map_arrays(lambda array: self._shaped(array, number), arrays)
         arrays = put_rows(arrays, self._mesh, self._num_stacked)
         starts = [step.start_sample - examples.start_sample for step in steps]
         ranges = [(at, at + step.num_real) for at, step in zip(starts, steps, strict=True)]

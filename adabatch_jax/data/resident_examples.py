@@ -1,7 +1,7 @@
 """Datasets that live on the devices: which fit, how they lie there, and batches from them."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -75,8 +75,8 @@ def choose_placement(
 
 
 def put_tables(
-    arrays: Mapping[str, np.ndarray], mesh: BatchMesh | None, spread: bool = False
-) -> dict[str, jax.Array]:
+    arrays: Mapping[str, Any], mesh: BatchMesh | None, spread: bool = False
+) -> dict[str, Any]:
     """Puts arrays of shape `(num_examples, ...)` on the devices.
 
     Examples that are `spread` are shared out; the first axis is then padded to a multiple of the
@@ -86,13 +86,11 @@ def put_tables(
     if mesh is None:
         return jax.device_put(dict(arrays))
     if spread:
-        return {name: _put_spread(array, mesh) for name, array in arrays.items()}
+        return jax.tree.map(lambda array: _put_spread(array, mesh), dict(arrays))
     return mesh.put_whole(dict(arrays))
 
 
-def gather(
-    tables: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array]
-) -> dict[str, jax.Array]:
+def gather(tables: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict[str, Any]:
     """Returns a whole batch: `inputs`, and the tables' rows at `inputs["index"]`.
 
     For use inside a compiled program, which takes the tables as an argument; without tables it
@@ -103,10 +101,9 @@ def gather(
     [7, 5]
     """
     # Every index is an example, so no program has to check.
-    rows = {
-        name: table.at[inputs["index"]].get(mode="promise_in_bounds")
-        for name, table in tables.items()
-    }
+    rows = jax.tree.map(
+        lambda table: table.at[inputs["index"]].get(mode="promise_in_bounds"), dict(tables)
+    )
     return rows | dict(inputs)
 
 

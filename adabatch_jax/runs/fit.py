@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.epoch_order import prepare_order
 from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh, check_backend
-from adabatch_jax.data.sources import Source
+from adabatch_jax.data.sources import ReadOnce, Source
 from adabatch_jax.runs.background_compilation import compile_in_background
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
@@ -34,8 +34,9 @@ from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.quantities import checked_seed
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.device_memory import device_bytes
-from adabatch_jax.training.evaluation import EvalFn, Evaluator
+from adabatch_jax.training.evaluation import EvalFn, EvalParams, Evaluator
 from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.optimizers import refuse_multi_steps
 from adabatch_jax.training.parameter_sharding import check_in_one_process
 from adabatch_jax.training.setup import Setup, keep_what_fits, set_up
 from adabatch_jax.training.step_timing import seconds_by_size
@@ -84,6 +85,7 @@ def fit(
     log_every: str | int = "10st",
     on_step: StepCallback | None = None,
     eval_batch_size: int = 512,
+    eval_params: EvalParams | None = None,
     sequential_model_state: bool = False,
     independent_groups: int | None = None,
     allow_change: Collection[str] = (),
@@ -115,10 +117,14 @@ def fit(
       checkpoint_every: a duration; also at the end and when `on_step` stops the run.
       log_every: a duration between rows of metrics; evaluations make a row too.
       on_step: called as `on_step(finished_steps, state, metrics)` after each update is
-        dispatched; True stops the run. Reading `metrics` waits for the device. Where
-        `layout.steps_per_dispatch` is a number above 1, after so many, whose metrics have a leading
-        axis; with it "auto" is 1.
+        dispatched; True stops the run. Reading `metrics` waits for the device. The next update
+        takes the state's arrays: to keep a state, copy it, `jax.tree.map(jnp.copy, state)`.
+        Where `layout.steps_per_dispatch` is a number above 1, it is called after so many, whose
+        metrics have a leading axis; with it "auto" is 1.
       eval_batch_size: examples per batch of the evaluation.
+      eval_params: `eval_params(opt_state, params)` makes the parameters that are evaluated, where
+        they aren't those that are trained: `optax.contrib.schedule_free_eval_params`, or what an
+        average keeps in `opt_state`. Checkpoints and the result hold those that are trained.
       sequential_model_state, independent_groups: as in `make_train_step`.
       allow_change: what a run in the workdir may go on with changed, from here on:
         "microbatch_size", where that changes more than rounding; "dataset", with other contents
@@ -150,6 +156,9 @@ def fit(
     check_backend()
     mesh = as_batch_mesh(mesh)
     check_arguments(state, eval_fn, eval_source, plan, mesh, layout, keep, operation, identity)
+    if eval_params is not None and eval_fn is None:
+        raise UsageError("`eval_params` makes parameters for `eval_fn`, which isn't given.")
+    refuse_multi_steps(state.opt_state)
     check_allowed(allow_change, "allow_change")
     seed = checked_seed(seed)
     if on_step is not None and layout.steps_per_dispatch == AUTO:
@@ -194,13 +203,17 @@ def fit(
         store.check_space(state)
         rng = update.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {
-            name: stack.enter_context(Evaluator(eval_fn, examples, eval_batch_size, mesh))
+            name: stack.enter_context(
+                Evaluator(eval_fn, examples, eval_batch_size, mesh, eval_params=eval_params)
+            )
             for name, examples in eval_sources.items()
         }
         reach("compile.first")
         # A run whose last evaluation is still to come needs no update, and is set up for its last.
         next_step = min(record.start_step, plan.num_steps - 1)
         begin = plan.samples_at(next_step)
+        if plan.num_examples is None:
+            source = ReadOnce(source, begin)
         prepare_order(plan.num_examples, seed, begin, plan.num_samples)  # while programs compile
         with record.clocks.timed("compile"):
             setup = set_up(

@@ -20,7 +20,7 @@ from adabatch_jax.data.batches import batch_rows, examples_of, put_rows, read_ro
 from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.row_layout import Layouts
-from adabatch_jax.data.sources import Source
+from adabatch_jax.data.sources import Source, map_arrays
 from adabatch_jax.schedules.plan import Step
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import reach
@@ -28,6 +28,7 @@ from adabatch_jax.training.parameter_sharding import gathered_specs, given_spec,
 from adabatch_jax.training.train_state import TrainState
 
 EvalFn = Callable[[Any, Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
+EvalParams = Callable[[Any, Any], Any]
 Batch = dict[str, jax.Array]
 
 
@@ -44,6 +45,8 @@ class Evaluator:
         memory and speed, not the result.
       mesh: as in `make_train_step`; a state that comes sharded is evaluated as it lies.
       keep_limit_bytes: the most memory, on each device, to keep examples in.
+      eval_params: `eval_params(opt_state, params)` makes the parameters that are evaluated, as
+        `optax.contrib.schedule_free_eval_params` does; None: those of the state.
 
     Attributes:
       num_bytes: memory that the kept examples take on each device; 0 where they don't fit.
@@ -61,6 +64,7 @@ class Evaluator:
         batch_size: int,
         mesh: Mesh | NamedSharding | BatchMesh | None = None,
         keep_limit_bytes: int = 2**30,
+        eval_params: EvalParams | None = None,
     ):
         if batch_size < 1:
             raise UsageError(f"the evaluation's batch_size must be at least 1, got {batch_size}.")
@@ -72,6 +76,7 @@ class Evaluator:
         num_rows = layouts.of(min(batch_size, len(source))).padded_size
         self._layout = layouts.of(num_rows)
         self._eval_fn = eval_fn
+        self._params_of = None if eval_params is None else jax.jit(eval_params)
         self.program: Callable[..., Mapping[str, jax.Array]] | None = None
         self._num_batches = -(-len(source) // num_rows)
         self._batch = abstract_batch(example_types(source), (num_rows,))
@@ -97,24 +102,27 @@ class Evaluator:
         """Keeps no examples on the devices from here on."""
         self.num_bytes, self._kept = 0, None
 
-    def lower(self, params: Any, model_state: Any) -> jax.stages.Lowered:
+    def lower(self, state: TrainState) -> jax.stages.Lowered:
         """Lowers the program for states like this one (arrays or `jax.ShapeDtypeStruct`s)."""
+        params = state.params
+        if self._params_of is not None:
+            params = jax.eval_shape(self._params_of, state.opt_state, params)
 
         def like(leaf: Any) -> jax.ShapeDtypeStruct:
             value = jax.typeof(leaf)
             return jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=value.weak_type)
 
-        state = params, model_state
-        jitted, lies = self._jitted(*state), self._shardings(*state)
+        evaluated = jax.tree.map(like, (params, state.model_state))
+        jitted, lies = self._jitted(state), self._shardings(state)
         with self._in_mesh():
-            return jitted.lower(*laid_out(jax.tree.map(like, state), lies), self._batch)
+            return jitted.lower(*laid_out(evaluated, lies), self._batch)
 
     def _in_mesh(self) -> contextlib.AbstractContextManager:
         """Where `eval_fn` is traced: a `PartitionSpec` alone means this mesh."""
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh.mesh)
 
-    def _shardings(self, params: Any, model_state: Any) -> Any:
-        """Where a state's leaves are evaluated: as they come sharded, or else whole."""
+    def _shardings(self, state: TrainState) -> Any:
+        """Where parameters and model state are evaluated: as they come sharded, or else whole."""
         if self._mesh is None:
             return None
 
@@ -122,13 +130,13 @@ class Evaluator:
             given = given_spec("state" + jax.tree_util.keystr(path), leaf, self._mesh)
             return NamedSharding(self._mesh.mesh, given or PartitionSpec())
 
-        return jax.tree.map_with_path(lies, (params, model_state))
+        return jax.tree.map_with_path(lies, (state.params, state.model_state))
 
-    def _jitted(self, params: Any, model_state: Any) -> Any:
+    def _jitted(self, state: TrainState) -> Any:
         """The program for states that lie as this one."""
         if self._mesh is None:
             return jax.jit(self._eval_fn)
-        leaves, structure = jax.tree.flatten(self._shardings(params, model_state)[0])
+        leaves, structure = jax.tree.flatten(self._shardings(state)[0])
         specs = tuple(leaf.spec for leaf in leaves)
         gathered = tuple(gathered_specs(specs, self._mesh))
         eval_fn = self._eval_fn
@@ -151,10 +159,11 @@ class Evaluator:
           on_batch: called when another batch is on its way; the devices are at most two behind.
         """
         params, model_state = state.params, state.model_state
+        if self._params_of is not None:
+            params = self._params_of(state.opt_state, params)
         if self._mesh is not None:
-            lies = self._shardings(params, model_state)
-            params, model_state = jax.device_put((params, model_state), lies)
-        program = self.program or self._jitted(params, model_state)
+            params, model_state = jax.device_put((params, model_state), self._shardings(state))
+        program = self.program or self._jitted(state)
         counts, results, kept = [], [], []
         for step, batch in self._batches(should_stop):
             if self.num_bytes:
@@ -173,6 +182,10 @@ class Evaluator:
             return None
         self._kept = kept or None
         results = jax.device_get(results)
+        if not isinstance(results[0], Mapping):
+            raise UsageError(
+                f"eval_fn must return a dict of metrics, got a {type(results[0]).__name__}."
+            )
         for name, value in results[0].items():
             if np.ndim(value):
                 raise UsageError(
@@ -199,7 +212,7 @@ class Evaluator:
         examples = examples_of(None, 0, [step])  # None: in the source's own order
         rows = batch_rows(examples, [step], self._layout, self._mesh)
         arrays = read_rows(self._source, rows) | rows.arrays()
-        return put_rows({name: array[0, 0] for name, array in arrays.items()}, self._mesh, 0)
+        return put_rows(map_arrays(lambda array: array[0, 0], arrays), self._mesh, 0)
 
 
 @functools.lru_cache(maxsize=8)
@@ -235,6 +248,8 @@ def evaluate(
     source: Source,
     batch_size: int,
     mesh: Mesh | NamedSharding | None = None,
+    *,
+    eval_params: EvalParams | None = None,
 ) -> dict[str, float]:
     """Returns the metrics of `state` over the whole source; see `Evaluator`.
 
@@ -250,5 +265,5 @@ def evaluate(
     >>> evaluate(eval_fn, state, source, batch_size=2)
     {'x': 2.0}
     """
-    with Evaluator(eval_fn, source, batch_size, mesh, keep_limit_bytes=0) as evaluator:
+    with Evaluator(eval_fn, source, batch_size, mesh, 0, eval_params) as evaluator:
         return evaluator(state)

@@ -22,12 +22,14 @@ from adabatch_jax.training.gradient_reduction import (
 )
 from adabatch_jax.training.gradients import GradFn, Outputs, gradient_function, metrics_like
 from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.optimizers import updates_of
 from adabatch_jax.training.parameter_sharding import is_sharded, shardings_of, state_specs
-from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_state import TrainState, on_devices
 
 Metrics = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
 Constants = tuple[jax.Array, ...]
+Updated = tuple[TrainState, Metrics, jax.Array, jax.Array]
 
 
 def _on_its_mesh(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,7 +58,7 @@ class Update:
         sums = begin(state, microbatches[0], rng, constants)
         for j, microbatch in enumerate(microbatches):   # arrays (m, ...)
             sums = add(sums, state, microbatch, rng, j, constants)
-        state, metrics, is_finite = finish(state, sums)
+        state, metrics, is_finite, weight = finish(state, sums)
 
     None of these is compiled or donates what it is given, and all leave their results where
     `state_shardings` and `sums_shardings` say.
@@ -107,15 +109,16 @@ class Update:
     @_on_its_mesh
     def __call__(
         self, state: TrainState, batch: Batch, rng: jax.Array, constants: Constants
-    ) -> tuple[TrainState, Metrics, jax.Array]:
+    ) -> Updated:
         """Performs one update from arrays (B, ...), or (K, m, ...) with micro-batches.
 
         Returns:
-          The state after it, the metrics, and whether loss and gradients are finite, a bool
-          scalar that is the same on all devices.
+          The state after it, the metrics, whether loss and gradients are finite, a bool scalar,
+          and the batch's sum of weights; the last two are the same on all devices.
         """
         self.check_batch(batch)
-        return self._apply(state, self._outputs(state, dict(batch), rng, constants))
+        outputs = self._outputs(state, dict(batch), rng, constants)
+        return self._apply(state, outputs, batch["weight"].sum())
 
     @_on_its_mesh
     def begin(
@@ -149,13 +152,16 @@ class Update:
         return self._laid_out(sums)
 
     @_on_its_mesh
-    def finish(self, state: TrainState, sums: Sums) -> tuple[TrainState, Metrics, jax.Array]:
+    def finish(self, state: TrainState, sums: Sums) -> Updated:
         """Performs the update of what was added; returns what a call does."""
         before = state.params, state.model_state
-        return self._apply(state, accumulation.finish(sums, *before, self.sequential_model_state))
+        outputs = accumulation.finish(sums, *before, self.sequential_model_state)
+        return self._apply(state, outputs, sums.weight)
 
     def place(self, tree: Any) -> Any:
         """A state where this update wants it; anything else whole on every device."""
+        if isinstance(tree, TrainState):
+            tree = on_devices(tree)
         if self.mesh is None:
             return tree
         if isinstance(tree, TrainState):
@@ -261,18 +267,19 @@ class Update:
             self.sequential_model_state or all(floats)
         )
 
-    def _apply(self, state: TrainState, outputs: Outputs) -> tuple[TrainState, Metrics, jax.Array]:
+    def _apply(self, state: TrainState, outputs: Outputs, weight: jax.Array) -> Updated:
         """The optimizer's part of an update."""
-        updates, opt_state = self.tx.update(outputs.grads, state.opt_state, state.params)
+        loss = outputs.metrics["loss"]
+        updates, opt_state = updates_of(self.tx, outputs.grads, state.opt_state, state.params, loss)
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, outputs.model_state, opt_state)
         specs = None if self.mesh is None else self._specs_of(state).params
-        is_finite = is_finite_update(outputs.metrics["loss"], outputs.grads, specs, self.mesh)
+        is_finite = is_finite_update(loss, outputs.grads, specs, self.mesh)
         if self.skip_nonfinite:
             new = jax.tree.map(
                 functools.partial(jnp.where, is_finite), new, rolled_back(state, new)
             )
-        return self._laid_out(new), outputs.metrics, is_finite
+        return self._laid_out(new), outputs.metrics, is_finite, weight
 
     def _laid_out(self, tree: TrainState | Sums) -> Any:
         """The same values, and the compiler is told where to leave them."""

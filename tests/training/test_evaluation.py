@@ -136,8 +136,8 @@ def test_compiled_ahead(num_devices, compilations):
     mesh = None if num_devices is None else data_mesh(jax.devices()[:num_devices])
     state = make_state()
     with Evaluator(eval_fn, Numbers(10), 4, mesh) as evaluator:
-        abstract = jax.eval_shape(lambda: (state.params, state.model_state))
-        evaluator.program = evaluator.lower(*abstract).compile()
+        abstract = jax.eval_shape(lambda: state)
+        evaluator.program = evaluator.lower(abstract).compile()
         before = len(compilations)
         metrics = evaluator(state)
         assert len(compilations) == before

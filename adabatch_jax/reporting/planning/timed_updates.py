@@ -127,7 +127,10 @@ class Updates:
         shape = (layout.rows_per_device * self.num_used_devices,)
         if layout.num_microbatches > 1:
             shape = (layout.num_microbatches, *shape)
-        examples = {"image": (self.image_shape, jnp.uint8), "label": ((), jnp.int32)}
+        examples = {
+            "image": jax.ShapeDtypeStruct(self.image_shape, jnp.uint8),
+            "label": jax.ShapeDtypeStruct((), jnp.int32),
+        }
         return abstract_batch(examples, shape)
 
 
