@@ -131,11 +131,12 @@ class ReadOnce:
 
     def read(self, indices: np.ndarray) -> dict[str, Any]:
         """Examples that weren't read yet, in order, and then maybe the batch's first once more."""
-        new = indices[indices >= self._next]
-        parts = [] if self._ahead is None else [self._ahead]
-        if len(parts) < len(new):
-            parts.append(read_examples(self._source, new[len(parts) :]))
-        self._ahead, self._next = None, int(new[-1]) + 1
+        new, parts = indices[indices >= self._next], []
+        if len(new):
+            parts += [] if self._ahead is None else [self._ahead]
+            if len(parts) < len(new):
+                parts.append(read_examples(self._source, new[len(parts) :]))
+            self._ahead, self._next = None, int(new[-1]) + 1
         if self._begins_batch:
             self._first_of_batch = map_arrays(lambda array: array[:1], parts[0])
             self._begins_batch = False
