@@ -1,6 +1,14 @@
 """Batch sizes that change while training, in JAX (AdaBatch, arXiv:1712.02029).
 
-The public names are loaded when they are first used, so that command lines answer at once.
+A schedule, such as `exponential_growth`, meets a dataset's size and a duration in `make_plan`.
+From the plan come the learning rate (`coupled_learning_rate`) and the batches (`batches`, or
+`rebatch` of a loader that is there already) of a loop of one's own; `fit` is the loop as a call.
+
+>>> import adabatch_jax as ab
+>>> plan = ab.make_plan("128 x2 every 20ep max 2048", num_examples=50_000, duration="100ep")
+>>> lr = ab.coupled_learning_rate(plan, ab.parse_learning_rate("0.1 x0.375 every 20ep"))
+>>> [(phase.batch_size, round(float(lr(phase.start_step)), 4)) for phase in plan.phases]
+[(128, 0.1), (256, 0.075), (512, 0.0562), (1024, 0.0422), (2048, 0.0316)]
 """
 
 import importlib
@@ -13,6 +21,9 @@ if sys.version_info < (3, 11):
         raise SystemExit(2)
     raise ImportError(_SENTENCE)
 
+__version__ = "0.1.0"
+
+# Loaded when they are first used, so that command lines answer at once.
 _MODULES = {
     "adabatch_jax.schedules.durations": ("Duration", "parse_duration"),
     "adabatch_jax.schedules.batch_size_schedules": (
@@ -44,6 +55,7 @@ _MODULES = {
     "adabatch_jax.training.train_state": ("TrainState",),
     "adabatch_jax.training.loss_functions": ("weighted_mean",),
     "adabatch_jax.training.train_step": ("make_train_step",),
+    "adabatch_jax.training.compiling_ahead": ("compile_ahead",),
     "adabatch_jax.training.evaluation": ("evaluate",),
     "adabatch_jax.runs.fit": ("FitResult", "fit"),
     "adabatch_jax.system.stop_requests": ("Interruption",),
@@ -59,7 +71,8 @@ _MODULES = {
 _PACKAGES = ("config", "data", "models", "reporting", "runs", "schedules", "system", "training")
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, "models"])
+__docformat__ = "google"  # of docstrings, to whom renders them
 
 
 def __getattr__(name: str):

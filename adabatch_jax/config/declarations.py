@@ -84,7 +84,7 @@ def as_in(owner: type, name: str) -> Any:
     return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(setting, as_in))
+@typing.dataclass_transform(frozen_default=True)  # what is assigned is a default to checkers
 def settings(cls: type[T]) -> type[T]:
     """Makes a frozen dataclass of settings, whose docstring tells each of its own."""
     cls = dataclasses.dataclass(frozen=True)(cls)

@@ -102,7 +102,14 @@ class Layout:
 
 @settings
 class Keep:
-    """Which checkpoints of a run stay."""
+    """Which checkpoints of a run stay.
+
+    Raises:
+      UsageError: a value that can't work.
+
+    >>> Keep(newest=5, best="min test_loss", every="20ep").newest
+    5
+    """
 
     newest: int = setting(
         3, OPERATION, at_least=1, help="How many of the newest checkpoints to keep.")
@@ -129,6 +136,9 @@ class Operation:
 
     Raises:
       UsageError: a value that can't work.
+
+    >>> Operation(on_nan="skip:3", stall_timeout="30m").stall_timeout
+    1800.0
     """
 
     on_nan: str = setting(

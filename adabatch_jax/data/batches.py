@@ -48,7 +48,7 @@ def batches(
     Args:
       source: where the examples are read from.
       plan: which batch sizes, in which order.
-      seed: of the order of the examples, from 0 to 2**32 - 1.
+      seed: of the order of the examples, from 0 to `2**32 - 1`.
       start_sample: where a step of the plan begins; the batches are then the tail of the
         uninterrupted sequence.
       mesh: the devices to spread a batch over: a mesh of one axis, or the sharding of one

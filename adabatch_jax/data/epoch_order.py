@@ -21,13 +21,13 @@ _DIGESTED_PLACES = 4096
 def epoch_order(num_examples: int, seed: int, epoch: int) -> "_ShuffledOrder | FeistelOrder":
     """The order in which an epoch visits the examples.
 
-    Up to 2**24 examples it is the stable argsort of a Philox stream that numpy guarantees, above
+    Up to `2**24` examples it is the stable argsort of a Philox stream that numpy guarantees, above
     that a Feistel permutation that needs no memory: neither changes with the library's version,
     the batch size, or the number of devices and hosts.
 
     Args:
       num_examples: the length of the epoch.
-      seed: the run's seed, from 0 to 2**32 - 1.
+      seed: the run's seed, from 0 to `2**32 - 1`.
       epoch: the number of the epoch, from 0.
 
     Returns:

@@ -1,15 +1,19 @@
-"""The paper's networks, in flax nnx, by name, and their weights from PyTorch and back.
-
-What `__all__` names may be imported from here. It must not know of runs or of anything on disk.
-"""
+"""The paper's networks, in flax nnx, by name, and their weights from PyTorch and back."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from adabatch_jax.models.registry import create, names
+
+if TYPE_CHECKING:
+    from adabatch_jax.models.pure_functions import functions, loss_properties
+    from adabatch_jax.models.torch_weights import load_torch_weights, to_torch_arrays
 
 __all__ = [
     "create", "functions", "load_torch_weights", "loss_properties", "names", "to_torch_arrays",
 ]  # fmt: skip
+
+__docformat__ = "google"
 
 # Command lines look names up before they know whether they need jax and flax at all.
 _LAZY = {
@@ -19,8 +23,15 @@ _LAZY = {
     "to_torch_arrays": "torch_weights",
 }
 
+if not TYPE_CHECKING:  # or checkers would take any name
 
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str):
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__():
+    return [*globals(), *_LAZY]

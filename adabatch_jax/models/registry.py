@@ -34,7 +34,7 @@ def create(
       name: one of `names()`.
       num_classes: number of logits.
       image_shape: (height, width, channels) of the images.
-      seed: of the initial weights, from 0 to 2**32 - 1.
+      seed: of the initial weights, from 0 to `2**32 - 1`.
       group_size: rows that BatchNorm normalizes together, None for the whole (micro-)batch;
         it means nothing to a network without BatchNorm.
       dtype: the type of the computation, "float32" or "bfloat16". Parameters, BatchNorm's

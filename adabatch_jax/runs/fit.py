@@ -58,6 +58,9 @@ class FitResult:
       summary: final figures and where the seconds went.
       stopped: whether `on_step` or an interruption ended the run before the plan did.
       start_step: the update that this call began with.
+
+    >>> FitResult(None, [{"step": 5}], {"train_loss": 0.5}, stopped=False, start_step=0).history
+    [{'step': 5}]
     """
 
     state: TrainState
@@ -108,7 +111,7 @@ def fit(
       eval_fn: `eval_fn(params, model_state, batch) -> metrics`; none: no evaluation.
       eval_source: the examples to evaluate on; or several such sources by name. Metrics are
         called "test_loss" or after the source's name, as "holdout_loss".
-      seed: of the order of the examples and of the key that `loss_fn` gets, below 2**32.
+      seed: of the order of the examples and of the key that `loss_fn` gets, below `2**32`.
       mesh: the devices to train on, as in `make_train_step`; None for one. A state that comes
         sharded stays so, also from a checkpoint.
       workdir: the run's folder: metrics, checkpoints, plan and summary; or that folder as this

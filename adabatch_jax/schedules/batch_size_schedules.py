@@ -37,6 +37,9 @@ class Schedule:
     Attributes:
       has_text: whether `parse_schedule` reads its text.
       is_listed: whether its thresholds are written down one by one, and can be out of order.
+
+    >>> [(str(duration), size) for duration, size in piecewise_constant(8, {"2ep": 16}).sizes()]
+    [('0sp', 8), ('2ep', 16)]
     """
 
     has_text = True
@@ -48,6 +51,9 @@ class Schedule:
         Instead of a size there may be a schedule, which begins anew there, or a function that
         makes the size of `position_in(unit)`, the exact position there. The sequence may be
         endless; the plan stops asking at the end of the run.
+
+        Raises:
+          NotImplementedError: the schedule of a class that has none.
         """
         raise NotImplementedError
 
@@ -280,6 +286,12 @@ def growth_from_decay(
     clipped to `end_value`. Keep the same decays in the base learning rate: the coupling leaves
     in it what the batch didn't take, the rest above `end_value` included. Power 1 with linear
     coupling is Smith et al.'s "don't decay the learning rate"; power 1 with sqrt is Seesaw.
+
+    Args:
+      init_value: the first batch size.
+      boundaries_and_decays: duration since the start of the run -> factor of the rate there.
+      power: how much of a decay the batch takes.
+      end_value: the largest size; None for no bound.
 
     Raises:
       UsageError: a decay <= 0, `init_value` or `end_value` < 1, a size that rounds to 0, or a

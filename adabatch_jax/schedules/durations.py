@@ -29,6 +29,9 @@ class Duration:
       value: the number.
       unit: "ep" (epochs), "st" (steps), "sp" (samples), "tok" (tokens) or "%" (of the whole run).
       spelling: the text it was read from, so that `str` gives it back.
+
+    >>> parse_duration("2.5Msp") == Duration(Fraction(2_500_000), "sp")
+    True
     """
 
     value: Fraction
@@ -39,6 +42,7 @@ class Duration:
         return self.spelling or f"{decimal_text(self.value)}{self.unit}"
 
     def times(self, factor: Fraction | int) -> "Duration":
+        """So many times as long."""
         return Duration(self.value * factor, self.unit)
 
 

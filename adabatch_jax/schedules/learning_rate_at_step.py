@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from adabatch_jax.schedules.strides import Stride
 from adabatch_jax.schedules.text_reader import positive_integer
 from adabatch_jax.system.errors import UsageError
 
-Coupling = str | float | Callable[[float], float]
+Coupling = Literal["none", "linear", "sqrt"] | float | Callable[[float], float]
 
 
 def reference_size(plan: BatchPlan, reference_batch_size: int | None) -> int:

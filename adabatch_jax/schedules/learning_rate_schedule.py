@@ -48,8 +48,8 @@ def coupled_learning_rate(
         size with the same remainder would be, so that a schedule for a fixed batch follows the
         growing one; int32 where it is whole at all updates, as on the fixed plan itself, whose
         rates are those of the callable, bit for bit. "samples", "epochs" and "tokens", and steps
-        that are not all whole, come as float32, rounded down: exact below 2**24, and right at every
-        threshold that float32 can hold. Thresholds of optax above 2**31 must be floats.
+        that are not all whole, come as float32, rounded down: exact below `2**24`, and right at
+        every threshold that float32 can hold. Thresholds of optax above `2**31` must be floats.
 
     Returns:
       A schedule of the update count (int32, any shape), float32, exact in integers inside and
@@ -57,8 +57,8 @@ def coupled_learning_rate(
 
     Raises:
       UsageError: `base` or `coupling` is none of the above, `base` < 0, `reference_batch_size` < 1,
-        thresholds out of order, more than 100,000 decays, 2**31 updates or more, a callable without
-        `counts`, epochs of an endless stream, or tokens without `tokens_per_example`.
+        thresholds out of order, more than 100,000 decays, `2**31` updates or more, a callable
+        without `counts`, epochs of an endless stream, or tokens without `tokens_per_example`.
 
     >>> from adabatch_jax import make_plan, parse_learning_rate
     >>> plan = make_plan("128 x2 every 20ep max 2048", num_examples=50_000, duration="100ep")

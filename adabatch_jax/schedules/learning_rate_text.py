@@ -72,6 +72,10 @@ class LearningRate:
       begins_after_warmup: whether the first part begins at the warm-up's end, not at sample 0.
       factor: what the rate is multiplied by, as by the coupling, at the start.
       factor_boundaries: (duration, factor from there on).
+
+    >>> rate = parse_learning_rate("0.1 x0.375 every 20ep warmup 5ep")
+    >>> rate.init_value, str(rate.warmup), str(rate)
+    (Fraction(1, 10), '5ep', '0.1 x0.375 every 20ep warmup 5ep')
     """
 
     init_value: Fraction

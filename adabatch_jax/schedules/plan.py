@@ -17,7 +17,7 @@ from adabatch_jax.schedules.durations import Duration, Units, parse_duration, ru
 from adabatch_jax.schedules.phases import Phase, Step
 from adabatch_jax.schedules.plan_builder import build_phases
 from adabatch_jax.schedules.schedule_text import as_schedule
-from adabatch_jax.schedules.strides import REMAINDERS, Stride
+from adabatch_jax.schedules.strides import REMAINDERS, Remainder, Stride
 from adabatch_jax.schedules.text_reader import positive_integer
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
@@ -32,6 +32,7 @@ class BatchPlan:
     Look-ups take O(log(number of phases)), and no attribute takes more than O(phases).
 
     Attributes:
+      phases: the stretches of one batch size, in order.
       num_examples: the length of an epoch; None for an endless stream.
       num_samples: the run's length in samples.
       remainder: "carry", "partial" or "drop".
@@ -42,12 +43,18 @@ class BatchPlan:
         on: a step begins there, and not where the phase's own steps would have gone on.
       unreached: a sentence for each part of the schedule that the run never comes to; told when a
         plan is made, and no part of what it is.
+
+    >>> plan = make_plan("100, 10ep: 400", num_examples=1000, duration="20ep")
+    >>> plan.num_steps, plan.num_samples, plan.batch_sizes
+    (125, 20000, (100, 400))
+    >>> plan.batch_size_at(99), plan.samples_at(100), plan.step_at(10_400), plan.epoch_at(100)
+    (100, 10000, 101, 10.0)
     """
 
     phases: tuple[Phase, ...]
     num_examples: int | None
     num_samples: int
-    remainder: str
+    remainder: Remainder
     duration: Duration
     divisible_by: int = 1
     tokens_per_example: int | None = None
@@ -252,7 +259,7 @@ def make_plan(
     schedule: Any,
     num_examples: int | None,
     duration: str | int | Duration,
-    remainder: str = "carry",
+    remainder: Remainder = "carry",
     divisible_by: int = 1,
     tokens_per_example: int | None = None,
 ) -> BatchPlan:
@@ -297,7 +304,7 @@ def untold_plan(
     schedule: Any,
     num_examples: int | None,
     duration: str | int | Duration,
-    remainder: str = "carry",
+    remainder: Remainder = "carry",
     divisible_by: int = 1,
     tokens_per_example: int | None = None,
     *,

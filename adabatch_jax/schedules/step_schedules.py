@@ -25,7 +25,7 @@ def batch_size_schedule(plan: BatchPlan) -> CountSchedule:
       Counts from `plan.num_steps` on keep the last value.
 
     Raises:
-      UsageError: 2**31 updates or more.
+      UsageError: `2**31` updates or more.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("128 x2 every 20ep max 2048", num_examples=50_000, duration="100ep")
@@ -58,7 +58,8 @@ def accumulation_schedule(plan: BatchPlan, microbatch_size: int) -> CountSchedul
       Counts from `plan.num_steps` on have the last phase's whole batch.
 
     Raises:
-      UsageError: `microbatch_size` < 1 or doesn't divide a larger batch, or 2**31 updates or more.
+      UsageError: `microbatch_size` < 1 or doesn't divide a larger batch, or `2**31` updates or
+        more.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("64 x2 every 2ep max 256", num_examples=1024, duration="6ep")

@@ -2,8 +2,10 @@
 
 import dataclasses
 from functools import cached_property
+from typing import Literal, get_args
 
-REMAINDERS = ("carry", "partial", "drop")
+Remainder = Literal["carry", "partial", "drop"]
+REMAINDERS: tuple[Remainder, ...] = get_args(Remainder)
 
 
 @dataclasses.dataclass(frozen=True)

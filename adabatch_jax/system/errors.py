@@ -12,7 +12,18 @@ from collections.abc import Iterable
 
 
 class AdabatchError(Exception):
-    """Base of the errors that are reported as one sentence, without a traceback."""
+    """Base of the errors that are reported as one sentence, without a traceback.
+
+    Attributes:
+      exit_code: what a program that it ends should exit with.
+
+    >>> from adabatch_jax import make_plan
+    >>> try:
+    ...     make_plan("128", num_examples=100, duration="2ep")
+    ... except AdabatchError as error:
+    ...     print(type(error).__name__, error.exit_code)
+    UsageError 2
+    """
 
     exit_code = 1
 

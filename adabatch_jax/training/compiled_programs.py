@@ -80,7 +80,10 @@ class Programs:
 
     def _compile_in_background(self, name: Hashable) -> Program:
         begin = time.monotonic()
-        program = program_of(self._lowerings[name]())
+        # A thread that can't be had any more when the process ends: then what waits is given up.
+        with ThreadPoolExecutor(1, thread_name_prefix="compile") as thread:
+            lowered = thread.submit(self._lowerings[name]).result()
+        program = program_of(lowered)
         self.background_seconds += time.monotonic() - begin
         return program
 

@@ -27,7 +27,7 @@ from adabatch_jax.system.fault_points import reach
 from adabatch_jax.training.parameter_sharding import gathered_specs, given_spec, shardings_of
 from adabatch_jax.training.train_state import TrainState
 
-EvalFn = Callable[[Any, Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
+EvalFn = Callable[[Any, Any, Any], Mapping[str, jax.Array]]
 EvalParams = Callable[[Any, Any], Any]
 Batch = dict[str, jax.Array]
 
@@ -254,6 +254,14 @@ def evaluate(
     """Returns the metrics of `state` over the whole source; see `Evaluator`.
 
     Repeated calls with the same `eval_fn` and shapes don't compile again.
+
+    Args:
+      eval_fn: `eval_fn(params, model_state, batch) -> metrics`, means weighted by
+        `batch["weight"]`.
+      state: whose parameters and model state are looked at.
+      source: the examples, each of which counts once.
+      batch_size: examples that are computed at a time; the result doesn't depend on it.
+      mesh: the devices to spread a batch over; None for one.
 
     >>> import optax
     >>> from adabatch_jax.data.sources import array_source

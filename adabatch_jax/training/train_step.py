@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,18 +40,24 @@ class TrainStep:
           UsageError: the batch doesn't have the layout that this step was made for, or the state
             is sharded as the mesh can't hold it.
         """
-        program, is_elsewhere = self._program(state)
-        if is_elsewhere:
-            state = program.update.place(state)
         try:
-            if program.places_batch:
-                batch = jax.device_put(dict(batch), program.update.batch_shardings(batch))
-            return program.jitted(state, batch, rng, self.constants)
+            return self.run(None, state, batch, rng)
         except ValueError:
             # jit refuses a batch that the devices don't divide before it traces, where the
             # other checks are. A good batch doesn't pay for finding out why.
             self._update.check_batch(batch)
             raise
+
+    def run(
+        self, compiled: Callable[..., Any] | None, state: TrainState, batch: Any, rng: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """A call, by what `lower(...)` was compiled to, or by jit's own program."""
+        program, is_elsewhere = self._program(state)
+        if is_elsewhere:
+            state = program.update.place(state)
+        if program.places_batch:
+            batch = jax.device_put(dict(batch), program.update.batch_shardings(batch))
+        return (compiled or program.jitted)(state, batch, rng, self.constants)
 
     def lower(self, state: Any, batch: Any, rng: Any) -> jax.stages.Lowered:
         """Lowers the step for arguments of these shapes (arrays or `jax.ShapeDtypeStruct`s).
@@ -69,6 +75,11 @@ class TrainStep:
     def place(self, tree: Any) -> Any:
         """Returns a state where this step wants it; anything else whole on every device."""
         return self._update.place(tree)
+
+    @property
+    def microbatch_size(self) -> int | None:
+        """Examples per micro-batch over all devices; None for whole batches."""
+        return self._update.microbatch_size
 
     @property
     def constants(self) -> Constants:

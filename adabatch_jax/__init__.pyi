@@ -1,0 +1,58 @@
+# The public names as type checkers and editors see them; __init__.py loads them when used.
+
+from adabatch_jax import models as models
+from adabatch_jax.config.settings import Keep, Layout, Operation
+from adabatch_jax.data.augmentation import example_keys
+from adabatch_jax.data.batch_indices import batch_indices
+from adabatch_jax.data.batches import batches
+from adabatch_jax.data.epoch_order import epoch_order, example_indices
+from adabatch_jax.data.example_digest import ExamplesDigest
+from adabatch_jax.data.mesh import data_mesh
+from adabatch_jax.data.rebatching import rebatch
+from adabatch_jax.data.row_layout import host_rows
+from adabatch_jax.data.sources import array_source
+from adabatch_jax.data.tfds_images import tfds_source
+from adabatch_jax.runs.fit import FitResult, fit
+from adabatch_jax.schedules.batch_size_schedules import (
+    Schedule,
+    constant,
+    exponential_growth,
+    growth_from_decay,
+    linear_ramp,
+    piecewise_constant,
+)
+from adabatch_jax.schedules.durations import Duration, parse_duration
+from adabatch_jax.schedules.free_schedules import sampled
+from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
+from adabatch_jax.schedules.learning_rate_text import LearningRate, parse_learning_rate
+from adabatch_jax.schedules.phases import Phase, Step
+from adabatch_jax.schedules.plan import BatchPlan, make_plan
+from adabatch_jax.schedules.schedule_text import joined, parse_schedule
+from adabatch_jax.schedules.step_schedules import accumulation_schedule, batch_size_schedule
+from adabatch_jax.system.errors import (
+    AdabatchError,
+    DivergedError,
+    ExampleError,
+    RestoreError,
+    StorageError,
+    UsageError,
+)
+from adabatch_jax.system.stop_requests import Interruption
+from adabatch_jax.training.compiling_ahead import compile_ahead
+from adabatch_jax.training.evaluation import evaluate
+from adabatch_jax.training.loss_functions import weighted_mean
+from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.train_step import make_train_step
+
+__all__ = [
+    "AdabatchError", "BatchPlan", "DivergedError", "Duration", "ExampleError", "ExamplesDigest",
+    "FitResult", "Interruption", "Keep", "Layout", "LearningRate", "Operation", "Phase",
+    "RestoreError", "Schedule", "Step", "StorageError", "TrainState", "UsageError",
+    "accumulation_schedule", "array_source", "batch_indices", "batch_size_schedule", "batches",
+    "compile_ahead", "constant", "coupled_learning_rate", "data_mesh", "epoch_order",
+    "evaluate", "example_indices", "example_keys", "exponential_growth", "fit",
+    "growth_from_decay", "host_rows", "joined", "linear_ramp", "make_plan", "make_train_step",
+    "models", "parse_duration", "parse_learning_rate", "parse_schedule", "piecewise_constant",
+    "rebatch", "sampled", "tfds_source", "weighted_mean",
+]  # fmt: skip
+__version__: str

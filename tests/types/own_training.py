@@ -1,0 +1,70 @@
+"""A user's file, as type checkers see it: nothing in it is wrong."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adabatch_jax as ab
+
+Params = dict[str, jax.Array]
+
+x = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
+source = ab.array_source({"x": x, "y": x.sum(1)})
+schedule: ab.Schedule = ab.exponential_growth(25, growth_factor=2, every="5ep", end_value=200)
+plan: ab.BatchPlan = ab.make_plan(schedule, num_examples=len(source), duration="20ep")
+sizes: tuple[int, ...] = plan.batch_sizes
+first: ab.Phase = plan.phases[0]
+base: ab.LearningRate = ab.parse_learning_rate("0.01 x0.375 every 5ep")
+lr = ab.coupled_learning_rate(plan, base, coupling="sqrt")
+warm = optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, 1000)
+fixed = ab.coupled_learning_rate(plan, warm, counts="steps")
+tx = optax.sgd(lr, momentum=0.9)
+shape = ab.batch_size_schedule(plan)(jnp.int32(0))
+version: str = ab.__version__
+
+
+def loss_fn(
+    params: Params, model_state: Any, batch: dict[str, jax.Array], rng: jax.Array
+) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+    errors = (batch["x"] @ params["w"] - batch["y"]) ** 2
+    return ab.weighted_mean(errors, batch["weight"]), (model_state, {})
+
+
+def eval_fn(params: Params, model_state: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    errors = (batch["x"] @ params["w"] - batch["y"]) ** 2
+    return {"loss": ab.weighted_mean(errors, batch["weight"])}
+
+
+def loader() -> Iterator[dict[str, Any]]:
+    yield {"x": x, "y": x.sum(1)}
+
+
+state = ab.TrainState.create(params={"w": jnp.zeros(8)}, tx=tx)
+step = ab.compile_ahead(ab.make_train_step(loss_fn, tx, mesh=ab.data_mesh()), plan)
+for batch in ab.batches(source, plan, mesh=ab.data_mesh(), prefetch=2):
+    state, metrics = step(state, batch, jax.random.key(0))
+    number: int = int(state.step)
+    loss: float = float(metrics["loss"])
+for batch in ab.rebatch(lambda epoch: loader(), plan, start_step=0):
+    rows: int = len(batch["weight"])
+for indices in ab.batch_indices(plan, seed=0):
+    chosen: list[int] = list(indices)
+
+result: ab.FitResult = ab.fit(
+    loss_fn, tx, state, source, plan, eval_fn=eval_fn, eval_source={"test": source}, seed=1,
+    layout=ab.Layout(microbatch_size=100), keep=ab.Keep(newest=2),
+    operation=ab.Operation(on_nan="skip:2"), on_step=lambda step, state, metrics: None,
+)  # fmt: skip
+history: list[dict[str, Any]] = result.history
+figures: dict[str, float] = ab.evaluate(eval_fn, result.state, source, batch_size=100)
+module = ab.models.create("cnn_digits", num_classes=10, image_shape=(8, 8, 1), seed=0)
+params, model_state, our_loss, our_eval = ab.models.functions(module)
+our_step = ab.make_train_step(our_loss, tx, microbatch_size=None)
+try:
+    ab.make_plan("128", num_examples=10, duration="1ep")
+except ab.UsageError as error:
+    code: int = error.exit_code
