@@ -60,6 +60,7 @@ def write_checkpoint(folder, step, **changes):
         "metrics": dataclasses.asdict(position),
         "decisions": [],
         "is_planned": True,
+        "means": {"weight": "0x0.0p+0", "sums": {}},
         "run_id": RUN_ID,
         "pending_row": None,
         "seconds": {},

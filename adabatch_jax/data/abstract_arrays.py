@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from adabatch_jax.data.batches import ADDED_TYPES, refuse_added_names
-from adabatch_jax.data.sources import Source
+from adabatch_jax.data.sources import ReadOnce, Source, map_arrays, read_examples
 
-Types = Mapping[str, tuple[tuple[int, ...], Any]]  # the shape and the dtype of one row, by name
+Types = Mapping[str, Any]  # a `jax.ShapeDtypeStruct` of one row of each array, nested as they are
 
 
 def example_types(source: Source) -> Types:
@@ -18,35 +18,39 @@ def example_types(source: Source) -> Types:
 
     >>> from adabatch_jax.data.sources import array_source
     >>> example_types(array_source({"label": np.zeros((5, 2), np.int64)}))
-    {'label': ((2,), dtype('int32'))}
+    {'label': ShapeDtypeStruct(shape=(2,), dtype=int32)}
     """
-    arrays = {name: np.asarray(a) for name, a in source.read(np.zeros(1, np.int64)).items()}
+    if isinstance(source, ReadOnce):
+        arrays = source.example()
+    else:
+        arrays = read_examples(source, np.zeros(1, np.int64))
     refuse_added_names(arrays)
-    return {
-        name: (array.shape[1:], jax.dtypes.canonicalize_dtype(array.dtype))
-        for name, array in arrays.items()
-    }
+
+    def row(array: np.ndarray) -> jax.ShapeDtypeStruct:
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        return jax.ShapeDtypeStruct(array.shape[1:], dtype)
+
+    return map_arrays(row, arrays)
 
 
 def abstract_rows(
     types: Types, shape: tuple[int, ...] = (), sharding: Any = None
-) -> dict[str, jax.ShapeDtypeStruct]:
+) -> dict[str, Any]:
     """Arrays of rows that are arranged in this shape, such as (B,) or (K, m).
 
-    >>> abstract_rows({"label": ((2,), np.int32)}, (5,))
+    >>> abstract_rows({"label": jax.ShapeDtypeStruct((2,), np.int32)}, (5,))
     {'label': ShapeDtypeStruct(shape=(5, 2), dtype=int32)}
     """
-    return {
-        name: jax.ShapeDtypeStruct((*shape, *of_row), dtype, sharding=sharding)
-        for name, (of_row, dtype) in types.items()
-    }
+    return jax.tree.map(
+        lambda row: jax.ShapeDtypeStruct((*shape, *row.shape), row.dtype, sharding=sharding),
+        dict(types),
+    )
 
 
-def abstract_batch(
-    examples: Types, shape: tuple[int, ...], sharding: Any = None
-) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(examples: Types, shape: tuple[int, ...], sharding: Any = None) -> dict[str, Any]:
     """A batch of such examples, with what batches add themselves."""
-    return abstract_rows({**examples, **ADDED_TYPES}, shape, sharding)
+    added = {name: jax.ShapeDtypeStruct(*of_row) for name, of_row in ADDED_TYPES.items()}
+    return abstract_rows({**examples, **added}, shape, sharding)
 
 
 def abstract(tree: Any) -> Any:
@@ -63,13 +67,13 @@ def abstract(tree: Any) -> Any:
 
 
 def laid_out(tree: Any, shardings: Any) -> Any:
-    """The shapes and dtypes of a pytree with these shardings; None leaves it as it is."""
+    """The shapes and dtypes of a pytree with these shardings, or one for all; None leaves it."""
     if shardings is None:
         return tree
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         tree,
-        shardings,
+        jax.tree.broadcast(shardings, tree),
     )
 
 

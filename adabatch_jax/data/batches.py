@@ -9,13 +9,15 @@ import numpy as np
 
 from adabatch_jax.data.epoch_order import example_indices, prepare_next_order
 from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_table
-from adabatch_jax.data.sources import Source, read_examples
+from adabatch_jax.data.sources import Source, arrays_by_name, map_arrays, read_examples
 from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import checked_seed
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh, Sharding
+    from jax.sharding import Mesh, NamedSharding
+
+    from adabatch_jax.data.mesh import BatchMesh
 
 # What a batch holds beside the source's arrays: the shape and the dtype of one row.
 ADDED_TYPES = {
@@ -31,8 +33,9 @@ def batches(
     plan: BatchPlan,
     seed: int = 0,
     start_sample: int = 0,
-    mesh: "Mesh | None" = None,
+    mesh: "Mesh | NamedSharding | None" = None,
     microbatch_size: int | None = None,
+    sharding: "NamedSharding | None" = None,
     *,
     prefetch: int = 0,
 ) -> Iterator[dict[str, Any]]:
@@ -48,8 +51,12 @@ def batches(
       seed: of the order of the examples, from 0 to `2**32 - 1`.
       start_sample: where a step of the plan begins; the batches are then the tail of the
         uninterrupted sequence.
-      mesh: the devices to spread a batch over; None for numpy arrays of the phase's batch size.
+      mesh: the devices to spread a batch over: a mesh of one axis, or the sharding of one
+        (micro-)batch on a mesh of any axes, the first entry of whose spec names those that share
+        the examples out. Later entries hold for the dimensions that an array has. None for numpy
+        arrays of the phase's batch size.
       microbatch_size: examples per micro-batch over all devices; None for no micro-batch axis.
+      sharding: such a sharding, by another name; beside it `mesh` may only be its mesh.
       prefetch: how many batches a thread reads, and puts on the mesh, ahead of the one at hand; it
         ends with the iterator. 0: none, each batch is read when it is asked for.
 
@@ -59,7 +66,8 @@ def batches(
 
     Raises:
       UsageError: the source's size is not the plan's, an array has one of the names above, no
-        step begins at `start_sample`, or `prefetch` < 0.
+        step begins at `start_sample`, `prefetch` < 0, or mesh and sharding don't say, or disagree,
+        how a batch lies.
 
     >>> from adabatch_jax import array_source, make_plan
     >>> source = array_source({"x": np.arange(10)})
@@ -67,13 +75,11 @@ def batches(
     >>> [batch["weight"].sum().item() for batch in batches(source, plan)]
     [2.0, 2.0, 4.0, 2.0]
     """
-    sharding = None
-    if mesh is not None:
-        from adabatch_jax.data.mesh import as_data_mesh, batch_sharding
+    if mesh is not None or sharding is not None:
+        from adabatch_jax.data.mesh import mesh_and_sharding
 
-        mesh = as_data_mesh(mesh)
-        sharding = batch_sharding(mesh, microbatch_size is not None)
-    layouts = Layouts(microbatch_size, 1 if mesh is None else mesh.size)
+        mesh = mesh_and_sharding(mesh, sharding)
+    layouts = Layouts(microbatch_size, 1 if mesh is None else mesh.num_shards)
     check(source, plan, seed)
     start_step = step_beginning_at(plan, start_sample, "start_sample")
     if operator.index(prefetch) < 0:
@@ -85,8 +91,8 @@ def batches(
         rows = batch_rows(examples, [step], layouts.of(step.batch_size), mesh)
         batch = read_rows(source, rows) | rows.arrays()
         at = (0, 0) if microbatch_size is None else 0
-        batch = {name: array[at] for name, array in batch.items()}
-        return batch if mesh is None else put_share(batch, sharding)
+        batch = map_arrays(lambda array: array[at], batch)
+        return batch if mesh is None else put_rows(batch, mesh, int(microbatch_size is not None))
 
     made = (batch_of(step) for step in plan.steps(start_step))
     if not prefetch:
@@ -159,14 +165,14 @@ def batch_rows(
     examples: Examples,
     steps: Sequence[Step],
     layout: BatchLayout,
-    mesh: "Mesh | None",
+    mesh: "BatchMesh | None",
     microbatch: int | None = None,
 ) -> Rows:
     """Returns this host's share of the rows of steps of one layout, (steps, micro-batches, rows).
 
     `microbatch` is the only micro-batch that is meant; without micro-batches there is one of them.
     """
-    places, is_row = _places(layout, *((0, 1) if mesh is None else _process(mesh)))
+    places, is_row = _places(layout, (0,) if mesh is None else mesh.own_shards)
     if microbatch is not None:
         places, is_row = places[microbatch : microbatch + 1], is_row[microbatch : microbatch + 1]
     starts = np.array([step.start_sample - examples.start_sample for step in steps])
@@ -179,21 +185,25 @@ def batch_rows(
     return Rows(examples.index[at], examples.epoch[at], is_real)
 
 
-def read_rows(source: Source, rows: Rows) -> dict[str, np.ndarray]:
-    """Reads the source's arrays for rows of any shape; padding is read once, and repeated."""
+def read_rows(source: Source, rows: Rows) -> dict[str, Any]:
+    """Reads the source's arrays for rows of any shape; for padding nothing is read twice."""
     index, is_real = rows.index.ravel(), rows.is_real.ravel()
-    padding, copy_of = np.unique(index[~is_real], return_inverse=True)
-    wanted = np.concatenate([index[is_real], padding]) if padding.size else index
+    wanted, place = index, None
+    if not is_real.all():
+        real, padding = index[is_real], index[~is_real]
+        wanted = np.concatenate([real, np.setdiff1d(padding, real)])  # those of other hosts' rows
+        order = np.argsort(wanted, kind="stable")
+        place = np.empty(index.size, np.int64)
+        place[is_real] = np.arange(real.size)
+        place[~is_real] = order[np.searchsorted(wanted, padding, sorter=order)]
     arrays = read_examples(source, wanted)
     refuse_added_names(arrays)
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    if padding.size:
-        num_real = np.count_nonzero(is_real)
-        place = np.empty(index.size, np.int64)
-        place[is_real], place[~is_real] = np.arange(num_real), num_real + copy_of
-        arrays = {name: array[place] for name, array in arrays.items()}
-    shape = rows.index.shape
-    return {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
+
+    def arranged(array: np.ndarray) -> np.ndarray:
+        array = array if place is None else array[place]
+        return array.reshape(*rows.index.shape, *array.shape[1:])
+
+    return map_arrays(arranged, arrays)
 
 
 def refuse_added_names(names: Iterable[str]) -> None:
@@ -205,20 +215,17 @@ def refuse_added_names(names: Iterable[str]) -> None:
         )
 
 
-def put_share(arrays: dict[str, np.ndarray], sharding: "Sharding | None") -> dict[str, Any]:
-    """Puts this host's share of each array on its devices; None means the default device."""
+def put_rows(
+    arrays: dict[str, np.ndarray], mesh: "BatchMesh | None", num_stacked: int
+) -> dict[str, Any]:
+    """Puts this host's rows on its devices, None means the default one; see `BatchMesh.put`."""
     import jax
 
     refuse_cut_numbers(arrays)
-    if sharding is None or sharding.is_fully_addressable:
-        return jax.device_put(arrays, sharding)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in arrays.items()
-    }
+    return jax.device_put(arrays) if mesh is None else mesh.put(arrays, num_stacked)
 
 
-def refuse_cut_numbers(arrays: Mapping[str, np.ndarray]) -> None:
+def refuse_cut_numbers(arrays: Mapping[Any, Any]) -> None:
     """Raises a UsageError for a whole number of 64 bits that JAX, in 32, would make another one.
 
     >>> refuse_cut_numbers({"label": np.array([3, 2**32 + 3])})
@@ -227,7 +234,7 @@ def refuse_cut_numbers(arrays: Mapping[str, np.ndarray]) -> None:
     """
     import jax
 
-    for name, array in arrays.items():
+    for name, array in arrays_by_name(arrays).items():
         if array.dtype.kind not in "iu" or array.dtype.itemsize < 8 or not array.size:
             continue
         kept = jax.dtypes.canonicalize_dtype(array.dtype)
@@ -241,14 +248,9 @@ def refuse_cut_numbers(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _places(layout: BatchLayout, process_index: int, process_count: int) -> tuple[np.ndarray, ...]:
+def _places(layout: BatchLayout, shards: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     """A host's share of the layout's rows, 0 for padding, and where there is one."""
-    rows = host_table(layout, process_index, process_count)
+    rows = host_table(layout, shards)
     places, is_row = np.maximum(rows, 0), rows >= 0
     places.flags.writeable = is_row.flags.writeable = False
     return places, is_row
-
-
-def _process(mesh: "Mesh") -> tuple[int, int]:
-    processes = sorted({device.process_index for device in mesh.devices.flat})
-    return processes.index(mesh.local_mesh.devices.flat[0].process_index), len(processes)

@@ -8,22 +8,23 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.data.abstract_arrays import (
     abstract_batch,
     abstract_rows,
     example_types,
+    laid_out,
     tree_bytes,
 )
-from adabatch_jax.data.batches import batch_rows, check, examples_of, put_share, read_rows
+from adabatch_jax.data.batches import batch_rows, check, examples_of, put_rows, read_rows
 from adabatch_jax.data.epoch_order import prepare_next_order
 from adabatch_jax.data.example_digest import Share, shares_of_digest
-from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
+from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.resident_examples import choose_placement, put_tables
 from adabatch_jax.data.row_layout import BatchLayout, Layouts
-from adabatch_jax.data.sources import ArraySource, Source, in_memory
+from adabatch_jax.data.sources import ArraySource, ReadOnce, Source, in_memory, map_arrays
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.system.errors import UsageError
 
@@ -74,7 +75,7 @@ class Feed:
       source: where the examples are read from.
       plan: which batch sizes, in which order.
       seed: of the order of the examples.
-      mesh: the devices to spread a batch over; None for the default device.
+      mesh: the devices to spread a batch over, as in `batches`; None for the default device.
       microbatch_size: examples per micro-batch over all devices; None for no micro-batches.
       steps_per_dispatch: the most updates in a piece.
       kind: "resident": the examples are put on the devices now, on each of them where they fit
@@ -113,7 +114,7 @@ class Feed:
         plan: BatchPlan,
         seed: int,
         *,
-        mesh: Mesh | None = None,
+        mesh: Mesh | NamedSharding | BatchMesh | None = None,
         microbatch_size: int | None = None,
         steps_per_dispatch: int = 1,
         kind: str = "auto",
@@ -125,18 +126,14 @@ class Feed:
             raise UsageError(f"`steps_per_dispatch` must be at least 1, got {steps_per_dispatch}.")
         if split and (microbatch_size is None or steps_per_dispatch > 1):
             raise UsageError("`split` needs a `microbatch_size`, and one step per dispatch.")
-        self._mesh = None if mesh is None else as_data_mesh(mesh)
-        self.layouts = Layouts(microbatch_size, 1 if mesh is None else mesh.size)
+        self._mesh = mesh = as_batch_mesh(mesh)
+        self.layouts = Layouts(microbatch_size, 1 if mesh is None else mesh.num_shards)
         self._num_examples, self._num_samples = plan.num_examples, plan.num_samples
         self._seed, self._source = seed, source
         self._steps_per_dispatch = steps_per_dispatch
         self._split, self._has_microbatches = split, microbatch_size is not None and not split
-        self._sharding = self._whole = None
-        if self._mesh is not None:
-            self._whole = replicated(self._mesh)
-            spec = batch_sharding(self._mesh, self._has_microbatches).spec
-            self._sharding = NamedSharding(self._mesh, PartitionSpec(None, *spec))
-        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        self._num_stacked = 1 + self._has_microbatches  # axes before that of the rows
+        platform = jax.default_backend() if mesh is None else mesh.mesh.devices.flat[0].platform
         placement = choose_placement(
             source, plan.num_examples, kind, self.layouts.num_devices, available_bytes, platform
         )
@@ -196,8 +193,13 @@ class Feed:
         if self._has_microbatches:
             shape = (layout.num_microbatches, *shape)
         shape = (self._updates_together(layout), *shape)
-        number = jax.ShapeDtypeStruct((), np.int32, sharding=self._whole)
-        return Inputs(abstract_batch(self._examples, shape, self._sharding), number, number, [])
+        batch = abstract_batch(self._examples, shape)
+        if self._mesh is None:
+            number = jax.ShapeDtypeStruct((), np.int32)
+        else:
+            number = jax.ShapeDtypeStruct((), np.int32, sharding=self._mesh.whole)
+            batch = laid_out(batch, self._mesh.of_batch(batch, self._num_stacked))
+        return Inputs(batch, number, number, [])
 
     def _updates_together(self, layout: BatchLayout) -> int:
         """How many updates' arrays are sent together."""
@@ -230,10 +232,12 @@ class Feed:
         rows = batch_rows(examples, steps, layout, self._mesh, block[0].microbatch)
         arrays = rows.arrays()
         if not self.tables:
+            if isinstance(self._source, ReadOnce) and not block[0].microbatch:
+                self._source.begin_batch()
             arrays |= read_rows(self._source, rows)
         number = self._updates_together(layout)
-        arrays = {name: self._shaped(array, number) for name, array in arrays.items()}
-        arrays = put_share(arrays, self._sharding)
+        arrays = map_arrays(lambda array: self._shaped(array, number), arrays)
+        arrays = put_rows(arrays, self._mesh, self._num_stacked)
         starts = [step.start_sample - examples.start_sample for step in steps]
         ranges = [(at, at + step.num_real) for at, step in zip(starts, steps, strict=True)]
         shares = shares_of_digest(*examples, ranges)
@@ -255,5 +259,6 @@ class Feed:
 
     def _number(self, value: int) -> jax.Array:
         if value not in self._numbers:
-            self._numbers |= put_share({value: np.int32(value)}, self._whole)
+            put = jax.device_put if self._mesh is None else self._mesh.put_whole
+            self._numbers[value] = put(np.int32(value))
         return self._numbers[value]

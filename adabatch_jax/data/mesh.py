@@ -1,6 +1,10 @@
-"""The mesh of devices that a batch is spread over, and the two shardings that training uses."""
+"""How a batch lies on its devices: the mesh, the axes that share examples out, the shardings."""
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +15,7 @@ from adabatch_jax.system.errors import UsageError, one_line
 
 
 def check_backend(cpu_devices: int | None = None) -> None:
-    """Raises a UsageError if JAX won't compile or finds no devices, as with a wrong $JAX_PLATFORMS.
+    """Raises a UsageError if JAX won't compile, insists on shardings, or finds no devices.
 
     `cpu_devices` is how many devices to make of the CPU; None leaves that to JAX.
     """
@@ -23,6 +27,12 @@ def check_backend(cpu_devices: int | None = None) -> None:
         raise UsageError(
             "JAX is told to compile nothing, and training runs compiled programs only; unset "
             "JAX_DISABLE_JIT, or leave out jax.disable_jit()."
+        )
+    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        raise UsageError(
+            "`jax.set_mesh` has set a mesh with Explicit axes, under which each operation has to say "
+            "where its result lies; call this outside of it: arrays and NamedShardings on that mesh "
+            "may be given as they are."
         )
     try:
         jax.devices()
@@ -52,33 +62,220 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
-def as_data_mesh(mesh: Mesh) -> Mesh:
-    """Returns the mesh that batches are spread over: all devices of `mesh` along "data".
+@dataclasses.dataclass(frozen=True)
+class BatchMesh:
+    """A mesh of devices, and how batches lie on it; `as_batch_mesh` makes it.
 
-    Any mesh will do, whatever its axes are called; under Explicit ones code that was written for
-    one device would have to say where its results lie.
+    Attributes:
+      mesh: the devices, all axes of the type Auto.
+      spec: that of one (micro-)batch's arrays: its first entry names the axes that share the
+        examples out, the data axes, and later ones may shard later dimensions of arrays that have
+        them, such as a sequence's.
     """
-    if mesh.axis_names == ("data",) and mesh.axis_types == (AxisType.Auto,):
+
+    mesh: Mesh
+    spec: PartitionSpec
+
+    @functools.cached_property
+    def data_axes(self) -> tuple[str, ...]:
+        """The axes that share the examples out, the first one slowest."""
+        return entry_axes(self.spec[0] if len(self.spec) else None)
+
+    @functools.cached_property
+    def num_shards(self) -> int:
+        """How many parts the examples of a batch are shared out in."""
+        return _num_parts(self.mesh, self.data_axes)
+
+    @functools.cached_property
+    def own_shards(self) -> tuple[int, ...]:
+        """Which of these parts this process's devices hold, in order.
+
+        Two processes hold the same one where another axis has devices of both.
+        """
+        numbers, here = shard_numbers(self.mesh, self.data_axes), jax.process_index()
+        holders = zip(self.mesh.devices.flat, numbers.flat, strict=True)
+        return tuple(sorted({int(n) for device, n in holders if device.process_index == here}))
+
+    @functools.cached_property
+    def whole(self) -> NamedSharding:
+        """The sharding of what every device holds whole: metrics, keys."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def of_rows(self, num_stacked: int = 0) -> NamedSharding:
+        """That of arrays whose axis `num_stacked` is the examples, and nothing else is shared out.
+
+        Axes before it, such as that of the K micro-batches, are never sharded.
+        """
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * num_stacked, *self.spec[:1]))
+
+    def of_batch(self, arrays: Mapping[str, Any], num_stacked: int = 0) -> Any:
+        """The sharding of a batch's arrays: one for all, or one each where the spec has more.
+
+        Raises a UsageError where a dimension behind the examples can't be shared out.
+        """
+        if len(self.spec) < 2:
+            return self.of_rows(num_stacked)
+        return jax.tree.map_with_path(
+            lambda path, array: self._of_array(path, array.shape, num_stacked), dict(arrays)
+        )
+
+    def _of_array(self, path: Any, shape: tuple[int, ...], num_stacked: int) -> NamedSharding:
+        spec = PartitionSpec(*([None] * num_stacked + list(self.spec))[: len(shape)])
+        for axis in range(num_stacked + 1, len(spec)):
+            num_parts = _num_parts(self.mesh, spec[axis])
+            if shape[axis] % num_parts:
+                raise UsageError(
+                    f"batch{jax.tree_util.keystr(path)} has {shape[axis]} entries along dimension "
+                    f"{axis}, which {spec[axis]!r} in the sharding {self.spec} can't share out in "
+                    f"{num_parts} parts; pad it, or leave that entry out."
+                )
+        return NamedSharding(self.mesh, spec)
+
+    def can_hold(self, shape: tuple[int, ...], spec: PartitionSpec) -> bool:
+        """Whether an array can be sharded so here: the axes are there, and divide it."""
+        known = all(axis in self.mesh.shape for entry in spec for axis in entry_axes(entry))
+        return known and all(
+            size % _num_parts(self.mesh, entry) == 0 for size, entry in zip(shape, spec)
+        )
+
+    def put(self, arrays: Mapping[str, Any], num_stacked: int = 0) -> dict[str, Any]:
+        """Puts a batch on the devices, of which `arrays` hold the rows of `own_shards`, in order."""
+        if not self.mesh.is_multi_process:
+            return jax.device_put(dict(arrays), self.of_batch(arrays, num_stacked))
+        return jax.tree.map_with_path(
+            lambda path, array: self._put_rows(
+                array, self._of_array(path, array.shape, num_stacked), num_stacked
+            ),
+            dict(arrays),
+        )
+
+    def _put_rows(self, array: np.ndarray, sharding: NamedSharding, num_stacked: int) -> jax.Array:
+        shape = list(array.shape)
+        width = shape[num_stacked] // len(self.own_shards)
+        shape[num_stacked] = width * self.num_shards
+
+        def part(place: tuple[slice, ...]) -> np.ndarray:
+            start = self.own_shards.index((place[num_stacked].start or 0) // width) * width
+            own = (*place[:num_stacked], slice(start, start + width), *place[num_stacked + 1 :])
+            return array[own]
+
+        return jax.make_array_from_callback(tuple(shape), sharding, part)
+
+    def put_whole(self, tree: Any) -> Any:
+        """Puts what all processes have alike on every device."""
+        if not self.mesh.is_multi_process:
+            return jax.device_put(tree, self.whole)
+        return jax.tree.map(self._put_whole, tree)
+
+    def _put_whole(self, leaf: Any) -> jax.Array:
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            bits = self._put_whole(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, self.whole, lambda place: array[place])
+
+
+def as_batch_mesh(
+    mesh: Mesh | NamedSharding | BatchMesh | None, name: str = "mesh"
+) -> BatchMesh | None:
+    """What a user gives as the mesh, as a `BatchMesh`; None stays None.
+
+    The axes become Auto: under Explicit ones code that was written for one device would have to
+    say where its results lie.
+
+    Args:
+      mesh: a mesh of one axis, or the sharding of one (micro-)batch, whose spec's first entry names
+        the axes that share the examples out.
+      name: what errors call it.
+
+    Raises:
+      UsageError: it is neither.
+
+    >>> as_batch_mesh(data_mesh(jax.devices()[:1])).data_axes
+    ('data',)
+    """
+    if mesh is None or isinstance(mesh, BatchMesh):
         return mesh
-    return data_mesh(list(mesh.devices.flat))
+    if isinstance(mesh, NamedSharding) and isinstance(mesh.mesh, Mesh):
+        mesh, spec = mesh.mesh, mesh.spec
+    elif not isinstance(mesh, Mesh):
+        raise UsageError(
+            f"`{name}` must be of type Mesh or NamedSharding, got one of type "
+            f"{type(mesh).__name__}."
+        )
+    elif len(mesh.axis_names) != 1:
+        raise UsageError(
+            f"`{name}` has the axes {mesh.axis_names}, and doesn't say which of them share the "
+            f"examples out; give NamedSharding(mesh, PartitionSpec({mesh.axis_names[0]!r})) "
+            "instead, with the name of that axis."
+        )
+    else:
+        spec = PartitionSpec(*mesh.axis_names)
+    if any(entry is PartitionSpec.UNCONSTRAINED for entry in spec):
+        raise UsageError(
+            f"`{name}` leaves open how a batch lies, {spec}; name mesh axes, or None, in each entry."
+        )
+    if set(mesh.axis_types) != {AxisType.Auto}:
+        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+    return BatchMesh(mesh, spec)
+
+
+def mesh_and_sharding(mesh: Mesh | NamedSharding | None, sharding: NamedSharding | None) -> Any:
+    """The `BatchMesh` that both arguments of `batches` mean; at least one of them is given."""
+    if sharding is None:
+        return as_batch_mesh(mesh)
+    if not isinstance(sharding, NamedSharding):
+        raise UsageError(
+            f"`sharding` must be of type NamedSharding, got one of type {type(sharding).__name__}."
+        )
+    if mesh is not None and mesh not in (sharding, sharding.mesh):
+        raise UsageError(
+            "`mesh` and `sharding` say different things of how a batch lies; give only the "
+            "sharding, or with it just its own mesh."
+        )
+    return as_batch_mesh(sharding, "sharding")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole: parameters, metrics, keys."""
-    return NamedSharding(mesh, PartitionSpec())
+    """Returns the sharding of what every device of a mesh of one axis holds whole."""
+    return as_batch_mesh(mesh).whole
 
 
 def batch_sharding(mesh: Mesh, microbatched: bool = False) -> NamedSharding:
-    """Returns the sharding of a batch's arrays: examples are spread over the devices.
-
-    Arrays are (B, ...), or (K, m, ...) where they are `microbatched`; each of the K micro-batches
-    is spread over all devices then.
+    """Returns the sharding of a batch's arrays, (B, ...) or (K, m, ...) if `microbatched`.
 
     >>> tuple(batch_sharding(data_mesh(), microbatched=True).spec)
     (None, 'data')
     """
-    spec = PartitionSpec(None, "data") if microbatched else PartitionSpec("data")
-    return NamedSharding(mesh, spec)
+    return as_batch_mesh(mesh).of_rows(int(microbatched))
+
+
+def entry_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that an entry of a `PartitionSpec` names.
+
+    >>> entry_axes("data"), entry_axes(("data", "fsdp")), entry_axes(None)
+    (('data',), ('data', 'fsdp'), ())
+    """
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+def _num_parts(mesh: Mesh, entry: str | tuple[str, ...] | None) -> int:
+    """In how many parts an entry of a `PartitionSpec` shares a dimension out."""
+    return math.prod(mesh.shape[axis] for axis in entry_axes(entry))
+
+
+def shard_numbers(mesh: Mesh, axes: Sequence[str]) -> np.ndarray:
+    """Which part of a dimension that is sharded over `axes` each device holds, as `mesh.devices`.
+
+    >>> mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    >>> shard_numbers(mesh, ["data"])
+    array([[0]])
+    """
+    numbers = np.zeros(mesh.devices.shape, int)
+    for axis in axes:
+        place = np.indices(mesh.devices.shape)[mesh.axis_names.index(axis)]
+        numbers = numbers * mesh.shape[axis] + place
+    return numbers
 
 
 def rows_of_all_devices(rows: jax.Array) -> jax.Array:
@@ -86,12 +283,22 @@ def rows_of_all_devices(rows: jax.Array) -> jax.Array:
 
     A loss function with `independent_groups` and `sequential_model_state` (see `make_train_step`)
     needs it: it then runs on each device for that device's rows only. Of (n, ...) it returns
-    (devices * n, ...) in a `jax.shard_map` over the axis `"data"`, and `rows` itself elsewhere.
+    (devices * n, ...) in a `jax.shard_map` over one axis, or over `"data"` and others, and `rows`
+    itself elsewhere.
+
+    Raises:
+      UsageError: the shard_map is over several axes, none of which is `"data"`.
 
     >>> jax.shard_map(rows_of_all_devices, mesh=data_mesh(), in_specs=PartitionSpec("data"),
     ...               out_specs=PartitionSpec(), check_vma=False)(np.arange(8)).tolist()
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    if "data" not in jax.sharding.get_abstract_mesh().manual_axes:
+    axes = tuple(jax.sharding.get_abstract_mesh().manual_axes)
+    if not axes:
         return rows
-    return lax.all_gather(rows, "data", tiled=True)
+    if len(axes) > 1 and "data" not in axes:
+        raise UsageError(
+            f"in a shard_map over the axes {axes} it isn't known which of them share the rows out; "
+            'call that axis "data".'
+        )
+    return lax.all_gather(rows, axes[0] if len(axes) == 1 else "data", tiled=True)

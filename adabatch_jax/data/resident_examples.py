@@ -1,15 +1,14 @@
 """Datasets that live on the devices: which fit, how they lie there, and batches from them."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.data.abstract_arrays import abstract_rows, example_types, tree_bytes
 from adabatch_jax.data.batches import refuse_cut_numbers
-from adabatch_jax.data.mesh import batch_sharding, replicated
+from adabatch_jax.data.mesh import BatchMesh
 from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import bytes_text
@@ -76,8 +75,8 @@ def choose_placement(
 
 
 def put_tables(
-    arrays: Mapping[str, np.ndarray], mesh: Mesh | None, spread: bool = False
-) -> dict[str, jax.Array]:
+    arrays: Mapping[str, Any], mesh: BatchMesh | None, spread: bool = False
+) -> dict[str, Any]:
     """Puts arrays of shape `(num_examples, ...)` on the devices.
 
     Examples that are `spread` are shared out; the first axis is then padded to a multiple of the
@@ -86,15 +85,12 @@ def put_tables(
     refuse_cut_numbers(arrays)
     if mesh is None:
         return jax.device_put(dict(arrays))
-    if not spread and not mesh.is_multi_process:
-        return jax.device_put(dict(arrays), replicated(mesh))
-    sharding = batch_sharding(mesh) if spread else replicated(mesh)
-    return {name: _put_table(array, sharding, spread) for name, array in arrays.items()}
+    if spread:
+        return jax.tree.map(lambda array: _put_spread(array, mesh), dict(arrays))
+    return mesh.put_whole(dict(arrays))
 
 
-def gather(
-    tables: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array]
-) -> dict[str, jax.Array]:
+def gather(tables: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict[str, Any]:
     """Returns a whole batch: `inputs`, and the tables' rows at `inputs["index"]`.
 
     For use inside a compiled program, which takes the tables as an argument; without tables it
@@ -105,20 +101,18 @@ def gather(
     [7, 5]
     """
     # Every index is an example, so no program has to check.
-    rows = {
-        name: table.at[inputs["index"]].get(mode="promise_in_bounds")
-        for name, table in tables.items()
-    }
+    rows = jax.tree.map(
+        lambda table: table.at[inputs["index"]].get(mode="promise_in_bounds"), dict(tables)
+    )
     return rows | dict(inputs)
 
 
-def _put_table(array: np.ndarray, sharding: NamedSharding, spread: bool) -> jax.Array:
-    num_shares = sharding.mesh.size if spread else 1
-    width = -(-len(array) // num_shares)
+def _put_spread(array: np.ndarray, mesh: BatchMesh) -> jax.Array:
+    width = -(-len(array) // mesh.num_shards)
 
     def share(place: tuple[slice, ...]) -> np.ndarray:
         part = array[place]  # less than the width at the end
         return np.pad(part, [(0, width - len(part)), *((0, 0),) * (array.ndim - 1)])
 
-    shape = (num_shares * width, *array.shape[1:])
-    return jax.make_array_from_callback(shape, sharding, share)
+    shape = (mesh.num_shards * width, *array.shape[1:])
+    return jax.make_array_from_callback(shape, mesh.of_rows(), share)

@@ -1,10 +1,12 @@
 """Which row of a batch goes where: micro-batches, devices, hosts, and padding.
 
 Micro-batch k holds the rows [k*m, (k+1)*m) of the batch on every layout; each is padded to a
-multiple of the devices and split over them in order.
+multiple of the devices and split over them in order. Devices that hold the same rows, as those
+along the other axes of a mesh do, count as one here.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -89,10 +91,11 @@ def row_table(layout: BatchLayout) -> np.ndarray:
     return np.where(real, rows, -1)
 
 
-def host_table(layout: BatchLayout, process_index: int, process_count: int) -> np.ndarray:
-    """The part of `row_table` that belongs to a host's devices."""
-    width = layout.padded_size // process_count
-    return row_table(layout)[:, process_index * width : (process_index + 1) * width]
+def host_table(layout: BatchLayout, shards: Sequence[int]) -> np.ndarray:
+    """The part of `row_table` that belongs to these of its `num_devices` devices."""
+    table = row_table(layout)
+    of_devices = table.reshape(len(table), layout.num_devices, layout.rows_per_device)
+    return of_devices[:, list(shards)].reshape(len(table), -1)
 
 
 def host_rows(
@@ -133,5 +136,6 @@ def host_rows(
             f"`num_devices`={num_devices} can't be shared evenly by {process_count} hosts."
         )
     layout = Layouts(microbatch_size, num_devices).of(batch_size)
-    rows = host_table(layout, process_index, process_count)
+    each = num_devices // process_count
+    rows = host_table(layout, range(process_index * each, (process_index + 1) * each))
     return rows[rows >= 0]

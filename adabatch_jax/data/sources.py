@@ -1,6 +1,6 @@
 """Sources: where examples are read from, by index."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,8 +20,37 @@ class Source(Protocol):
     def __len__(self) -> int:
         """The number of examples."""
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns arrays whose leading axis follows `indices` (int64, shape `(n,)`)."""
+    def read(self, indices: np.ndarray) -> dict[str, Any]:
+        """Returns arrays whose leading axis follows `indices` (int64, shape `(n,)`).
+
+        They may lie in further dicts and tuples.
+        """
+
+
+def map_arrays(function: Callable[..., Any], arrays: Any, *others: Any) -> Any:
+    """Maps numpy arrays, or lists of numbers, in nested dicts and tuples; `others` are alike.
+
+    >>> map_arrays(len, {"x": [1, 2], "more": (np.zeros(3),)})
+    {'more': (3,), 'x': 2}
+    """
+    import jax
+
+    def mapped(array: Any, *others: Any) -> Any:
+        return function(np.asarray(array), *others)
+
+    return jax.tree.map(mapped, arrays, *others, is_leaf=lambda node: isinstance(node, list))
+
+
+def arrays_by_name(arrays: Any) -> dict[str, Any]:
+    """The arrays in nested dicts and tuples, by the names on the way to them.
+
+    >>> arrays_by_name({"x": 1, "more": {"y": (2,)}})
+    {'more.y.0': 2, 'x': 1}
+    """
+    import jax
+
+    leaves = jax.tree.leaves_with_path(arrays)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 class ArraySource:
@@ -33,11 +62,12 @@ class ArraySource:
     def __init__(self, arrays: Mapping[str, Any], read_from: Source | None = None):
         if not arrays:
             raise UsageError("`arrays` is empty; give at least one named array.")
-        self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        for name, array in self.arrays.items():
+        self.arrays = map_arrays(lambda array: array, dict(arrays))
+        by_name = arrays_by_name(self.arrays)
+        for name, array in by_name.items():
             if array.ndim == 0:
                 raise UsageError(f"array {name!r} is a scalar; its first axis must be examples.")
-        lengths = {name: len(array) for name, array in self.arrays.items()}
+        lengths = {name: len(array) for name, array in by_name.items()}
         if len(set(lengths.values())) > 1:
             raise UsageError(f"all arrays must have the same number of examples, got {lengths}.")
         self._num_examples = next(iter(lengths.values()))
@@ -46,23 +76,25 @@ class ArraySource:
     def __len__(self) -> int:
         return self._num_examples
 
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def read(self, indices: np.ndarray) -> dict[str, Any]:
         # `take` copies small rows faster; of an array in another order it would first copy all.
-        return {
-            name: np.take(array, indices, axis=0) if array.flags.c_contiguous else array[indices]
-            for name, array in self.arrays.items()
-        }
+        return map_arrays(
+            lambda array: (
+                np.take(array, indices, axis=0) if array.flags.c_contiguous else array[indices]
+            ),
+            self.arrays,
+        )
 
     def digest(self) -> str | None:
         """A digest of the arrays as they are now, see `arrays_digest`: a second for each GB."""
-        return arrays_digest(self.arrays)
+        return arrays_digest(arrays_by_name(self.arrays))
 
 
 def array_source(arrays: Mapping[str, Any]) -> ArraySource:
     """Makes a source of arrays that share their first axis, the examples.
 
     Args:
-      arrays: name -> array of shape `(num_examples, ...)`.
+      arrays: name -> array of shape `(num_examples, ...)`, or a dict or tuple of such.
 
     Raises:
       UsageError: no arrays, or different numbers of examples.
@@ -74,17 +106,70 @@ def array_source(arrays: Mapping[str, Any]) -> ArraySource:
     return ArraySource(arrays)
 
 
-def read_examples(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
+class ReadOnce:
+    """An endless source each of whose examples is read once, in order: it may be live.
+
+    Args:
+      source: where the examples are read from.
+      first: the first one that will be read. `example` reads it ahead of its turn.
+    """
+
+    def __init__(self, source: Source, first: int):
+        self._source, self._next = source, first
+        self._ahead: dict[str, Any] | None = None
+        self._begins_batch, self._first_of_batch = True, None
+
+    def example(self) -> dict[str, Any]:
+        """The next example, arrays with a leading axis of 1."""
+        if self._ahead is None:
+            self._ahead = read_examples(self._source, np.array([self._next]))
+        return self._ahead
+
+    def begin_batch(self) -> None:
+        """What is read next begins a batch, whose first example its padding repeats."""
+        self._begins_batch = True
+
+    def read(self, indices: np.ndarray) -> dict[str, Any]:
+        """Examples that weren't read yet, in order, and then maybe the batch's first once more."""
+        new, parts = indices[indices >= self._next], []
+        if len(new):
+            parts += [] if self._ahead is None else [self._ahead]
+            if len(parts) < len(new):
+                parts.append(read_examples(self._source, new[len(parts) :]))
+            self._ahead, self._next = None, int(new[-1]) + 1
+        if self._begins_batch:
+            self._first_of_batch = map_arrays(lambda array: array[:1], parts[0])
+            self._begins_batch = False
+        parts += [self._first_of_batch] * (len(indices) - len(new))
+        if len(parts) == 1:
+            return parts[0]
+        return map_arrays(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def read_examples(source: Source, indices: np.ndarray) -> dict[str, Any]:
     """`source.read(indices)`; an exception from there gets a note that names the example."""
-    try:
+    if isinstance(source, ReadOnce):
         return source.read(indices)
+    try:
+        arrays = source.read(indices)
     except ExampleError:  # which says so itself
         raise
+    except (StopIteration, StopAsyncIteration, GeneratorExit) as error:
+        # Whatever iterates over batches would take it for their end.
+        raise ExampleError(
+            f"{type(source).__name__}.read raised {type(error).__name__} when asked for example "
+            f"{indices[0]} and {len(indices) - 1} more; a source has one for every index of the "
+            "plan, and what ends sooner needs a shorter plan."
+        ) from error
     except Exception as error:
         index = _first_unreadable(source, indices)
         which = f"these {len(indices)} examples" if index is None else f"example {index}"
         error.add_note(f"raised while reading {which} of {type(source).__name__}")
         raise
+    if not isinstance(arrays, Mapping):
+        kind = type(arrays).__name__
+        raise UsageError(f"{type(source).__name__}.read must return a dict of arrays, got {kind}.")
+    return dict(arrays)
 
 
 def _first_unreadable(source: Source, indices: np.ndarray) -> int | None:
@@ -104,17 +189,17 @@ def in_memory(source: Source, block_size: int = 4096) -> ArraySource:
     >>> in_memory(array_source({"x": np.arange(5)}), block_size=2).arrays
     {'x': array([0, 1, 2, 3, 4])}
     """
-    num_examples = len(source)
-    arrays: dict[str, np.ndarray] = {}
+    num_examples, arrays = len(source), None
     for start in range(0, num_examples, block_size):
         block = read_examples(source, np.arange(start, min(start + block_size, num_examples)))
-        for name, values in block.items():
-            if start == 0:
-                arrays[name] = np.empty((num_examples, *values.shape[1:]), values.dtype)
-            arrays[name][start : start + len(values)] = values
-    for array in arrays.values():
+        if arrays is None:
+            arrays = map_arrays(lambda a: np.empty((num_examples, *a.shape[1:]), a.dtype), block)
+        into, read = arrays_by_name(arrays), arrays_by_name(map_arrays(lambda a: a, block))
+        for name, values in read.items():
+            into[name][start : start + len(values)] = values
+    for array in arrays_by_name(arrays or {}).values():
         array.flags.writeable = False
-    return ArraySource(arrays, source)
+    return ArraySource(arrays or {}, source)
 
 
 def contents_digests(source: Source) -> list[str]:
@@ -134,7 +219,7 @@ def contents_digests(source: Source) -> list[str]:
     if read_from is not None:
         digests = contents_digests(read_from)
         # Where a digest doesn't see all rows, the other one does.
-        if digests and any(map(is_sampled, source.arrays.values())):
+        if digests and any(map(is_sampled, arrays_by_name(source.arrays).values())):
             return digests
     own = _digest(source)
     return digests if own is None or own in digests else [own, *digests]

@@ -21,7 +21,7 @@ def compile_in_background(
     """Begins to compile what isn't needed at once; evaluations come before most phases."""
     like, programs = abstract(state), setup.dispatch.programs
     for name, evaluator in evaluators.items():
-        lower = functools.partial(evaluator.lower, like.params, like.model_state)
+        lower = functools.partial(evaluator.lower, like)
         programs.add(evaluation_program(name), lower)
     shardings = setup.update.state_shardings(state)
     programs.add(COPY, functools.partial(lower_copy, like, shardings, has_room))

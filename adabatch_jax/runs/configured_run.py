@@ -85,7 +85,7 @@ def _fit(
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
     learning_rate = rate_schedule(rate)
     tx = make_optimizer(config, learning_rate)
-    image_shape, _ = example_types(train_source)["image"]
+    image_shape = example_types(train_source)["image"].shape
     params, model_state, loss_fn, eval_fn, properties = network_functions(config, spec, image_shape)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     layout = config.layout

@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.epoch_order import prepare_order
-from adabatch_jax.data.mesh import check_backend
-from adabatch_jax.data.sources import Source
+from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh, check_backend
+from adabatch_jax.data.sources import ReadOnce, Source
 from adabatch_jax.runs.background_compilation import compile_in_background
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
@@ -34,8 +34,10 @@ from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.quantities import checked_seed
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.device_memory import device_bytes
-from adabatch_jax.training.evaluation import EvalFn, Evaluator
+from adabatch_jax.training.evaluation import EvalFn, EvalParams, Evaluator
 from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.optimizers import refuse_multi_steps
+from adabatch_jax.training.parameter_sharding import check_in_one_process
 from adabatch_jax.training.setup import Setup, keep_what_fits, set_up
 from adabatch_jax.training.step_timing import seconds_by_size
 from adabatch_jax.training.time_prediction import predict
@@ -79,13 +81,14 @@ def fit(
     eval_fn: EvalFn | None = None,
     eval_source: Source | Mapping[str, Source] | None = None,
     seed: int = 0,
-    mesh: Mesh | None = None,
+    mesh: Mesh | NamedSharding | None = None,
     workdir: str | Path | RunFolder | None = None,
     eval_every: str | int = "1ep",
     checkpoint_every: str | int = "1ep",
     log_every: str | int = "10st",
     on_step: StepCallback | None = None,
     eval_batch_size: int = 512,
+    eval_params: EvalParams | None = None,
     sequential_model_state: bool = False,
     independent_groups: int | None = None,
     allow_change: Collection[str] = (),
@@ -109,17 +112,22 @@ def fit(
       eval_source: the examples to evaluate on; or several such sources by name. Metrics are
         called "test_loss" or after the source's name, as "holdout_loss".
       seed: of the order of the examples and of the key that `loss_fn` gets, below `2**32`.
-      mesh: the devices to train on; None for one.
+      mesh: the devices to train on, as in `make_train_step`; None for one. A state that comes
+        sharded stays so, also from a checkpoint.
       workdir: the run's folder: metrics, checkpoints, plan and summary; or that folder as this
         process holds it already. None writes nothing.
       eval_every: a duration; also at the end of the run.
       checkpoint_every: a duration; also at the end and when `on_step` stops the run.
       log_every: a duration between rows of metrics; evaluations make a row too.
       on_step: called as `on_step(finished_steps, state, metrics)` after each update is
-        dispatched; True stops the run. Reading `metrics` waits for the device. Where
-        `layout.steps_per_dispatch` is a number above 1, after so many, whose metrics have a leading
-        axis; with it "auto" is 1.
+        dispatched; True stops the run. Reading `metrics` waits for the device. The next update
+        takes the state's arrays: to keep a state, copy it, `jax.tree.map(jnp.copy, state)`.
+        Where `layout.steps_per_dispatch` is a number above 1, it is called after so many, whose
+        metrics have a leading axis; with it "auto" is 1.
       eval_batch_size: examples per batch of the evaluation.
+      eval_params: `eval_params(opt_state, params)` makes the parameters that are evaluated, where
+        they aren't those that are trained: `optax.contrib.schedule_free_eval_params`, or what an
+        average keeps in `opt_state`. Checkpoints and the result hold those that are trained.
       sequential_model_state, independent_groups: as in `make_train_step`.
       allow_change: what a run in the workdir may go on with changed, from here on:
         "microbatch_size", where that changes more than rounding; "dataset", with other contents
@@ -149,7 +157,11 @@ def fit(
     3.0
     """
     check_backend()
+    mesh = as_batch_mesh(mesh)
     check_arguments(state, eval_fn, eval_source, plan, mesh, layout, keep, operation, identity)
+    if eval_params is not None and eval_fn is None:
+        raise UsageError("`eval_params` makes parameters for `eval_fn`, which isn't given.")
+    refuse_multi_steps(state.opt_state)
     check_allowed(allow_change, "allow_change")
     seed = checked_seed(seed)
     if on_step is not None and layout.steps_per_dispatch == AUTO:
@@ -176,12 +188,14 @@ def fit(
         )  # fmt: skip
         stack.push(store.close)
         saved_layout = record.open()
-        layout = kept(saved_layout, layout, 1 if mesh is None else mesh.size)
+        layout = kept(saved_layout, layout, 1 if mesh is None else mesh.num_shards)
         update = Update(
             loss_fn, tx, mesh, None, sequential_model_state, independent_groups,
             layout.shard_params, skip_nonfinite=policy.kind == "skip",
-        )  # fmt: skip
-        state = record.restored(update.place(state))
+        ).keeping(state)  # fmt: skip
+        state = update.place(state)
+        check_in_one_process(state)
+        state = record.restored(state)
         if not record.is_done:
             check_microbatches(saved_layout, layout, plan, independent_groups, allow_change)
         record.begin()
@@ -192,13 +206,17 @@ def fit(
         store.check_space(state)
         rng = update.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {
-            name: stack.enter_context(Evaluator(eval_fn, examples, eval_batch_size, mesh))
+            name: stack.enter_context(
+                Evaluator(eval_fn, examples, eval_batch_size, mesh, eval_params=eval_params)
+            )
             for name, examples in eval_sources.items()
         }
         reach("compile.first")
         # A run whose last evaluation is still to come needs no update, and is set up for its last.
         next_step = min(record.start_step, plan.num_steps - 1)
         begin = plan.samples_at(next_step)
+        if plan.num_examples is None:
+            source = ReadOnce(source, begin)
         prepare_order(plan.num_examples, seed, begin, plan.num_samples)  # while programs compile
         with record.clocks.timed("compile"):
             setup = set_up(
@@ -230,7 +248,7 @@ def check_arguments(
     eval_fn: EvalFn | None,
     eval_source: Any,
     plan: BatchPlan,
-    mesh: Mesh | None,
+    mesh: BatchMesh | None,
     layout: Layout,
     keep: Keep,
     operation: Operation,
@@ -238,11 +256,11 @@ def check_arguments(
 ) -> None:
     """Raises a UsageError where the arguments of `fit` can't work, or can't go together."""
     for name, value, kind in (
-        ("state", state, TrainState), ("plan", plan, BatchPlan), ("mesh", mesh, Mesh),
-        ("layout", layout, Layout), ("keep", keep, Keep), ("operation", operation, Operation),
+        ("state", state, TrainState), ("plan", plan, BatchPlan), ("layout", layout, Layout),
+        ("keep", keep, Keep), ("operation", operation, Operation),
         ("identity", identity, Mapping),
     ):  # fmt: skip
-        may_be_left_out = value is None and name in ("mesh", "identity")
+        may_be_left_out = value is None and name == "identity"
         if not isinstance(value, kind) and not may_be_left_out:
             raise UsageError(
                 f"`{name}` must be of type {kind.__name__}, got one of type {type(value).__name__}."
@@ -263,10 +281,10 @@ def check_arguments(
     if int(state.step) < 0:
         raise UsageError(f"`state.step` must be at least 0, got {int(state.step)}.")
     largest = max(plan.batch_sizes)
-    if mesh is not None and mesh.size > largest:
+    if mesh is not None and mesh.num_shards > largest:
         raise UsageError(
-            f"there are {mesh.size} devices, more than the largest batch has examples ({largest}), "
-            f"so some would never work; use at most {largest}."
+            f"there are {mesh.num_shards} devices to share a batch out to, more than the largest has "
+            f"examples ({largest}), so some would never work; use at most {largest}."
         )
 
 

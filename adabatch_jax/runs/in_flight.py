@@ -51,13 +51,6 @@ class Settled(NamedTuple):
         """How many updates are finished when it is; of a whole one."""
         return self.piece.steps[-1].index + 1
 
-    def metrics(self) -> dict[str, np.ndarray]:
-        """The metrics of its updates, arrays of shape (updates,)."""
-        return {
-            name: np.atleast_1d(value)[: len(self.piece.steps)]
-            for name, value in self.dispatched.metrics.items()
-        }
-
 
 class InFlight:
     """A queue of what was dispatched; the devices work on it meanwhile.

@@ -74,7 +74,6 @@ class Loop:
         self._profile, self._watchdog = profile, watchdog
         self._in_flight, self._settled = InFlight(), record.start_step
         self._ready_for: int | None = None  # the batch size whose programs are there
-        self._last: Settled | None = None  # the newest piece that was looked at
         self._copies = StateCopies(record, recovery)
         self._stop_time = _StopTime(interruption, record)
 
@@ -189,7 +188,7 @@ class Loop:
         finished, pending_row = self._finished, None
         if self._due.is_evaluation(finished):
             self._settle(0)
-            row = self._rows.with_metrics(self._rows.begin(finished), self._last)
+            row = self._rows.with_metrics(self._rows.begin(finished))
             if not self._evaluate_into(row):
                 pending_row = row
         if self._due.is_checkpoint(finished) or pending_row:
@@ -220,24 +219,30 @@ class Loop:
             bad = self._look_at(settled)
             if bad is not None and self._recovery.rolls_back:
                 for lost in self._in_flight.settle(0):  # computed with weights that are lost
-                    self._look_at(lost)
+                    self._look_at(lost, is_kept=False)
                 self._copies.forget()
                 self._state = self._recovery.roll_back(self._state, bad, self._settled)
             self._copies.save_settled(self._settled)
 
-    def _look_at(self, settled: Settled) -> BadUpdate | None:
-        """Writes a piece's rows; returns its first update that isn't finite, if there is one."""
+    def _look_at(self, settled: Settled, is_kept: bool = True) -> BadUpdate | None:
+        """Writes a piece's rows; returns its first update that isn't finite, if there is one.
+
+        Those that aren't, and all of a piece that isn't kept, count in no row.
+        """
         self._stop_time.observe()
         if not settled.is_whole:
             return None
         rows = collections.deque(settled.rows)
-        for bad in settled.bad_updates:
-            while rows and rows[0]["step"] < bad.finished:
-                self._rows.write(self._rows.with_metrics(rows.popleft(), settled))
-            self._recovery.found(bad)
-        for row in rows:
-            self._rows.write(self._rows.with_metrics(row, settled))
-        self._settled, self._last = settled.finished, settled
+        bad = {update.finished: update for update in settled.bad_updates}
+        for place, step in enumerate(settled.piece.steps):
+            finished = step.index + 1
+            if finished in bad:
+                self._recovery.found(bad[finished])
+            elif is_kept:
+                self._record.means.add(settled.dispatched, place)
+            if rows and rows[0]["step"] == finished:
+                self._rows.write(self._rows.with_metrics(rows.popleft()))
+        self._settled = settled.finished
         return next(iter(settled.bad_updates), None)
 
     def _evaluate_into(self, row: dict[str, Any]) -> bool:

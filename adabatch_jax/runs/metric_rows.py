@@ -14,7 +14,6 @@ from adabatch_jax.data.feeds import Piece
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.folder.metrics_files import COLUMNS
-from adabatch_jax.runs.in_flight import Settled
 from adabatch_jax.runs.record import RunRecord
 
 
@@ -70,11 +69,10 @@ class Rows:
             row["learning_rate"] = self._rate(finished - 1)
         return row | {"examples_digest": str(self._record.examples)}
 
-    def with_metrics(self, row: Mapping[str, Any], settled: Settled) -> dict[str, Any]:
-        """The row with the metrics of its last update, which is one of a piece."""
-        place = row["step"] - 1 - settled.piece.steps[0].index
-        values = settled.metrics().items()
-        return {**row, **{f"train_{name}": float(value[place]) for name, value in values}}
+    def with_metrics(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with the means of the metrics since the row before, which begin anew."""
+        means = self._record.means.take()
+        return {**row, **{f"train_{name}": mean for name, mean in means.items()}}
 
     def seconds(self, samples: int) -> dict[str, float]:
         """What the clocks say when so many samples are trained on."""

@@ -78,6 +78,7 @@ class Recovery:
             f"{what} after update {bad.finished:,}: rolled back to the weights of checkpoint "
             f"{checkpoint.step}, updates {checkpoint.step + 1:,} to {finished:,} are left out"
         )
+        self._record.roll_back_means(checkpoint)
         return rolled_back(store.restore_saved(checkpoint, state), state)
 
     def diverged(self, finished: int, what: str) -> DivergedError:

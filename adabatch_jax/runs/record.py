@@ -16,6 +16,7 @@ from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.kept_layout import change_text, setting_changes
 from adabatch_jax.runs.kept_numerics import changes_text, check_meaning, numeric_changes
+from adabatch_jax.runs.metric_means import MetricMeans
 from adabatch_jax.runs.resuming import Change, check_past, digest_of_order
 from adabatch_jax.runs.same_data import Digests, check_data, known_digests
 from adabatch_jax.runs.seconds_spent import ACTIVITIES, Clocks
@@ -35,6 +36,7 @@ class RunRecord:
       history: the rows of metrics.
       examples: the digest of the examples consumed; of a state that was given in mid-plan, of
         those since.
+      means: those of the metrics since the last row.
       decisions: what was decided while training, as JSON values, oldest first.
       start_step: the update to go on from.
       pending_row: a row whose evaluation was cut off by a stop, without its figures; or None.
@@ -68,6 +70,7 @@ class RunRecord:
         self.clocks = Clocks(len(plan.phases), watchdog)
         self.history: list[dict[str, Any]] = []
         self.examples = ExamplesDigest()
+        self.means = MetricMeans()
         self.decisions: list[dict[str, Any]] = []
         self.start_step = 0
         self.pending_row: dict[str, Any] | None = None
@@ -161,6 +164,7 @@ class RunRecord:
         changes = (change for change in self.store.changes if change not in run["decisions"])
         self.decisions = [*run["decisions"], *changes]
         self._data = known_digests(run, self._data)
+        self.means.restore(run["means"])
         self.clocks.restore(run)
         self._restarts = run["restarts"] + 1
         if found.step < self.plan.num_steps:
@@ -173,6 +177,13 @@ class RunRecord:
         """Adds a row of metrics."""
         self.history.append(row)
         self.store.write_row(row)
+
+    def roll_back_means(self, checkpoint: Found) -> None:
+        """Leaves the updates since a checkpoint out of the means of the next row."""
+        if self.history and self.history[-1]["step"] > checkpoint.step:
+            self.means.clear()  # those before the checkpoint are in a row by now
+        else:
+            self.means.restore(checkpoint.run["means"])
 
     def position(self, step: int) -> dict[str, Any]:
         """What a checkpoint says about where the run stands, to be taken before it goes on."""
@@ -194,6 +205,7 @@ class RunRecord:
             **position,
             **self.clocks.to_dict(),
             # Those of later updates aren't found yet: results are looked at in order.
+            "means": self.means.to_dict(),
             "decisions": list(self.decisions),
             "data": self._data,
             "layout": self._layout,

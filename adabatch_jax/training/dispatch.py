@@ -10,7 +10,6 @@ import numpy as np
 
 from adabatch_jax.data.abstract_arrays import abstract, laid_out
 from adabatch_jax.data.feeds import Feed, Inputs, Piece
-from adabatch_jax.data.mesh import replicated
 from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.compiled_programs import Programs
@@ -23,7 +22,7 @@ from adabatch_jax.training.traced_dispatches import (
     with_gathered_rows,
 )
 from adabatch_jax.training.train_state import TrainState
-from adabatch_jax.training.update import Metrics, Update
+from adabatch_jax.training.update import Metrics, Update, Updated
 from adabatch_jax.training.updates_per_dispatch import microbatch_pieces, pieces
 
 
@@ -36,12 +35,14 @@ class Dispatched(NamedTuple):
         leading axis; None in the middle of an update.
       is_finite: whether loss and gradients of its updates are finite, bool, shaped and None as
         one of the metrics; True behind the last of several updates.
+      weight: the sums of weights of its updates, shaped and None as one of the metrics.
       wait_for: arrays that are ready when it is computed.
     """
 
     state: TrainState
     metrics: Metrics | None
     is_finite: jax.Array | None
+    weight: jax.Array | None
     wait_for: Any
 
 
@@ -128,14 +129,13 @@ class FusedDispatch(Dispatch):
     def __call__(self, piece: Piece, state: TrainState, inputs: Inputs) -> Dispatched:
         (program,) = self._compiled(piece.steps[0].batch_size)
         numbers = inputs.first, inputs.count
-        state, metrics, is_finite = program(state, inputs.arrays, numbers, *self._others)
-        return Dispatched(state, metrics, is_finite, is_finite)
+        return _dispatched(*program(state, inputs.arrays, numbers, *self._others))
 
     def _lowerings(self, layouts, state):
         update, feed, shardings = self._update, self._feed, {}
         if update.mesh is not None:
-            whole = replicated(update.mesh)
-            shardings["out_shardings"] = (update.state_shardings(state), whole, whole)
+            whole = update.mesh.whole
+            shardings["out_shardings"] = (update.state_shardings(state), *[whole] * 3)
         perform = functools.partial(one_update, update)
         if self._steps_per_dispatch > 1:
             perform = functools.partial(several_updates, update, self._steps_per_dispatch)
@@ -181,10 +181,9 @@ class SplitDispatch(Dispatch):
         number = self._number(piece.microbatch)
         self._sums, added = add(self._sums, state, inputs.arrays, number, *self._others)
         if piece.microbatch + 1 < self._feed.layouts.of(batch_size).num_microbatches:
-            return Dispatched(state, None, None, added)
+            return Dispatched(state, None, None, None, added)
         sums, self._sums = self._sums, None
-        state, metrics, is_finite = finish(state, sums)
-        return Dispatched(state, metrics, is_finite, is_finite)
+        return _dispatched(*finish(state, sums))
 
     def _lowerings(self, layouts, state):
         update, feed = self._update, self._feed
@@ -198,18 +197,18 @@ class SplitDispatch(Dispatch):
             key = self._key(key_data)
             return add_microbatch(update, sums, state, arrays, number, key, tables, constants)
 
-        def finish(state: TrainState, sums: Any) -> tuple[TrainState, Metrics, jax.Array]:
-            state, metrics, is_finite = update.finish(state, sums)
-            return state, scalars(metrics), is_finite
+        def finish(state: TrainState, sums: Any) -> Updated:
+            state, metrics, is_finite, weight = update.finish(state, sums)
+            return state, scalars(metrics), is_finite, weight
 
         sums = jax.eval_shape(begin, state)
         of_begin, of_add, of_finish = {}, {}, {}
         if update.mesh is not None:
-            of_sums, whole = update.sums_shardings(sums), replicated(update.mesh)
+            of_sums, whole = update.sums_shardings(sums), update.mesh.whole
             sums = laid_out(sums, of_sums)
             of_begin["out_shardings"] = of_sums
             of_add["out_shardings"] = (of_sums, whole)
-            of_finish["out_shardings"] = (update.state_shardings(state), whole, whole)
+            of_finish["out_shardings"] = (update.state_shardings(state), *[whole] * 3)
         begin = jax.jit(begin, **of_begin)
         add = jax.jit(add, donate_argnums=0, **of_add)
         finish = jax.jit(finish, donate_argnums=0, **of_finish)
@@ -237,6 +236,10 @@ def sizes_from(plan: BatchPlan, start_step: int) -> tuple[int, ...]:
     """The distinct batch sizes from an update on, in the order of their first use."""
     rest = (phase for phase in plan.phases if phase.stop_step > start_step)
     return tuple(dict.fromkeys(phase.batch_size for phase in rest))
+
+
+def _dispatched(state: TrainState, metrics: Metrics, is_finite: Any, weight: Any) -> Dispatched:
+    return Dispatched(state, metrics, is_finite, weight, wait_for=is_finite)
 
 
 def _of_one_update(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

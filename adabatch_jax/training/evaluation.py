@@ -1,24 +1,34 @@
 """Metrics over a whole source, exact for any batch size and any number of devices."""
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from adabatch_jax.data.abstract_arrays import abstract_batch, example_types, tree_bytes
-from adabatch_jax.data.batches import batch_rows, examples_of, put_share, read_rows
-from adabatch_jax.data.mesh import as_data_mesh, batch_sharding, replicated
+from adabatch_jax.data.abstract_arrays import (
+    abstract_batch,
+    example_types,
+    laid_out,
+    tree_bytes,
+)
+from adabatch_jax.data.batches import batch_rows, examples_of, put_rows, read_rows
+from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.row_layout import Layouts
-from adabatch_jax.data.sources import Source
+from adabatch_jax.data.sources import Source, map_arrays
 from adabatch_jax.schedules.plan import Step
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import reach
+from adabatch_jax.training.parameter_sharding import gathered_specs, given_spec, shardings_of
 from adabatch_jax.training.train_state import TrainState
 
 EvalFn = Callable[[Any, Any, Any], Mapping[str, jax.Array]]
+EvalParams = Callable[[Any, Any], Any]
 Batch = dict[str, jax.Array]
 
 
@@ -33,11 +43,15 @@ class Evaluator:
         the batch weighted by `batch["weight"]`.
       batch_size: examples per batch, rounded up to a multiple of the devices. It changes
         memory and speed, not the result.
+      mesh: as in `make_train_step`; a state that comes sharded is evaluated as it lies.
       keep_limit_bytes: the most memory, on each device, to keep examples in.
+      eval_params: `eval_params(opt_state, params)` makes the parameters that are evaluated, as
+        `optax.contrib.schedule_free_eval_params` does; None: those of the state.
 
     Attributes:
       num_bytes: memory that the kept examples take on each device; 0 where they don't fit.
-      program: what evaluates a batch. To have it ahead of time put `lower(...).compile()` here.
+      program: what evaluates a batch; None: compiled at the first one. To have it ahead of time put
+        `lower(...).compile()` here.
 
     Raises:
       UsageError: an empty source, or a batch size below 1.
@@ -48,28 +62,26 @@ class Evaluator:
         eval_fn: EvalFn,
         source: Source,
         batch_size: int,
-        mesh: Mesh | None = None,
+        mesh: Mesh | NamedSharding | BatchMesh | None = None,
         keep_limit_bytes: int = 2**30,
+        eval_params: EvalParams | None = None,
     ):
         if batch_size < 1:
             raise UsageError(f"the evaluation's batch_size must be at least 1, got {batch_size}.")
         if len(source) == 0:
             raise UsageError("the evaluation's source has no examples.")
-        self._source, self._mesh = source, None if mesh is None else as_data_mesh(mesh)
-        layouts = Layouts(num_devices=1 if mesh is None else mesh.size)
+        self._source, self._mesh = source, as_batch_mesh(mesh)
+        layouts = Layouts(num_devices=1 if mesh is None else self._mesh.num_shards)
         # One shape for all batches, no larger than the source needs.
         num_rows = layouts.of(min(batch_size, len(source))).padded_size
         self._layout = layouts.of(num_rows)
-        self._whole = self._spread = None
-        shardings = {}
-        if mesh is not None:
-            self._whole, self._spread = replicated(self._mesh), batch_sharding(self._mesh)
-            arguments = (self._whole, self._whole, self._spread)
-            shardings = {"in_shardings": arguments, "out_shardings": self._whole}
-        self._jitted = jax.jit(eval_fn, **shardings)
-        self.program: Callable[..., Mapping[str, jax.Array]] = self._jitted
+        self._eval_fn = eval_fn
+        self._params_of = None if eval_params is None else jax.jit(eval_params)
+        self.program: Callable[..., Mapping[str, jax.Array]] | None = None
         self._num_batches = -(-len(source) // num_rows)
-        self._batch = abstract_batch(example_types(source), (num_rows,), self._spread)
+        self._batch = abstract_batch(example_types(source), (num_rows,))
+        if mesh is not None:
+            self._batch = laid_out(self._batch, self._mesh.of_batch(self._batch))
         num_bytes = self._num_batches * tree_bytes(self._batch) // layouts.num_devices
         self.num_bytes = num_bytes if num_bytes <= keep_limit_bytes else 0
         self._kept: list[tuple[Step, Batch]] | None = None
@@ -90,16 +102,47 @@ class Evaluator:
         """Keeps no examples on the devices from here on."""
         self.num_bytes, self._kept = 0, None
 
-    def lower(self, params: Any, model_state: Any) -> jax.stages.Lowered:
+    def lower(self, state: TrainState) -> jax.stages.Lowered:
         """Lowers the program for states like this one (arrays or `jax.ShapeDtypeStruct`s)."""
+        params = state.params
+        if self._params_of is not None:
+            params = jax.eval_shape(self._params_of, state.opt_state, params)
 
-        def whole(leaf: Any) -> jax.ShapeDtypeStruct:
+        def like(leaf: Any) -> jax.ShapeDtypeStruct:
             value = jax.typeof(leaf)
-            return jax.ShapeDtypeStruct(
-                value.shape, value.dtype, sharding=self._whole, weak_type=value.weak_type
-            )
+            return jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=value.weak_type)
 
-        return self._jitted.lower(*jax.tree.map(whole, (params, model_state)), self._batch)
+        evaluated = jax.tree.map(like, (params, state.model_state))
+        jitted, lies = self._jitted(state), self._shardings(state)
+        with self._in_mesh():
+            return jitted.lower(*laid_out(evaluated, lies), self._batch)
+
+    def _in_mesh(self) -> contextlib.AbstractContextManager:
+        """Where `eval_fn` is traced: a `PartitionSpec` alone means this mesh."""
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh.mesh)
+
+    def _shardings(self, state: TrainState) -> Any:
+        """Where parameters and model state are evaluated: as they come sharded, or else whole."""
+        if self._mesh is None:
+            return None
+
+        def lies(path: Any, leaf: Any) -> NamedSharding:
+            given = given_spec("state" + jax.tree_util.keystr(path), leaf, self._mesh)
+            return NamedSharding(self._mesh.mesh, given or PartitionSpec())
+
+        return jax.tree.map_with_path(lies, (state.params, state.model_state))
+
+    def _jitted(self, state: TrainState) -> Any:
+        """The program for states that lie as this one."""
+        if self._mesh is None:
+            return jax.jit(self._eval_fn)
+        leaves, structure = jax.tree.flatten(self._shardings(state)[0])
+        specs = tuple(leaf.spec for leaf in leaves)
+        gathered = tuple(gathered_specs(specs, self._mesh))
+        eval_fn = self._eval_fn
+        if gathered != specs:
+            eval_fn = _gathering(eval_fn, structure, tuple(shardings_of(gathered, self._mesh)))
+        return jax.jit(eval_fn, out_shardings=self._mesh.whole)
 
     def __call__(
         self,
@@ -116,14 +159,18 @@ class Evaluator:
           on_batch: called when another batch is on its way; the devices are at most two behind.
         """
         params, model_state = state.params, state.model_state
+        if self._params_of is not None:
+            params = self._params_of(state.opt_state, params)
         if self._mesh is not None:
-            params, model_state = jax.device_put((params, model_state), self._whole)
+            params, model_state = jax.device_put((params, model_state), self._shardings(state))
+        program = self.program or self._jitted(state)
         counts, results, kept = [], [], []
         for step, batch in self._batches(should_stop):
             if self.num_bytes:
                 kept.append((step, batch))
             counts.append(step.num_real)
-            results.append(self.program(params, model_state, batch))
+            with self._in_mesh():
+                results.append(program(params, model_state, batch))
             if len(results) > 2:
                 # Dispatch runs ahead of the devices; without a bound batches fill the memory.
                 jax.block_until_ready(results[-3])
@@ -135,6 +182,10 @@ class Evaluator:
             return None
         self._kept = kept or None
         results = jax.device_get(results)
+        if not isinstance(results[0], Mapping):
+            raise UsageError(
+                f"eval_fn must return a dict of metrics, got a {type(results[0]).__name__}."
+            )
         for name, value in results[0].items():
             if np.ndim(value):
                 raise UsageError(
@@ -161,7 +212,21 @@ class Evaluator:
         examples = examples_of(None, 0, [step])  # None: in the source's own order
         rows = batch_rows(examples, [step], self._layout, self._mesh)
         arrays = read_rows(self._source, rows) | rows.arrays()
-        return put_share({name: array[0, 0] for name, array in arrays.items()}, self._spread)
+        return put_rows(map_arrays(lambda array: array[0, 0], arrays), self._mesh, 0)
+
+
+@functools.lru_cache(maxsize=8)
+def _gathering(eval_fn: EvalFn, structure: Any, gathered: tuple[NamedSharding, ...]) -> EvalFn:
+    """`eval_fn` with parameters that are gathered along the data axes, as they are for an update.
+
+    The same function each time, by which jit finds what it has compiled.
+    """
+
+    def gathering(params, model_state, batch):
+        params = lax.with_sharding_constraint(params, jax.tree.unflatten(structure, gathered))
+        return eval_fn(params, model_state, batch)
+
+    return gathering
 
 
 def _total(mean: Any, count: int) -> float:
@@ -182,7 +247,9 @@ def evaluate(
     state: TrainState,
     source: Source,
     batch_size: int,
-    mesh: Mesh | None = None,
+    mesh: Mesh | NamedSharding | None = None,
+    *,
+    eval_params: EvalParams | None = None,
 ) -> dict[str, float]:
     """Returns the metrics of `state` over the whole source; see `Evaluator`.
 
@@ -206,5 +273,5 @@ def evaluate(
     >>> evaluate(eval_fn, state, source, batch_size=2)
     {'x': 2.0}
     """
-    with Evaluator(eval_fn, source, batch_size, mesh, keep_limit_bytes=0) as evaluator:
+    with Evaluator(eval_fn, source, batch_size, mesh, 0, eval_params) as evaluator:
         return evaluator(state)

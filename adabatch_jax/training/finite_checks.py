@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from adabatch_jax.training.parameter_sharding import leaf_specs
+from adabatch_jax.data.mesh import BatchMesh
+from adabatch_jax.training.parameter_sharding import is_sharded
 from adabatch_jax.training.train_state import TrainState
 
 
@@ -28,23 +29,23 @@ def _is_finite(leaf: jax.Array) -> jax.Array:
     return jnp.isfinite(leaf).all(axis=tuple(range(leaf.ndim - 1))).all()
 
 
-def is_finite_update(loss: jax.Array, grads: Any, mesh: Mesh | None) -> jax.Array:
+def is_finite_update(loss: jax.Array, grads: Any, specs: Any, mesh: BatchMesh | None) -> jax.Array:
     """Whether an update's loss and gradients are finite, a bool scalar, the same on all devices.
 
-    Gradients that are spread over a mesh, as parameters are: the devices tell each other one
-    number. No mesh: each device has all of them.
+    Of gradients that are spread over a mesh, with these `specs`, as parameters are, the devices
+    tell each other one number. Elsewhere each device has all of them.
     """
-    if mesh is None:
+    if mesh is None or not is_sharded(specs):
         return all_finite((loss, grads))
 
     def of_a_device(loss, grads):
-        return lax.pmin(all_finite((loss, grads)).astype(jnp.int32), "data") > 0
+        return lax.pmin(all_finite((loss, grads)).astype(jnp.int32), mesh.mesh.axis_names) > 0
 
     whole = PartitionSpec()
     return jax.shard_map(
         of_a_device,
-        mesh=mesh,
-        in_specs=(whole, leaf_specs(grads, mesh, shard_params=True)),
+        mesh=mesh.mesh,
+        in_specs=(whole, specs),
         out_specs=whole,
         check_vma=False,
     )(loss, grads)

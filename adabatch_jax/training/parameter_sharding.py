@@ -1,12 +1,13 @@
-"""Where the leaves of a train state lie: whole on every device, or sharded over them (FSDP)."""
+"""Where the leaves of a train state lie: as they come, whole on every device, or sharded (FSDP)."""
 
 import math
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from adabatch_jax.training.accumulation import Sums
+from adabatch_jax.data.mesh import BatchMesh, entry_axes
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.train_state import TrainState
 
 # Elements of the smallest array that is sharded: below, telling it to the others costs more time
@@ -26,30 +27,86 @@ def sharded_axis(shape: tuple[int, ...], num_devices: int) -> int | None:
     return max(axes, key=lambda axis: shape[axis])
 
 
-def leaf_specs(tree: Any, mesh: Mesh, shard_params: bool) -> Any:
-    """The `PartitionSpec` of each leaf of parameters, gradients or optimizer state."""
+def state_specs(state: TrainState, mesh: BatchMesh, shard_params: bool) -> TrainState:
+    """The `PartitionSpec` of each leaf of a state like this one.
 
-    def spec(leaf) -> PartitionSpec:
-        axis = sharded_axis(leaf.shape, mesh.size) if shard_params else None
-        return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "data")
+    A leaf that comes sharded stays so. Of the others parameters and optimizer state are sharded
+    over the data axes where `shard_params`, and all else is whole: model state is small, and all
+    read and update it.
 
-    return jax.tree.map(spec, tree)
+    Raises:
+      UsageError: a leaf is sharded in a way that this mesh doesn't know.
+    """
+
+    def specs(part: str, shard: bool) -> Any:
+        return jax.tree.map_with_path(
+            lambda path, leaf: _leaf_spec(part + jax.tree_util.keystr(path), leaf, mesh, shard),
+            getattr(state, part),
+        )
+
+    return TrainState(
+        step=specs("step", False),
+        params=specs("params", shard_params),
+        model_state=specs("model_state", False),
+        opt_state=specs("opt_state", shard_params),
+    )
 
 
-def leaf_shardings(tree: Any, mesh: Mesh, shard_params: bool) -> Any:
+def _leaf_spec(name: str, leaf: Any, mesh: BatchMesh, shard: bool) -> PartitionSpec:
+    given = given_spec(name, leaf, mesh)
+    if given is not None:
+        return given
+    axis = sharded_axis(leaf.shape, mesh.num_shards) if shard else None
+    if axis is None:
+        return PartitionSpec()
+    return PartitionSpec(*[None] * axis, *mesh.spec[:1])
+
+
+def given_spec(name: str, leaf: Any, mesh: BatchMesh) -> PartitionSpec | None:
+    """How an array that comes sharded is sharded; None of one that lies whole, or not yet."""
+    sharding = getattr(leaf, "sharding", None)
+    if not isinstance(sharding, Sharding) or sharding.is_fully_replicated:
+        return None
+    spec = sharding.spec if isinstance(sharding, NamedSharding) else None
+    if spec is None or not mesh.can_hold(leaf.shape, spec):
+        raise UsageError(
+            f"{name} is sharded as {spec or sharding}, and batches lie on the mesh "
+            f"{dict(mesh.mesh.shape)}, where that can't be kept; put it there first "
+            "(`jax.device_put`)."
+        )
+    return spec
+
+
+def check_in_one_process(state: TrainState) -> None:
+    """Raises a UsageError where this process doesn't hold all of an array, to save or to hash it."""
+    for path, leaf in jax.tree.leaves_with_path(state):
+        is_array = isinstance(leaf, jax.Array)
+        if not is_array or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            continue
+        raise UsageError(
+            f"`state`: {jax.tree_util.keystr(path)} is shared out over the devices of several "
+            "processes, and `fit` needs all of it in each; shard it over the devices of one, or "
+            "use `make_train_step` in a loop of your own."
+        )
+
+
+def is_sharded(specs: Any) -> bool:
+    """Whether any leaf with these specs is."""
+    return any(spec != PartitionSpec() for spec in jax.tree.leaves(specs))
+
+
+def shardings_of(specs: Any, mesh: BatchMesh) -> Any:
     """The `NamedSharding` of each leaf."""
-    specs = leaf_specs(tree, mesh, shard_params)
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    return jax.tree.map(lambda spec: NamedSharding(mesh.mesh, spec), specs)
 
 
-def state_shardings(state: TrainState, mesh: Mesh, shard_params: bool) -> TrainState:
-    """Those of a state; model state lies whole always: it is small, and all read and update it."""
-    params, opt_state = leaf_shardings((state.params, state.opt_state), mesh, shard_params)
-    step, model_state = leaf_shardings((state.step, state.model_state), mesh, shard_params=False)
-    return TrainState(step, params, model_state, opt_state)
+def gathered_specs(specs: Any, mesh: BatchMesh) -> Any:
+    """Those for computing: what is sharded over the data axes is whole along them.
 
+    Left to itself, the compiler might split the computation along features instead.
+    """
 
-def sums_shardings(sums: Sums, mesh: Mesh, shard_params: bool) -> Sums:
-    """Those of sums: gradients lie as the parameters do, all else is whole."""
-    whole = leaf_shardings(sums, mesh, shard_params=False)
-    return whole._replace(grads=leaf_shardings(sums.grads, mesh, shard_params))
+    def gathered(entry: Any) -> Any:
+        return tuple(axis for axis in entry_axes(entry) if axis not in mesh.data_axes) or None
+
+    return jax.tree.map(lambda spec: PartitionSpec(*map(gathered, spec)), specs)

@@ -8,7 +8,14 @@ from typing import Any
 import jax
 
 from adabatch_jax.config.settings import AUTO, Layout
-from adabatch_jax.data.abstract_arrays import Types, abstract_batch, example_types, tree_bytes
+from adabatch_jax.data.abstract_arrays import (
+    Types,
+    abstract,
+    abstract_batch,
+    example_types,
+    laid_out,
+    tree_bytes,
+)
 from adabatch_jax.data.feeds import Feed
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.data.sources import Source
@@ -81,26 +88,26 @@ def set_up(
     Raises:
       UsageError: a program doesn't fit into the devices' memory.
     """
-    devices = list(
-        jax.tree.leaves(state)[0].devices() if update.mesh is None else update.mesh.devices.flat
-    )
+    mesh = update.mesh
+    devices = list(jax.tree.leaves(state)[0].devices() if mesh is None else mesh.mesh.devices.flat)
+    num_shards = 1 if mesh is None else mesh.num_shards
     limit = options.device_memory
     if limit is None:
         here = jax.process_index()
         limit = device_memory_bytes([d for d in devices if d.process_index == here])
     sizes = sizes_from(plan, start_step)
     platform, weights = devices[0].platform, jax.tree.leaves(state.params)
-    traced_alone = functools.partial(_traced_alone, update, state, rng, example_types(source))
+    traced_whole = functools.partial(_traced_whole, update, state, rng, example_types(source))
     number = options.steps_per_dispatch
     if number == AUTO:
         number = 1 if options.accumulation == "split" else saved_layout.get("steps_per_dispatch")
     if number is None:
-        rows = Layouts(num_devices=len(devices)).of(sizes[0]).rows_per_device
+        rows = Layouts(num_devices=num_shards).of(sizes[0]).rows_per_device
         # Each weight is used at least once per example, forward and twice backward; that settles
         # most networks without tracing them.
-        least_flops = 6.0 * sum(leaf.size for leaf in weights) * rows
+        least_flops = 6.0 * sum(leaf.size for leaf in weights) * rows * num_shards / len(devices)
         number = choose_steps_per_dispatch(
-            least_flops, platform, lambda: _flops_and_slowness(traced_alone(rows))
+            least_flops, platform, lambda: _flops_and_slowness(traced_whole(rows), len(devices))
         )
     options = dataclasses.replace(options, steps_per_dispatch=number)
     setups: list[Setup] = []
@@ -119,10 +126,10 @@ def set_up(
             options.input,
             saved_layout,
             Circumstances(
-                max(sizes), update.independent_groups, len(devices), platform, limit,
+                max(sizes), update.independent_groups, num_shards, platform, limit,
                 tree_bytes(weights),
             ),
-            lambda rows: program_of(traced_alone(rows).lower()).temporary_bytes,
+            lambda rows: program_of(traced_whole(rows).lower()).temporary_bytes,
             needs,
         )  # fmt: skip
     except BaseException:
@@ -149,18 +156,19 @@ def _build(
 ) -> Setup:
     """Builds what was chosen, and compiles the first and the largest program."""
     is_split, number = options.accumulation == "split", options.steps_per_dispatch
-    layout = {
-        "devices": 1 if update.mesh is None else update.mesh.size,
-        "microbatch_size": choice.microbatch_size,
-        "steps_per_dispatch": number,
-        "accumulation": options.accumulation,
-        "shard_params": update.shard_params,
-    }
     update = dataclasses.replace(update, microbatch_size=choice.microbatch_size)
     feed = Feed(
         source, plan, seed, mesh=update.mesh, microbatch_size=choice.microbatch_size,
         steps_per_dispatch=number, kind=choice.input, available_bytes=limit_bytes, split=is_split,
     )  # fmt: skip
+    layout = {
+        "devices": 1 if update.mesh is None else update.mesh.mesh.size,
+        "batch_shards": feed.layouts.num_devices,
+        "microbatch_size": choice.microbatch_size,
+        "steps_per_dispatch": number,
+        "accumulation": options.accumulation,
+        "shard_params": update.shard_params,
+    }
     arguments = (update, feed, plan, start_step, state, rng)
     if is_split:
         dispatch = SplitDispatch(*arguments)
@@ -172,20 +180,27 @@ def _build(
     return Setup(update, feed, dispatch, layout, limit_bytes, largest)
 
 
-def _traced_alone(
+def _traced_whole(
     update: Update, state: TrainState, rng: jax.Array, examples: Types, rows: int
 ) -> jax.stages.Traced:
-    """The update of so many rows on one device, in one piece."""
-    alone = dataclasses.replace(update, mesh=None, microbatch_size=None, shard_params=False)
-    arguments = state, abstract_batch(examples, (rows,)), rng, alone.constants
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
-    return jax.jit(lambda *arguments: alone(*arguments)[:2], donate_argnums=0).trace(*shapes)
+    """The update of so many rows on each device, in one piece.
+
+    On the run's own mesh: a loss function may say where its arrays lie.
+    """
+    update = dataclasses.replace(update, microbatch_size=None)
+    if update.mesh is None:
+        batch = abstract_batch(examples, (rows,))
+    else:
+        batch = abstract_batch(examples, (rows * update.mesh.num_shards,))
+        batch = laid_out(batch, update.batch_shardings(batch))
+    arguments = abstract(state), batch, abstract(rng), update.constants
+    return jax.jit(lambda *arguments: update(*arguments)[:2], donate_argnums=0).trace(*arguments)
 
 
-def _flops_and_slowness(traced: jax.stages.Traced) -> tuple[float, bool]:
-    """Its floating-point operations, and whether a loop would slow them down on a CPU."""
+def _flops_and_slowness(traced: jax.stages.Traced, num_devices: int) -> tuple[float, bool]:
+    """Each device's floating-point operations, and whether a loop would slow them down on a CPU."""
     costs = traced.lower().cost_analysis() or {}
-    return float(costs.get("flops", 0.0)), has_slow_convolutions(traced.jaxpr)
+    return float(costs.get("flops", 0.0)) / num_devices, has_slow_convolutions(traced.jaxpr)
 
 
 def keep_what_fits(evaluators: Iterable[Evaluator], free_bytes: float) -> float:

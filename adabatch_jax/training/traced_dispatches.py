@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adabatch_jax.data.mesh import batch_sharding
 from adabatch_jax.data.resident_examples import gather
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.train_state import TrainState
-from adabatch_jax.training.update import Constants, Metrics, Update
+from adabatch_jax.training.update import Constants, Metrics, Update, Updated
 
 Arrays = Mapping[str, jax.Array]
 Tables = Mapping[str, jax.Array]
@@ -27,11 +26,11 @@ def one_update(
     rng: jax.Array,
     tables: Tables,
     constants: Constants,
-) -> tuple[TrainState, Metrics, jax.Array]:
+) -> Updated:
     """One of the updates whose inputs are stacked, with a batch that is gathered from `tables`."""
     batch = gathered(update, update_at(arrays, numbers[0]), tables)
-    state, metrics, is_finite = update(state, batch, rng, constants)
-    return state, scalars(metrics), is_finite
+    state, metrics, is_finite, weight = update(state, batch, rng, constants)
+    return state, scalars(metrics), is_finite, weight
 
 
 def several_updates(
@@ -43,13 +42,14 @@ def several_updates(
     rng: jax.Array,
     tables: Tables,
     constants: Constants,
-) -> tuple[TrainState, Metrics, jax.Array]:
+) -> Updated:
     """Performs some consecutive ones, `most` at most, of the updates whose inputs are stacked.
 
     Their number is an argument, so that pieces that are cut short need no program of their own.
 
     Returns:
-      The state, and metrics and flags of shape (most,), 0 and True behind the last update.
+      The state, and metrics, flags and weights of shape (most,), behind the last update 0 and
+      True.
     """
     first, count = numbers
 
@@ -65,10 +65,9 @@ def several_updates(
 
         return state, *jax.tree.map(put, carried[1:], tuple(results))
 
-    _, like, _ = jax.eval_shape(one, 0, state)
-    metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), like)
-    are_finite = jnp.ones(most, bool)
-    return lax.fori_loop(0, count, body, (state, metrics, are_finite))
+    _, *like = jax.eval_shape(one, 0, state)
+    metrics, are_finite, weights = jax.tree.map(lambda leaf: jnp.zeros(most, leaf.dtype), like)
+    return lax.fori_loop(0, count, body, (state, metrics, ~are_finite, weights))
 
 
 def update_at(arrays: Arrays, number: jax.Array) -> Arrays:
@@ -112,7 +111,7 @@ def gathered(
     batch = gather(tables, inputs)
     if update.mesh is not None:
         is_stacked = update.microbatch_size is not None and not split
-        batch = lax.with_sharding_constraint(batch, batch_sharding(update.mesh, is_stacked))
+        batch = lax.with_sharding_constraint(batch, update.mesh.of_batch(batch, int(is_stacked)))
     # The update is then computed as if its batch had come from the host, to the bit.
     return lax.optimization_barrier(batch)
 
@@ -122,19 +121,20 @@ def with_gathered_rows(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """What a batch looks like when what is gathered from `tables` was added to its inputs."""
     shape = inputs["index"].shape
-    rows = {
-        name: jax.ShapeDtypeStruct((*shape, *table.shape[1:]), table.dtype)
-        for name, table in tables.items()
-    }
+    rows = jax.tree.map(
+        lambda table: jax.ShapeDtypeStruct((*shape, *table.shape[1:]), table.dtype), dict(tables)
+    )
     return {**inputs, **rows}
 
 
 def scalars(metrics: Metrics) -> Metrics:
     """Returns the metrics; a UsageError names the first one that can't stand in a row."""
     for name, value in metrics.items():
-        if value.shape:
+        shape = getattr(value, "shape", None)
+        if shape != ():
+            what = f"is a {type(value).__name__}" if shape is None else f"has the shape {shape}"
             raise UsageError(
-                f"a metric is a number, but loss_fn's {name!r} has the shape {value.shape}; "
-                "return its mean, or one metric per entry."
+                f"a metric is a number, but loss_fn's {name!r} {what}; return its mean, or one "
+                "metric per entry."
             )
     return metrics

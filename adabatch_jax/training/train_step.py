@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.data.abstract_arrays import laid_out
-from adabatch_jax.data.mesh import batch_sharding, replicated
 from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.parameter_sharding import shardings_of
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.update import Constants, Metrics, Update
 
@@ -37,10 +37,11 @@ class TrainStep:
           rng: the run's key, the same at every call.
 
         Raises:
-          UsageError: the batch doesn't have the layout that this step was made for.
+          UsageError: the batch doesn't have the layout that this step was made for, or the state
+            is sharded as the mesh can't hold it.
         """
         try:
-            return self.run(self._jitted, state, batch, rng)
+            return self.run(None, state, batch, rng)
         except ValueError:
             # jit refuses a batch that the devices don't divide before it traces, where the
             # other checks are. A good batch doesn't pay for finding out why.
@@ -48,13 +49,15 @@ class TrainStep:
             raise
 
     def run(
-        self, program: Callable[..., Any], state: TrainState, batch: Any, rng: jax.Array
+        self, compiled: Callable[..., Any] | None, state: TrainState, batch: Any, rng: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        """A call, by a program that `lower` was compiled to."""
-        mesh = self._update.mesh
-        if mesh is not None and state.step.sharding != replicated(mesh):
-            state = self.place(state)
-        return program(state, batch, rng, self.constants)
+        """A call, by what `lower(...)` was compiled to, or by jit's own program."""
+        program, is_elsewhere = self._program(state)
+        if is_elsewhere:
+            state = program.update.place(state)
+        if program.places_batch:
+            batch = jax.device_put(dict(batch), program.update.batch_shardings(batch))
+        return (compiled or program.jitted)(state, batch, rng, self.constants)
 
     def lower(self, state: Any, batch: Any, rng: Any) -> jax.stages.Lowered:
         """Lowers the step for arguments of these shapes (arrays or `jax.ShapeDtypeStruct`s).
@@ -63,9 +66,11 @@ class TrainStep:
           UsageError: as a call.
         """
         self._update.check_batch(batch)
-        if self._update.shard_params:
-            state = laid_out(state, self._update.state_shardings(state))
-        return self._jitted.lower(state, batch, rng, self.constants)
+        program, _ = self._program(state)
+        state = laid_out(state, program.update.state_shardings(state))
+        if program.places_batch:
+            batch = laid_out(dict(batch), program.update.batch_shardings(batch))
+        return program.jitted.lower(state, batch, rng, self.constants)
 
     def place(self, tree: Any) -> Any:
         """Returns a state where this step wants it; anything else whole on every device."""
@@ -81,17 +86,50 @@ class TrainStep:
         return self._update.constants
 
     @functools.cached_property
-    def _jitted(self) -> Any:
-        """The update, compiled when it is first called; it donates a state on the mesh."""
-        update, shardings = self._update, {}
-        if update.mesh is not None:
-            whole = replicated(update.mesh)
-            spread = batch_sharding(update.mesh, update.microbatch_size is not None)
-            # What a sharded state looks like is known only when it comes.
-            of_state = None if update.shard_params else whole
+    def _programs(self) -> dict[Any, tuple["_Program", bool]]:
+        return {}
+
+    def _program(self, state: TrainState) -> tuple["_Program", bool]:
+        """What performs updates of states that lie as this one, and whether it wants them elsewhere."""
+        if self._update.mesh is None:
+            lies = None
+        else:
+            leaves, structure = jax.tree.flatten(state)
+            lies = structure, tuple(getattr(leaf, "sharding", None) for leaf in leaves)
+        if lies not in self._programs:
+            update = self._update.keeping(state)
+            wanted = lies and (structure, tuple(jax.tree.leaves(update.state_shardings(state))))
+            program, _ = self._programs.setdefault(wanted, (_Program(update), False))
+            self._programs[lies] = program, lies != wanted
+        return self._programs[lies]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Program:
+    """An update of states that are sharded alike, compiled when it is first called.
+
+    Attributes:
+      update: knows how they are sharded.
+    """
+
+    update: Update
+
+    @property
+    def places_batch(self) -> bool:
+        """Whether a batch has to be put where it belongs: jit can't if arrays lie differently."""
+        mesh = self.update.mesh
+        return mesh is not None and len(mesh.spec) > 1
+
+    @functools.cached_property
+    def jitted(self) -> Any:
+        """The compiled function; it donates a state on the mesh."""
+        update, mesh, shardings = self.update, self.update.mesh, {}
+        if mesh is not None:
+            of_state = shardings_of(update.specs, mesh)
+            of_batch = None if self.places_batch else update.batch_shardings({})
             shardings = {
-                "in_shardings": (of_state, spread, whole, whole),
-                "out_shardings": (of_state, whole),
+                "in_shardings": (of_state, of_batch, mesh.whole, mesh.whole),
+                "out_shardings": (of_state, mesh.whole),
             }
 
         def step(state, batch, rng, constants):
@@ -103,7 +141,7 @@ class TrainStep:
 def make_train_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
-    mesh: Mesh | None = None,
+    mesh: Mesh | NamedSharding | None = None,
     microbatch_size: int | None = None,
     sequential_model_state: bool = False,
     independent_groups: int | None = None,
@@ -124,8 +162,11 @@ def make_train_step(
         `jax.tree_util.Partial` binds are arguments of the program: others of the same shape share
         it in a cache of compiled programs.
       tx: the optimizer.
-      mesh: the devices, as `data_mesh` or any other mesh; each device then works on its share of
-        the examples. By default the batch is computed where its arrays lie.
+      mesh: the devices: a mesh of one axis, as `data_mesh` gives, or the `NamedSharding` of one
+        (micro-)batch on a mesh of any axes, the first entry of whose spec names those that share
+        the examples out. Each device then works on its share of them. A state that comes sharded
+        over the mesh stays so, as with `PartitionSpec(None, "model")` parameters; the rest is kept
+        whole on every device. By default the batch is computed where its arrays lie.
       microbatch_size: the number of examples, over all devices, in the micro-batches that the
         batch comes in. Arrays are then (K, m, ...) instead of (B, ...), and one micro-batch
         after another is computed in the memory of one. Each starts from the step's incoming
@@ -142,10 +183,11 @@ def make_train_step(
         is drawn from the example's own key (`example_keys`) and not from `rng`. Model state is
         a weighted mean over groups too, or sequential and read through `rows_of_all_devices`.
         Devices then tell each other about gradients once per update instead of once per
-        micro-batch, where no group spans two of them. None promises nothing.
-      shard_params: keep parameters and optimizer state spread over the devices (FSDP), each
-        array along its largest axis that they divide, small ones whole. They are gathered for
-        the time of an update's gradients.
+        micro-batch, where no group spans two of them and one axis of the mesh shares the examples
+        out, on which `loss_fn` then puts no constraint itself. None promises nothing.
+      shard_params: keep parameters and optimizer state that don't come sharded spread over the
+        devices that share the examples out (FSDP), each array along its largest axis that they
+        divide, small ones whole. They are gathered for the time of an update's gradients.
       skip_nonfinite: leave out an update whose loss or gradients aren't finite. It counts as a
         step all the same: parameters, model state and the optimizer's floating-point state stay,
         `state.step` and the optimizer's counts go on, and with them every schedule.
@@ -157,8 +199,8 @@ def make_train_step(
       memory, and on several virtual CPU devices XLA's collectives can time out.
 
     Raises:
-      UsageError: `microbatch_size` or `independent_groups` is below 1, or there are parameters to
-        shard but no mesh.
+      UsageError: `microbatch_size` or `independent_groups` is below 1, there are parameters to
+        shard but no mesh, or a bare mesh has several axes.
 
     >>> import jax.numpy as jnp
     >>> from adabatch_jax import weighted_mean

@@ -2,18 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from adabatch_jax.data.mesh import as_data_mesh, replicated
+from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh
 from adabatch_jax.system.errors import UsageError
-from adabatch_jax.training import accumulation, parameter_sharding
+from adabatch_jax.training import accumulation
 from adabatch_jax.training.accumulation import Sums
 from adabatch_jax.training.finite_checks import is_finite_update, rolled_back
 from adabatch_jax.training.gradient_reduction import (
@@ -22,11 +22,30 @@ from adabatch_jax.training.gradient_reduction import (
 )
 from adabatch_jax.training.gradients import GradFn, Outputs, gradient_function, metrics_like
 from adabatch_jax.training.loss_functions import LossFn
-from adabatch_jax.training.train_state import TrainState
+from adabatch_jax.training.optimizers import updates_of
+from adabatch_jax.training.parameter_sharding import is_sharded, shardings_of, state_specs
+from adabatch_jax.training.train_state import TrainState, on_devices
 
 Metrics = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
 Constants = tuple[jax.Array, ...]
+Updated = tuple[TrainState, Metrics, jax.Array, jax.Array]
+
+
+def _on_its_mesh(method: Callable[..., Any]) -> Callable[..., Any]:
+    """An update's method, traced where a `PartitionSpec` alone means the update's mesh.
+
+    So it is in threads that compile too: they don't know the caller's `jax.set_mesh`.
+    """
+
+    @functools.wraps(method)
+    def traced(self: "Update", *arguments: Any) -> Any:
+        if self.mesh is None:
+            return method(self, *arguments)
+        with jax.sharding.use_abstract_mesh(self.mesh.mesh.abstract_mesh):
+            return method(self, *arguments)
+
+    return traced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,12 +58,15 @@ class Update:
         sums = begin(state, microbatches[0], rng, constants)
         for j, microbatch in enumerate(microbatches):   # arrays (m, ...)
             sums = add(sums, state, microbatch, rng, j, constants)
-        state, metrics, is_finite = finish(state, sums)
+        state, metrics, is_finite, weight = finish(state, sums)
 
     None of these is compiled or donates what it is given, and all leave their results where
     `state_shardings` and `sums_shardings` say.
 
     Attributes:
+      mesh: becomes a `BatchMesh`.
+      specs: the `PartitionSpec` of each leaf of the state, see `keeping`; None: as for a state that
+        comes with no sharding of its own.
       constants: the arrays that `loss_fn` holds, where the devices want them; they are arguments
         of the program around.
       (the others): as in `make_train_step`, which says what is refused.
@@ -52,12 +74,13 @@ class Update:
 
     loss_fn: LossFn
     tx: optax.GradientTransformation
-    mesh: Mesh | None = None
+    mesh: Mesh | NamedSharding | BatchMesh | None = None
     microbatch_size: int | None = None
     sequential_model_state: bool = False
     independent_groups: int | None = None
     shard_params: bool = False
     skip_nonfinite: bool = False
+    specs: TrainState | None = None
     constants: Constants = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -67,25 +90,37 @@ class Update:
                 raise UsageError(f"{name} must be at least 1, got {value}.")
         if self.shard_params and self.mesh is None:
             raise UsageError("shard_params=True needs the mesh to spread the parameters over.")
-        mesh = None if self.mesh is None else as_data_mesh(self.mesh)
+        mesh = as_batch_mesh(self.mesh)
         object.__setattr__(self, "mesh", mesh)
         # Once here, or every call would copy them to the devices.
         constants = tuple(jax.tree.leaves(_as_pytree(self.loss_fn)))
-        whole = None if mesh is None else replicated(mesh)
-        object.__setattr__(self, "constants", jax.device_put(constants, whole))
+        put = jax.device_put if mesh is None else mesh.put_whole
+        object.__setattr__(self, "constants", put(constants))
 
+    def keeping(self, state: TrainState) -> "Update":
+        """The same update for states that are sharded as this one is (arrays or abstract ones).
+
+        Raises a UsageError where one of its leaves is sharded as this mesh can't hold it.
+        """
+        if self.mesh is None:
+            return self
+        return dataclasses.replace(self, specs=self._specs_of(state))
+
+    @_on_its_mesh
     def __call__(
         self, state: TrainState, batch: Batch, rng: jax.Array, constants: Constants
-    ) -> tuple[TrainState, Metrics, jax.Array]:
+    ) -> Updated:
         """Performs one update from arrays (B, ...), or (K, m, ...) with micro-batches.
 
         Returns:
-          The state after it, the metrics, and whether loss and gradients are finite, a bool
-          scalar that is the same on all devices.
+          The state after it, the metrics, whether loss and gradients are finite, a bool scalar,
+          and the batch's sum of weights; the last two are the same on all devices.
         """
         self.check_batch(batch)
-        return self._apply(state, self._outputs(state, dict(batch), rng, constants))
+        outputs = self._outputs(state, dict(batch), rng, constants)
+        return self._apply(state, outputs, batch["weight"].sum())
 
+    @_on_its_mesh
     def begin(
         self, state: TrainState, microbatch: Batch, rng: jax.Array, constants: Constants
     ) -> Sums:
@@ -97,6 +132,7 @@ class Update:
         )
         return self._laid_out(sums)
 
+    @_on_its_mesh
     def add(
         self,
         sums: Sums,
@@ -115,30 +151,53 @@ class Update:
         sums = accumulation.add(sums, outputs, weight, weight > 0, self.sequential_model_state)
         return self._laid_out(sums)
 
-    def finish(self, state: TrainState, sums: Sums) -> tuple[TrainState, Metrics, jax.Array]:
+    @_on_its_mesh
+    def finish(self, state: TrainState, sums: Sums) -> Updated:
         """Performs the update of what was added; returns what a call does."""
         before = state.params, state.model_state
-        return self._apply(state, accumulation.finish(sums, *before, self.sequential_model_state))
+        outputs = accumulation.finish(sums, *before, self.sequential_model_state)
+        return self._apply(state, outputs, sums.weight)
 
     def place(self, tree: Any) -> Any:
         """A state where this update wants it; anything else whole on every device."""
+        if isinstance(tree, TrainState):
+            tree = on_devices(tree)
         if self.mesh is None:
             return tree
         if isinstance(tree, TrainState):
             return jax.device_put(tree, self.state_shardings(tree))
-        return jax.device_put(tree, replicated(self.mesh))
+        return self.mesh.put_whole(tree)
 
     def state_shardings(self, state: TrainState) -> Any:
         """A `NamedSharding` for each leaf of a state; None without a mesh."""
-        return self.mesh and parameter_sharding.state_shardings(state, self.mesh, self.shard_params)
+        return self.mesh and shardings_of(self._specs_of(state), self.mesh)
 
     def sums_shardings(self, sums: Sums) -> Any:
-        """A `NamedSharding` for each leaf of what `begin` returns; None without a mesh."""
-        return self.mesh and parameter_sharding.sums_shardings(sums, self.mesh, self.shard_params)
+        """A `NamedSharding` for each leaf of what `begin` returns; None without a mesh.
+
+        Gradients and model state lie as the state's do, all else is whole.
+        """
+        if self.mesh is None:
+            return None
+        like = TrainState(sums.weight, sums.grads, sums.model_state, opt_state=())
+        specs = self._specs_of(like)
+        return Sums(
+            grads=shardings_of(specs.params, self.mesh),
+            model_state=shardings_of(specs.model_state, self.mesh),
+            metrics=jax.tree.map(lambda _: self.mesh.whole, sums.metrics),
+            weight=self.mesh.whole,
+        )
+
+    def _specs_of(self, state: TrainState) -> TrainState:
+        return self.specs or state_specs(state, self.mesh, self.shard_params)
+
+    def batch_shardings(self, batch: Batch) -> Any:
+        """The `NamedSharding` of a batch's arrays, or of each of them; only with a mesh."""
+        return self.mesh.of_batch(batch, int(self.microbatch_size is not None))
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Raises a UsageError unless the batch has the layout that this update was made for."""
-        size, num_devices = self.microbatch_size, 1 if self.mesh is None else self.mesh.size
+        size, num_devices = self.microbatch_size, 1 if self.mesh is None else self.mesh.num_shards
         if "weight" not in batch:
             raise UsageError(
                 "a batch needs a 'weight' (float32, 1 for a real example and 0 for padding), "
@@ -173,8 +232,8 @@ class Update:
 
     def _grad_fn(self, state: TrainState, constants: Constants) -> GradFn:
         loss_fn = self._loss_fn(constants)
-        if self.shard_params:
-            return sharded_gradient_function(loss_fn, state.params, self.mesh)
+        if self.mesh is not None and is_sharded(specs := self._specs_of(state).params):
+            return sharded_gradient_function(loss_fn, state.params, specs, self.mesh)
         return gradient_function(loss_fn, state.params)
 
     def _outputs(
@@ -190,42 +249,44 @@ class Update:
         before = state.params, state.model_state
         arguments = (*before, batch, rng, self.sequential_model_state)
         if self._devices_may_sum_up(state.model_state, batch["weight"].shape[1]):
-            loss_fn = self._loss_fn(constants)
-            sums = sum_up_on_each_device(loss_fn, *arguments, self.mesh, self.shard_params)
+            loss_fn, specs = self._loss_fn(constants), self._specs_of(state).params
+            sums = sum_up_on_each_device(loss_fn, *arguments, specs, self.mesh)
         else:
             sums = accumulation.sum_up(self._grad_fn(state, constants), *arguments)
         return accumulation.finish(self._laid_out(sums), *before, self.sequential_model_state)
 
     def _devices_may_sum_up(self, model_state: Any, num_rows: int) -> bool:
-        """Whether no group of rows of a micro-batch spans two devices."""
+        """Whether no group of rows of a micro-batch spans two devices of one data axis."""
         if self.mesh is None or self.independent_groups is None:
+            return False
+        if len(self.mesh.data_axes) != 1:  # `rows_of_all_devices` would have to know them
             return False
         # Other model state is the last micro-batch's: each device has another one.
         floats = (jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(model_state))
-        return num_rows // self.mesh.size % self.independent_groups == 0 and (
+        return num_rows // self.mesh.num_shards % self.independent_groups == 0 and (
             self.sequential_model_state or all(floats)
         )
 
-    def _apply(self, state: TrainState, outputs: Outputs) -> tuple[TrainState, Metrics, jax.Array]:
+    def _apply(self, state: TrainState, outputs: Outputs, weight: jax.Array) -> Updated:
         """The optimizer's part of an update."""
-        updates, opt_state = self.tx.update(outputs.grads, state.opt_state, state.params)
+        loss = outputs.metrics["loss"]
+        updates, opt_state = updates_of(self.tx, outputs.grads, state.opt_state, state.params, loss)
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, outputs.model_state, opt_state)
-        is_finite = is_finite_update(
-            outputs.metrics["loss"], outputs.grads, self.mesh if self.shard_params else None
-        )
+        specs = None if self.mesh is None else self._specs_of(state).params
+        is_finite = is_finite_update(loss, outputs.grads, specs, self.mesh)
         if self.skip_nonfinite:
             new = jax.tree.map(
                 functools.partial(jnp.where, is_finite), new, rolled_back(state, new)
             )
-        return self._laid_out(new), outputs.metrics, is_finite
+        return self._laid_out(new), outputs.metrics, is_finite, weight
 
     def _laid_out(self, tree: TrainState | Sums) -> Any:
         """The same values, and the compiler is told where to leave them."""
         if self.mesh is None:
             return tree
-        shardings = self.state_shardings if isinstance(tree, TrainState) else self.sums_shardings
-        return lax.with_sharding_constraint(tree, shardings(tree))
+        lies = self.state_shardings if isinstance(tree, TrainState) else self.sums_shardings
+        return lax.with_sharding_constraint(tree, lies(tree))
 
 
 def _as_pytree(loss_fn: LossFn) -> jax.tree_util.Partial:

@@ -25,6 +25,18 @@ def _escaped(key: Any) -> str:
     return name.replace("\\", "\\\\").replace(".", "\\.")
 
 
+def stored_numbers(leaf: Any) -> jax.Array | np.ndarray:
+    """The numbers that a leaf is stored as: a key's bits, an array for a host's scalar."""
+    if is_key(leaf):
+        return jax.random.key_data(leaf)
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed random keys (`jax.random.key`)."""
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def weights_digest(state: TrainState) -> str:
     """A hash of parameters and model state, whatever devices they lie on.
 
@@ -35,8 +47,8 @@ def weights_digest(state: TrainState) -> str:
     """
     digest = hashlib.sha256()
     weights = {"params": state.params, "model_state": state.model_state}
-    for name, array in sorted(named_arrays(weights).items()):
-        value = np.ascontiguousarray(array)
+    for name, leaf in sorted(named_arrays(weights).items()):
+        value = np.ascontiguousarray(stored_numbers(leaf))
         digest.update(f"{name}:{value.dtype}:{value.shape};".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()

@@ -165,7 +165,7 @@ def test_hosts_share_the_rows(batch_size, microbatch_size, hosts):
 def test_hosts_of_several_devices_hold_whole_devices():
     layout = Layouts(6, num_devices=4).of(10)
     for host in range(2):
-        columns = host_table(layout, host, 2)
+        columns = host_table(layout, (2 * host, 2 * host + 1))
         wanted = columns[columns >= 0]
         np.testing.assert_array_equal(host_rows(10, 6, host, 2, num_devices=4), wanted)
 

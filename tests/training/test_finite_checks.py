@@ -87,7 +87,7 @@ def test_one_bad_number_on_one_device_is_known_to_all_of_them(name):
     bad_gradient, bad_loss = make_batch(bump=0.0, at=29), make_batch(bump=np.inf, at=47)
     for batch, wanted in ((good, True), (bad_gradient, False), (bad_loss, False)):
         batch = place(batch)
-        after, metrics, is_finite = update(state, batch, rng, step.constants)
+        after, metrics, is_finite, _ = update(state, batch, rng, step.constants)
         assert [bool(shard.data) for shard in is_finite.addressable_shards] == (
             [wanted] * len(jax.tree.leaves(state.params)[0].sharding.device_set)
         )
@@ -107,7 +107,7 @@ def test_the_flag_costs_at_most_one_number_to_tell(name):
             jax.jit(function).lower(state, place(make_batch()), rng, step.constants)
             .compile().as_text()
         )
-        for function in (lambda *arguments: step(*arguments)[:2], step)
+        for function in (lambda *arguments: step(*arguments)[:2], lambda *arguments: step(*arguments)[:3])
     )  # fmt: skip
     for collective in plain:
         checked.remove(collective)
@@ -140,7 +140,7 @@ def test_checked_updates_have_the_bits_of_a_handwritten_loop(tx):
         batch = make_images(32, seed=i)
         params, opt_state, loss = handwritten(params, opt_state, batch)
         for which, update in enumerate(updates):
-            states[which], metrics, is_finite = update(states[which], batch, rng, ())
+            states[which], metrics, is_finite, _ = update(states[which], batch, rng, ())
             assert metrics["loss"] == loss and is_finite
     for state in states:
         assert_same((state.params, state.opt_state), (params, opt_state))
@@ -151,7 +151,7 @@ def test_poisoned_inputs_spoil_the_loss_and_the_gradients(name):
     step, place, state, rng = layout(name, skip_nonfinite=False)
     batch = place(make_batch())
     batch |= {"weight": poisoned(batch["weight"])}
-    after, metrics, is_finite = jax.jit(step)(state, batch, rng, step.constants)
+    after, metrics, is_finite, _ = jax.jit(step)(state, batch, rng, step.constants)
     assert not is_finite and not jnp.isfinite(metrics["loss"])
     assert not jnp.isfinite(after.params["w"]).any()
 
@@ -284,7 +284,7 @@ def test_each_dispatch_tells_which_update_was_poisoned(
             if number == bad_piece:
                 weight = poisoned(inputs.arrays["weight"], int(inputs.first))
                 inputs = inputs._replace(arrays=inputs.arrays | {"weight": weight})
-            state, metrics, is_finite, _ = dispatch(piece, state, inputs)
+            state, metrics, is_finite, *_ = dispatch(piece, state, inputs)
             assert (metrics is None) == (is_finite is None)
             if is_finite is None:
                 continue

@@ -39,7 +39,7 @@ class Devices:
         def wait():
             self.num_done = max(self.num_done, number)
 
-        return Dispatched(state, {}, None, types.SimpleNamespace(block_until_ready=wait))
+        return Dispatched(state, {}, None, None, types.SimpleNamespace(block_until_ready=wait))
 
 
 def test_updates_are_not_dispatched_far_ahead():

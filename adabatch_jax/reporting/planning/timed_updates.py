@@ -13,7 +13,7 @@ import numpy as np
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.abstract_arrays import abstract_batch
 from adabatch_jax.data.datasets.known_datasets import dataset_spec
-from adabatch_jax.data.mesh import batch_sharding, data_mesh
+from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes
 from adabatch_jax.runs.configured_run import make_optimizer, network_functions
@@ -58,7 +58,7 @@ class Updates:
     @property
     def num_used_devices(self) -> int:
         """The devices that compute here: all, or one that stands for each."""
-        return 1 if self.update.mesh is None else self.update.mesh.size
+        return 1 if self.update.mesh is None else self.update.mesh.num_shards
 
     @property
     def device_kind(self) -> str:
@@ -91,8 +91,8 @@ class Updates:
             for name, leaf in self._abstract_batch(layout).items()
         }
         mesh, place = self.update.mesh, self.update.place
-        sharding = None if mesh is None else batch_sharding(mesh, layout.num_microbatches > 1)
-        batch = jax.device_put(batch, sharding)
+        is_stacked = layout.num_microbatches > 1
+        batch = jax.device_put(batch, mesh and mesh.of_batch(batch, int(is_stacked)))
         return place(self._new_state()), batch, place(jax.random.key(0)), self.update.constants
 
     def prepared(self, layout: BatchLayout) -> Callable[[int], None]:
@@ -127,7 +127,10 @@ class Updates:
         shape = (layout.rows_per_device * self.num_used_devices,)
         if layout.num_microbatches > 1:
             shape = (layout.num_microbatches, *shape)
-        examples = {"image": (self.image_shape, jnp.uint8), "label": ((), jnp.int32)}
+        examples = {
+            "image": jax.ShapeDtypeStruct(self.image_shape, jnp.uint8),
+            "label": jax.ShapeDtypeStruct((), jnp.int32),
+        }
         return abstract_batch(examples, shape)
 
 

@@ -33,7 +33,7 @@ from adabatch_jax.runs.checkpoints.verifying import UNFINISHED, Found, check_che
 from adabatch_jax.system.errors import RestoreError, StorageError, one_line
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import sync_folder
-from adabatch_jax.training.weights_digest import named_arrays
+from adabatch_jax.training.weights_digest import is_key, named_arrays, stored_numbers
 
 _OPEN_FILES = Path("/proc/self/fd")
 
@@ -61,7 +61,7 @@ class Contents:
         leaves = named_arrays(state)
         descriptions = {name: _described(leaf) for name, leaf in leaves.items()}
         # Copies also on a CPU: while a view of an array lives, it can't be donated.
-        arrays = {name: np.array(_stored(leaf), order="C") for name, leaf in leaves.items()}
+        arrays = {name: np.array(stored_numbers(leaf), order="C") for name, leaf in leaves.items()}
         return cls(json.loads(json.dumps(run)), descriptions, arrays)
 
 
@@ -123,7 +123,7 @@ def restore(found: Found, like: Any) -> Any:
         restored = {name: _as_leaf(read.get(name), leaf) for name, leaf in leaves.items()}
         for name, leaf in restored.items():
             # Of what reached the devices.
-            digest = _digest(descriptions[name], np.asarray(_stored(leaf)))
+            digest = _digest(descriptions[name], np.asarray(stored_numbers(leaf)))
             if (descriptions[name], digest) != found.arrays[name]:
                 raise Damaged(f"{name} has other values than were saved")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -215,30 +215,19 @@ def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or one_line(error).partition(" [")[0]
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _described(leaf: Any) -> str:
     """The dtype and the shape of a leaf, as in "float32[2, 3]" or "key<fry>[]"."""
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _stored(leaf: Any) -> jax.Array | np.ndarray:
-    """The numbers that are stored for a leaf: a key's bits, an array for a host's scalar."""
-    if _is_key(leaf):
-        return jax.random.key_data(leaf)
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-
-
 def _as_leaf(array: np.ndarray | None, like: Any) -> Any:
-    """The leaf whose `_stored` is `array`, of the kind and with the sharding of `like`."""
+    """The leaf whose `stored_numbers` is `array`, of the kind and with the sharding of `like`."""
     if array is None:
         return like
     if not isinstance(like, jax.Array):
         return array if isinstance(like, np.ndarray) else type(like)(array[()])
-    if _is_key(like):
+    if is_key(like):
         array = jax.random.wrap_key_data(jnp.array(array), impl=jax.random.key_impl(like))
     # Programs for arrays that JAX may move are others, and would be compiled anew.
     return jax.device_put(array, like.sharding) if like.committed else jnp.array(array)

@@ -61,8 +61,9 @@ def _opened(directory: Path, purge_step: int) -> Any:
     from tensorboardX.proto.event_pb2 import SessionLog
 
     directory.mkdir(parents=True, exist_ok=True)
-    # The file's name has whole seconds only: two starts within one must not share a file.
-    writer = EventsWriter(str(directory / "events"), f".{purge_step}")
+    # The file's name has whole seconds only: two starts within one must not share a file, and
+    # TensorBoard reads files in the order of their names.
+    writer = EventsWriter(str(directory / "events"), f".{purge_step:012d}")
     _append(writer, step=purge_step, session_log=SessionLog(status=SessionLog.START))
     return writer
 

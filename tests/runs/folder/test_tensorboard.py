@@ -1,4 +1,4 @@
-"""TensorBoard events are an extra: without them there is one warning, and all else goes on."""
+"""TensorBoard shows each step once; without its package there is one warning, and all goes on."""
 
 import errno
 import os
@@ -8,6 +8,8 @@ from contextlib import closing
 import pytest
 
 from adabatch_jax.runs.folder.metrics_files import MetricsWriter, read_metrics
+from adabatch_jax.schedules.plan import make_plan
+from tests.runs import small_run
 
 
 def _without_the_package(directory, monkeypatch):
@@ -48,3 +50,71 @@ def test_one_warning_and_all_rows(fault, tmp_path, monkeypatch, capsys):
     assert err.startswith("warning: there are no TensorBoard events in ") and reason in err
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20, 30]
     assert (tmp_path / "metrics.csv").read_text().count("\n") == 4
+
+
+def _events(directory):
+    from tensorboardX.proto.event_pb2 import Event
+
+    for path in sorted(directory.iterdir()):
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            yield Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+
+
+def _shown(directory):
+    """By tag, the steps and values that TensorBoard shows: a start hides what it does again."""
+    from tensorboardX.proto.event_pb2 import SessionLog
+
+    shown = {}
+    for event in _events(directory):
+        if event.session_log.status == SessionLog.START:
+            shown = {t: [p for p in points if p[0] < event.step] for t, points in shown.items()}
+        for value in event.summary.value:
+            shown.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return shown
+
+
+def _shown_by_tensorboard(directory):
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="TensorBoard itself isn't installed",
+    )
+    read = reader.EventAccumulator(str(directory))
+    read.Reload()
+    return {
+        tag: [(event.step, event.value) for event in read.Scalars(tag)]
+        for tag in read.Tags()["scalars"]
+    }
+
+
+@pytest.mark.parametrize("shown_in", [_shown, _shown_by_tensorboard])
+def test_no_step_is_shown_twice_after_restarts(shown_in, tmp_path, faults):
+    """Within one second too, where files differ in the step alone that a start went on from."""
+    plan = make_plan(4, small_run.N, "14st")
+    options = {"log_every": "1st", "checkpoint_every": "4st", "eval_fn": None, "eval_source": None}
+    for update in (7, 6, 3):  # 7, 10 and 11: one checkpoint is passed twice
+        faults(f"step.end:{update}:raise")
+        with pytest.raises(Exception, match="step.end"):
+            small_run.train(plan, tmp_path, **options)
+    faults("")
+    history = small_run.train(plan, tmp_path, **options).history
+    steps = [event.step for event in _events(tmp_path / "tensorboard") if event.summary.value]
+    assert len(steps) > len(set(steps))
+    shown = shown_in(tmp_path / "tensorboard")
+    points = [(row["step"], pytest.approx(row["train_loss"], rel=1e-6)) for row in history]
+    assert shown["train_loss"] == points and len(points) == 14
+
+
+def test_files_are_in_order_however_fast_starts_follow(tmp_path):
+    position = None
+    for begin, end in ((0, 30), (10, 120), (100, 110)):
+        with closing(MetricsWriter(tmp_path, position)) as metrics:
+            for step in range(begin + 10, end + 1, 10):
+                metrics.write({"step": step, "train_loss": float(step)})
+                if step in (10, 100):
+                    position = metrics.position()
+    assert [step for step, _ in _shown(tmp_path / "tensorboard")["train_loss"]] == [
+        *range(10, 120, 10)
+    ]
