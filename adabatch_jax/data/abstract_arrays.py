@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from adabatch_jax.data.batches import ADDED_TYPES, refuse_added_names
+from adabatch_jax.data.example_weights import example_weights
 from adabatch_jax.data.sources import Source
 
 Types = Mapping[str, tuple[tuple[int, ...], Any]]  # the shape and the dtype of one row, by name
@@ -22,6 +23,8 @@ def example_types(source: Source) -> Types:
     """
     arrays = {name: np.asarray(a) for name, a in source.read(np.zeros(1, np.int64)).items()}
     refuse_added_names(arrays)
+    if "weight" in arrays:
+        arrays["weight"] = example_weights(arrays["weight"])
     return {
         name: (array.shape[1:], jax.dtypes.canonicalize_dtype(array.dtype))
         for name, array in arrays.items()
@@ -45,7 +48,7 @@ def abstract_rows(
 def abstract_batch(
     examples: Types, shape: tuple[int, ...], sharding: Any = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of such examples, with what batches add themselves."""
+    """A batch of such examples, with what batches add themselves; a weight of theirs is in it."""
     return abstract_rows({**examples, **ADDED_TYPES}, shape, sharding)
 
 

@@ -33,7 +33,8 @@ class Piece:
     """What one dispatch trains on.
 
     Attributes:
-      steps: consecutive updates of one phase, at most the feed's `steps_per_dispatch`.
+      steps: consecutive updates of one phase with as many examples each, at most the feed's
+        `steps_per_dispatch`.
       microbatch: the only micro-batch of the only step that is meant; None for whole updates.
     """
 
@@ -104,7 +105,7 @@ class Feed:
     ...         print(inputs.arrays["index"][place], inputs.arrays["weight"][place])
     streaming: 40 bytes of examples are in memory already
     [0 5 7 6] [1. 1. 1. 1.]
-    [8 1 8 8] [1. 1. 0. 0.]
+    [8 1] [1. 1.]
     """
 
     def __init__(
@@ -208,14 +209,14 @@ class Feed:
         return max(1, number) * most
 
     def _blocks(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, ...]]:
-        """Puts consecutive pieces of a phase together, as many as their arrays have room for."""
-        for _, alike in itertools.groupby(pieces, lambda piece: piece.steps[0].phase):
+        """Puts consecutive pieces of one layout together, as many as their arrays have room for."""
+        for _, alike in itertools.groupby(pieces, lambda piece: piece.steps[0].num_real):
             block, room = [], 0
             for piece in alike:
                 if len(piece.steps) > room or not self._is_sent_in_blocks:
                     if block:
                         yield tuple(block)
-                    layout = self.layouts.of(piece.steps[0].batch_size)
+                    layout = self.layouts.of(piece.steps[0].num_real)
                     block, room = [], self._updates_together(layout)
                 block.append(piece)
                 room -= len(piece.steps)
@@ -226,11 +227,9 @@ class Feed:
         examples = examples_of(self._num_examples, self._seed, steps)
         begin = steps[0].start_sample
         prepare_next_order(self._num_examples, self._seed, begin, self._num_samples)
-        layout = self.layouts.of(steps[0].batch_size)
+        layout = self.layouts.of(steps[0].num_real)
         rows = batch_rows(examples, steps, layout, self._mesh, block[0].microbatch)
-        arrays = rows.arrays()
-        if not self.tables:
-            arrays |= read_rows(self._source, rows)
+        arrays = rows.arrays() if self.tables else read_rows(self._source, rows)
         number = self._updates_together(layout)
         arrays = {name: self._shaped(array, number) for name, array in arrays.items()}
         arrays = put_share(arrays, self._sharding)

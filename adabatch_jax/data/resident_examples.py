@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.data.abstract_arrays import abstract_rows, example_types, tree_bytes
 from adabatch_jax.data.batches import refuse_cut_numbers
+from adabatch_jax.data.example_weights import example_weights
 from adabatch_jax.data.mesh import batch_sharding, replicated
 from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.system.errors import UsageError
@@ -84,6 +85,8 @@ def put_tables(
     devices.
     """
     refuse_cut_numbers(arrays)
+    if "weight" in arrays:
+        arrays = {**arrays, "weight": example_weights(arrays["weight"])}
     if mesh is None:
         return jax.device_put(dict(arrays))
     if not spread and not mesh.is_multi_process:
@@ -97,6 +100,8 @@ def gather(
 ) -> dict[str, jax.Array]:
     """Returns a whole batch: `inputs`, and the tables' rows at `inputs["index"]`.
 
+    A weight of the examples' own is multiplied into that of the inputs.
+
     For use inside a compiled program, which takes the tables as an argument; without tables it
     returns the inputs.
 
@@ -109,7 +114,10 @@ def gather(
         name: table.at[inputs["index"]].get(mode="promise_in_bounds")
         for name, table in tables.items()
     }
-    return rows | dict(inputs)
+    batch = rows | dict(inputs)
+    if "weight" in rows:
+        batch["weight"] = rows["weight"] * inputs["weight"]
+    return batch
 
 
 def _put_table(array: np.ndarray, sharding: NamedSharding, spread: bool) -> jax.Array:

@@ -16,6 +16,7 @@ from adabatch_jax.data.sources import Source
 from adabatch_jax.schedules.plan import Step
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import reach
+from adabatch_jax.training.padding_check import check_evaluation
 from adabatch_jax.training.train_state import TrainState
 
 EvalFn = Callable[[Any, Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
@@ -37,7 +38,8 @@ class Evaluator:
 
     Attributes:
       num_bytes: memory that the kept examples take on each device; 0 where they don't fit.
-      program: what evaluates a batch. To have it ahead of time put `lower(...).compile()` here.
+      programs: by the rows of a batch, what evaluates it; the last batch may have fewer. To have
+        one ahead of time put `lower(..., rows).compile()` here.
 
     Raises:
       UsageError: an empty source, or a batch size below 1.
@@ -57,20 +59,26 @@ class Evaluator:
             raise UsageError("the evaluation's source has no examples.")
         self._source, self._mesh = source, None if mesh is None else as_data_mesh(mesh)
         layouts = Layouts(num_devices=1 if mesh is None else mesh.size)
-        # One shape for all batches, no larger than the source needs.
-        num_rows = layouts.of(min(batch_size, len(source))).padded_size
-        self._layout = layouts.of(num_rows)
+        self._layouts = layouts
+        # No larger than the source needs. The last batch is padded for the devices only.
+        self._num_rows = layouts.of(min(batch_size, len(source))).padded_size
+        self._last = layouts.of((len(source) - 1) % self._num_rows + 1)
+        self._has_padding = self._last.has_padding
         self._whole = self._spread = None
         shardings = {}
         if mesh is not None:
             self._whole, self._spread = replicated(self._mesh), batch_sharding(self._mesh)
             arguments = (self._whole, self._whole, self._spread)
             shardings = {"in_shardings": arguments, "out_shardings": self._whole}
-        self._jitted = jax.jit(eval_fn, **shardings)
-        self.program: Callable[..., Mapping[str, jax.Array]] = self._jitted
-        self._num_batches = -(-len(source) // num_rows)
-        self._batch = abstract_batch(example_types(source), (num_rows,), self._spread)
-        num_bytes = self._num_batches * tree_bytes(self._batch) // layouts.num_devices
+        self._eval_fn, self._jitted = eval_fn, jax.jit(eval_fn, **shardings)
+        self._num_batches = -(-len(source) // self._num_rows)
+        self._types = example_types(source)
+        whole = [self._num_rows] * (self._num_batches - 1)
+        sizes = [*whole, self._last.padded_size]
+        self.programs: dict[int, Callable[..., Mapping[str, jax.Array]]] = dict.fromkeys(
+            sizes, self._jitted
+        )
+        num_bytes = sum(sizes) * tree_bytes(self._batch(1)) // layouts.num_devices
         self.num_bytes = num_bytes if num_bytes <= keep_limit_bytes else 0
         self._kept: list[tuple[Step, Batch]] | None = None
         self._thread = BackgroundThread("evaluation")
@@ -90,8 +98,8 @@ class Evaluator:
         """Keeps no examples on the devices from here on."""
         self.num_bytes, self._kept = 0, None
 
-    def lower(self, params: Any, model_state: Any) -> jax.stages.Lowered:
-        """Lowers the program for states like this one (arrays or `jax.ShapeDtypeStruct`s)."""
+    def lower(self, params: Any, model_state: Any, num_rows: int) -> jax.stages.Lowered:
+        """Lowers a program for states like this one (arrays or `jax.ShapeDtypeStruct`s)."""
 
         def whole(leaf: Any) -> jax.ShapeDtypeStruct:
             value = jax.typeof(leaf)
@@ -99,7 +107,8 @@ class Evaluator:
                 value.shape, value.dtype, sharding=self._whole, weak_type=value.weak_type
             )
 
-        return self._jitted.lower(*jax.tree.map(whole, (params, model_state)), self._batch)
+        state = jax.tree.map(whole, (params, model_state))
+        return self._jitted.lower(*state, self._batch(num_rows))
 
     def __call__(
         self,
@@ -114,6 +123,10 @@ class Evaluator:
           should_stop: asked between batches, and 10 times a second while one is waited for; True
             ends the evaluation, which then has no result: None.
           on_batch: called when another batch is on its way; the devices are at most two behind.
+
+        Raises:
+          UsageError: a metric is no number, all examples weigh 0, or `eval_fn` sees padding, with
+            which it is tried once where the devices don't divide the last batch.
         """
         params, model_state = state.params, state.model_state
         if self._mesh is not None:
@@ -122,8 +135,12 @@ class Evaluator:
         for step, batch in self._batches(should_stop):
             if self.num_bytes:
                 kept.append((step, batch))
-            counts.append(step.num_real)
-            results.append(self.program(params, model_state, batch))
+            weight = batch["weight"]
+            counts.append(weight.sum() if "weight" in self._types else step.num_real)
+            if self._has_padding and step.num_real == self._last.batch_size:
+                self._has_padding = False
+                check_evaluation(self._eval_fn, params, model_state, batch)
+            results.append(self.programs[len(weight)](params, model_state, batch))
             if len(results) > 2:
                 # Dispatch runs ahead of the devices; without a bound batches fill the memory.
                 jax.block_until_ready(results[-3])
@@ -134,23 +151,30 @@ class Evaluator:
         if len(results) < self._num_batches:
             return None
         self._kept = kept or None
-        results = jax.device_get(results)
+        results, counts = jax.device_get((results, counts))
         for name, value in results[0].items():
             if np.ndim(value):
                 raise UsageError(
                     f"a metric is a number, but eval_fn's {name!r} has the shape {value.shape}; "
                     "return its mean, or one metric per entry."
                 )
+        counts = [float(count) for count in counts]
+        if not any(counts):
+            raise UsageError("all examples of the evaluation's source weigh 0; weigh some of them.")
+        weighed = [(result, count) for result, count in zip(results, counts) if count]
         return {
-            name: sum(map(_total, (r[name] for r in results), counts)) / sum(counts)
+            name: sum(_total(result[name], count) for result, count in weighed) / sum(counts)
             for name in results[0]
         }
+
+    def _batch(self, num_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return abstract_batch(self._types, (num_rows,), self._spread)
 
     def _batches(self, should_stop: Callable[[], bool]) -> Iterable[tuple[Step, Batch]]:
         """What the source holds, in order: kept, or read while the devices are at work."""
         if self._kept is not None:
             return self._kept
-        num_rows, stop = self._layout.batch_size, len(self._source)
+        num_rows, stop = self._num_rows, len(self._source)
         steps = (
             Step(number, 0, start, num_rows, min(num_rows, stop - start))
             for number, start in enumerate(range(0, stop, num_rows))
@@ -159,12 +183,12 @@ class Evaluator:
 
     def _read(self, step: Step) -> Batch:
         examples = examples_of(None, 0, [step])  # None: in the source's own order
-        rows = batch_rows(examples, [step], self._layout, self._mesh)
-        arrays = read_rows(self._source, rows) | rows.arrays()
+        layout = self._layouts.of(step.num_real)
+        arrays = read_rows(self._source, batch_rows(examples, [step], layout, self._mesh))
         return put_share({name: array[0, 0] for name, array in arrays.items()}, self._spread)
 
 
-def _total(mean: Any, count: int) -> float:
+def _total(mean: Any, count: float) -> float:
     """The sum behind a mean: whole where rounding alone keeps it from being whole.
 
     So accuracies are exact: 1/3 of 120 examples are 40 however they were cut into batches.
@@ -185,6 +209,8 @@ def evaluate(
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
     """Returns the metrics of `state` over the whole source; see `Evaluator`.
+
+    Where the source has a "weight" of its own, an example counts as often as that says.
 
     Repeated calls with the same `eval_fn` and shapes don't compile again.
 

@@ -13,6 +13,7 @@ from adabatch_jax.data.feeds import Feed
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.data.sources import Source
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.training.automatic_layout import (
     Choice,
     Circumstances,
@@ -23,8 +24,9 @@ from adabatch_jax.training.automatic_layout import (
 )
 from adabatch_jax.training.compiled_programs import Program, program_of
 from adabatch_jax.training.device_memory import device_memory_bytes
-from adabatch_jax.training.dispatch import Dispatch, FusedDispatch, SplitDispatch, sizes_from
+from adabatch_jax.training.dispatch import Dispatch, FusedDispatch, SplitDispatch
 from adabatch_jax.training.evaluation import Evaluator
+from adabatch_jax.training.padding_check import PaddingTrial, padding_trial
 from adabatch_jax.training.program_names import MANY_PROGRAMS
 from adabatch_jax.training.slow_convolutions import has_slow_convolutions
 from adabatch_jax.training.train_state import TrainState
@@ -40,6 +42,7 @@ class Setup:
       layout: what the bits of the result depend on beside the settings, as JSON values.
       limit_bytes: memory of each device; infinite where that isn't known.
       largest: the largest of the compiled programs.
+      padding_trial: tries the loss before its first update, where any row will be padding; or None.
     """
 
     update: Update
@@ -48,6 +51,7 @@ class Setup:
     layout: dict[str, Any]
     limit_bytes: float
     largest: Program
+    padding_trial: PaddingTrial | None
 
     @property
     def free_bytes(self) -> float:
@@ -88,7 +92,7 @@ def set_up(
     if limit is None:
         here = jax.process_index()
         limit = device_memory_bytes([d for d in devices if d.process_index == here])
-    sizes = sizes_from(plan, start_step)
+    sizes = list(first_updates_by_size(plan, start_step))
     platform, weights = devices[0].platform, jax.tree.leaves(state.params)
     traced_alone = functools.partial(_traced_alone, update, state, rng, example_types(source))
     number = options.steps_per_dispatch
@@ -166,10 +170,11 @@ def _build(
         dispatch = SplitDispatch(*arguments)
     else:
         dispatch = FusedDispatch(*arguments, steps_per_dispatch=number)
-    sizes = sizes_from(plan, start_step)
+    sizes = list(first_updates_by_size(plan, start_step))
     names = dict.fromkeys((*dispatch.names(sizes[0]), *dispatch.names(max(sizes))))
     largest = max(map(dispatch.programs.get, names), key=lambda program: program.num_bytes)
-    return Setup(update, feed, dispatch, layout, limit_bytes, largest)
+    trial = padding_trial(update, feed, plan, start_step, rng, is_split)
+    return Setup(update, feed, dispatch, layout, limit_bytes, largest, trial)
 
 
 def _traced_alone(

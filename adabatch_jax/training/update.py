@@ -90,7 +90,7 @@ class Update:
         self, state: TrainState, microbatch: Batch, rng: jax.Array, constants: Constants
     ) -> Sums:
         """The sums before the first micro-batch; of any micro-batch (m, ...), the shapes matter."""
-        loss_fn = self._loss_fn(constants)
+        loss_fn = self.loss_of(constants)
         metrics = metrics_like(loss_fn, state.params, state.model_state, microbatch, rng)
         sums = accumulation.begin(
             state.params, state.model_state, metrics, self.sequential_model_state
@@ -167,12 +167,12 @@ class Update:
                 f"multiple of the {num_devices} devices), got {shape[-1]} rows."
             )
 
-    def _loss_fn(self, constants: Constants) -> LossFn:
+    def loss_of(self, constants: Constants) -> LossFn:
         """The loss with these constants, as a pytree."""
         return jax.tree.unflatten(jax.tree.structure(_as_pytree(self.loss_fn)), constants)
 
     def _grad_fn(self, state: TrainState, constants: Constants) -> GradFn:
-        loss_fn = self._loss_fn(constants)
+        loss_fn = self.loss_of(constants)
         if self.shard_params:
             return sharded_gradient_function(loss_fn, state.params, self.mesh)
         return gradient_function(loss_fn, state.params)
@@ -186,11 +186,13 @@ class Update:
             if self.microbatch_size is not None:
                 batch = jax.tree.map(lambda leaf: leaf[0], batch)
             grad_fn = self._grad_fn(state, constants)
-            return grad_fn(state.model_state, batch, jax.random.fold_in(rng, 0))
+            outputs = grad_fn(state.model_state, batch, jax.random.fold_in(rng, 0))
+            weight = batch["weight"].sum()
+            return accumulation.left_out_if_empty(outputs, weight, state.model_state)
         before = state.params, state.model_state
         arguments = (*before, batch, rng, self.sequential_model_state)
         if self._devices_may_sum_up(state.model_state, batch["weight"].shape[1]):
-            loss_fn = self._loss_fn(constants)
+            loss_fn = self.loss_of(constants)
             sums = sum_up_on_each_device(loss_fn, *arguments, self.mesh, self.shard_params)
         else:
             sums = accumulation.sum_up(self._grad_fn(state, constants), *arguments)
