@@ -2,7 +2,8 @@
 
 Three forward passes of one program on the same examples, half of which weigh 0: with the first
 example repeated in their place, with these examples themselves, and with all weights doubled. A
-function that takes nothing but means weighted by `batch["weight"]` gives the same three times.
+function that takes nothing but means weighted by `batch["weight"]` gives the same three times; what
+it counts may double.
 """
 
 import functools
@@ -163,7 +164,8 @@ def noticed(program: Callable[[int], Any]) -> str | None:
     change = _difference(repeated, others)
     if change is not None:
         return f"with other examples in rows of weight 0 {change}"
-    change = _difference(repeated, doubled)
+    # Whole numbers are counts, of what the examples weigh perhaps, and no means.
+    change = _difference(*(jax.tree.map(_unless_whole, tree) for tree in (repeated, doubled)))
     return None if change is None else f"with all weights doubled {change}"
 
 
@@ -200,6 +202,10 @@ def _plain(outputs: Any) -> Any:
         return jax.random.key_data(leaf) if is_key else leaf
 
     return jax.tree.map(numbers, outputs)
+
+
+def _unless_whole(array: np.ndarray) -> np.ndarray:
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else np.zeros_like(array)
 
 
 def _difference(before: Any, after: Any) -> str | None:

@@ -160,7 +160,11 @@ def _build(
         "accumulation": options.accumulation,
         "shard_params": update.shard_params,
     }
-    update = dataclasses.replace(update, microbatch_size=choice.microbatch_size)
+    update = dataclasses.replace(
+        update,
+        microbatch_size=choice.microbatch_size,
+        may_weigh_nothing="weight" in example_types(source),
+    )
     feed = Feed(
         source, plan, seed, mesh=update.mesh, microbatch_size=choice.microbatch_size,
         steps_per_dispatch=number, kind=choice.input, available_bytes=limit_bytes, split=is_split,

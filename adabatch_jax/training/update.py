@@ -45,6 +45,8 @@ class Update:
     `state_shardings` and `sums_shardings` say.
 
     Attributes:
+      may_weigh_nothing: all weights of a batch may be 0, as of examples with weights of their own:
+        then nothing is learnt from it, in one piece too, even where the loss divides by them.
       constants: the arrays that `loss_fn` holds, where the devices want them; they are arguments
         of the program around.
       (the others): as in `make_train_step`, which says what is refused.
@@ -58,6 +60,7 @@ class Update:
     independent_groups: int | None = None
     shard_params: bool = False
     skip_nonfinite: bool = False
+    may_weigh_nothing: bool = False
     constants: Constants = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -187,6 +190,8 @@ class Update:
                 batch = jax.tree.map(lambda leaf: leaf[0], batch)
             grad_fn = self._grad_fn(state, constants)
             outputs = grad_fn(state.model_state, batch, jax.random.fold_in(rng, 0))
+            if not self.may_weigh_nothing:
+                return outputs
             weight = batch["weight"].sum()
             return accumulation.left_out_if_empty(outputs, weight, state.model_state)
         before = state.params, state.model_state
