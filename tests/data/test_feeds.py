@@ -312,7 +312,11 @@ def test_endless_streams():
         ({"steps_per_dispatch": 0}, "`steps_per_dispatch` must be at least 1, got 0"),
         ({"split": True}, "`split` needs a `microbatch_size`"),
         ({"microbatch_size": 0}, "`microbatch_size` must be at least 1"),
-        ({"source": array_source({"weight": np.zeros(N)})}, "array named 'weight'.*rename"),
+        ({"source": array_source({"epoch": np.zeros(N)})}, "array named 'epoch'.*rename"),
+        (
+            {"source": array_source({"weight": np.full(N, -1)})},
+            "'weight' must .* at least 0, got -1",
+        ),
         ({"source": array_source({"x": np.zeros(9)})}, "9 examples and the plan num_examples=53"),
     ],
 )

@@ -61,7 +61,7 @@ def test_the_last_batch_is_padded_for_the_devices_only():
     source, seen = Numbers(11), []
 
     def spy(params, model_state, batch):
-        jax.debug.callback(lambda **arrays: seen.append(arrays), ordered=True, **batch)
+        jax.debug.callback(lambda **arrays: seen.append(arrays), **batch)
         return eval_fn(params, model_state, batch)
 
     evaluate(spy, make_state(), source, batch_size=4)

@@ -41,8 +41,6 @@ def test_a_resumed_run_makes_the_pieces_of_the_uninterrupted_one(steps_per_dispa
 def test_microbatches_of_an_update_follow_each_other():
     made = [(p.steps[0].index, p.microbatch) for p in microbatch_pieces(PLAN, 5, Layouts(2))]
     wanted = [
-        (step.index, number)
-        for step in PLAN.steps(5)
-        for number in range(-(-step.num_real // 2))
+        (step.index, number) for step in PLAN.steps(5) for number in range(-(-step.num_real // 2))
     ]
     assert made == wanted
