@@ -284,7 +284,9 @@ def evaluate(
       state: whose parameters and model state are looked at.
       source: the examples, each of which counts once.
       batch_size: examples that are computed at a time; the result doesn't depend on it.
-      mesh: the devices to spread a batch over; None for one.
+      mesh: as in `make_train_step`; None for one device.
+      eval_params: `eval_params(opt_state, params)` makes the parameters that are evaluated, as
+        `optax.contrib.schedule_free_eval_params` does; None: those of the state.
 
     >>> import optax
     >>> from adabatch_jax.data.sources import array_source

@@ -141,7 +141,7 @@ def test_a_batch_that_weighs_nothing_is_left_out(microbatch_size):
         loss_fn, TX, new_state(), source, make_plan(4, 12, "1ep"), log_every="1st",
         layout=Layout(microbatch_size, steps_per_dispatch=1),
     )  # fmt: skip
-    assert [row["train_loss"] for row in result.history][1] == 0
+    assert ["train_loss" in row for row in result.history] == [True, False, True]
     assert float(result.state.params["w"]) == pytest.approx(0.5 - 0.1 * (1.5 + 9.5))
     assert float(result.state.model_state["mean"]) == 9.5
     assert len({row["examples_digest"] for row in result.history}) == 3
@@ -183,7 +183,7 @@ def test_weights_of_any_kind_are_float32_and_once_in_a_batch():
     for weight in (np.arange(3), np.array([True, False, True]), np.ones(3, jnp.bfloat16)):
         assert example_weights(weight).tolist() == weight.astype(float).tolist()
     types = example_types(SOURCE)
-    assert types["weight"] == ((), np.float32)
+    assert types["weight"] == jax.ShapeDtypeStruct((), np.float32)
     shapes = abstract_batch(types, (5,))
     assert set(shapes) == {"x", "mask", "index", "epoch", "weight"}
     assert (shapes["weight"].shape, shapes["weight"].dtype) == ((5,), np.float32)
