@@ -56,6 +56,7 @@ _MODULES = {
     "adabatch_jax.training.loss_functions": ("weighted_mean",),
     "adabatch_jax.training.train_step": ("make_train_step",),
     "adabatch_jax.training.compiling_ahead": ("compile_ahead",),
+    "adabatch_jax.training.padding_check": ("check_padding",),
     "adabatch_jax.training.evaluation": ("evaluate",),
     "adabatch_jax.runs.fit": ("FitResult", "fit"),
     "adabatch_jax.system.stop_requests": ("Interruption",),

@@ -41,6 +41,7 @@ from adabatch_jax.system.stop_requests import Interruption
 from adabatch_jax.training.compiling_ahead import compile_ahead
 from adabatch_jax.training.evaluation import evaluate
 from adabatch_jax.training.loss_functions import weighted_mean
+from adabatch_jax.training.padding_check import check_padding
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.train_step import make_train_step
 
@@ -49,7 +50,7 @@ __all__ = [
     "FitResult", "Interruption", "Keep", "Layout", "LearningRate", "Operation", "Phase",
     "RestoreError", "Schedule", "Step", "StorageError", "TrainState", "UsageError",
     "accumulation_schedule", "array_source", "batch_indices", "batch_size_schedule", "batches",
-    "compile_ahead", "constant", "coupled_learning_rate", "data_mesh", "epoch_order",
+    "check_padding", "compile_ahead", "constant", "coupled_learning_rate", "data_mesh", "epoch_order",
     "evaluate", "example_indices", "example_keys", "exponential_growth", "fit",
     "growth_from_decay", "host_rows", "joined", "linear_ramp", "make_plan", "make_train_step",
     "models", "parse_duration", "parse_learning_rate", "parse_schedule", "piecewise_constant",

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from adabatch_jax.data.batches import ADDED_TYPES, refuse_added_names
+from adabatch_jax.data.example_weights import example_weights
 from adabatch_jax.data.sources import ReadOnce, Source, map_arrays, read_examples
 
 Types = Mapping[str, Any]  # a `jax.ShapeDtypeStruct` of one row of each array, nested as they are
@@ -25,6 +26,8 @@ def example_types(source: Source) -> Types:
     else:
         arrays = read_examples(source, np.zeros(1, np.int64))
     refuse_added_names(arrays)
+    if "weight" in arrays:
+        arrays["weight"] = example_weights(arrays["weight"])
 
     def row(array: np.ndarray) -> jax.ShapeDtypeStruct:
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
@@ -48,7 +51,7 @@ def abstract_rows(
 
 
 def abstract_batch(examples: Types, shape: tuple[int, ...], sharding: Any = None) -> dict[str, Any]:
-    """A batch of such examples, with what batches add themselves."""
+    """A batch of such examples, with what batches add themselves; a weight of theirs is in it."""
     added = {name: jax.ShapeDtypeStruct(*of_row) for name, of_row in ADDED_TYPES.items()}
     return abstract_rows({**examples, **added}, shape, sharding)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adabatch_jax.data.epoch_order import example_indices, prepare_next_order
+from adabatch_jax.data.example_weights import example_weights
 from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_table
 from adabatch_jax.data.sources import Source, arrays_by_name, map_arrays, read_examples
 from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
@@ -37,13 +38,16 @@ def batches(
     microbatch_size: int | None = None,
     sharding: "NamedSharding | None" = None,
     *,
+    pad: bool = False,
     prefetch: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Yields the plan's batches from a position on.
 
     A batch holds the source's arrays, and `"index"` and `"epoch"` (int32) and `"weight"`
-    (float32: 1 for an example, 0 for padding) of each row. Padding repeats the batch's first
-    example. What a batch holds depends on the seed, the position and the batch size only.
+    (float32: 1 for an example, 0 for padding) of each row. A `"weight"` of the source's own, one
+    number >= 0 per example, is multiplied in: how often the example counts in means, such as its
+    tokens. Padding repeats the batch's first example. What a batch holds depends on the seed, the
+    position and the batch size only.
 
     Args:
       source: where the examples are read from.
@@ -54,26 +58,31 @@ def batches(
       mesh: the devices to spread a batch over: a mesh of one axis, or the sharding of one
         (micro-)batch on a mesh of any axes, the first entry of whose spec names those that share
         the examples out. Later entries hold for the dimensions that an array has. None for numpy
-        arrays of the phase's batch size.
+        arrays of the real examples.
       microbatch_size: examples per micro-batch over all devices; None for no micro-batch axis.
       sharding: such a sharding, by another name; beside it `mesh` may only be its mesh.
+      pad: fill a partial batch up to its phase's size, so that no other shape occurs; else it is
+        shorter.
       prefetch: how many batches a thread reads, and puts on the mesh, ahead of the one at hand; it
         ends with the iterator. 0: none, each batch is read when it is asked for.
 
     Yields:
-      Arrays of shape `(batch_size, ...)`, or `(micro-batches, microbatch_size, ...)`; with a mesh
-      they are global jax.Arrays, split over the devices and padded to a multiple of them.
+      Arrays of shape `(examples, ...)`, or `(micro-batches, microbatch_size, ...)`, the last
+      micro-batch filled up; with a mesh they are global jax.Arrays, split over the devices and
+      padded to a multiple of them where they don't divide the (micro-)batch.
 
     Raises:
-      UsageError: the source's size is not the plan's, an array has one of the names above, no
-        step begins at `start_sample`, `prefetch` < 0, or mesh and sharding don't say, or disagree,
-        how a batch lies.
+      UsageError: the source's size is not the plan's, it has an array "index" or "epoch", or a
+        "weight" that isn't one number >= 0 per example, no step begins at `start_sample`,
+        `prefetch` < 0, or mesh and sharding don't say, or disagree, how a batch lies.
 
     >>> from adabatch_jax import array_source, make_plan
     >>> source = array_source({"x": np.arange(10)})
     >>> plan = make_plan("2, 4sp: 4", num_examples=10, duration="1ep")
-    >>> [batch["weight"].sum().item() for batch in batches(source, plan)]
-    [2.0, 2.0, 4.0, 2.0]
+    >>> [batch["weight"].tolist() for batch in batches(source, plan, start_sample=4)]
+    [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0]]
+    >>> [batch["weight"].tolist() for batch in batches(source, plan, start_sample=4, pad=True)]
+    [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]]
     """
     if mesh is not None or sharding is not None:
         from adabatch_jax.data.mesh import mesh_and_sharding
@@ -88,8 +97,8 @@ def batches(
     def batch_of(step: Step) -> dict[str, Any]:
         examples = examples_of(plan.num_examples, seed, [step])
         prepare_next_order(plan.num_examples, seed, step.start_sample, plan.num_samples)
-        rows = batch_rows(examples, [step], layouts.of(step.batch_size), mesh)
-        batch = read_rows(source, rows) | rows.arrays()
+        layout = layouts.of(step.batch_size if pad else step.num_real)
+        batch = read_rows(source, batch_rows(examples, [step], layout, mesh))
         at = (0, 0) if microbatch_size is None else 0
         batch = map_arrays(lambda array: array[at], batch)
         return batch if mesh is None else put_rows(batch, mesh, int(microbatch_size is not None))
@@ -170,6 +179,7 @@ def batch_rows(
 ) -> Rows:
     """Returns this host's share of the rows of steps of one layout, (steps, micro-batches, rows).
 
+    Where the layout is one of more examples than a step has, the rest is padding.
     `microbatch` is the only micro-batch that is meant; without micro-batches there is one of them.
     """
     places, is_row = _places(layout, (0,) if mesh is None else mesh.own_shards)
@@ -177,7 +187,7 @@ def batch_rows(
         places, is_row = places[microbatch : microbatch + 1], is_row[microbatch : microbatch + 1]
     starts = np.array([step.start_sample - examples.start_sample for step in steps])
     is_real = np.broadcast_to(is_row, (len(steps), *is_row.shape))
-    if any(step.num_real < step.batch_size for step in steps):
+    if any(step.num_real < layout.batch_size for step in steps):
         num_real = np.array([step.num_real for step in steps])
         is_real = is_row & (places < num_real[:, None, None])
         places = np.where(is_real, places, 0)
@@ -186,7 +196,7 @@ def batch_rows(
 
 
 def read_rows(source: Source, rows: Rows) -> dict[str, Any]:
-    """Reads the source's arrays for rows of any shape; for padding nothing is read twice."""
+    """The batch of rows of any shape, from the source; for padding nothing is read twice."""
     index, is_real = rows.index.ravel(), rows.is_real.ravel()
     wanted, place = index, None
     if not is_real.all():
@@ -198,17 +208,25 @@ def read_rows(source: Source, rows: Rows) -> dict[str, Any]:
         place[~is_real] = order[np.searchsorted(wanted, padding, sorter=order)]
     arrays = read_examples(source, wanted)
     refuse_added_names(arrays)
+    if "weight" in arrays:
+        arrays["weight"] = example_weights(arrays["weight"])
 
     def arranged(array: np.ndarray) -> np.ndarray:
         array = array if place is None else array[place]
         return array.reshape(*rows.index.shape, *array.shape[1:])
 
-    return map_arrays(arranged, arrays)
+    arrays, added = map_arrays(arranged, arrays), rows.arrays()
+    if "weight" in arrays:
+        added["weight"] *= arrays["weight"]
+    return arrays | added
 
 
 def refuse_added_names(names: Iterable[str]) -> None:
-    """Raises a UsageError if one of a source's arrays has a name that batches add themselves."""
-    clash = [name for name in names if name in ADDED_TYPES]
+    """Raises a UsageError if one of a source's arrays has a name that batches add themselves.
+
+    A "weight" isn't one of them: it is multiplied into theirs.
+    """
+    clash = [name for name in names if name in ADDED_TYPES and name != "weight"]
     if clash:
         raise UsageError(
             f"the source has an array named {clash[0]!r}, which batches add themselves; rename it."

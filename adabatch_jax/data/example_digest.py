@@ -52,23 +52,26 @@ class ExamplesDigest:
         self.stop_sample = start_sample
 
     def update(self, batch: Mapping[str, Any], start_sample: int | None = None) -> None:
-        """Adds the real examples of a batch, whatever its layout is.
+        """Adds the real examples of a batch, whatever its layout is and whatever they weigh.
 
         Args:
-          batch: as `batches` gives them: "index", "epoch" and "weight" of each row.
+          batch: as `batches` gives them: "index" and "epoch" of each row. A batch holds no example
+            twice, so rows like its first one are padding.
           start_sample: where it begins; none: where the last one ended. A plan that drops an
             epoch's tail leaves positions out: `plan.samples_at(step)` has them.
 
         Raises:
-          UsageError: the batch lacks one of the three.
+          UsageError: the batch lacks one of the two.
         """
         try:
-            weight, index, epoch = (np.ravel(batch[name]) for name in ("weight", "index", "epoch"))
+            index, epoch = (np.ravel(batch[name]) for name in ("index", "epoch"))
         except KeyError as missing:
             raise UsageError(
-                f"a batch needs 'index', 'epoch' and 'weight' of its rows, but has no {missing}."
+                f"a batch needs 'index' and 'epoch' of its rows, but has no {missing}."
             ) from None
-        index, epoch = (rows[weight > 0].astype(np.int64) for rows in (index, epoch))
+        is_real = (index != index[0]) | (epoch != epoch[0])
+        is_real[0] = True
+        index, epoch = (rows[is_real].astype(np.int64) for rows in (index, epoch))
         begin = self.stop_sample if start_sample is None else start_sample
         (share,) = shares_of_digest(begin, index, epoch, [(0, len(index))])
         self.add(share)

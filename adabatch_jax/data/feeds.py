@@ -34,7 +34,8 @@ class Piece:
     """What one dispatch trains on.
 
     Attributes:
-      steps: consecutive updates of one phase, at most the feed's `steps_per_dispatch`.
+      steps: consecutive updates of one phase with as many examples each, at most the feed's
+        `steps_per_dispatch`.
       microbatch: the only micro-batch of the only step that is meant; None for whole updates.
     """
 
@@ -105,7 +106,7 @@ class Feed:
     ...         print(inputs.arrays["index"][place], inputs.arrays["weight"][place])
     streaming: 40 bytes of examples are in memory already
     [0 5 7 6] [1. 1. 1. 1.]
-    [8 1 8 8] [1. 1. 0. 0.]
+    [8 1] [1. 1.]
     """
 
     def __init__(
@@ -210,14 +211,14 @@ class Feed:
         return max(1, number) * most
 
     def _blocks(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, ...]]:
-        """Puts consecutive pieces of a phase together, as many as their arrays have room for."""
-        for _, alike in itertools.groupby(pieces, lambda piece: piece.steps[0].phase):
+        """Puts consecutive pieces of one layout together, as many as their arrays have room for."""
+        for _, alike in itertools.groupby(pieces, lambda piece: piece.steps[0].num_real):
             block, room = [], 0
             for piece in alike:
                 if len(piece.steps) > room or not self._is_sent_in_blocks:
                     if block:
                         yield tuple(block)
-                    layout = self.layouts.of(piece.steps[0].batch_size)
+                    layout = self.layouts.of(piece.steps[0].num_real)
                     block, room = [], self._updates_together(layout)
                 block.append(piece)
                 room -= len(piece.steps)
@@ -228,13 +229,14 @@ class Feed:
         examples = examples_of(self._num_examples, self._seed, steps)
         begin = steps[0].start_sample
         prepare_next_order(self._num_examples, self._seed, begin, self._num_samples)
-        layout = self.layouts.of(steps[0].batch_size)
+        layout = self.layouts.of(steps[0].num_real)
         rows = batch_rows(examples, steps, layout, self._mesh, block[0].microbatch)
-        arrays = rows.arrays()
-        if not self.tables:
+        if self.tables:
+            arrays = rows.arrays()
+        else:
             if isinstance(self._source, ReadOnce) and not block[0].microbatch:
                 self._source.begin_batch()
-            arrays |= read_rows(self._source, rows)
+            arrays = read_rows(self._source, rows)
         number = self._updates_together(layout)
         arrays = map_arrays(lambda array: self._shaped(array, number), arrays)
         arrays = put_rows(arrays, self._mesh, self._num_stacked)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from adabatch_jax.data.batches import Rows, stream_epoch
+from adabatch_jax.data.example_weights import example_weights
 from adabatch_jax.data.loader_rows import Anchor, Loader, LoaderRows
 from adabatch_jax.data.prefetching import read_ahead
 from adabatch_jax.schedules.plan import BatchPlan, step_beginning_at
@@ -33,7 +34,8 @@ def rebatch(
     An item is a pytree of arrays of numpy, jax, torch or TensorFlow, of scalars, texts, or lists
     of those; a batch is the same tree of numpy arrays. If it is a dict, each batch has `"weight"`
     (float32, 1) and `"epoch"` (int32) of its rows too, and on endless streams `"index"` (int32),
-    the row's place; arrays of the loader with these names are kept.
+    the row's place; arrays of the loader with these names are kept, `"weight"` as float32: how
+    often each example counts.
 
     Args:
       loader: what to iterate over, once per epoch; or a function of the number of an epoch that
@@ -56,8 +58,8 @@ def rebatch(
     Raises:
       UsageError: `loader` can't be iterated over, `start_step` is outside the plan, or `prefetch`
         is negative. While iterating: the loader ends early, or its items can't be put together
-        (other structures, shapes or dtypes than before, an array that numpy can't take). Whatever
-        the loader raises comes out as it is.
+        (other structures, shapes or dtypes than before, an array that numpy can't take, a "weight"
+        that isn't one number >= 0 per example). Whatever the loader raises comes out as it is.
 
     >>> from adabatch_jax import make_plan
     >>> loader = [{"x": np.arange(3)}, {"x": np.arange(3, 10)}]
@@ -203,6 +205,7 @@ def _stream(
             return
         if isinstance(tree, dict):
             tree = _added(step.start_sample, rows.position, plan.num_examples) | tree
+            tree["weight"] = example_weights(tree["weight"])
         # The next step's beginning, which is behind what "drop" leaves out.
         sample = plan.samples_at(step.index + 1) if rows.position == stop else rows.position
         yield tree, _state(sample, rows.anchor())

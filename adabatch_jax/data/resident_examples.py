@@ -8,6 +8,7 @@ import numpy as np
 
 from adabatch_jax.data.abstract_arrays import abstract_rows, example_types, tree_bytes
 from adabatch_jax.data.batches import refuse_cut_numbers
+from adabatch_jax.data.example_weights import example_weights
 from adabatch_jax.data.mesh import BatchMesh
 from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.system.errors import UsageError
@@ -83,6 +84,8 @@ def put_tables(
     devices.
     """
     refuse_cut_numbers(arrays)
+    if "weight" in arrays:
+        arrays = {**arrays, "weight": example_weights(arrays["weight"])}
     if mesh is None:
         return jax.device_put(dict(arrays))
     if spread:
@@ -92,6 +95,8 @@ def put_tables(
 
 def gather(tables: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict[str, Any]:
     """Returns a whole batch: `inputs`, and the tables' rows at `inputs["index"]`.
+
+    A weight of the examples' own is multiplied into that of the inputs.
 
     For use inside a compiled program, which takes the tables as an argument; without tables it
     returns the inputs.
@@ -104,7 +109,10 @@ def gather(tables: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict[s
     rows = jax.tree.map(
         lambda table: table.at[inputs["index"]].get(mode="promise_in_bounds"), dict(tables)
     )
-    return rows | dict(inputs)
+    batch = rows | dict(inputs)
+    if "weight" in rows:
+        batch["weight"] = rows["weight"] * inputs["weight"]
+    return batch
 
 
 def _put_spread(array: np.ndarray, mesh: BatchMesh) -> jax.Array:

@@ -41,6 +41,11 @@ class BatchLayout:
         return self.rows_per_device * self.num_devices
 
     @property
+    def has_padding(self) -> bool:
+        """Whether any row is padding."""
+        return self.batch_size < self.num_microbatches * self.padded_size
+
+    @property
     def padding_share(self) -> float:
         """The share of the rows that are padding, 0 to 1."""
         return 1 - self.batch_size / (self.num_microbatches * self.padded_size)

@@ -74,7 +74,8 @@ _EPSILON = 1e-5
 class BatchNorm(nnx.Module):
     """Batch normalization that knows padding, and whose group is stated.
 
-    Means and variances are those of the real examples of a group, weighted by the mask. With
+    Means and variances are those of the real examples of a group, weighted by the mask; how many
+    they are is the number of rows that weigh anything. With
     PyTorch's conventions: normalization uses the biased variance and the running variance
     collects the unbiased one, `new = 0.9 * running + 0.1 * group`, epsilon 1e-5. Groups enter
     the running statistics one by one in the order of the rows, so that they don't depend on how
@@ -103,8 +104,8 @@ class BatchNorm(nnx.Module):
     def __call__(self, images: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
         """Returns the normalized images, and in training updates the running statistics.
 
-        `mask` (batch,) is 1 for a real example and 0 for padding; None if all are real, and then
-        a UsageError is raised where `group_size` doesn't divide the rows.
+        `mask` (batch,) is 1 for a real example, or what it weighs, and 0 for padding; None if all
+        are real, and then a UsageError is raised where `group_size` doesn't divide the rows.
         """
         if not train:
             return self._normalize(images, self.mean[...][None], self.var[...][None])
@@ -124,9 +125,10 @@ class BatchNorm(nnx.Module):
         weight = jnp.ones(num_rows, precise) if mask is None else mask.astype(precise)
         weight = weight.reshape(-1, group_size, 1, 1, 1)
         groups = images.reshape(-1, group_size, *images.shape[1:]).astype(precise)
-        num_real = weight.sum((1, 2, 3))  # (groups, 1)
+        num_real = (weight > 0).astype(precise).sum((1, 2, 3))  # (groups, 1)
         count = num_real * (height * width)
-        divisor = jnp.where(count > 0, count, 1)
+        total = weight.sum((1, 2, 3)) * (height * width)
+        divisor = jnp.where(total > 0, total, 1)
         mean = (groups * weight).sum((1, 2, 3)) / divisor
         deviation = groups - mean[:, None, None, None]
         var = (deviation * deviation * weight).sum((1, 2, 3)) / divisor

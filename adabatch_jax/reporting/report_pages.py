@@ -146,7 +146,7 @@ def _prediction_section(run: Run) -> list[str]:
             count_text(phase.batch_size),
             count_text(phase.num_updates),
             f"{'' if phase.is_measured else '~'}{seconds_text(phase.update_seconds)}",
-            *_predicted_and_measured(phase.seconds, seconds),
+            *_predicted_and_measured(phase.phase_seconds, seconds),
         ]
         for phase, seconds in zip(prediction.phases, measured, strict=True)
     ]

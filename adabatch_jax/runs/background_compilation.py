@@ -10,9 +10,9 @@ from adabatch_jax.training.setup import Setup
 from adabatch_jax.training.train_state import TrainState
 
 
-def evaluation_program(name: str) -> Hashable:
-    """What the program that evaluates on a source is called among the run's programs."""
-    return ("evaluation", name)
+def evaluation_program(name: str, num_rows: int) -> Hashable:
+    """What a program that evaluates on a source is called among the run's programs."""
+    return ("evaluation", name, num_rows)
 
 
 def compile_in_background(
@@ -21,8 +21,9 @@ def compile_in_background(
     """Begins to compile what isn't needed at once; evaluations come before most phases."""
     like, programs = abstract(state), setup.dispatch.programs
     for name, evaluator in evaluators.items():
-        lower = functools.partial(evaluator.lower, like)
-        programs.add(evaluation_program(name), lower)
+        for num_rows in evaluator.programs:
+            lower = functools.partial(evaluator.lower, like, num_rows)
+            programs.add(evaluation_program(name, num_rows), lower)
     shardings = setup.update.state_shardings(state)
     programs.add(COPY, functools.partial(lower_copy, like, shardings, has_room))
     programs.compile_rest()

@@ -104,7 +104,8 @@ def fit(
       tx: the optimizer, with its learning rate inside.
       state: where to begin, from update `state.step` on; its arrays are donated.
       source: the training examples, `plan.num_examples` of them. Where sources have a `digest`,
-        a run goes on with the same contents only.
+        a run goes on with the same contents only. Its array "weight", if it has one, is how often
+        each example counts, see `batches`.
       plan: which batch size when. To go on with a run that was finished, or with another future,
         give the run's own plan `continued` from where it stands.
       learning_rate: only logged: the schedule inside `tx`.
@@ -138,7 +139,8 @@ def fit(
       identity: settings, as JSON values, kept in config.json and in each checkpoint.
 
     Raises:
-      UsageError: arguments that don't fit each other.
+      UsageError: arguments that don't fit each other, or a loss or an `eval_fn` that sees padding,
+        where there is any, see `check_padding`.
       DivergedError: the loss or a gradient is not finite, and `operation.on_nan` knows no way on.
       RestoreError: the workdir holds another run or one of other examples, none of its
         checkpoints is sound, or rows of metrics before the newest one are damaged or missing.

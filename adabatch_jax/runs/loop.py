@@ -3,7 +3,7 @@
 import collections
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -67,13 +67,14 @@ class Loop:
         watchdog: Watchdog,
     ):
         self._dispatch, self._feed = setup.dispatch, setup.feed
+        self._padding_trial = setup.padding_trial
         self._state, self._finished = state, record.start_step
         self._due, self._record, self._rows, self._recovery = due, record, rows, recovery
         self._evaluators, self._on_step = evaluators, on_step
         self._interruption, self._progress = interruption, progress
         self._profile, self._watchdog = profile, watchdog
         self._in_flight, self._settled = InFlight(), record.start_step
-        self._ready_for: int | None = None  # the batch size whose programs are there
+        self._ready_for: int | None = None  # the number of examples whose programs are there
         self._copies = StateCopies(record, recovery)
         self._stop_time = _StopTime(interruption, record)
 
@@ -92,10 +93,11 @@ class Loop:
         next_stop = self._due.next_stop(self._finished)
         has_faults = are_asked_for()  # asking at every update would cost a small network 5 %
         clocks.enter("input")
-        for piece, inputs in () if is_cut_off else self._feed.run(pieces, self._may_stop):
+        run = () if is_cut_off else self._feed.run(pieces, self._may_stop)
+        for piece, inputs in run if self._padding_trial is None else self._tried(run):
             if has_faults:
                 inputs = _with_fault(inputs)
-            if not self._is_ready_for(piece.steps[0].batch_size):
+            if not self._is_ready_for(piece.steps[0].num_real):
                 break  # a stop came first
             self._announce(piece)
             clocks.enter("step")
@@ -132,6 +134,17 @@ class Loop:
         clocks.enter(None)
         return self._state, self._finished < num_steps or is_cut_off
 
+    def _tried(self, run: Iterable[tuple[Piece, Inputs]]) -> Iterator[tuple[Piece, Inputs]]:
+        """The same pieces; the loss is tried with the first one that has examples enough."""
+        run = iter(run)
+        for piece, inputs in run:
+            with self._record.clocks.timed("compile"):
+                is_tried = self._padding_trial(self._state, piece, inputs)
+            yield piece, inputs
+            if is_tried:
+                break
+        yield from run
+
     def _may_stop(self) -> bool:
         """Whether to stop here: a bad update that is in flight is first followed by its rollback.
 
@@ -159,12 +172,12 @@ class Loop:
             self._settle(0)
             self._profile.switch(step.index, self._progress)
 
-    def _is_ready_for(self, batch_size: int) -> bool:
-        """Waits for the programs of a batch size; returns False where a stop comes first."""
-        if batch_size != self._ready_for:
-            if not all(map(self._is_compiled, self._dispatch.names(batch_size))):
+    def _is_ready_for(self, num_real: int) -> bool:
+        """Waits for the programs of so many examples; returns False where a stop comes first."""
+        if num_real != self._ready_for:
+            if not all(map(self._is_compiled, self._dispatch.names(num_real))):
                 return False
-            self._ready_for = batch_size
+            self._ready_for = num_real
         return True
 
     def _is_compiled(self, name: Hashable) -> bool:
@@ -250,10 +263,11 @@ class Loop:
         seconds = self._rows.seconds(row["samples"])
         measured: dict[str, float] = {}
         for name, evaluator in self._evaluators.items():
-            program = evaluation_program(name)
-            if not self._is_compiled(program):
-                return False
-            evaluator.program = self._dispatch.programs.get(program).compiled
+            for num_rows in evaluator.programs:
+                program = evaluation_program(name, num_rows)
+                if not self._is_compiled(program):
+                    return False
+                evaluator.programs[num_rows] = self._dispatch.programs.get(program).compiled
             with self._record.clocks.timed("evaluation"):
                 results = evaluator(self._state, self._is_asked_to_stop, self._watchdog.beat)
             if results is None:

@@ -51,6 +51,16 @@ class Stride:
             end = min(end, (begin // self.num_examples + 1) * self.num_examples)
         return end
 
+    def unlike_from(self, k: int) -> set[int]:
+        """Steps from k on among which each number of examples is, where it comes first."""
+        if self.remainder != "partial":
+            return {k}
+        # All epochs behind the next one are like it.
+        done = self.steps_in_first_epoch
+        if k >= done:
+            done += ((k - done) // self.steps_per_epoch + 1) * self.steps_per_epoch
+        return {k, k + 1, done - 1, done - 1 + self.steps_per_epoch}
+
     def progress(self, sample: int) -> tuple[int, int, int]:
         """The steps that end by a sample or an array of them, all steps beginning at sample 0.
 

@@ -72,6 +72,22 @@ def finish(sums: Sums, params: Any, model_state: Any, sequential: bool) -> Outpu
     )
 
 
+def left_out_if_empty(outputs: Outputs, weight: jax.Array, model_state: Any) -> Outputs:
+    """What a batch in one piece gives, as `finish` of it: nothing if its weights sum up to 0."""
+
+    def nothing(value: jax.Array) -> jax.Array:
+        # A sum that is no number has something to say.
+        return jnp.where(weight != 0, value, jnp.zeros_like(value))
+
+    return Outputs(
+        grads=jax.tree.map(nothing, outputs.grads),
+        model_state=jax.tree.map(
+            functools.partial(_put, is_real=weight != 0), model_state, outputs.model_state
+        ),
+        metrics=jax.tree.map(nothing, outputs.metrics),
+    )
+
+
 def sum_up(
     grad_fn: GradFn,
     params: Any,

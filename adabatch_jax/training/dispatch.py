@@ -12,6 +12,7 @@ from adabatch_jax.data.abstract_arrays import abstract, laid_out
 from adabatch_jax.data.feeds import Feed, Inputs, Piece
 from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.training.compiled_programs import Programs
 from adabatch_jax.training.program_names import program_names
 from adabatch_jax.training.traced_dispatches import (
@@ -77,12 +78,12 @@ class Dispatch(abc.ABC):
         self._key_data = update.place(jax.random.key_data(rng))
         self._key_impl = jax.random.key_impl(rng)
         self._of_sizes: dict[int, list[jax.stages.Compiled]] = {}
-        layouts = [feed.layouts.of(size) for size in sizes_from(plan, start_step)]
+        layouts = [feed.layouts.of(size) for size in first_updates_by_size(plan, start_step)]
         self.programs = Programs(self._lowerings(layouts, abstract(state)))
 
-    def names(self, batch_size: int) -> tuple[Hashable, ...]:
-        """The programs that updates of this batch size need."""
-        return program_names(self._feed.layouts.of(batch_size), self.is_split)
+    def names(self, num_real: int) -> tuple[Hashable, ...]:
+        """The programs that updates of so many examples need."""
+        return program_names(self._feed.layouts.of(num_real), self.is_split)
 
     @abc.abstractmethod
     def pieces(self, start_step: int, next_boundary: Callable[[int], int]) -> Iterator[Piece]:
@@ -98,12 +99,12 @@ class Dispatch(abc.ABC):
     ) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
         """What lowers the programs, by name, for an abstract state."""
 
-    def _compiled(self, batch_size: int) -> list[jax.stages.Compiled]:
+    def _compiled(self, num_real: int) -> list[jax.stages.Compiled]:
         """The programs of `names`; waits for those that aren't there yet."""
-        if batch_size not in self._of_sizes:
-            names = self.names(batch_size)
-            self._of_sizes[batch_size] = [self.programs.get(name).compiled for name in names]
-        return self._of_sizes[batch_size]
+        if num_real not in self._of_sizes:
+            names = self.names(num_real)
+            self._of_sizes[num_real] = [self.programs.get(name).compiled for name in names]
+        return self._of_sizes[num_real]
 
     @property
     def _others(self) -> tuple[Any, Any, Any]:
@@ -127,7 +128,7 @@ class FusedDispatch(Dispatch):
         return pieces(self._plan, start_step, self._steps_per_dispatch, next_boundary)
 
     def __call__(self, piece: Piece, state: TrainState, inputs: Inputs) -> Dispatched:
-        (program,) = self._compiled(piece.steps[0].batch_size)
+        (program,) = self._compiled(piece.steps[0].num_real)
         numbers = inputs.first, inputs.count
         return _dispatched(*program(state, inputs.arrays, numbers, *self._others))
 
@@ -174,13 +175,13 @@ class SplitDispatch(Dispatch):
         return microbatch_pieces(self._plan, start_step, self._feed.layouts)
 
     def __call__(self, piece: Piece, state: TrainState, inputs: Inputs) -> Dispatched:
-        batch_size = piece.steps[0].batch_size
-        begin, add, finish = self._compiled(batch_size)
+        num_real = piece.steps[0].num_real
+        begin, add, finish = self._compiled(num_real)
         if piece.microbatch == 0:
             self._sums = begin(state)
         number = self._number(piece.microbatch)
         self._sums, added = add(self._sums, state, inputs.arrays, number, *self._others)
-        if piece.microbatch + 1 < self._feed.layouts.of(batch_size).num_microbatches:
+        if piece.microbatch + 1 < self._feed.layouts.of(num_real).num_microbatches:
             return Dispatched(state, None, None, None, added)
         sums, self._sums = self._sums, None
         return _dispatched(*finish(state, sums))
@@ -230,12 +231,6 @@ class SplitDispatch(Dispatch):
             number = jax.device_put(np.int32(microbatch))
             self._numbers[microbatch] = self._update.place(number)
         return self._numbers[microbatch]
-
-
-def sizes_from(plan: BatchPlan, start_step: int) -> tuple[int, ...]:
-    """The distinct batch sizes from an update on, in the order of their first use."""
-    rest = (phase for phase in plan.phases if phase.stop_step > start_step)
-    return tuple(dict.fromkeys(phase.batch_size for phase in rest))
 
 
 def _dispatched(state: TrainState, metrics: Metrics, is_finite: Any, weight: Any) -> Dispatched:

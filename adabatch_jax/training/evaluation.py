@@ -24,6 +24,7 @@ from adabatch_jax.data.sources import Source, map_arrays
 from adabatch_jax.schedules.plan import Step
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import reach
+from adabatch_jax.training.padding_check import check_evaluation
 from adabatch_jax.training.parameter_sharding import gathered_specs, given_spec, shardings_of
 from adabatch_jax.training.train_state import TrainState
 
@@ -50,8 +51,8 @@ class Evaluator:
 
     Attributes:
       num_bytes: memory that the kept examples take on each device; 0 where they don't fit.
-      program: what evaluates a batch; None: compiled at the first one. To have it ahead of time put
-        `lower(...).compile()` here.
+      programs: by the rows of a batch, of which the last one may have fewer, what evaluates it;
+        None: compiled when it is needed. To have it ahead of time put `lower(...).compile()` here.
 
     Raises:
       UsageError: an empty source, or a batch size below 1.
@@ -72,17 +73,20 @@ class Evaluator:
             raise UsageError("the evaluation's source has no examples.")
         self._source, self._mesh = source, as_batch_mesh(mesh)
         layouts = Layouts(num_devices=1 if mesh is None else self._mesh.num_shards)
-        # One shape for all batches, no larger than the source needs.
-        num_rows = layouts.of(min(batch_size, len(source))).padded_size
-        self._layout = layouts.of(num_rows)
+        self._layouts = layouts
+        # No larger than the source needs. The last batch is padded for the devices only.
+        self._num_rows = layouts.of(min(batch_size, len(source))).padded_size
+        self._last = layouts.of((len(source) - 1) % self._num_rows + 1)
+        self._has_padding = self._last.has_padding
         self._eval_fn = eval_fn
         self._params_of = None if eval_params is None else jax.jit(eval_params)
-        self.program: Callable[..., Mapping[str, jax.Array]] | None = None
-        self._num_batches = -(-len(source) // num_rows)
-        self._batch = abstract_batch(example_types(source), (num_rows,))
-        if mesh is not None:
-            self._batch = laid_out(self._batch, self._mesh.of_batch(self._batch))
-        num_bytes = self._num_batches * tree_bytes(self._batch) // layouts.num_devices
+        self._num_batches = -(-len(source) // self._num_rows)
+        self._types = example_types(source)
+        sizes = [*[self._num_rows] * (self._num_batches - 1), self._last.padded_size]
+        self.programs: dict[int, Callable[..., Mapping[str, jax.Array]] | None]
+        self.programs = dict.fromkeys(sizes)
+        row_bytes = tree_bytes(abstract_batch(self._types, (1,)))
+        num_bytes = sum(sizes) * row_bytes // layouts.num_devices
         self.num_bytes = num_bytes if num_bytes <= keep_limit_bytes else 0
         self._kept: list[tuple[Step, Batch]] | None = None
         self._thread = BackgroundThread("evaluation")
@@ -102,8 +106,8 @@ class Evaluator:
         """Keeps no examples on the devices from here on."""
         self.num_bytes, self._kept = 0, None
 
-    def lower(self, state: TrainState) -> jax.stages.Lowered:
-        """Lowers the program for states like this one (arrays or `jax.ShapeDtypeStruct`s)."""
+    def lower(self, state: TrainState, num_rows: int) -> jax.stages.Lowered:
+        """Lowers a program for states like this one (arrays or `jax.ShapeDtypeStruct`s)."""
         params = state.params
         if self._params_of is not None:
             params = jax.eval_shape(self._params_of, state.opt_state, params)
@@ -115,7 +119,7 @@ class Evaluator:
         evaluated = jax.tree.map(like, (params, state.model_state))
         jitted, lies = self._jitted(state), self._shardings(state)
         with self._in_mesh():
-            return jitted.lower(*laid_out(evaluated, lies), self._batch)
+            return jitted.lower(*laid_out(evaluated, lies), self._batch(num_rows))
 
     def _in_mesh(self) -> contextlib.AbstractContextManager:
         """Where `eval_fn` is traced: a `PartitionSpec` alone means this mesh."""
@@ -157,19 +161,28 @@ class Evaluator:
           should_stop: asked between batches, and 10 times a second while one is waited for; True
             ends the evaluation, which then has no result: None.
           on_batch: called when another batch is on its way; the devices are at most two behind.
+
+        Raises:
+          UsageError: a metric is no number, all examples weigh 0, or `eval_fn` sees padding, with
+            which it is tried once where the devices don't divide the last batch.
         """
         params, model_state = state.params, state.model_state
         if self._params_of is not None:
             params = self._params_of(state.opt_state, params)
         if self._mesh is not None:
             params, model_state = jax.device_put((params, model_state), self._shardings(state))
-        program = self.program or self._jitted(state)
+        jitted = self._jitted(state)
         counts, results, kept = [], [], []
         for step, batch in self._batches(should_stop):
             if self.num_bytes:
                 kept.append((step, batch))
-            counts.append(step.num_real)
+            weight = batch["weight"]
+            counts.append(weight.sum() if "weight" in self._types else step.num_real)
             with self._in_mesh():
+                if self._has_padding and step.num_real == self._last.batch_size:
+                    self._has_padding = False
+                    check_evaluation(self._eval_fn, params, model_state, batch)
+                program = self.programs[len(weight)] or jitted
                 results.append(program(params, model_state, batch))
             if len(results) > 2:
                 # Dispatch runs ahead of the devices; without a bound batches fill the memory.
@@ -181,7 +194,7 @@ class Evaluator:
         if len(results) < self._num_batches:
             return None
         self._kept = kept or None
-        results = jax.device_get(results)
+        results, counts = jax.device_get((results, counts))
         if not isinstance(results[0], Mapping):
             raise UsageError(
                 f"eval_fn must return a dict of metrics, got a {type(results[0]).__name__}."
@@ -192,16 +205,24 @@ class Evaluator:
                     f"a metric is a number, but eval_fn's {name!r} has the shape {value.shape}; "
                     "return its mean, or one metric per entry."
                 )
+        counts = [float(count) for count in counts]
+        if not any(counts):
+            raise UsageError("all examples of the evaluation's source weigh 0; weigh some of them.")
+        weighed = [(result, count) for result, count in zip(results, counts) if count]
         return {
-            name: sum(map(_total, (r[name] for r in results), counts)) / sum(counts)
+            name: sum(_total(result[name], count) for result, count in weighed) / sum(counts)
             for name in results[0]
         }
+
+    def _batch(self, num_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        batch = abstract_batch(self._types, (num_rows,))
+        return batch if self._mesh is None else laid_out(batch, self._mesh.of_batch(batch))
 
     def _batches(self, should_stop: Callable[[], bool]) -> Iterable[tuple[Step, Batch]]:
         """What the source holds, in order: kept, or read while the devices are at work."""
         if self._kept is not None:
             return self._kept
-        num_rows, stop = self._layout.batch_size, len(self._source)
+        num_rows, stop = self._num_rows, len(self._source)
         steps = (
             Step(number, 0, start, num_rows, min(num_rows, stop - start))
             for number, start in enumerate(range(0, stop, num_rows))
@@ -210,8 +231,8 @@ class Evaluator:
 
     def _read(self, step: Step) -> Batch:
         examples = examples_of(None, 0, [step])  # None: in the source's own order
-        rows = batch_rows(examples, [step], self._layout, self._mesh)
-        arrays = read_rows(self._source, rows) | rows.arrays()
+        layout = self._layouts.of(step.num_real)
+        arrays = read_rows(self._source, batch_rows(examples, [step], layout, self._mesh))
         return put_rows(map_arrays(lambda array: array[0, 0], arrays), self._mesh, 0)
 
 
@@ -229,7 +250,7 @@ def _gathering(eval_fn: EvalFn, structure: Any, gathered: tuple[NamedSharding, .
     return gathering
 
 
-def _total(mean: Any, count: int) -> float:
+def _total(mean: Any, count: float) -> float:
     """The sum behind a mean: whole where rounding alone keeps it from being whole.
 
     So accuracies are exact: 1/3 of 120 examples are 40 however they were cut into batches.
@@ -253,6 +274,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns the metrics of `state` over the whole source; see `Evaluator`.
 
+    Where the source has a "weight" of its own, an example counts as often as that says.
+
     Repeated calls with the same `eval_fn` and shapes don't compile again.
 
     Args:
@@ -261,7 +284,9 @@ def evaluate(
       state: whose parameters and model state are looked at.
       source: the examples, each of which counts once.
       batch_size: examples that are computed at a time; the result doesn't depend on it.
-      mesh: the devices to spread a batch over; None for one.
+      mesh: as in `make_train_step`; None for one device.
+      eval_params: `eval_params(opt_state, params)` makes the parameters that are evaluated, as
+        `optax.contrib.schedule_free_eval_params` does; None: those of the state.
 
     >>> import optax
     >>> from adabatch_jax.data.sources import array_source

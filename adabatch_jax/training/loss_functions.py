@@ -16,8 +16,8 @@ def weighted_mean(
 
     Args:
       values: shape (B, ...), one entry per example; booleans count as 0 and 1.
-      weight: shape (B,), 1 for a real example and 0 for padding. A padded row must be finite,
-        as those that repeat a real example are.
+      weight: shape (B,), 1 for a real example (or a weight of its own, at least 0) and 0 for
+        padding. A padded row must be finite, as those that repeat a real example are.
       axis_name: inside `jax.pmap` or `jax.shard_map`, where a device sees its own rows alone: the
         axis whose devices share the batch, each with as many real examples as it happens to have.
         A mean of the devices' own means would count padded devices too much. Where gradients are

@@ -20,6 +20,7 @@ from adabatch_jax.data.feeds import Feed
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.data.sources import Source
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.training.automatic_layout import (
     Choice,
     Circumstances,
@@ -30,8 +31,9 @@ from adabatch_jax.training.automatic_layout import (
 )
 from adabatch_jax.training.compiled_programs import Program, program_of
 from adabatch_jax.training.device_memory import device_memory_bytes
-from adabatch_jax.training.dispatch import Dispatch, FusedDispatch, SplitDispatch, sizes_from
+from adabatch_jax.training.dispatch import Dispatch, FusedDispatch, SplitDispatch
 from adabatch_jax.training.evaluation import Evaluator
+from adabatch_jax.training.padding_check import PaddingTrial, padding_trial
 from adabatch_jax.training.program_names import MANY_PROGRAMS
 from adabatch_jax.training.slow_convolutions import has_slow_convolutions
 from adabatch_jax.training.train_state import TrainState
@@ -47,6 +49,7 @@ class Setup:
       layout: what the bits of the result depend on beside the settings, as JSON values.
       limit_bytes: memory of each device; infinite where that isn't known.
       largest: the largest of the compiled programs.
+      padding_trial: tries the loss before its first update, where any row will be padding; or None.
     """
 
     update: Update
@@ -55,6 +58,7 @@ class Setup:
     layout: dict[str, Any]
     limit_bytes: float
     largest: Program
+    padding_trial: PaddingTrial | None
 
     @property
     def free_bytes(self) -> float:
@@ -95,7 +99,7 @@ def set_up(
     if limit is None:
         here = jax.process_index()
         limit = device_memory_bytes([d for d in devices if d.process_index == here])
-    sizes = sizes_from(plan, start_step)
+    sizes = list(first_updates_by_size(plan, start_step))
     platform, weights = devices[0].platform, jax.tree.leaves(state.params)
     traced_whole = functools.partial(_traced_whole, update, state, rng, example_types(source))
     number = options.steps_per_dispatch
@@ -156,7 +160,11 @@ def _build(
 ) -> Setup:
     """Builds what was chosen, and compiles the first and the largest program."""
     is_split, number = options.accumulation == "split", options.steps_per_dispatch
-    update = dataclasses.replace(update, microbatch_size=choice.microbatch_size)
+    update = dataclasses.replace(
+        update,
+        microbatch_size=choice.microbatch_size,
+        may_weigh_nothing="weight" in example_types(source),
+    )
     feed = Feed(
         source, plan, seed, mesh=update.mesh, microbatch_size=choice.microbatch_size,
         steps_per_dispatch=number, kind=choice.input, available_bytes=limit_bytes, split=is_split,
@@ -174,10 +182,11 @@ def _build(
         dispatch = SplitDispatch(*arguments)
     else:
         dispatch = FusedDispatch(*arguments, steps_per_dispatch=number)
-    sizes = sizes_from(plan, start_step)
+    sizes = list(first_updates_by_size(plan, start_step))
     names = dict.fromkeys((*dispatch.names(sizes[0]), *dispatch.names(max(sizes))))
     largest = max(map(dispatch.programs.get, names), key=lambda program: program.num_bytes)
-    return Setup(update, feed, dispatch, layout, limit_bytes, largest)
+    trial = padding_trial(update, feed, plan, start_step, rng, is_split)
+    return Setup(update, feed, dispatch, layout, limit_bytes, largest, trial)
 
 
 def _traced_whole(

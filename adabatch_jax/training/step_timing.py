@@ -10,9 +10,10 @@ from typing import Any
 import jax
 
 from adabatch_jax.data.feeds import Feed, Inputs, Piece
-from adabatch_jax.schedules.plan import BatchPlan, Phase
+from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.training.device_memory import device_bytes
-from adabatch_jax.training.dispatch import Dispatch, Dispatched, sizes_from
+from adabatch_jax.training.dispatch import Dispatch, Dispatched
 from adabatch_jax.training.time_prediction import fit_update_cost
 from adabatch_jax.training.train_state import TrainState
 
@@ -41,18 +42,18 @@ def seconds_by_size(
     state: TrainState,
     limit_bytes: float,
 ) -> dict[int, float]:
-    """Times updates of the batch sizes whose programs are compiled, on a copy of the state.
+    """Times updates of the sizes whose programs are compiled, on a copy of the state.
 
     The first size is always timed; another one if that takes no more than a percent of the time
     that the whole run should take. One is left out where a device's memory, `limit_bytes`, has no
-    room for the copy. Returns seconds per update, input left out, by batch size.
+    room for the copy. Returns seconds per update, input left out, by its number of examples.
     """
     copy_bytes = device_bytes(state)
-    sizes = sizes_from(plan, start_step)
+    firsts = first_updates_by_size(plan, start_step)
     programs = dispatch.programs
     ready = [
         size
-        for size in sizes
+        for size in firsts
         if all(
             programs.is_ready(name) and programs.get(name).num_bytes + copy_bytes <= limit_bytes
             for name in dispatch.names(size)
@@ -67,8 +68,7 @@ def seconds_by_size(
             budget = max(_MIN_BUDGET_SECONDS, _BUDGET_SHARE * per_example * rest)
             if FEWEST_UPDATES * per_example * size > budget:
                 continue
-        phase = next(phase for phase in plan.phases if phase.batch_size == size)
-        run = _Updates(dispatch, feed, phase, state)
+        run = _Updates(dispatch, feed, firsts[size], plan.num_steps, state)
         seconds[size] = seconds_per_update(run, budget) / run.num_updates
     return seconds
 
@@ -76,10 +76,10 @@ def seconds_by_size(
 class _Updates:
     """Performs updates of one size on a copy of the state, `num_updates` of them per dispatch."""
 
-    def __init__(self, dispatch: Dispatch, feed: Feed, phase: Phase, state: Any):
+    def __init__(self, dispatch: Dispatch, feed: Feed, step: int, num_steps: int, state: Any):
         self._dispatch = dispatch
         self._state = jax.tree.map(lambda leaf: leaf.copy(), state)
-        made = feed.run(dispatch.pieces(phase.start_step, lambda finished: phase.stop_step))
+        made = feed.run(dispatch.pieces(step, lambda finished: num_steps))
         self._pieces, metrics = [], None
         while metrics is None:  # all micro-batches, where they are dispatched one by one
             self._pieces.append(next(made))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from adabatch_jax.schedules.phases import Phase
 from adabatch_jax.schedules.plan import BatchPlan, fixed_batch_plan
 from adabatch_jax.system.errors import UsageError
 
@@ -91,11 +92,13 @@ def largest_paying_size(seconds_by_size: Mapping[int, float]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseCost:
-    """What a phase takes; a partial batch is padded to the phase's size and takes as long.
+    """What a phase takes.
 
     Attributes:
       phase: its number, from 0.
-      is_measured: whether `update_seconds` was measured, else it comes from the fit.
+      update_seconds: of an update with a full batch.
+      is_measured: whether that was measured, else it comes from the fit.
+      phase_seconds: of all its updates.
     """
 
     phase: int
@@ -103,11 +106,7 @@ class PhaseCost:
     num_updates: int
     update_seconds: float
     is_measured: bool
-
-    @property
-    def seconds(self) -> float:
-        """The time of the phase's updates."""
-        return self.num_updates * self.update_seconds
+    phase_seconds: float
 
     @property
     def examples_per_second(self) -> float:
@@ -131,7 +130,7 @@ class Prediction:
     @property
     def total_seconds(self) -> float:
         """The time of all updates."""
-        return sum(phase.seconds for phase in self.phases)
+        return sum(phase.phase_seconds for phase in self.phases)
 
     @property
     def speedup(self) -> float:
@@ -153,10 +152,7 @@ class Prediction:
             "total_seconds": self.total_seconds,
             "fixed_seconds": self.fixed_seconds,
             **dataclasses.asdict(self.cost),
-            "phases": [
-                {**dataclasses.asdict(phase), "phase_seconds": phase.seconds}
-                for phase in self.phases
-            ],
+            "phases": [dataclasses.asdict(phase) for phase in self.phases],
         }
 
     @classmethod
@@ -179,30 +175,36 @@ def predict(plan: BatchPlan, seconds_by_size: Mapping[int, float]) -> Prediction
     """Predicts the time of a plan's updates.
 
     A size that was measured takes what was measured: memory and kernels make T(B) jump, and the
-    jump is real. The fit T(B) = a + b B fills in the others, inside and outside of the range.
+    jump is real. The fit T(B) = a + b B fills in the others, inside and outside of the range. A
+    partial batch of r examples takes T(r) / T(B) of what its phase's full ones do.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("100, 10ep: 400", num_examples=1000, duration="20ep")
     >>> prediction = predict(plan, {100: 0.5, 400: 0.8})
-    >>> [round(phase.seconds, 6) for phase in prediction.phases], prediction.fixed_seconds
+    >>> [round(phase.phase_seconds, 6) for phase in prediction.phases], prediction.fixed_seconds
     ([50.0, 20.0], 100.0)
     >>> round(prediction.speedup, 3)
     1.429
     """
     cost = fit_update_cost(seconds_by_size)
 
-    def update_seconds(batch_size: int) -> float:
-        return seconds_by_size.get(batch_size) or cost.update_seconds(batch_size)
-
-    phases = tuple(
-        PhaseCost(
+    def phase_cost(plan: BatchPlan, phase: Phase) -> PhaseCost:
+        size, number = phase.batch_size, phase.num_steps
+        full = seconds_by_size.get(size) or cost.update_seconds(size)
+        missing = 0  # examples that partial batches lack
+        if plan.remainder != "drop":
+            missing = number * size - (phase.stop_sample - phase.start_sample)
+        per_example = full * cost.example_seconds / cost.update_seconds(size)
+        return PhaseCost(
             phase=phase.index,
-            batch_size=phase.batch_size,
-            num_updates=phase.num_steps,
-            update_seconds=float(update_seconds(phase.batch_size)),
-            is_measured=phase.batch_size in seconds_by_size,
+            batch_size=size,
+            num_updates=number,
+            update_seconds=float(full),
+            is_measured=size in seconds_by_size,
+            phase_seconds=float(number * full - missing * per_example),
         )
-        for phase in plan.phases
-    )
-    fixed_seconds = fixed_batch_plan(plan).num_steps * phases[0].update_seconds
+
+    phases = tuple(phase_cost(plan, phase) for phase in plan.phases)
+    fixed = fixed_batch_plan(plan)
+    fixed_seconds = sum(phase_cost(fixed, phase).phase_seconds for phase in fixed.phases)
     return Prediction(phases, cost, fixed_seconds)

@@ -158,7 +158,7 @@ def make_train_step(
     Args:
       loss_fn: `loss_fn(params, model_state, batch, rng) -> (loss, (model_state, metrics))`.
         Loss and metrics are means over the batch weighted by `batch["weight"]`, see
-        `weighted_mean`; `metrics` is a dict without the key "loss". The arrays that a
+        `weighted_mean` and `check_padding`; `metrics` is a dict without the key "loss". The arrays that a
         `jax.tree_util.Partial` binds are arguments of the program: others of the same shape share
         it in a cache of compiled programs.
       tx: the optimizer.

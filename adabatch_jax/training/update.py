@@ -1,5 +1,6 @@
 """What one update of a model computes, as functions to be traced."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -40,9 +41,7 @@ def _on_its_mesh(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def traced(self: "Update", *arguments: Any) -> Any:
-        if self.mesh is None:
-            return method(self, *arguments)
-        with jax.sharding.use_abstract_mesh(self.mesh.mesh.abstract_mesh):
+        with self.in_mesh():
             return method(self, *arguments)
 
     return traced
@@ -67,6 +66,8 @@ class Update:
       mesh: becomes a `BatchMesh`.
       specs: the `PartitionSpec` of each leaf of the state, see `keeping`; None: as for a state that
         comes with no sharding of its own.
+      may_weigh_nothing: all weights of a batch may be 0, as of examples with weights of their own:
+        then nothing is learnt from it, in one piece too, even where the loss divides by them.
       constants: the arrays that `loss_fn` holds, where the devices want them; they are arguments
         of the program around.
       (the others): as in `make_train_step`, which says what is refused.
@@ -81,6 +82,7 @@ class Update:
     shard_params: bool = False
     skip_nonfinite: bool = False
     specs: TrainState | None = None
+    may_weigh_nothing: bool = False
     constants: Constants = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -96,6 +98,12 @@ class Update:
         constants = tuple(jax.tree.leaves(_as_pytree(self.loss_fn)))
         put = jax.device_put if mesh is None else mesh.put_whole
         object.__setattr__(self, "constants", put(constants))
+
+    def in_mesh(self) -> contextlib.AbstractContextManager[None]:
+        """Where the loss is traced: a `PartitionSpec` alone means this mesh."""
+        if self.mesh is None:
+            return contextlib.nullcontext()
+        return jax.sharding.use_abstract_mesh(self.mesh.mesh.abstract_mesh)
 
     def keeping(self, state: TrainState) -> "Update":
         """The same update for states that are sharded as this one is (arrays or abstract ones).
@@ -125,7 +133,7 @@ class Update:
         self, state: TrainState, microbatch: Batch, rng: jax.Array, constants: Constants
     ) -> Sums:
         """The sums before the first micro-batch; of any micro-batch (m, ...), the shapes matter."""
-        loss_fn = self._loss_fn(constants)
+        loss_fn = self.loss_of(constants)
         metrics = metrics_like(loss_fn, state.params, state.model_state, microbatch, rng)
         sums = accumulation.begin(
             state.params, state.model_state, metrics, self.sequential_model_state
@@ -226,12 +234,12 @@ class Update:
                 f"multiple of the {num_devices} devices), got {shape[-1]} rows."
             )
 
-    def _loss_fn(self, constants: Constants) -> LossFn:
+    def loss_of(self, constants: Constants) -> LossFn:
         """The loss with these constants, as a pytree."""
         return jax.tree.unflatten(jax.tree.structure(_as_pytree(self.loss_fn)), constants)
 
     def _grad_fn(self, state: TrainState, constants: Constants) -> GradFn:
-        loss_fn = self._loss_fn(constants)
+        loss_fn = self.loss_of(constants)
         if self.mesh is not None and is_sharded(specs := self._specs_of(state).params):
             return sharded_gradient_function(loss_fn, state.params, specs, self.mesh)
         return gradient_function(loss_fn, state.params)
@@ -245,11 +253,15 @@ class Update:
             if self.microbatch_size is not None:
                 batch = jax.tree.map(lambda leaf: leaf[0], batch)
             grad_fn = self._grad_fn(state, constants)
-            return grad_fn(state.model_state, batch, jax.random.fold_in(rng, 0))
+            outputs = grad_fn(state.model_state, batch, jax.random.fold_in(rng, 0))
+            if not self.may_weigh_nothing:
+                return outputs
+            weight = batch["weight"].sum()
+            return accumulation.left_out_if_empty(outputs, weight, state.model_state)
         before = state.params, state.model_state
         arguments = (*before, batch, rng, self.sequential_model_state)
         if self._devices_may_sum_up(state.model_state, batch["weight"].shape[1]):
-            loss_fn, specs = self._loss_fn(constants), self._specs_of(state).params
+            loss_fn, specs = self.loss_of(constants), self._specs_of(state).params
             sums = sum_up_on_each_device(loss_fn, *arguments, specs, self.mesh)
         else:
             sums = accumulation.sum_up(self._grad_fn(state, constants), *arguments)

@@ -17,7 +17,7 @@ from adabatch_jax.reporting.planning.microbatch_comparison import MicrobatchComp
 from adabatch_jax.reporting.planning.plan_table import plan_notes
 from adabatch_jax.reporting.planning.timed_updates import configured_updates
 from adabatch_jax.training import step_timing
-from adabatch_jax.training.time_prediction import Prediction
+from adabatch_jax.training.time_prediction import Prediction, UpdateCost
 
 PAPER = (
     "--dataset cifar10 --model resnet20_cifar --epochs 100 --batch-schedule 128 x2 every 20ep max "
@@ -60,7 +60,7 @@ def test_what_follows_from_an_undecided_micro_batch_is_not_told(command):
     for name in ("rows_per_device", "microbatch_size", "num_microbatches", "padding_share"):
         assert {row[name] for row in rows} == {None}
     out = command(main, f"{arguments} --microbatch-size 32").out
-    assert "1 program to compile." in out and "32 x 2" in out
+    assert "2 programs to compile." in out and "32 x 2" in out  # the last batch is partial
 
 
 def test_what_the_run_never_reaches_is_a_note(command):
@@ -86,10 +86,11 @@ def test_many_sizes_draw_a_warning():
     config = TrainConfig(batch_schedule="100 to 1000 over 90% in 20", epochs=50)
     plan = config.plan(5000)
     notes = plan_notes(config, plan, Layouts())
-    assert any("20 batch sizes" in note for note in notes)
+    # 20 that are planned, and the last batch, which is partial.
+    assert any("each of 21 sizes of a batch" in note for note in notes)
     split = dataclasses.replace(config, microbatch_size=100, accumulation="split")
     notes = plan_notes(split, plan, Layouts(100))
-    assert "3 programs to compile." in notes and not any("batch sizes" in n for n in notes)
+    assert "3 programs to compile." in notes and not any("warning: each" in n for n in notes)
 
 
 def test_memory_grows_with_the_rows_and_not_with_the_micro_batches(command):
@@ -145,13 +146,20 @@ def test_measured_updates_are_told_in_the_table_and_in_json(command, monkeypatch
     assert {row["microbatch_size"] for row in compared["rows"]} == {8, 32, 64}
     fastest = min(compared["rows"], key=lambda row: row["update_seconds"])
     assert compared["best"] == fastest["microbatch_size"]
+    line = UpdateCost(prediction["overhead_seconds"], prediction["example_seconds"])
+
+    def all_seconds(row, num_samples):
+        whole, rest = divmod(num_samples, row["batch_size"])
+        share = line.update_seconds(rest) / line.update_seconds(row["batch_size"]) if rest else 0
+        return (whole + share) * row["update_seconds"]
+
     for row in rows:
         assert row["update_is_measured"] and row["update_seconds"] > 0
-        assert row["phase_seconds"] == pytest.approx(row["num_steps"] * row["update_seconds"])
+        assert row["phase_seconds"] == pytest.approx(all_seconds(row, row["num_samples"]))
         pace = row["batch_size"] / row["update_seconds"]
         assert row["examples_per_second"] == pytest.approx(pace)
     assert prediction["total_seconds"] == pytest.approx(sum(r["phase_seconds"] for r in rows))
-    fixed = -(-2 * 1442 // 32) * rows[0]["update_seconds"]
+    fixed = all_seconds(rows[0], 2 * 1442)
     assert prediction["speedup"] == pytest.approx(fixed / prediction["total_seconds"])
     assert Prediction.from_dict(prediction).speedup == prediction["speedup"]
     text = "\n".join(content["notes"])

@@ -113,32 +113,36 @@ def test_reading_ahead_is_bounded_and_ends_with_the_iterator():
     assert threading.active_count() == threads
 
 
-def test_shapes_padding_and_contents():
+@pytest.mark.parametrize("pad", [False, True])
+def test_shapes_padding_and_contents(pad):
     plan = make_plan("8, 50sp: 40", N, "1ep")
-    for step, batch in zip(plan.steps(), batches(SOURCE, plan), strict=True):
+    assert [step.num_real for step in plan.steps()][-2:] == [40, 7]
+    for step, batch in zip(plan.steps(), batches(SOURCE, plan, pad=pad), strict=True):
+        size = step.batch_size if pad else step.num_real
         assert {name: array.dtype.name for name, array in batch.items()} == {
             "image": "uint8",
             "index": "int32",
             "epoch": "int32",
             "weight": "float32",
         }
-        assert all(len(array) == step.batch_size for array in batch.values())
+        assert all(len(array) == size for array in batch.values())
         np.testing.assert_array_equal(batch["image"], SOURCE.read(batch["index"])["image"])
         padding = slice(step.num_real, None)
         assert (batch["index"][padding] == batch["index"][0]).all()
-        assert (batch["weight"] == (np.arange(step.batch_size) < step.num_real)).all()
+        assert (batch["weight"] == (np.arange(size) < step.num_real)).all()
 
 
+@pytest.mark.parametrize("pad", [False, True])
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
 @pytest.mark.parametrize("microbatch_size", [None, 1, 3, 16, 1000])
-def test_any_mesh_and_micro_batch_hold_the_same_examples(devices, microbatch_size):
+def test_any_mesh_and_micro_batch_hold_the_same_examples(devices, microbatch_size, pad):
     mesh = data_mesh(jax.devices()[:devices])
     plan = make_plan(SCHEDULES[2], N, "2ep")
     plain = list(batches(SOURCE, plan, seed=2))
-    laid_out = batches(SOURCE, plan, seed=2, mesh=mesh, microbatch_size=microbatch_size)
+    laid_out = batches(SOURCE, plan, 2, 0, mesh, microbatch_size, pad=pad)
     for step, a, b in zip(plan.steps(), plain, laid_out, strict=True):
         assert real_rows(a) == real_rows(b)
-        layout = Layouts(microbatch_size, devices).of(step.batch_size)
+        layout = Layouts(microbatch_size, devices).of(step.batch_size if pad else step.num_real)
         leading = (layout.num_microbatches, layout.padded_size)
         shape = b["image"].shape
         assert shape[:-2] == (leading if microbatch_size else leading[1:])
@@ -190,8 +194,8 @@ def test_endless_streams_are_read_in_their_own_order():
         (lambda p: batches(SOURCE, p, prefetch=-1), "`prefetch` must be at least 0, got -1"),
         (lambda p: batches(SOURCE, p, microbatch_size=0), "`microbatch_size` must be at least 1"),
         (
-            lambda p: next(batches(array_source({"weight": np.zeros(N)}), p)),
-            "array named 'weight'.*rename",
+            lambda p: next(batches(array_source({"index": np.zeros(N)}), p)),
+            "array named 'index'.*rename",
         ),
         (lambda p: array_source({}), "`arrays` is empty"),
         (lambda p: array_source({"x": np.zeros(3), "y": np.zeros(4)}), "same number of examples"),

@@ -62,16 +62,25 @@ def test_positions_follow_each_other_by_themselves():
 
 
 def test_other_examples_or_another_order_are_another_digest():
-    index, epoch, weight = np.array([1, 2, 3]), np.zeros(3, int), np.ones(3)
+    index, epoch = np.array([1, 2, 3]), np.zeros(3, int)
     digests = set()
-    for order, real in [([0, 1, 2], 1), ([1, 0, 2], 1), ([0, 1, 1], 1), ([0, 1, 2], 0)]:
+    for order in [[0, 1, 2], [1, 0, 2], [0, 1, 1], [0, 1], [0, 2]]:
         digest = ExamplesDigest()
-        kept = weight * [1, 1, real]
-        digest.update({"index": index[order], "epoch": epoch, "weight": kept})
+        digest.update({"index": index[order], "epoch": epoch[: len(order)]})
         digests.add(str(digest))
-    assert len(digests) == 4
+    assert len(digests) == 5
+
+
+def test_padding_is_no_example_and_one_that_weighs_nothing_is():
+    """The same index in another epoch is another example."""
+    plain, padded = ExamplesDigest(), ExamplesDigest()
+    index, epoch = np.array([4, 5, 4]), np.array([0, 0, 1])
+    plain.update({"index": index, "epoch": epoch, "weight": np.ones(3)})
+    rows = np.array([[0, 1], [2, 0], [0, 0]])
+    padded.update({"index": index[rows], "epoch": epoch[rows], "weight": np.zeros((3, 2))})
+    assert str(padded) == str(plain) and padded.stop_sample == plain.stop_sample == 3
 
 
 def test_a_batch_without_its_indices_is_refused():
     with pytest.raises(UsageError, match="has no 'index'"):
-        ExamplesDigest().update({"x": np.ones(3), "weight": np.ones(3)})
+        ExamplesDigest().update({"x": np.ones(3), "epoch": np.ones(3)})

@@ -51,8 +51,8 @@ def mesh_of(num_devices):
 
 
 def pieces_of(plan, length, start_step=0):
-    """At most `length` consecutive steps of one phase each."""
-    for _, steps in itertools.groupby(plan.steps(start_step), lambda step: step.phase):
+    """At most `length` consecutive steps of one phase and of as many examples each."""
+    for _, steps in itertools.groupby(plan.steps(start_step), lambda step: (step[1], step[4])):
         while chunk := tuple(itertools.islice(steps, length)):
             yield Piece(chunk)
 
@@ -90,7 +90,7 @@ def test_every_kind_gives_the_batches(num_devices, microbatch_size, length, avai
             assert feed.kind == ("resident" if is_resident else "streaming")
             assert feed.reason.startswith(feed.kind)
             for piece, inputs in feed.run(pieces_of(plan, length)):
-                abstract = feed.abstract_inputs(feed.layouts.of(piece.steps[0].batch_size))
+                abstract = feed.abstract_inputs(feed.layouts.of(piece.steps[0].num_real))
                 assert jax.tree.map(
                     lambda like: type_of(like, like.sharding), abstract[:3]
                 ) == jax.tree.map(
@@ -117,7 +117,7 @@ def test_a_piece_may_be_one_micro_batch(kind, num_devices):
     pieces = [
         Piece((step,), microbatch)
         for step in plan.steps(3)
-        for microbatch in range(Layouts(5).of(step.batch_size).num_microbatches)
+        for microbatch in range(Layouts(5).of(step.num_real).num_microbatches)
     ]
     with Feed(SOURCE, plan, 2, kind=kind, split=True, **settings) as feed:
         got = [(piece, whole_batch(feed, inputs)) for piece, inputs in feed.run(pieces)]
@@ -310,7 +310,11 @@ def test_endless_streams():
         ({"steps_per_dispatch": 0}, "`steps_per_dispatch` must be at least 1, got 0"),
         ({"split": True}, "`split` needs a `microbatch_size`"),
         ({"microbatch_size": 0}, "`microbatch_size` must be at least 1"),
-        ({"source": array_source({"weight": np.zeros(N)})}, "array named 'weight'.*rename"),
+        ({"source": array_source({"epoch": np.zeros(N)})}, "array named 'epoch'.*rename"),
+        (
+            {"source": array_source({"weight": np.full(N, -1)})},
+            "'weight' must .* at least 0, got -1",
+        ),
         ({"source": array_source({"x": np.zeros(9)})}, "9 examples and the plan num_examples=53"),
     ],
 )

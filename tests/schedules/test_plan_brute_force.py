@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adabatch_jax.schedules.plan import BatchPlan, first_step_from, make_plan
+from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.system.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:the batch schedule never reaches")
@@ -92,6 +93,10 @@ def check(plan: BatchPlan, steps, num_samples):
     trained = sum(real for _, _, real in steps)
     assert plan.num_dropped == (num_samples - trained if plan.remainder == "drop" else 0)
     assert plan.has_partial_batches == any(real < size for _, size, real in steps)
+    for start in {0, 1, len(steps) // 3, len(steps) - 1}:
+        sizes = [real for _, _, real in steps]
+        firsts = {size: sizes.index(size, start) for size in dict.fromkeys(sizes[start:])}
+        assert list(first_updates_by_size(plan, start).items()) == list(firsts.items())
     starts = [c for c, _, _ in steps]
     for s, (c, size, _) in enumerate(steps):
         assert plan.samples_at(s) == c

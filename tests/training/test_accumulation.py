@@ -176,8 +176,8 @@ def test_an_update_in_parts(sequential, num_devices, compiled_once):
                 sums = begin(parts, microbatch, rng, update.constants)
             number = step.place(jnp.int32(j))
             sums = add(sums, parts, microbatch, rng, number, update.constants)
-        parts, metrics, is_finite = finish(parts, sums)
-        assert is_finite
+        parts, metrics, is_finite, weight = finish(parts, sums)
+        assert is_finite and float(weight) == np.sum(weights)
         close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
         jax.tree.map(close, (parts, metrics), (whole, {**expected, "hits": +expected["hits"]}))
 

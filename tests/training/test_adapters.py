@@ -13,6 +13,8 @@ import optax
 import pytest
 from flax import nnx
 
+from adabatch_jax import Layout, array_source, data_mesh, fit, make_plan
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.train_step import make_train_step
@@ -104,6 +106,168 @@ def from_equinox(weights):
         return cross_entropy(logits, batch), (model_state, {})
 
     return params, {}, loss_fn
+
+
+def batchnorm_by_hand(weights):
+    """Normalized by the real rows; running statistics move by a tenth, as in all of them here."""
+
+    def loss_fn(params, model_state, batch, rng):
+        hidden = batch["x"] @ params["w1"] + params["b1"][None]
+        mean = weighted_mean(hidden, batch["weight"])
+        var = weighted_mean((hidden - mean[None]) ** 2, batch["weight"])
+        hidden = jax.nn.relu((hidden - mean[None]) / jnp.sqrt(var + 1e-5)[None])
+        logits = hidden @ params["w2"] + params["b2"][None]
+        state = {"mean": 0.9 * model_state["mean"] + 0.1 * mean}
+        state["var"] = 0.9 * model_state["var"] + 0.1 * var
+        return cross_entropy(logits, batch), (state, {})
+
+    return weights, {"mean": np.zeros(16, np.float32), "var": np.ones(16, np.float32)}, loss_fn
+
+
+def batchnorm_of_linen(weights, is_masked=True):
+    class MLP(nn.Module):
+        @nn.compact
+        def __call__(self, x, weight):
+            mask = (weight > 0)[:, None] if is_masked else None
+            x = nn.BatchNorm(
+                use_running_average=False, momentum=0.9, use_bias=False, use_scale=False
+            )(nn.Dense(16)(x), mask=mask)
+            return nn.Dense(3)(nn.relu(x))
+
+    model = MLP()
+    params = {
+        f"Dense_{i}": {"kernel": weights[f"w{i + 1}"], "bias": weights[f"b{i + 1}"]}
+        for i in range(2)
+    }
+    model_state = {
+        "BatchNorm_0": {"mean": np.zeros(16, np.float32), "var": np.ones(16, np.float32)}
+    }
+
+    def loss_fn(params, model_state, batch, rng):
+        variables = {"params": params, "batch_stats": model_state}
+        logits, changed = model.apply(
+            variables, batch["x"], batch["weight"], mutable=["batch_stats"]
+        )
+        return cross_entropy(logits, batch), (changed["batch_stats"], {})
+
+    return params, model_state, loss_fn
+
+
+def batchnorm_of_nnx(weights, is_masked=True):
+    class MLP(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden, self.out = nnx.Linear(12, 16, rngs=rngs), nnx.Linear(16, 3, rngs=rngs)
+            self.norm = nnx.BatchNorm(16, momentum=0.9, use_bias=False, use_scale=False, rngs=rngs)
+
+        def __call__(self, x, mask):
+            return self.out(nnx.relu(self.norm(self.hidden(x), mask=mask)))
+
+    model = MLP(nnx.Rngs(0))
+    for number, layer in enumerate((model.hidden, model.out), start=1):
+        layer.kernel[...] = jnp.asarray(weights[f"w{number}"])
+        layer.bias[...] = jnp.asarray(weights[f"b{number}"])
+    graphdef, params, model_state = nnx.split(model, nnx.Param, ...)
+
+    def loss_fn(params, model_state, batch, rng):
+        model = nnx.merge(graphdef, params, model_state, copy=True)
+        mask = (batch["weight"] > 0)[:, None] if is_masked else None
+        logits = model(batch["x"], mask)
+        return cross_entropy(logits, batch), (nnx.state(model, nnx.Not(nnx.Param)), {})
+
+    return params, model_state, loss_fn
+
+
+class MaskedBatchNorm(eqx.Module):
+    """equinox's BatchNorm takes the mean of all rows; this one gets each row's weight."""
+
+    statistics: eqx.nn.StateIndex
+
+    def __init__(self, size):
+        self.statistics = eqx.nn.StateIndex((jnp.zeros(size), jnp.ones(size)))
+
+    def __call__(self, x, weight, state):
+        total = jax.lax.psum(weight, "batch")
+        mean = jax.lax.psum(x * weight, "batch") / total
+        var = jax.lax.psum((x - mean) ** 2 * weight, "batch") / total
+        old = state.get(self.statistics)
+        new = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, old, (mean, var))
+        return (x - mean) / jnp.sqrt(var + 1e-5), state.set(self.statistics, new)
+
+
+class EquinoxMLP(eqx.Module):
+    hidden: eqx.nn.Linear
+    norm: eqx.Module
+    out: eqx.nn.Linear
+
+    def __call__(self, x, weight, state):
+        x = self.hidden(x)
+        if isinstance(self.norm, MaskedBatchNorm):
+            x, state = self.norm(x, weight, state)
+        else:
+            x, state = self.norm(x, state)
+        return self.out(jax.nn.relu(x)), state
+
+
+def batchnorm_of_equinox(weights, is_masked=True):
+    keys = jax.random.split(jax.random.key(0))
+    norm = MaskedBatchNorm(16)
+    if not is_masked:
+        norm = eqx.nn.BatchNorm(16, "batch", channelwise_affine=False, momentum=0.9, mode="batch")
+    model = EquinoxMLP(eqx.nn.Linear(12, 16, key=keys[0]), norm, eqx.nn.Linear(16, 3, key=keys[1]))
+    model = eqx.tree_at(
+        lambda m: [m.hidden.weight, m.hidden.bias, m.out.weight, m.out.bias],
+        model,
+        [weights["w1"].T, weights["b1"], weights["w2"].T, weights["b2"]],
+    )
+    statistics, structure = jax.tree.flatten(eqx.nn.State(model))
+    params, static = eqx.partition(eqx.nn.delete_init_state(model), eqx.is_inexact_array)
+
+    def loss_fn(params, model_state, batch, rng):
+        model = eqx.combine(params, static)
+        state = jax.tree.unflatten(structure, model_state)
+        over_rows = jax.vmap(model, axis_name="batch", in_axes=(0, 0, None), out_axes=(0, None))
+        logits, state = over_rows(batch["x"], batch["weight"], state)
+        return cross_entropy(logits, batch), (jax.tree.leaves(state), {})
+
+    return params, statistics, loss_fn
+
+
+WITH_BATCHNORM = [batchnorm_of_linen, batchnorm_of_nnx, batchnorm_of_equinox]
+
+
+def fit_padded(adapter, num_devices, **options):
+    """Trains with batches of 21, which 4 devices pad to 24, and a partial one of 17."""
+    params, model_state, loss_fn = adapter(make_weights(), **options)
+    tx, generator = optax.sgd(0.1, momentum=0.9), np.random.default_rng(0)
+    x = generator.normal(1, 2, size=(101, 12)).astype(np.float32)
+    source = array_source({"x": x, "label": generator.integers(0, 3, 101).astype(np.int32)})
+    state = TrainState.create(params=params, tx=tx, model_state=model_state)
+    mesh = data_mesh(jax.devices()[:num_devices])
+    plan = make_plan(21, 101, "1ep")
+    result = fit(loss_fn, tx, state, source, plan, mesh=mesh, layout=Layout(None), log_every="1st")
+    return [row["train_loss"] for row in result.history], result.state
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+@pytest.mark.parametrize("adapter", WITH_BATCHNORM)
+def test_batch_normalization_leaves_padding_out(adapter, num_devices):
+    expected_losses, expected = fit_padded(batchnorm_by_hand, 1)
+    losses, state = fit_padded(adapter, num_devices)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
+    got, wanted = (sorted_weights(tree.params) for tree in (state, expected))
+    for leaf, like in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(leaf, like, rtol=1e-3, atol=1e-5)
+    statistics = [np.asarray(s) for s in jax.tree.leaves(state.model_state) if np.shape(s) == (16,)]
+    for like in jax.tree.leaves(expected.model_state):
+        assert any(np.allclose(s, like, rtol=1e-3, atol=1e-5) for s in statistics)
+
+
+@pytest.mark.parametrize("adapter", WITH_BATCHNORM)
+def test_batch_normalization_without_a_mask_is_refused_where_it_is_padded(adapter):
+    losses, _ = fit_padded(adapter, 1, is_masked=False)
+    np.testing.assert_allclose(losses, fit_padded(batchnorm_by_hand, 1)[0], rtol=1e-4)
+    with pytest.raises(UsageError, match="loss_fn sees padding"):
+        fit_padded(adapter, 4, is_masked=False)
 
 
 def train(adapter, microbatch_size=None):

@@ -57,19 +57,24 @@ def test_exact_for_every_layout(num_devices, batch_size):
     assert metrics["large"] == pytest.approx((prediction > 6).mean(), rel=1e-7)
 
 
-def test_batches_are_padded_with_their_first_example():
-    source, seen = Numbers(10), []
+def test_the_last_batch_is_padded_for_the_devices_only():
+    source, seen = Numbers(11), []
 
     def spy(params, model_state, batch):
-        jax.debug.callback(lambda **arrays: seen.append(arrays), ordered=True, **batch)
+        jax.debug.callback(lambda **arrays: seen.append(arrays), **batch)
         return eval_fn(params, model_state, batch)
 
     evaluate(spy, make_state(), source, batch_size=4)
     jax.effects_barrier()
     # One example tells the arrays' shapes; padding is what was read already.
-    assert [rows.tolist() for rows in source.rows] == [[0], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert seen[-1]["weight"].tolist() == [1, 1, 0, 0]
-    assert seen[-1]["index"].tolist() == [8, 9, 8, 8]
+    assert [rows.tolist() for rows in source.rows] == [[0], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert seen[-1]["weight"].tolist() == [1, 1, 1]
+    source.rows.clear()
+    evaluate(spy, make_state(), source, 4, data_mesh(jax.devices()[:2]))
+    jax.effects_barrier()
+    assert source.rows[-1].tolist() == [8, 9, 10]
+    assert seen[-1]["weight"].tolist() == [1, 1, 1, 0]
+    assert seen[-1]["index"].tolist() == [8, 9, 10, 8]
     assert seen[-1]["epoch"].tolist() == [0, 0, 0, 0]
     dtypes = {name: str(array.dtype) for name, array in seen[-1].items()}
     assert dtypes == {"x": "float32", "index": "int32", "epoch": "int32", "weight": "float32"}
@@ -83,7 +88,7 @@ def test_a_small_source_gets_small_batches():
         return eval_fn(params, model_state, batch)
 
     evaluate(spy, make_state(), Numbers(5), 512, data_mesh(jax.devices()[:4]))
-    assert seen == [(8,)]
+    assert set(seen) == {(8,)}
 
 
 @pytest.mark.parametrize("num_devices", [None, 4])
@@ -98,7 +103,8 @@ def test_traced_once_over_calls(num_devices):
     evaluator = Evaluator(counting, Numbers(10), 4, mesh)
     assert evaluator(make_state(1.0)) != evaluator(make_state(2.0))
     evaluate(counting, make_state(), Numbers(10), 4, mesh)
-    assert len(traces) == 1
+    # The last batch has a shape of its own on one device, and is tried with padding on four.
+    assert len(traces) == 2
 
 
 @pytest.mark.parametrize("num_devices", [None, 4])
@@ -108,8 +114,9 @@ def test_what_is_kept_is_neither_read_nor_sent_again(num_devices):
     with Evaluator(eval_fn, source, 8, mesh) as evaluator:
         first, num_reads = evaluator(make_state(1.0)), len(source.rows)
         assert num_reads == 1 + 13
-        # 13 batches of 8 rows: the number, index, epoch and weight.
-        assert evaluator.num_bytes == 13 * 8 * 16 // (num_devices or 1)
+        # 12 batches of 8 rows, and 5 that 4 devices make 8: the number, index, epoch and weight.
+        num_rows = 101 if num_devices is None else 13 * 8
+        assert evaluator.num_bytes == num_rows * 16 // (num_devices or 1)
         states = [make_state(2.0), make_state(1.0)]
         jax.config.update("jax_transfer_guard_host_to_device", "disallow")  # of all threads
         try:
@@ -123,7 +130,7 @@ def test_what_is_kept_is_neither_read_nor_sent_again(num_devices):
 
 def test_what_does_not_fit_is_read_each_time():
     source = Numbers(10)
-    for limit, num_bytes, reads in ((192, 192, [1, 4, 4, 2]), (191, 0, [1, 4, 4, 2, 4, 4, 2])):
+    for limit, num_bytes, reads in ((160, 160, [1, 4, 4, 2]), (159, 0, [1, 4, 4, 2, 4, 4, 2])):
         source.rows.clear()
         with Evaluator(eval_fn, source, 4, keep_limit_bytes=limit) as evaluator:
             assert evaluator.num_bytes == num_bytes
@@ -137,7 +144,9 @@ def test_compiled_ahead(num_devices, compilations):
     state = make_state()
     with Evaluator(eval_fn, Numbers(10), 4, mesh) as evaluator:
         abstract = jax.eval_shape(lambda: state)
-        evaluator.program = evaluator.lower(abstract).compile()
+        for num_rows in evaluator.programs:
+            evaluator.programs[num_rows] = evaluator.lower(abstract, num_rows).compile()
+        evaluator(state)  # tries it with padding, where there is any
         before = len(compilations)
         metrics = evaluator(state)
         assert len(compilations) == before

@@ -178,7 +178,7 @@ def test_an_evaluation_takes_parameters_as_they_lie():
     mesh = mesh_of(4, 2)
     state = state_on(mesh, {"w1": P("data", "model"), "w2": P("model")})
     with Evaluator(eval_fn, SOURCE, 32, NamedSharding(mesh, P("data"))) as evaluator:
-        compiled = evaluator.lower(state).compile()
+        compiled = evaluator.lower(state, 32).compile()
         got = evaluator(state)
     taken = {name: lies.spec for name, lies in compiled.input_shardings[0][0].items()}
     assert taken == {"w1": P("data", "model"), "w2": P("model")}

@@ -33,7 +33,8 @@ def random_layouts(number):
         num_devices = draw.choice([1, 2, 3, 8])
         microbatch_size = draw.choice([None, 4, 7, 16, 64])
         kind = draw.choice(["fused", "several", "split" if microbatch_size else "fused"])
-        yield schedule, num_devices, microbatch_size, kind
+        remainder = draw.choice(["carry", "partial", "drop"])
+        yield schedule, num_devices, microbatch_size, kind, remainder
 
 
 def opened(plan, num_devices, microbatch_size, kind):
@@ -56,27 +57,27 @@ def opened(plan, num_devices, microbatch_size, kind):
     return dispatch, feed, state, rng
 
 
-@pytest.mark.parametrize("case", list(random_layouts(40)))
+@pytest.mark.parametrize("case", list(random_layouts(60)))
 def test_plan_counts_the_programs_of_the_run(case):
-    schedule, num_devices, microbatch_size, kind = case
+    schedule, num_devices, microbatch_size, kind, remainder = case
     accumulation = "split" if kind == "split" else "fused"
     config = TrainConfig(
         batch_schedule=schedule, microbatch_size=microbatch_size, accumulation=accumulation
     )
-    plan = make_plan(schedule, NUM_EXAMPLES, "1ep")
+    plan = make_plan(schedule, NUM_EXAMPLES, "2.4ep", remainder)
     notes = plan_notes(config, plan, Layouts(microbatch_size, num_devices))
     (count,) = (note.split()[0] for note in notes if "to compile" in note)
     dispatch, feed, *_ = opened(plan, num_devices, microbatch_size, kind)
     feed.close()
     assert len(dispatch.programs.names) == int(count)
-    needed = {name for size in plan.batch_sizes for name in dispatch.names(size)}
+    needed = {name for step in plan.steps() for name in dispatch.names(step.num_real)}
     assert needed == set(dispatch.programs.names)
 
 
 @pytest.mark.parametrize("kind", ["fused", "several", "split"])
 def test_batches_that_look_alike_share_what_was_compiled_once(kind, compilations):
     """30 rows are padded to 32 on 8 devices, whether in one piece or as the one micro-batch."""
-    plan = make_plan("30, 60sp: 32", NUM_EXAMPLES, "1ep")
+    plan = make_plan("30, 60sp: 32", NUM_EXAMPLES, "188sp")
     dispatch, feed, state, rng = opened(plan, 8, 32, kind)
     assert len(dispatch.programs.names) == (3 if kind == "split" else 1)
     programs = [dispatch.programs.get(name).compiled for name in dispatch.programs.names]

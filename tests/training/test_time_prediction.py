@@ -19,10 +19,11 @@ LINE = UpdateCost(0.5, 0.01)
 
 
 def counted_seconds(plan, seconds):
-    """Each update on its own, by phase."""
-    phases = {}
+    """Each update on its own, by phase; a partial one as much shorter as the line says."""
+    phases, cost = {}, fit_update_cost(seconds)
     for step in plan.steps():
-        phases[step.phase] = phases.get(step.phase, 0) + seconds(step.batch_size)
+        share = cost.update_seconds(step.num_real) / cost.update_seconds(step.batch_size)
+        phases[step.phase] = phases.get(step.phase, 0) + share * seconds[step.batch_size]
     return phases
 
 
@@ -33,13 +34,17 @@ def test_all_updates_add_up(schedule, remainder):
     # As if the machine took something odd for each size: what is measured is believed.
     odd = {size: 1 + (size * 7919 % 13) for size in plan.batch_sizes}
     prediction = predict(plan, odd)
-    counted = counted_seconds(plan, odd.get)
-    assert {p.phase: p.seconds for p in prediction.phases} == pytest.approx(counted)
+    counted = counted_seconds(plan, odd)
+    assert {p.phase: p.phase_seconds for p in prediction.phases} == pytest.approx(counted)
     assert prediction.total_seconds == pytest.approx(sum(counted.values()))
     assert all(phase.is_measured for phase in prediction.phases)
     first = plan.phases[0].batch_size
     fixed = make_plan(first, 1000, f"{plan.num_samples}sp", remainder)
-    alone = sum(counted_seconds(fixed, odd.get).values())
+    line = prediction.cost
+    alone = sum(
+        odd[first] * line.update_seconds(step.num_real) / line.update_seconds(first)
+        for step in fixed.steps()
+    )
     assert prediction.fixed_seconds == pytest.approx(alone)
     assert prediction.speedup == pytest.approx(alone / sum(counted.values()))
 

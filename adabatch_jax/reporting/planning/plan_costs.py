@@ -18,6 +18,7 @@ from adabatch_jax.reporting.planning.schedule_suggestion import sizes_to_try
 from adabatch_jax.reporting.planning.timed_updates import Updates, configured_updates
 from adabatch_jax.schedules.batch_size_schedules import ExponentialGrowth
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.automatic_layout import (
     Choice,
@@ -62,7 +63,7 @@ def plan_costs(
         smallest micro-batch into the memory there is.
     """
     updates = configured_updates(config, num_devices)
-    layouts = resolved_layouts(config, updates, max(plan.batch_sizes))
+    layouts = resolved_layouts(config, updates, max(first_updates_by_size(plan)))
     of_plan = [layouts.of(size) for size in plan.batch_sizes]
 
     def compiled_bytes(some: Iterable[BatchLayout]) -> dict[BatchLayout, int]:

@@ -10,6 +10,7 @@ from adabatch_jax.data.row_layout import BatchLayout, Layouts
 from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_pieces import unreached
 from adabatch_jax.schedules.plan import BatchPlan, Phase, fixed_batch_plan
+from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.system.number_texts import seconds_text
 from adabatch_jax.system.quantities import bytes_text
 from adabatch_jax.training.program_names import MANY_PROGRAMS, num_programs
@@ -66,7 +67,7 @@ def _costs_of_phase(phase: Phase, layout: BatchLayout | None, costs: "PlanCosts 
         "update_seconds": cost and cost.update_seconds,
         "update_is_measured": cost and cost.is_measured,
         "examples_per_second": cost and cost.examples_per_second,
-        "phase_seconds": cost and cost.seconds,
+        "phase_seconds": cost and cost.phase_seconds,
         "speedup": cost and prediction.phase_speedup(cost),
     }
 
@@ -88,11 +89,12 @@ def plan_notes(config: TrainConfig, plan: BatchPlan, layouts: Layouts | None) ->
             "rows per device, the padding and how many programs are compiled."
         )
         return notes
-    programs = num_programs(map(layouts.of, plan.batch_sizes), split=config.accumulation == "split")
+    sizes = first_updates_by_size(plan)
+    programs = num_programs(map(layouts.of, sizes), split=config.accumulation == "split")
     notes.append(f"{programs} program{'s' if programs > 1 else ''} to compile.")
     if programs > MANY_PROGRAMS:
         notes.append(
-            f"warning: each of the {programs} batch sizes is compiled apart; with "
+            f"warning: each of {programs} sizes of a batch is compiled apart; with "
             "--accumulation split and a --microbatch-size all sizes share one program."
         )
     shares = [layouts.of(phase.batch_size).padding_share for phase in plan.phases]

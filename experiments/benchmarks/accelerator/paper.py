@@ -46,7 +46,7 @@ def single_device_table(schedule: str, seconds_by_size: Mapping[int, float]) -> 
             {
                 "batch_size": phase.batch_size,
                 "updates": phase.num_updates,
-                "phase_seconds": phase.seconds,
+                "phase_seconds": phase.phase_seconds,
                 "speedup": adaptive.phase_speedup(phase),
                 "is_measured": phase.is_measured,
             }
