@@ -12,6 +12,7 @@ import numpy as np
 
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.system.errors import UsageError, one_line
 from adabatch_jax.training.compiled_programs import Programs
 from adabatch_jax.training.train_step import TrainStep
@@ -121,7 +122,7 @@ class CompiledAhead(Generic[Arguments, Result]):
     def _leading_axes(self, leaf: Any) -> tuple[Shape, list[Shape]]:
         """The leading axes of a batch's array, and those that it has from there on in the plan.
 
-        What comes before is over, in a loop that goes on; another size than the plan's is an
+        What comes before is over, in a loop that goes on; another size than a phase's is an
         example of all of them.
         """
         axis = 0 if self._microbatch_size is None else 1
@@ -132,9 +133,8 @@ class CompiledAhead(Generic[Arguments, Result]):
             layout = layouts.of(size)
             return (layout.num_microbatches, layout.padded_size)[-1 - axis :]
 
-        phases = self._plan.phases
-        start = next((phase.index for phase in phases if axes(phase.batch_size) == given), 0)
-        planned = [axes(phase.batch_size) for phase in phases[start:]]
+        begins = (p.start_step for p in self._plan.phases if axes(p.batch_size) == given)
+        planned = [*map(axes, first_updates_by_size(self._plan, next(begins, 0)))]
         own = [given] if given in planned else []
         return given, list(dict.fromkeys(own + planned))
 
@@ -213,8 +213,8 @@ def compile_ahead(
     """Compiles a step for all the plan's batch sizes before a loop of one's own comes to them.
 
     The first program is compiled at once, the others one after the other in a thread while the
-    loop goes on, so that a change of batch size doesn't stop it. A call with other shapes than the
-    plan's is the step's own, which compiles then. Numbers are those of the step, bit for bit.
+    loop goes on, so that a change of batch size doesn't stop it, nor a partial batch. A call with
+    other shapes is the step's own, which compiles then. Numbers are those of the step, bit for bit.
 
     Args:
       step: what `make_train_step` returns, or any function of positional arguments that `jax.jit`

@@ -54,8 +54,17 @@ for batch in ab.rebatch(lambda epoch: loader(), plan, start_step=0):
 for indices in ab.batch_indices(plan, seed=0):
     chosen: list[int] = list(indices)
 
+ab.check_padding(loss_fn, state, {"x": x, "weight": np.ones(1000)}, jax.random.key(0))
+
+
+def spread_out(sharding: jax.sharding.NamedSharding) -> Iterator[dict[str, Any]]:
+    ab.make_train_step(loss_fn, tx, mesh=sharding)
+    return ab.batches(source, plan, sharding=sharding, pad=True)
+
+
 result: ab.FitResult = ab.fit(
     loss_fn, tx, state, source, plan, eval_fn=eval_fn, eval_source={"test": source}, seed=1,
+    mesh=ab.data_mesh(),
     layout=ab.Layout(microbatch_size=100), keep=ab.Keep(newest=2),
     operation=ab.Operation(on_nan="skip:2"), on_step=lambda step, state, metrics: None,
 )  # fmt: skip
