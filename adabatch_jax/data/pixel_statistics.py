@@ -8,6 +8,7 @@ import numpy as np
 from adabatch_jax.data.datasets.prepared_folders import user_folder
 from adabatch_jax.data.own_images import OwnImages
 from adabatch_jax.data.sources import ArraySource, Source, read_examples
+from adabatch_jax.data.tfds_images import TfdsSource
 from adabatch_jax.system.errors import StorageError
 from adabatch_jax.system.files import read_sealed, write_sealed
 
@@ -67,6 +68,6 @@ def _statistics(source: Source) -> tuple[Channels, Channels]:
 def _kept(source: Source) -> Path | None:
     """Where the statistics of files are kept; of arrays they are computed as fast."""
     files = source.read_from if isinstance(source, ArraySource) else source
-    if not isinstance(files, OwnImages):
+    if not isinstance(files, OwnImages | TfdsSource):
         return None
     return user_folder() / "statistics" / f"{files.digest()[:32]}.json"

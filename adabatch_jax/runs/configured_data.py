@@ -87,8 +87,8 @@ def open_data(config: TrainConfig, keep: bool = True) -> ConfiguredData:
 
 def describe_data(config: TrainConfig) -> DatasetSpec:
     """What is known of a run's dataset, for a plan; a registered one's examples aren't touched."""
-    if not is_own(config):
-        spec = dataset_spec(config.dataset, config.data.dir)
+    spec = None if is_own(config) else dataset_spec(config.dataset, config.data.dir)
+    if spec is not None and spec.mean:
         size = config.data.image_size
         if size is not None:
             channels = 3 if spec.image_shape is None else spec.image_shape[-1]

@@ -62,8 +62,9 @@ def dataset_spec(name: str, data_dir: str | os.PathLike | None = None) -> Datase
 
     Six datasets are known without any file: see `KNOWN_DATASETS`. Any other tfds dataset with
     an image and a label is described from its prepared files: images of three channels are
-    normalised with ImageNet's constants, others with mean 0.5 and deviation 0.25; the test
-    split is `test`, else `validation`.
+    normalised with ImageNet's constants, others with mean 0.5 and deviation 0.25, and a user's own
+    with theirs, which have to be computed: () stands for them; the test split is `test`, else
+    `validation`.
 
     Args:
       name: a name such as `"cifar10"`, or `"dataset/config:version"` as tfds writes it.
@@ -143,7 +144,10 @@ def _spec_of(name: str, builder: Any) -> DatasetSpec:
             f"it has {', '.join(sorted(splits))}."
         )
     channels = images.shape[-1]
-    mean, std = _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
+    if (builder.info.metadata or {}).get("own_images"):
+        mean, std = (), ()
+    else:
+        mean, std = _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
     num_examples, shape = splits["train"].num_examples, images.fixed_shape
     names = images.class_names
     return DatasetSpec(name, images.num_classes, shape, test_split, num_examples, mean, std, names)
