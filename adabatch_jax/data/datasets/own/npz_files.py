@@ -49,9 +49,10 @@ def open_npz(path: Path, of: str) -> OwnData:
 
 def _read(path: Path, of: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as content:
-            if isinstance(content, np.ndarray):
-                raise UsageError(f"{of} holds a single array; save it with numpy.savez.")
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            raise UsageError(f"{of} holds a single array; save it with numpy.savez.")
+        with content:
             return {name: _array(content, name, of) for name in content.files}
     except OSError as error:
         raise StorageError(f"cannot read {of}: {error.strerror or one_line(error)}.") from error
