@@ -67,7 +67,7 @@ def test_a_folder_is_trained_on_and_gone_on_with(own, command):
     assert first.code == 0 and "note: photos has no test split: 9 of its images" in first.out
     kept = json.loads((own / "run" / "dataset.json").read_text())
     assert kept["class_names"] == ["cats", "dogs", "eels"] and len(kept["mean"]) == 3
-    assert kept["num_examples"] == 25 and kept["image_shape"] == [8, 8, 3]
+    assert kept["num_examples"] == 21 and kept["image_shape"] == [8, 8, 3]
     again = command(train.main, f"--dataset photos {SHORT} --workdir run")
     assert "finished already" in again.out
     looked_at = content(own / "cache" / "adabatch_jax" / "indexes")
@@ -78,6 +78,20 @@ def test_a_folder_is_trained_on_and_gone_on_with(own, command):
     assert changed.code == 4 and "--allow-change dataset" in changed.err
     assert command(doctor.main, "run").code == 4
     assert content(own / "cache" / "adabatch_jax" / "indexes") == looked_at  # nor by doctor
+
+
+def test_moved_files_are_the_same_and_others_are_not(own, command):
+    arguments = f"{SHORT} --lr 0.05 --workdir run --dataset"
+    assert command(train.main, f"{arguments} ./photos").code == 0
+    os.rename(own / "photos", own / "elsewhere")
+    longer = arguments.replace("--epochs 2", "--epochs 3")
+    outcome = command(train.main, f"{longer} ./elsewhere")
+    assert outcome.code == 0, outcome.err
+    assert "note: dataset is ./elsewhere from update 6 on, and was ./photos" in outcome.out
+    kept = json.loads((own / "run" / "config.json").read_text())
+    assert kept["dataset"] == "./elsewhere"
+    np.savez(own / "other.npz", image=np.zeros((40, 8, 8, 3), np.uint8), label=np.arange(40) % 3)
+    assert command(train.main, f"{longer} other.npz").code == 4
 
 
 def test_what_is_prepared_from_a_folder_is_the_folder(own, command, refused):
@@ -147,6 +161,15 @@ def test_refusals(own, command, arguments):
     assert outcome.code == 2 and len(lines) == 1, outcome
     assert any(text in lines[0] for text in REFUSED[arguments].split("|")), lines
     assert not (own / "run" / "config.json").exists()
+
+
+def test_the_registered_dataset_tells_its_facts_too(own, command):
+    assert command(train.main, f"{SHORT} --workdir run --batch-schedule 512").code == 0
+    kept = json.loads((own / "run" / "dataset.json").read_text())
+    assert kept == {
+        "name": "digits", "num_classes": 10, "image_shape": [8, 8, 1], "num_examples": 1442,
+        "mean": [0.3052], "std": [0.376], "class_names": list("0123456789"),
+    }  # fmt: skip
 
 
 def test_damaged_images_are_one_sentence(own, refused):
