@@ -90,7 +90,11 @@ def test_moved_files_are_the_same_and_others_are_not(own, command):
     assert "note: dataset is ./elsewhere from update 6 on, and was ./photos" in outcome.out
     kept = json.loads((own / "run" / "config.json").read_text())
     assert kept["dataset"] == "./elsewhere"
-    np.savez(own / "other.npz", image=np.zeros((40, 8, 8, 3), np.uint8), label=np.arange(40) % 3)
+    np.savez(
+        own / "other.npz",
+        image=np.random.default_rng(2).integers(0, 256, (40, 8, 8, 3), np.uint8),
+        label=np.arange(40) % 3,
+    )
     assert command(train.main, f"{longer} other.npz").code == 4
 
 
