@@ -175,6 +175,11 @@ def _sources(
 
 
 def _of_function(config: TrainConfig) -> ConfiguredData:
+    if config.data.image_size is not None:
+        raise UsageError(
+            f"data.image_size: {config.dataset} returns sources, which bring their images to a size "
+            "themselves."
+        )
     sources = sources_of_function(config.dataset, config.data)
     train = sources.pop("train")
     image = read_examples(train, np.zeros(1, np.int64)).get("image")

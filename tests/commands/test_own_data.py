@@ -84,6 +84,8 @@ def test_moved_files_are_the_same_and_others_are_not(own, command):
     arguments = f"{SHORT} --lr 0.05 --workdir run --dataset"
     assert command(train.main, f"{arguments} ./photos").code == 0
     os.rename(own / "photos", own / "elsewhere")
+    gone = command(doctor.main, "run")
+    assert gone.code == 2 and "there is no file or folder './photos'" in gone.out
     longer = arguments.replace("--epochs 2", "--epochs 3")
     outcome = command(train.main, f"{longer} ./elsewhere")
     assert outcome.code == 0, outcome.err
@@ -96,6 +98,21 @@ def test_moved_files_are_the_same_and_others_are_not(own, command):
         label=np.arange(40) % 3,
     )
     assert command(train.main, f"{longer} other.npz").code == 4
+
+
+def test_streamed_from_files_a_run_is_what_it_is_from_memory(own, command, monkeypatch):
+    command(train.main, f"--dataset ./photos {SHORT} --workdir memory")
+    monkeypatch.setattr("adabatch_jax.runs.configured_data._MEMORY_LIMIT_BYTES", 0)
+    assert command(train.main, f"--dataset ./photos {SHORT} --workdir files").code == 0
+    digests = [
+        json.loads((own / folder / "summary.json").read_text())["weights_digest"]
+        for folder in ("memory", "files")
+    ]
+    assert digests[0] == digests[1]
+    assert (
+        "finished already"
+        in command(train.main, f"--dataset ./photos {SHORT} --workdir memory").out
+    )
 
 
 def test_what_is_prepared_from_a_folder_is_the_folder(own, command, refused):
@@ -150,6 +167,7 @@ REFUSED = {
     "mydata:none": "'mydata' has no 'none'",
     "nodata:load": "there is no module 'nodata'",
     "mydata:by_name --data.test-split 20%": "names|returns its splits itself",
+    "mydata:pair --data.image-size 8": "which bring their images to a size themselves",
     "mydata:by_name --data.test-split tset": "has no split 'tset'",
     "./foto": "there is no file or folder './foto'",
     "photos --data.test-split 120%": "data.test_split: '120%' is no share",
