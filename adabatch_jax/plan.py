@@ -66,12 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from adabatch_jax.data.datasets.known_datasets import dataset_spec
+    from adabatch_jax.runs.configured_data import num_training_examples
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
     num_examples = options.num_examples
     if num_examples is None:
-        num_examples = dataset_spec(config.dataset, config.data.dir).num_examples
+        num_examples = num_training_examples(config)
     plan = config.plan(num_examples, options.divisible_by)
     if options.suggest:
         return _suggest(options, config, plan)

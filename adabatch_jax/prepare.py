@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from adabatch_jax.system.command_lines import Parser, run
+from adabatch_jax.system.errors import UsageError
 
 if TYPE_CHECKING:
     from adabatch_jax.data.datasets.preparation import StageProgress
@@ -22,6 +23,7 @@ which may need it: pip install "adabatch_jax[prepare]". imagenet2012 needs --fro
 examples:
   python -m adabatch_jax.prepare fashion_mnist
   python -m adabatch_jax.prepare cifar10 --from ~/Downloads
+  python -m adabatch_jax.prepare ./photos --name mine
 """
 
 
@@ -38,7 +40,20 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", metavar="NAME", help="a dataset, such as cifar10")
+    parser.add_argument(
+        "dataset",
+        metavar="NAME",
+        help="a dataset, such as cifar10; with --name a folder or file of own images",
+    )
+    parser.add_argument(
+        "--name", metavar="NEW", help="what own images are called from now on: --dataset NEW"
+    )
+    parser.add_argument(
+        "--image-size",
+        metavar="PIXELS",
+        type=int,
+        help="height and width to resize and crop own images to (default: as they are)",
+    )
     parser.add_argument(
         "--from",
         dest="from_folder",
@@ -59,18 +74,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from adabatch_jax.data.datasets.preparation import prepare
+    from adabatch_jax.data.datasets.own.opening import own_path
+    from adabatch_jax.data.datasets.preparation import prepare, prepare_own
 
+    dataset, name = arguments.dataset, arguments.name
+    if name is None and own_path(dataset, arguments.data_dir) is not None:
+        raise UsageError(f"{dataset} is a path; say what its images are to be called with --name.")
+    if name is None and arguments.image_size is not None:
+        raise UsageError("--image-size is for own images, which --name gives a name.")
+    if name is not None and arguments.from_folder is not None:
+        raise UsageError("--from is for known datasets; own images are named by their path alone.")
     started = time.monotonic()
+    overwrite = arguments.overwrite
     with _progress_display() as report:
-        path = prepare(
-            arguments.name,
-            arguments.data_dir,
-            arguments.from_folder,
-            report,
-            overwrite=arguments.overwrite,
-        )
-    print(f"{arguments.name} is ready in {path} ({time.monotonic() - started:.1f} s).")
+        if name is None:
+            path = prepare(
+                dataset, arguments.data_dir, arguments.from_folder, report, overwrite=overwrite
+            )
+        else:
+            path = prepare_own(
+                dataset, name, arguments.data_dir, arguments.image_size, report,
+                overwrite=overwrite,
+            )  # fmt: skip
+    print(f"{name or dataset} is ready in {path} ({time.monotonic() - started:.1f} s).")
     return 0
 
 

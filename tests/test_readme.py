@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -42,7 +44,18 @@ def checkout(tmp_path_factory):
     for path in ROOT.iterdir():
         if path.name[0] != "." and path.name not in ("runs", "reproductions"):
             (folder / path.name).symlink_to(path)
+    write_photos(folder / "photos")
     return folder
+
+
+def write_photos(folder):
+    """Pictures of three classes, in two sizes."""
+    rng = np.random.default_rng(0)
+    for n in range(120):
+        (folder / "rgb"[n % 3]).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 100, (40, 32 + n % 2, 3), np.uint8)
+        pixels[..., n % 3] += 100
+        Image.fromarray(pixels).save(folder / "rgb"[n % 3] / f"{n}.png")
 
 
 def test_the_readme_has_its_commands():

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from adabatch_jax.config.own_functions import reference_to
 from adabatch_jax.schedules.batch_size_schedules import Schedule
 from adabatch_jax.schedules.durations import Duration
 from adabatch_jax.schedules.learning_rate_text import LearningRate
@@ -217,6 +218,8 @@ def _meant(value: Any, kinds: tuple[type, ...]) -> Any:
                 "with piecewise_constant, or train with make_plan and fit."
             )
         return str(value)
+    if isinstance(value, types.FunctionType) and str in kinds:
+        return reference_to(value)
     if isinstance(value, str) and types.NoneType in kinds and value.lower() == "none":
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

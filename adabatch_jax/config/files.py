@@ -1,10 +1,10 @@
 """Configurations from files: Python, which is run, or JSON, which is data."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from adabatch_jax.config.own_functions import run_python_file
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.system.errors import UsageError
 
@@ -21,7 +21,7 @@ def load_config(path: str) -> TrainConfig:
     if not file.is_file():
         raise UsageError(f"--config: there is no file {str(file)!r}.")
     if file.suffix == ".py":
-        return _configured(_load_python(file), file, arm)
+        return _configured(run_python_file(file, "--config", f"_config_{file.stem}"), file, arm)
     if arm is not None:
         raise UsageError(f"--config: {str(file)!r} has no arms, only a Python file (.py) has.")
     if file.suffix == ".json":
@@ -58,27 +58,3 @@ def _configured(namespace: dict[str, Any], file: Path, arm: str | None) -> Train
     if not isinstance(config, TrainConfig):
         raise UsageError(f"--config: {str(file)!r} doesn't define `config = TrainConfig(...)`.")
     return config
-
-
-def _load_python(file: Path) -> dict[str, Any]:
-    namespace: dict[str, Any] = {"__name__": f"_config_{file.stem}", "__file__": str(file)}
-    # Arms of an experiment import their common base by its package's name.
-    root = file.resolve().parent
-    while (root / "__init__.py").exists():
-        root = root.parent
-    sys.path.insert(0, str(root))
-    try:
-        exec(compile(file.read_bytes(), str(file), "exec"), namespace)
-    except UsageError:
-        raise
-    except SystemExit:
-        raise UsageError(
-            f"--config: {str(file)!r} ends the program; it may only set `config`."
-        ) from None
-    except Exception as error:
-        raise UsageError(
-            f"--config: {str(file)!r} fails with {type(error).__name__}: {error}."
-        ) from error
-    finally:
-        sys.path.remove(str(root))
-    return namespace

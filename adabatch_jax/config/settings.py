@@ -19,8 +19,13 @@ from adabatch_jax.config.declarations import (
 from adabatch_jax.config.value_texts import (
     NanPolicy,
     Score,
+    check_dataset,
     check_name,
     check_path,
+    check_split,
+    name_of_dataset,
+    parse_channels,
+    parse_deviations,
     parse_nan_policy,
     parse_profiled,
     parse_score,
@@ -46,7 +51,7 @@ AUTO = "auto"  # left to the program
 _DEFAULT_EPOCHS = 20.0
 
 # Settings that runs were named without; where they are none they are no part of a digest.
-_NOT_NAMED = ("duration", "tokens_per_example")
+_NOT_NAMED = ("duration", "tokens_per_example", "data.mean", "data.std")
 
 # What "auto" was before there was one; runs keep the names and digests that they had.
 _BEFORE_AUTO = {"accumulation": "fused", "shard_params": False}
@@ -184,13 +189,23 @@ class DataSettings:
     train_split: str | None = setting(
         None, NUMBERS, help="Split to train on, such as train[:90%]; none: the dataset's own.")
     test_split: str | None = setting(
-        None, NUMBERS, help="Split to evaluate on; none: the dataset's own.")
+        None, NUMBERS, read=check_split,
+        help="Split to evaluate on, or of own data a share such as 20%; none: the dataset's own, "
+        "else 20%.")
     holdout_split: str | None = setting(
-        None, NUMBERS, help="Split kept out of the training, such as train[90%:], to choose by; "
-        "none: no such split.")
+        None, NUMBERS, read=check_split,
+        help="Split kept out of the training, such as train[90%:], or of own data a share such as "
+        "10%, to choose by; none: no such split.")
     image_size: int | None = setting(
         None, NUMBERS, at_least=1, below=2**15, help="Height and width to resize and crop images to; needed "
         "where they differ in size.")
+    mean: str | None = setting(
+        None, NUMBERS, read=parse_channels, has_spaces=True,
+        help="What is subtracted from pixels in 0..1, a number or one per channel; none: the "
+        "dataset's own, of own data that of the training images.")
+    std: str | None = setting(
+        None, NUMBERS, read=parse_deviations, has_spaces=True,
+        help="What they are divided by then; none: as for mean.")
     crop_padding: int = setting(
         0, NUMBERS, at_least=0, below=2**15, is_changeable=True, help="Pixels of zeros on each side before a "
         "random crop to the original size; 0: no crop.")
@@ -222,8 +237,10 @@ class TrainConfig:
         None, OPERATION, read=check_name,
         help="Name of the run and of its folder; none: made of dataset and model.")
     dataset: str = setting(
-        "digits", NUMBERS, help="Dataset: digits, fashion_mnist, mnist, cifar10, cifar100, or any "
-        "labelled images of tfds.")
+        "digits", NUMBERS, read=check_dataset,
+        help="Dataset: digits, fashion_mnist, mnist, cifar10, cifar100, or any labelled images of "
+        "tfds; a folder of images, an .npz, .csv or .parquet (./name is always a path); or "
+        "module:function, which returns sources.")
     model: str = setting("cnn_digits", NUMBERS, help="Network: cnn_digits, resnet20_cifar, ...")
     batch_schedule: str = setting(
         "32 x2 every 20% max 512", FUTURE, read=parse_schedule, is_changeable=True, has_spaces=True,
@@ -329,7 +346,8 @@ class TrainConfig:
     @property
     def run_name(self) -> str:
         """The name, or one made of dataset and model."""
-        return self.name or f"{self.dataset}-{self.model}".replace("/", "_").replace(":", "_")
+        model = self.model.replace("/", "_").replace(":", "_")
+        return self.name or f"{name_of_dataset(self.dataset)}-{model}"
 
     @property
     def digest(self) -> str:
@@ -382,6 +400,14 @@ class TrainConfig:
 
 def settings_digest(content: Mapping[str, Any]) -> str:
     """A hash of settings in any order, in hex."""
-    content = {k: v for k, v in content.items() if v is not None or k not in _NOT_NAMED}
+    content = _named(content)
     content = {k: _BEFORE_AUTO.get(k, v) if v == AUTO else v for k, v in content.items()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _named(content: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    return {
+        name: _named(value, f"{name}.") if isinstance(value, Mapping) else value
+        for name, value in content.items()
+        if value is not None or group + name not in _NOT_NAMED
+    }

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from adabatch_jax.system.errors import UsageError
@@ -77,6 +78,81 @@ def check_name(name: str) -> None:
     """Raises a UsageError unless a folder may be called so on any system."""
     if not re.fullmatch(r"[\w][\w.+=-]*", name):
         raise UsageError(f"{name!r} can't be a folder's name; use letters, digits, '_' and '-'.")
+
+
+# A dataset's text that can only be a path, whatever lies there.
+_PATH = re.compile(r"(\.{0,2}|~[^/]*)(/.*)?|.*\.(npz|csv|parquet)", re.DOTALL | re.IGNORECASE)
+
+
+def is_path(dataset: str) -> bool:
+    """Whether a dataset's text can only be a path; a folder's plain name may be one too.
+
+    >>> is_path("./photos"), is_path("photos.npz"), is_path("photos"), is_path("mnist:3.0.1")
+    (True, True, False, False)
+    """
+    return bool(dataset) and _PATH.fullmatch(dataset) is not None
+
+
+def check_dataset(text: str) -> None:
+    """Raises a UsageError where a text names neither a dataset nor a path nor a function."""
+    if not text or "\0" in text:
+        raise UsageError(f"{text!r} is neither a dataset's name nor a path nor module:function.")
+
+
+def name_of_dataset(text: str) -> str:
+    """What a run's folder calls a dataset.
+
+    >>> name_of_dataset("~/own/photos/"), name_of_dataset("cifar10_corrupted/fog_1:1.0.0")
+    ('photos', 'cifar10_corrupted_fog_1_1.0.0')
+    """
+    last = text.rstrip("/").rpartition("/")[2] if is_path(text) else text
+    return re.sub(r"[^\w.+=-]", "_", last).lstrip(".+=-") or "data"
+
+
+def parse_share(text: str) -> Fraction:
+    """Reads a share such as "20%", as a number between 0 and 1.
+
+    >>> parse_share("12.5%")
+    Fraction(1, 8)
+    """
+    match = re.fullmatch(r"(\d{1,2}(?:\.\d{1,6})?)\s*%", text.strip())
+    if match is None or not float(match[1]):
+        raise UsageError(f"{text!r} is no share of the examples, write it as '20%'.")
+    return Fraction(match[1]) / 100
+
+
+def is_share(text: str) -> bool:
+    """Whether a split's text says how much to take, and not which."""
+    return text.strip().endswith("%")
+
+
+def check_split(text: str) -> None:
+    """Raises a UsageError where the text of a split begins like a share and is none."""
+    if is_share(text):
+        parse_share(text)
+
+
+def parse_channels(text: str) -> tuple[float, ...]:
+    """Reads a number, or one per channel, such as "0.485 0.456 0.406".
+
+    >>> parse_channels("0.485, 0.456, 0.406")
+    (0.485, 0.456, 0.406)
+    """
+    try:
+        values = tuple(float(word) for word in re.split(r"[,\s]+", text.strip()))
+    except ValueError:
+        values = ()
+    if not values or not all(map(math.isfinite, values)):
+        raise UsageError(f"{text!r} is not a number per channel, write it as '0.49 0.48 0.45'.")
+    return values
+
+
+def parse_deviations(text: str) -> tuple[float, ...]:
+    """Reads numbers as `parse_channels` does, which must be above 0."""
+    values = parse_channels(text)
+    if min(values) <= 0:
+        raise UsageError(f"{text!r} must be above 0, images are divided by it.")
+    return values
 
 
 def check_path(path: str) -> None:

@@ -17,6 +17,7 @@ from adabatch_jax.data.datasets.known_datasets import open_builder
 from adabatch_jax.data.datasets.labelled_images import LabelledImages, labelled_images
 from adabatch_jax.data.datasets.prepared_folders import prepare_command
 from adabatch_jax.data.datasets.tfds_import import import_tfds
+from adabatch_jax.data.parallel_reading import PartReader
 from adabatch_jax.system.errors import (
     ExampleError,
     StorageError,
@@ -26,9 +27,6 @@ from adabatch_jax.system.errors import (
 )
 from adabatch_jax.system.files import storage_errors
 
-# What a thread decodes in one go: 170 images of 32x32, 3 of 224x224. With less of the small ones
-# handing over costs more than it gains; the large ones of a batch must do for all processors.
-_BYTES_PER_TASK = 2**19
 _MIN_READ_TOGETHER = 16
 # ImageNet has a thousand files; on a network's file system each takes a while to open.
 _NUM_CHECKING_THREADS = 16
@@ -111,6 +109,7 @@ class TfdsSource:
 
     Attributes:
       num_classes: labels are 0 .. num_classes - 1.
+      class_names: the name of each label.
       image_shape: (height, width, channels) of every image that `read` returns.
     """
 
@@ -127,12 +126,11 @@ class TfdsSource:
         self._records, self._files = records, files
         self._images, self._image_size = images, image_size
         self._file_digests: FileDigests | None = None
-        # None is started before it is needed.
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tfds_source")
-        self.num_classes = images.num_classes
+        self.num_classes, self.class_names = images.num_classes, images.class_names
         self.image_shape = (
             (image_size, image_size, images.shape[-1]) if image_size else images.fixed_shape
         )
+        self._parts = PartReader("tfds_source", math.prod(self.image_shape))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -169,17 +167,15 @@ class TfdsSource:
             raise IndexError(f"indices {indices.min()} .. {indices.max()} of {len(self)} examples.")
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
-        length = max(1, _BYTES_PER_TASK // math.prod(self.image_shape))
 
-        def read_part(start: int) -> None:
-            part = indices[start : start + length].tolist()
-            for row, (index, record) in enumerate(zip(part, self._fetch(part), strict=True), start):
+        def read_part(rows: slice) -> None:
+            part = indices[rows].tolist()
+            records = enumerate(zip(part, self._fetch(part), strict=True), start=rows.start)
+            for row, (index, record) in records:
                 labels[row] = self._label(record[self._images.label_key], index)
                 images[row] = self._image(record[self._images.image_key], index)
 
-        starts = range(0, len(indices), length)
-        # A failure in any part is raised here.
-        list(map(read_part, starts) if len(starts) == 1 else self._threads.map(read_part, starts))
+        self._parts.read(len(indices), read_part)
         return {"image": images, "label": labels}
 
     def _fetch(self, indices: list[int]) -> Iterable[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,11 @@ import jax
 import optax
 
 from adabatch_jax.config.settings import Operation, TrainConfig
-from adabatch_jax.data.abstract_arrays import example_types
 from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
-from adabatch_jax.data.datasets.known_datasets import DatasetSpec, dataset_spec
+from adabatch_jax.data.datasets.known_datasets import DatasetSpec
 from adabatch_jax.data.mesh import data_mesh
-from adabatch_jax.data.sources import Source
 from adabatch_jax.models import create, functions, loss_properties
-from adabatch_jax.runs.configured_data import open_splits, read_what_fits, warnings_of_files
+from adabatch_jax.runs.configured_data import ConfiguredData, open_data
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.display.stream_choice import make_progress
 from adabatch_jax.runs.fit import FitResult, fit
@@ -28,6 +26,7 @@ from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_pieces import unreached
 from adabatch_jax.schedules.learning_rate_schedule import rate_schedule
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.evaluation import EvalFn
 from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.train_state import TrainState
@@ -49,24 +48,20 @@ def train(
       allow_change, lock_seconds, take_over: as in `RunFolder` and `plan_of_run`.
       on_done: called with the workdir at the plan's end, while no other process may use it.
     """
-    spec = dataset_spec(config.dataset, config.data.dir)
-    splits = open_splits(config, spec)
-    warnings = warnings_of_files(*splits)
-    train_source, eval_sources = read_what_fits(*splits)
+    data = open_data(config).in_memory().with_statistics(config.data)
     check_workdir(workdir)
     with RunFolder(
         workdir, allow_change=allow_change, lock_seconds=lock_seconds, take_over=take_over
     ) as folder:
         plan, changes = plan_of_run(
-            config, len(train_source), folder.checkpoint, workdir, allow_change
+            config, len(data.train), folder.checkpoint, workdir, allow_change
         )
         folder.changes += [change.to_dict() for change in changes]
-        folder.notes += [*warnings, *(f"note: {change}" for change in changes)]
+        folder.notes += [*data.notes, *(f"note: {change}" for change in changes)]
         progress = operation.progress or make_progress(plan)
         operation = dataclasses.replace(operation, on_nan=config.on_nan, progress=progress)
-        result = _fit(
-            config, folder, plan, operation, allow_change, spec, train_source, eval_sources
-        )
+        folder.dataset = data.spec.to_dict()
+        result = _fit(config, folder, plan, operation, allow_change, data)
         if not result.stopped:
             on_done(workdir)
         return result
@@ -78,15 +73,12 @@ def _fit(
     plan: BatchPlan,
     operation: Operation,
     allow_change: Sequence[str],
-    spec: DatasetSpec,
-    train_source: Source,
-    eval_sources: Mapping[str, Source],
+    data: ConfiguredData,
 ) -> FitResult:
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
     learning_rate = rate_schedule(rate)
     tx = make_optimizer(config, learning_rate)
-    image_shape = example_types(train_source)["image"].shape
-    params, model_state, loss_fn, eval_fn, properties = network_functions(config, spec, image_shape)
+    params, model_state, loss_fn, eval_fn, properties = network_functions(config, data.spec)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     layout = config.layout
     if mesh is None:  # one device has it all
@@ -96,11 +88,11 @@ def _fit(
         loss_fn,
         tx,
         TrainState.create(params=params, tx=tx, model_state=model_state),
-        train_source,
+        data.train,
         plan,
         learning_rate=learning_rate,
         eval_fn=eval_fn,
-        eval_source=eval_sources,
+        eval_source=data.evals,
         seed=config.seed,
         mesh=mesh,
         workdir=folder,
@@ -140,11 +132,20 @@ def _introduce(
 
 
 def network_functions(
-    config: TrainConfig, spec: DatasetSpec, image_shape: tuple[int, int, int]
+    config: TrainConfig, spec: DatasetSpec
 ) -> tuple[Any, Any, LossFn, EvalFn, dict[str, Any]]:
-    """The configured network: `(params, model_state, loss_fn, eval_fn, loss_properties)`."""
+    """The configured network: `(params, model_state, loss_fn, eval_fn, loss_properties)`.
+
+    Raises:
+      UsageError: there is no such network, or it can't take the dataset's images.
+    """
+    if spec.image_shape is None or not spec.num_classes or not spec.mean:
+        raise UsageError(
+            f"model: {config.model} takes uint8 images and labels, of which {spec.name} tells too "
+            'little: its sources need arrays "image" and "label", and an attribute num_classes.'
+        )
     module = create(
-        config.model, spec.num_classes, image_shape, config.seed, config.batchnorm_group_size,
+        config.model, spec.num_classes, spec.image_shape, config.seed, config.batchnorm_group_size,
         config.compute_dtype, config.batchnorm_reference_size,
     )  # fmt: skip
     normalized = functools.partial(normalize, mean=spec.mean, std=spec.std)

@@ -9,6 +9,7 @@ import numpy as np
 
 from adabatch_jax.config.declarations import Role, declarations, flattened
 from adabatch_jax.config.settings import TrainConfig
+from adabatch_jax.config.value_texts import is_path
 from adabatch_jax.data.epoch_order import order_digest
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.schedules.learning_rate_at_step import resolve
@@ -39,7 +40,7 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
-        if self.setting == "dataset":
+        if isinstance(self.now, Mapping):  # digests
             return f"the {' and the '.join(self.now)} are others from update {self.step:,} on"
         label = "lr at the reference batch size" if self.setting == "lr" else self.setting
         return f"{label} is {self.now} from update {self.step:,} on, and was {self.before}"
@@ -117,7 +118,13 @@ class _Resumed:
         if self.config.optimizer == "sgd" and not (self.before.momentum and self.config.momentum):
             changeable.remove("momentum")  # without any there is none in the optimizer's state
         allowed = changeable.intersection(self.allow_change)
-        refused = [c for c in self.changes if c.setting in _IDENTITY and c.setting not in allowed]
+        refused = [
+            change
+            for change in self.changes
+            if change.setting in _IDENTITY
+            and change.setting not in allowed
+            and not _is_moved(change)
+        ]
         if not refused:
             return
         override, names = "", [change.setting for change in refused]
@@ -169,6 +176,11 @@ class _Resumed:
     def _allowing(self, *names: str) -> str:
         """The option that allows more changes, with those that are allowed already."""
         return f"--allow-change {' '.join([*self.allow_change, *names])}"
+
+
+def _is_moved(change: Change) -> bool:
+    """Whether own files are named by another path; what they hold is compared apart."""
+    return change.setting == "dataset" and is_path(change.before) and is_path(change.now)
 
 
 def _listed(changes: Iterable[Change]) -> str:

@@ -13,11 +13,10 @@ import numpy as np
 from jax import lax
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.data.datasets.known_datasets import dataset_spec
 from adabatch_jax.data.mesh import batch_sharding, data_mesh, replicated
 from adabatch_jax.data.row_layout import BatchLayout, row_table
 from adabatch_jax.reporting.planning.plan_costs import resolved_layouts
-from adabatch_jax.reporting.planning.timed_updates import configured_updates, image_shape
+from adabatch_jax.reporting.planning.timed_updates import configured_updates, image_data
 from adabatch_jax.runs.configured_run import network_functions
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.accumulation import finish, sum_up
@@ -71,14 +70,14 @@ def measure_passes(config: TrainConfig, plan: BatchPlan, cache: Cache) -> list[d
 
 def _seconds_per_update(config: TrainConfig, batch_size: int) -> tuple[float, float]:
     """Measures one update: seconds forward, and seconds backward."""
-    spec, shape = dataset_spec(config.dataset, config.data.dir), image_shape(config)
-    params, model_state, loss_fn, *_ = network_functions(config, spec, shape)
+    spec = image_data(config)
+    params, model_state, loss_fn, *_ = network_functions(config, spec)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     num_devices = 1 if mesh is None else mesh.size
     updates = dataclasses.replace(configured_updates(config, num_devices), limit_bytes=math.inf)
     layout = resolved_layouts(config, updates, batch_size).of(batch_size)
     num_measured = min(layout.num_microbatches, _MOST_MICROBATCHES)
-    batch = _synthetic_batch(layout, num_measured, shape, spec.num_classes)
+    batch = _synthetic_batch(layout, num_measured, spec.image_shape, spec.num_classes)
     arguments = params, model_state, batch, jax.random.key(0)
     if mesh is not None:
         whole, spread = replicated(mesh), batch_sharding(mesh, microbatched=True)

@@ -1,5 +1,6 @@
 """What a training run must know about a dataset before it opens it."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -11,23 +12,32 @@ from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean, o
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A dataset of labelled images, whose split to train on is called "train".
+    """What is known of a dataset of labelled images.
 
     Attributes:
-      name: the name under which tfds knows it.
-      image_shape: (height, width, channels) as prepared; None where images differ in size.
-      num_examples: examples in the training split.
+      name: the name under which tfds knows it, or how a user named it.
+      num_classes: labels are 0 .. num_classes - 1; None where nobody told.
+      image_shape: (height, width, channels) as they are read; None where images differ in size.
+      test_split: which split of tfds is evaluated on.
+      num_examples: examples that are trained on.
       mean: per channel, of pixels in 0..1, to be subtracted.
       std: per channel, of pixels in 0..1, to be divided by.
+      class_names: the name of each label; None where it isn't known without the data.
     """
 
     name: str
-    num_classes: int
+    num_classes: int | None
     image_shape: tuple[int, int, int] | None
     test_split: str
     num_examples: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a run's folder keeps, as JSON values."""
+        content = dataclasses.asdict(self)
+        return {name: value for name, value in content.items() if name != "test_split"}
 
 
 # The paper normalises both CIFARs with CIFAR-10's mean, and with these deviations.
@@ -52,8 +62,9 @@ def dataset_spec(name: str, data_dir: str | os.PathLike | None = None) -> Datase
 
     Six datasets are known without any file: see `KNOWN_DATASETS`. Any other tfds dataset with
     an image and a label is described from its prepared files: images of three channels are
-    normalised with ImageNet's constants, others with mean 0.5 and deviation 0.25; the test
-    split is `test`, else `validation`.
+    normalised with ImageNet's constants, others with mean 0.5 and deviation 0.25, and a user's own
+    with theirs, which have to be computed: () stands for them; the test split is `test`, else
+    `validation`.
 
     Args:
       name: a name such as `"cifar10"`, or `"dataset/config:version"` as tfds writes it.
@@ -101,18 +112,24 @@ def open_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
         ) from error
 
 
+def is_known(name: str) -> bool:
+    """Whether we or tfds know a dataset of this name."""
+    parts = parse_name(name)
+    return name in KNOWN_DATASETS or (parts is not None and parts[0] in _known_names())
+
+
 def require_known(name: str) -> None:
     """Raises a UsageError, which ends with the nearest name, unless we or tfds know `name`."""
-    if name in KNOWN_DATASETS:
-        return
-    names = set(KNOWN_DATASETS)
-    # Community datasets are listed in a file on the network.
-    names.update(import_tfds().list_builders(with_community_datasets=False))
-    parts = parse_name(name)
-    if parts is None or parts[0] not in names:
+    if not is_known(name):
+        names, parts = _known_names(), parse_name(name)
         wanted = name.lower().replace("-", "_") if parts is None else parts[0]
         known = f"; known are {', '.join(KNOWN_DATASETS)} and those of tensorflow_datasets."
         raise UsageError(f"there is no dataset {name!r}{did_you_mean(wanted, names) or known}")
+
+
+def _known_names() -> set[str]:
+    # Community datasets are listed in a file on the network.
+    return {*KNOWN_DATASETS, *import_tfds().list_builders(with_community_datasets=False)}
 
 
 def _spec_of(name: str, builder: Any) -> DatasetSpec:
@@ -127,6 +144,10 @@ def _spec_of(name: str, builder: Any) -> DatasetSpec:
             f"it has {', '.join(sorted(splits))}."
         )
     channels = images.shape[-1]
-    mean, std = _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
+    if (builder.info.metadata or {}).get("own_images"):
+        mean, std = (), ()
+    else:
+        mean, std = _IMAGENET if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
     num_examples, shape = splits["train"].num_examples, images.fixed_shape
-    return DatasetSpec(name, images.num_classes, shape, test_split, num_examples, mean, std)
+    names = images.class_names
+    return DatasetSpec(name, images.num_classes, shape, test_split, num_examples, mean, std, names)

@@ -19,6 +19,7 @@ class LabelledImages:
 
     Attributes:
       shape: (height, width, channels); height and width are None where they vary.
+      class_names: the name of each label, its number where it has none.
       is_encoded: whether images are stored as PNG or JPEG rather than as plain arrays.
     """
 
@@ -27,6 +28,7 @@ class LabelledImages:
     num_classes: int
     shape: tuple[int | None, int | None, int]
     is_encoded: bool
+    class_names: tuple[str, ...] | None = None
 
     @property
     def fixed_shape(self) -> tuple[int, int, int] | None:
@@ -56,8 +58,9 @@ def labelled_images(name: str, info: Any) -> LabelledImages:
             f"its features are {', '.join(sorted(keys))}."
         )
     return LabelledImages(
-        image_key, label_key, label.num_classes, tuple(shape), isinstance(image, features.Image)
-    )
+        image_key, label_key, label.num_classes, tuple(shape), isinstance(image, features.Image),
+        tuple(label.names),
+    )  # fmt: skip
 
 
 def _is_pair(keys: Any) -> bool:

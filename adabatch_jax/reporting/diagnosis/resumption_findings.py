@@ -18,7 +18,7 @@ from adabatch_jax.reporting.diagnosis.findings import (
 )
 from adabatch_jax.reporting.saved_run import is_reported
 from adabatch_jax.runs.checkpoints.verifying import Found
-from adabatch_jax.runs.configured_data import check_prepared_data
+from adabatch_jax.runs.configured_data import check_prepared_data, is_own
 from adabatch_jax.runs.folder.finished_run import Finished
 from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, obstacles
 from adabatch_jax.runs.folder.lock import LOCK_NAME
@@ -120,7 +120,7 @@ def _examples(workdir: Path, config: TrainConfig | None, newest: Found | None) -
 
 
 def _dataset(config: TrainConfig | None) -> Iterator[Finding]:
-    if config is None or config.dataset == "digits":  # prepared on first use
+    if config is None or config.dataset == "digits" or is_own(config):  # made on first use, or told
         return
     named = config.dataset, config.data.dir
     if not is_prepared(*named):

@@ -12,10 +12,11 @@ import numpy as np
 
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.abstract_arrays import abstract_batch
-from adabatch_jax.data.datasets.known_datasets import dataset_spec
+from adabatch_jax.data.datasets.known_datasets import DatasetSpec
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.row_layout import BatchLayout
 from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes
+from adabatch_jax.runs.configured_data import describe_data
 from adabatch_jax.runs.configured_run import make_optimizer, network_functions
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import parse_bytes
@@ -140,8 +141,8 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
     Raises:
       UsageError: there is no such network, or the images' size isn't known.
     """
-    spec, shape = dataset_spec(config.dataset, config.data.dir), image_shape(config)
-    params, model_state, loss_fn, _, properties = network_functions(config, spec, shape)
+    spec = image_data(config)
+    params, model_state, loss_fn, _, properties = network_functions(config, spec)
     devices = jax.local_devices()
     devices = devices[: num_devices if num_devices <= len(devices) else 1]
     mesh = data_mesh(devices) if len(devices) > 1 else None
@@ -155,18 +156,16 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
     machine = device_memory_bytes(devices)
     limit = machine if config.device_memory is None else parse_bytes(config.device_memory)
     return Updates(
-        update, params, model_state, shape, spec.num_classes, num_devices, machine, limit
+        update, params, model_state, spec.image_shape, spec.num_classes, num_devices, machine, limit
     )
 
 
-def image_shape(config: TrainConfig) -> tuple[int, int, int]:
-    """(height, width, channels) of the images that the network gets."""
-    shape, size = dataset_spec(config.dataset, config.data.dir).image_shape, config.data.image_size
-    if size is not None:
-        return (size, size, 3 if shape is None else shape[-1])
-    if shape is None:
+def image_data(config: TrainConfig) -> DatasetSpec:
+    """What is known of the dataset, the shape of its images too."""
+    spec = describe_data(config)
+    if spec.image_shape is None:
         raise UsageError(
             f"the images of {config.dataset} differ in size; give --data.image-size, or "
             "--no-memory for a table without memory."
         )
-    return shape
+    return spec

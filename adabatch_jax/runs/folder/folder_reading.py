@@ -27,10 +27,12 @@ from adabatch_jax.system.files import read_file, read_sealed, storage_errors, te
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last_checkpoint.json"
 SUMMARY = "summary.json"
+DATASET = "dataset.json"
 ENVIRONMENT = "environment.json"
 # What a finished run's summary has the digests of.
 BEFORE_SUMMARY = (
-    "config.json", "plan.json", ENVIRONMENT, "metrics.jsonl", "metrics.csv", LAST_CHECKPOINT,
+    "config.json", "plan.json", DATASET, ENVIRONMENT, "metrics.jsonl", "metrics.csv",
+    LAST_CHECKPOINT,
 )  # fmt: skip
 
 _REPORT = ("report.html", *(f"curves_{axis}.png" for axis in ("epochs", "updates", "seconds")))

@@ -21,6 +21,7 @@ from adabatch_jax.runs.folder.finished_run import (
 )
 from adabatch_jax.runs.folder.folder_reading import (
     CHECKPOINTS,
+    DATASET,
     ENVIRONMENT,
     LAST_CHECKPOINT,
     SUMMARY,
@@ -67,6 +68,7 @@ class RunFolder:
       lock_seconds, take_over: as in `locked`.
 
     Attributes:
+      dataset: what is known of the dataset, for dataset.json; None where nobody told.
       checkpoint: the newest sound checkpoint, when entered; None where none was saved yet.
       notes: what was found and is worth a line each.
       changes: what differs from what the checkpoint says, as JSON values; of lost rows it is known
@@ -89,6 +91,7 @@ class RunFolder:
     ):
         self.path = Path(path).absolute()  # the program may change its current folder
         self.checkpoint: Found | None = None
+        self.dataset: Mapping[str, Any] | None = None
         self.notes: list[str] = []
         self.changes: list[dict[str, Any]] = []
         self._may_lose_rows = "rows" in allow_change
@@ -234,6 +237,8 @@ class RunFolder:
                     (self.path / name).unlink(missing_ok=True)
         # It also tells a run's folder from a foreign one.
         write_json(self.path / "config.json", identity)
+        if self.dataset is not None:
+            write_json(self.path / DATASET, self.dataset)
         predicted = None if "plan.json" in changed else self._prediction(plan)
         kept = {} if predicted is None else {"prediction": predicted.to_dict()}
         write_json(self.path / "plan.json", plan.to_dict() | kept)

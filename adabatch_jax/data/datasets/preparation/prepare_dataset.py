@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from adabatch_jax.data.datasets.known_datasets import require_known
+from adabatch_jax.data.datasets.known_datasets import is_known, require_known
 from adabatch_jax.data.datasets.preparation.stage_progress import (
     Report,
     discarded_output,
@@ -56,41 +57,94 @@ def prepare(
     if from_folder is not None and not Path(from_folder).expanduser().is_dir():
         raise UsageError(f"the folder {from_folder} with the original files isn't there.")
     root = resolve_data_dir(data_dir)
+    manual_dir = None if from_folder is None else Path(from_folder).expanduser().absolute()
+
+    def write(staging: Path, report: Report) -> Path:
+        from adabatch_jax.data.datasets.preparation import (
+            own_datasets,
+            record_writing,
+            tfds_datasets,
+        )
+
+        dataset, config, version = parse_name(name)
+        download_dir = root / "downloads"
+        if own_datasets.is_own(dataset) and config is None:
+            base = own_datasets.builder_class(dataset, version)
+            splits = own_datasets.read_splits(dataset, manual_dir, download_dir, checksums, report)
+            return record_writing.write(base, splits, staging, report)
+        return tfds_datasets.write(name, staging, manual_dir, download_dir, report)
+
+    return _prepared(name, root, progress, overwrite, write)
+
+
+def prepare_own(
+    dataset: str,
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    progress: Report | None = None,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Prepares a user's own images as array_record under a name, and returns its folder.
+
+    The images' own bytes are kept where they can be. Without a split to evaluate on, a fifth is
+    one, see `shares`.
+
+    Args:
+      dataset: a path, as `--dataset` takes it.
+      name: what the dataset is called from now on: small letters, digits and "_".
+      data_dir, progress, overwrite: as in `prepare`.
+      image_size: height and width to resize and crop the images to; None keeps them as they are.
+
+    Raises:
+      UsageError: another dataset has this name, or something in the data can't work.
+      StorageError: files can't be read or written.
+    """
+    path = Path(dataset).expanduser()
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UsageError(f"--name: {name!r} must be of small letters, digits and '_'.")
+    if is_known(name):
+        raise UsageError(f"--name: {name!r} is another dataset's name; choose one of your own.")
+
+    def write(staging: Path, report: Report) -> Path:
+        from adabatch_jax.data.datasets.preparation import own_images, record_writing
+
+        base, splits = own_images.described(dataset, path, name, image_size)
+        return record_writing.write(base, splits, staging, report)
+
+    return _prepared(name, resolve_data_dir(data_dir), progress, overwrite, write)
+
+
+def _prepared(
+    name: str,
+    root: Path,
+    progress: Report | None,
+    overwrite: bool,
+    write: Callable[[Path, Report], Path],
+) -> Path:
+    """The folder of a prepared dataset, written by `write` where there is none."""
     path = prepared_path(name, root)
     if path is not None and not overwrite:
         return path
-    manual_dir = None if from_folder is None else Path(from_folder).expanduser().absolute()
     report = with_current_output(progress or (lambda _: None))
     with _one_sentence(name, root), discarded_output():
-        _prepare(name, root, manual_dir, report, overwrite, checksums)
+        _write(name, root, overwrite, lambda staging: write(staging, report))
     path = prepared_path(name, root)
     if path is None:
         raise StorageError(f"dataset {name!r} was prepared in {root}, but isn't there any more.")
     return path
 
 
-def _prepare(
-    name: str,
-    root: Path,
-    folder: Path | None,
-    report: Report,
-    overwrite: bool,
-    checksums: Mapping[str, str] | None,
-) -> None:
+def _write(name: str, root: Path, overwrite: bool, write: Callable[[Path], Path]) -> None:
     # Here, not above: with tfds they take half a second, which a prepared dataset doesn't cost.
     from adabatch_jax.data.datasets.file_digests import file_digests
-    from adabatch_jax.data.datasets.preparation import own_datasets, record_writing, tfds_datasets
+    from adabatch_jax.data.datasets.preparation import record_writing
     from adabatch_jax.data.datasets.preparation.staging import publish, staging_folder
 
-    dataset, config, version = parse_name(name)
-    download_dir = root / "downloads"
+    dataset, *_ = parse_name(name)
     with staging_folder(root) as staging, record_writing.repeatable_records():
-        if own_datasets.is_own(dataset) and config is None:
-            base = own_datasets.builder_class(dataset, version)
-            splits = own_datasets.read_splits(dataset, folder, download_dir, checksums, report)
-            staged = record_writing.write(base, splits, staging, report)
-        else:
-            staged = tfds_datasets.write(name, staging, folder, download_dir, report)
+        staged = write(staging)
         file_digests(sorted(staged.glob("*.array_record*")), keep=True)
         publish(staged, root / staged.relative_to(staging), staging, overwrite)
         default_config = staging / dataset / ".config"

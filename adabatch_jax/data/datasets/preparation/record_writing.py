@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,8 +28,32 @@ class Split:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     id_prefix: str | None = None
 
+    def __len__(self) -> int:
+        return len(self.images)
 
-def write(base: type, splits: Mapping[str, Split], folder: Path, report: Report) -> Path:
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What is written of each example."""
+        for index, image in enumerate(self.images):
+            record = {name: int(labels[index]) for name, labels in self.labels.items()}
+            record["image"] = encode_png(image)
+            if self.id_prefix is not None:
+                record["id"] = f"{self.id_prefix}{index:05d}"
+            yield record
+
+
+class WrittenSplit(Protocol):
+    """The examples of one split, as they are written; see `Split`."""
+
+    names: Mapping[str, tuple[str, ...]]
+
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What is written of each example."""
+
+
+def write(base: type, splits: Mapping[str, WrittenSplit], folder: Path, report: Report) -> Path:
     """Writes `splits` as the dataset that the builder `base` describes; returns its folder.
 
     A subclass under the same name replaces how examples are generated, nothing else, so what it
@@ -47,8 +71,8 @@ def write(base: type, splits: Mapping[str, Split], folder: Path, report: Report)
                     self.info.features[feature].names = list(names)
             return {name: self._generate_examples(name, split) for name, split in splits.items()}
 
-        def _generate_examples(self, name: str, split: Split) -> Iterator[tuple[int, dict]]:
-            return counted(_records(split), f"Writing {name}", len(split.images), report)
+        def _generate_examples(self, name: str, split: WrittenSplit) -> Iterator[tuple[int, dict]]:
+            return counted(enumerate(split.records()), f"Writing {name}", len(split), report)
 
     builder = FromArrays(data_dir=folder, file_format="array_record")
     config = tfds.download.DownloadConfig(try_download_gcs=False)
@@ -74,15 +98,6 @@ def repeatable_records() -> Iterator[None]:
         yield
     finally:
         serializer.serialize_example = original
-
-
-def _records(split: Split) -> Iterator[tuple[int, dict]]:
-    for index, image in enumerate(split.images):
-        record = {name: int(labels[index]) for name, labels in split.labels.items()}
-        record["image"] = encode_png(image)
-        if split.id_prefix is not None:
-            record["id"] = f"{split.id_prefix}{index:05d}"
-        yield index, record
 
 
 def encode_png(image: np.ndarray) -> bytes:
