@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adabatch_jax import train
-from adabatch_jax.config.command_line import command_arguments, parse_arguments
+from adabatch_jax.config.command_line import command_arguments, flags_parser, parse_arguments
 from adabatch_jax.config.declarations import flag
+from adabatch_jax.config.settings import AUTO, TrainConfig
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 
 if TYPE_CHECKING:
-    from adabatch_jax.config.settings import TrainConfig
     from adabatch_jax.schedules.plan import BatchPlan
 
 PROG = "python -m adabatch_jax.plan"
@@ -60,6 +60,11 @@ class Options(train.Options):
             raise UsageError("--suggest and --measure: give one of them, each times the updates.")
 
 
+def parser() -> command_lines.Parser:
+    """The command's flags."""
+    return flags_parser(PROG, __doc__, Options(), TrainConfig())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the plan; returns the exit code."""
     return command_lines.run(lambda: _main(argv))
@@ -78,12 +83,11 @@ def _main(argv: Sequence[str] | None) -> int:
     return _show(options, config, plan)
 
 
-def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
+def _show(options: Options, config: TrainConfig, plan: "BatchPlan") -> int:
     """Prints the plan, with costs where they are wanted."""
     has_costs = options.memory or options.measure
     if has_costs:
         _before_compiling(options)
-    from adabatch_jax.config.settings import AUTO
     from adabatch_jax.data.row_layout import Layouts
     from adabatch_jax.reporting.planning.plan_table import (
         plan_as_json,
@@ -120,7 +124,7 @@ def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
     return 0
 
 
-def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
+def _suggest(options: Options, config: TrainConfig, plan: "BatchPlan") -> int:
     """Prints a schedule that ends where growth stops paying, and why."""
     _before_compiling(options)
     from adabatch_jax.reporting.planning.plan_costs import timed_doublings

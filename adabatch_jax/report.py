@@ -21,7 +21,7 @@ _ANY_WIDTH = 100_000
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return command_lines.run(lambda: _report(_parser().parse_args(argv)))
+    return command_lines.run(lambda: _report(parser().parse_args(argv)))
 
 
 def write_report(run_directory: os.PathLike | str, out: os.PathLike | str | None = None) -> Path:
@@ -59,7 +59,8 @@ def write_comparison(runs: Sequence["Run"], out: Path) -> None:
     _write_plots(runs, out.parent, out.stem)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = command_lines.Parser(
         prog="python -m adabatch_jax.report",
         description="Writes one self-contained HTML page about a run, or one that compares "

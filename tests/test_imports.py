@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "adabatch_jax"
 # Bottom up. What lies directly in the package, the commands and the public names, is above them.
 FLOORS = ("system", "schedules", "config", "data", "training", "models", "runs", "reporting")
 TOP_FILES = {
-    "__init__.py", "doctor.py", "plan.py", "prepare.py", "py.typed", "report.py", "train.py",
+    "__init__.py", "__main__.py", "doctor.py", "plan.py", "prepare.py", "py.typed", "report.py", "train.py",
 }  # fmt: skip
 
 
