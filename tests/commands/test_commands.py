@@ -44,7 +44,7 @@ def test_the_script_is_the_front_door():
     [
         (["plan", "--no-memory", "--epochs", "1"], 0, "phase  "),
         (["plan", "--bs", "64"], 2, ""),
-        (["doctor", "no-such-folder"], 2, "Environment"),
+        (["report", "no-such-folder"], 2, ""),
     ],
 )
 def test_a_command_does_what_its_module_does(tmp_path, arguments, code, begin):
