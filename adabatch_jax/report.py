@@ -102,7 +102,8 @@ def _write_page(path: Path, text: str, subject: bytes = b"") -> None:
 
 
 def _write_plots(runs: Sequence["Run"], directory: Path, prefix: str) -> None:
-    from adabatch_jax.reporting.plots import AXES, curves, png
+    from adabatch_jax.reporting.plot_elements import png
+    from adabatch_jax.reporting.plots import AXES, curves
     from adabatch_jax.system.files import write_atomically
 
     for axis in AXES:
@@ -128,6 +129,9 @@ def _print_comparison(runs: Sequence["Run"]) -> None:
         table = _table([*zip(*cells, strict=True)], num_text_columns=1, has_rule=True)
     console.print(table)
     print(quoted_figures.digests_sentence(runs))
+    differing, _ = quoted_figures.differing_settings(runs)
+    names = ", ".join(name for name in differing if not name.startswith("plan.")) or "none"
+    print(printable(f"Settings that differ: {names}."))
 
 
 def _table(cells: Sequence[Sequence[str]], num_text_columns: int, has_rule: bool) -> "Table":
