@@ -24,10 +24,11 @@ in use or holds no run, 4 for checkpoints and what belongs to them, 5 for files 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints what was found; returns the exit code."""
-    return command_lines.run(lambda: _examine(_parser().parse_args(argv)))
+    return command_lines.run(lambda: _examine(parser().parse_args(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = command_lines.Parser(
         prog="python -m adabatch_jax.doctor",
         description="Looks at this machine, and at a run's folder: its lock, every checkpoint, "

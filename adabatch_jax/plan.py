@@ -6,17 +6,20 @@ It takes the same arguments as adabatch_jax.train.
 import dataclasses
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from adabatch_jax import train
-from adabatch_jax.config.command_line import command_arguments, parse_arguments
+from adabatch_jax.config.command_line import command_arguments, flags_parser, parse_arguments
 from adabatch_jax.config.declarations import flag
+from adabatch_jax.config.settings import AUTO, TrainConfig
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.number_texts import table_lines
 
 if TYPE_CHECKING:
-    from adabatch_jax.config.settings import TrainConfig
     from adabatch_jax.schedules.plan import BatchPlan
 
 PROG = "python -m adabatch_jax.plan"
@@ -39,16 +42,19 @@ class Options(train.Options):
     )
     measure: bool = flag(
         False,
-        "Time the updates on this machine, for half a minute at most beside their compilation, "
-        "and predict how long the run takes and what the growth gains.",
+        "Time the updates on this machine until repeated times agree, for half a minute at most "
+        "beside their compilation, and predict how long the run takes and what the growth gains.",
     )
     suggest: bool = flag(
         False,
-        "Time the updates on this machine, and propose a schedule that ends where growth stops "
-        "paying.",
+        "Time the updates on this machine until repeated times agree, for 20 s at most beside "
+        "their compilation, and propose a schedule that ends where growth stops paying.",
     )
     max_batch: int | None = flag(
         None, "Largest batch that --suggest may propose; none: the dataset's size."
+    )
+    wide: bool = flag(
+        False, "Print all columns of the table, also where the terminal has no room for them."
     )
     json: bool = flag(False, "Print JSON instead of a table.")
 
@@ -58,6 +64,11 @@ class Options(train.Options):
             raise UsageError("--max-batch: bounds what --suggest proposes; give --suggest too.")
         if self.suggest and self.measure:
             raise UsageError("--suggest and --measure: give one of them, each times the updates.")
+
+
+def parser() -> command_lines.Parser:
+    """The command's flags."""
+    return flags_parser(PROG, __doc__, Options(), TrainConfig())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,18 +89,18 @@ def _main(argv: Sequence[str] | None) -> int:
     return _show(options, config, plan)
 
 
-def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
+def _show(options: Options, config: TrainConfig, plan: "BatchPlan") -> int:
     """Prints the plan, with costs where they are wanted."""
     has_costs = options.memory or options.measure
     if has_costs:
         _before_compiling(options)
-    from adabatch_jax.config.settings import AUTO
     from adabatch_jax.data.row_layout import Layouts
     from adabatch_jax.reporting.planning.plan_table import (
+        narrowed,
         plan_as_json,
         plan_notes,
         plan_rows,
-        row_texts,
+        plan_table,
     )
 
     num_devices, largest = _num_devices(options), max(plan.batch_sizes)
@@ -114,39 +125,57 @@ def _show(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
         content = plan_as_json(config, plan, num_devices, rows, notes, costs)
         print(json.dumps(content, indent=2))
         return 0
-    texts = [row_texts(row) for row in rows]
-    _print_table([list(texts[0]), *(list(row.values()) for row in texts)])
-    print(*notes, sep="\n")
+    width = None if options.wide else get_terminal_size().columns
+    table, left_out = narrowed(plan_table(rows), width)
+    print(*table_lines(table), sep="\n")
+    if left_out:
+        notes.append(f"Not shown, for want of room: {', '.join(left_out)} (--wide shows all).")
+    _print_sentences(notes)
     return 0
 
 
-def _suggest(options: Options, config: "TrainConfig", plan: "BatchPlan") -> int:
+def _suggest(options: Options, config: TrainConfig, plan: "BatchPlan") -> int:
     """Prints a schedule that ends where growth stops paying, and why."""
     _before_compiling(options)
     from adabatch_jax.reporting.planning.plan_costs import timed_doublings
     from adabatch_jax.reporting.planning.schedule_suggestion import (
         growth_rule,
-        suggested_schedule,
-        suggestion_table,
+        suggest,
+        timing_table,
     )
 
     rule = growth_rule(config.schedule, plan)
     num_devices = _num_devices(options)
-    seconds, left_out = timed_doublings(config, plan, rule, options.max_batch, num_devices)
-    schedule = str(suggested_schedule(rule, seconds))
-    suggested = dataclasses.replace(config, batch_schedule=schedule)
-    command = f"python -m adabatch_jax.train {command_arguments(suggested, options.config)}"
-    table, why = suggestion_table(rule, seconds, left_out)
+    timings, left_out = timed_doublings(config, plan, rule, options.max_batch, num_devices)
+    suggestion = suggest(rule, timings, left_out)
+    schedule = command = None
+    if suggestion.schedule is not None:
+        schedule = str(suggestion.schedule)
+        suggested = dataclasses.replace(config, batch_schedule=schedule)
+        command = f"python -m adabatch_jax.train {command_arguments(suggested, options.config)}"
     if options.json:
         measured = [
-            {"batch_size": size, "update_seconds": s, "examples_per_second": size / s}
-            for size, s in seconds.items()
+            {
+                "batch_size": size,
+                "update_seconds": timing.seconds,
+                "update_spread": timing.spread,
+                "examples_per_second": size / timing.seconds,
+            }
+            for size, timing in timings.items()
         ]
-        content = {"batch_schedule": schedule, "command": command, "why": why, "rows": measured}
+        content = {
+            "batch_schedule": schedule,
+            "could_end_at": suggestion.ends,
+            "command": command,
+            "why": suggestion.why,
+            "rows": measured,
+        }
         print(json.dumps(content, indent=2))
         return 0
-    _print_table(table)
-    print(f"{why}\nSuggested: {schedule}\n{command}")
+    print(*table_lines(timing_table(timings)), sep="\n")
+    _print_sentences([suggestion.why])
+    if schedule is not None:
+        print(f"Suggested: {schedule}\n{command}")
     return 0
 
 
@@ -168,12 +197,11 @@ def _num_devices(options: Options) -> int:
     return options.devices or 1
 
 
-def _print_table(table: Sequence[Sequence[str]]) -> None:
-    """Prints a header and rows; columns without any value are left out."""
-    columns = [column for column in zip(*table, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    for line in zip(*columns, strict=True):
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+def _print_sentences(sentences: Sequence[str]) -> None:
+    """Prints each on a line of its own, or on a terminal on lines that end between words."""
+    for sentence in sentences:
+        is_wrapped = sys.stdout.isatty()
+        print(textwrap.fill(sentence, get_terminal_size().columns) if is_wrapped else sentence)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,11 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepares the dataset that `argv` names, and returns the exit code."""
-    return run(lambda: _prepare(_parser().parse_args(argv)))
+    return run(lambda: _prepare(parser().parse_args(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = Parser(
         prog="python -m adabatch_jax.prepare",
         description="Get a dataset ready to be trained on.",

@@ -21,7 +21,7 @@ _ANY_WIDTH = 100_000
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return command_lines.run(lambda: _report(_parser().parse_args(argv)))
+    return command_lines.run(lambda: _report(parser().parse_args(argv)))
 
 
 def write_report(run_directory: os.PathLike | str, out: os.PathLike | str | None = None) -> Path:
@@ -59,7 +59,8 @@ def write_comparison(runs: Sequence["Run"], out: Path) -> None:
     _write_plots(runs, out.parent, out.stem)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = command_lines.Parser(
         prog="python -m adabatch_jax.report",
         description="Writes one self-contained HTML page about a run, or one that compares "
@@ -101,7 +102,8 @@ def _write_page(path: Path, text: str, subject: bytes = b"") -> None:
 
 
 def _write_plots(runs: Sequence["Run"], directory: Path, prefix: str) -> None:
-    from adabatch_jax.reporting.plots import AXES, curves, png
+    from adabatch_jax.reporting.plot_elements import png
+    from adabatch_jax.reporting.plots import AXES, curves
     from adabatch_jax.system.files import write_atomically
 
     for axis in AXES:
@@ -127,6 +129,9 @@ def _print_comparison(runs: Sequence["Run"]) -> None:
         table = _table([*zip(*cells, strict=True)], num_text_columns=1, has_rule=True)
     console.print(table)
     print(quoted_figures.digests_sentence(runs))
+    differing, _ = quoted_figures.differing_settings(runs)
+    names = ", ".join(name for name in differing if not name.startswith("plan.")) or "none"
+    print(printable(f"Settings that differ: {names}."))
 
 
 def _table(cells: Sequence[Sequence[str]], num_text_columns: int, has_rule: bool) -> "Table":

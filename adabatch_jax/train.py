@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from adabatch_jax.config.command_line import flag_of, parse_arguments
+from adabatch_jax.config.command_line import flag_of, flags_parser, parse_arguments
 from adabatch_jax.config.declarations import as_in, check, flag
 from adabatch_jax.config.settings import Operation, TrainConfig
 from adabatch_jax.system import command_lines
@@ -67,6 +67,11 @@ class Options:
 
     def __post_init__(self):
         check(self, flag_of)
+
+
+def parser() -> command_lines.Parser:
+    """The command's flags."""
+    return flags_parser(PROG, __doc__, Options(), TrainConfig())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

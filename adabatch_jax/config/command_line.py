@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from adabatch_jax.config.declarations import Declaration, Role, declarations, flattened, replaced
+from adabatch_jax.config.familiar_flags import advice
 from adabatch_jax.config.files import load_config
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.system.command_lines import Parser, command_text
@@ -57,6 +58,27 @@ def parse_flags(
       UsageError: an unknown flag, or a value that can't work.
       SystemExit: after `--help`.
     """
+    parser = flags_parser(prog, description, *instances, positional=positional)
+    namespace, unknown = parser.parse_known_args([*_words(argv)])
+    if unknown:
+        word = next((word for word in unknown if word.startswith("--")), unknown[0])
+        flags = [flag_of(name) for instance in instances for name in declarations(type(instance))]
+        known_elsewhere = advice(word, flags)
+        hint = did_you_mean(word, flags) or "."
+        raise UsageError(
+            f"there is no flag {word}{hint if known_elsewhere is None else f': {known_elsewhere}.'}"
+        )
+    given, changed = vars(namespace), []
+    for instance in instances:
+        names = given.keys() & declarations(type(instance))
+        changed.append(replaced(instance, {name: given[name] for name in names}))
+    return (*changed, given[positional]) if positional else tuple(changed)
+
+
+def flags_parser(
+    prog: str, description: str, *instances: Any, positional: str | None = None
+) -> Parser:
+    """The parser of a command whose flags are the declared fields of some dataclasses."""
     parser = Parser(
         prog=prog, usage=" ".join([prog, *filter(None, [positional]), "[flags]"]),
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,16 +91,7 @@ def parse_flags(
         defaults = flattened(dataclasses.asdict(instance))
         for name, declared in declarations(type(instance)).items():
             _add_flag(groups[declared.role], name, declared, defaults[name])
-    namespace, unknown = parser.parse_known_args([*_words(argv)])
-    if unknown:
-        word = next((word for word in unknown if word.startswith("--")), unknown[0])
-        flags = [flag_of(name) for instance in instances for name in declarations(type(instance))]
-        raise UsageError(f"there is no flag {word}{did_you_mean(word, flags) or '.'}")
-    given, changed = vars(namespace), []
-    for instance in instances:
-        names = given.keys() & declarations(type(instance))
-        changed.append(replaced(instance, {name: given[name] for name in names}))
-    return (*changed, given[positional]) if positional else tuple(changed)
+    return parser
 
 
 def command_arguments(config: TrainConfig, path: str | None = None) -> str:
@@ -153,7 +166,8 @@ def _add_flag(group: Any, name: str, declared: Declaration, default: Any) -> Non
     read = functools.partial(_number_or_text, kinds=declared.kinds)
     several = {"action": _Words, "nargs": "*" if declared.is_list else "+"}
     one_or_several = several if declared.is_list or declared.has_spaces else {}
-    add(flag_of(name), help=text, metavar=metavar, type=read, **one_or_several)
+    action = add(flag_of(name), help=text, metavar=metavar, type=read, **one_or_several)
+    action.completions = declared.choices  # checked by the declaration, whose sentence says more
 
 
 def _number_or_text(text: str, kinds: Sequence[type]) -> int | float | str:

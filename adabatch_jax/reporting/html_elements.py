@@ -3,6 +3,7 @@
 import hashlib
 import html
 import re
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,11 +47,33 @@ th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--faint); max-width: 30rem; overflow-wrap: break-word; }
 th { font-weight: 600; } thead th { color: var(--soft); white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; }
-tr.differs > * { background: var(--mark); }
-figure { margin: 0 0 1.6rem; } figure svg { width: 100%; height: auto; display: block; }
+.scroll :is(td, th):first-child { position: sticky; left: 0; background: var(--paper); }
+.scroll tr.differs > * { background: var(--mark); }
+figure { margin: 0 0 1.2rem; } figure svg { width: 100%; height: auto; display: block; }
+figure > a { color: inherit; cursor: zoom-in; } figcaption a { margin-right: .6rem; }
+a { color: var(--line-0); } figure .close, figure:target .zoom { display: none; }
+figure:target .close { display: inline; }
+figure:target { position: fixed; inset: 0; z-index: 1; margin: 0; padding: 1rem; overflow: auto;
+  background: var(--paper); } figure:target > a { cursor: default; }
+figure:target svg { width: max(100%, 46rem); max-height: calc(100vh - 5rem); min-height: 28rem; }
+.choice > input { position: absolute; opacity: 0; } .choice > span { color: var(--soft); }
+.choice > label { display: inline-block; margin: 0 0 .8rem .5rem; padding: .1rem .7rem;
+  border: 1px solid var(--faint); border-radius: 1rem; cursor: pointer; }
+.choice > input:checked + label { background: var(--band); font-weight: 600; }
+.choice > input:focus-visible + label { outline: 2px solid var(--line-0); }
+.chosen { display: grid; gap: 0 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
+.chosen > div { min-width: 0; } .option-0, .option-1, .option-2 { display: none; }
+.choice > input:nth-of-type(1):checked ~ .chosen .option-0,
+.choice > input:nth-of-type(2):checked ~ .chosen .option-1,
+.choice > input:nth-of-type(3):checked ~ .chosen .option-2 { display: block; }
 .bar { display: flex; height: 1.1rem; margin: .4rem 0; background: var(--band); }
 .keys { margin: 0 0 .8rem; } .keys span { margin-right: 1.4rem; white-space: nowrap; }
 .keys i { display: inline-block; width: .7rem; height: .7rem; margin-right: .4rem; }
+.keys b { display: inline-block; width: 1.6rem; margin-right: .4rem; vertical-align: middle; }
+@media (max-width: 40rem) { main { padding: 1rem .8rem 3rem; } .keys span { white-space: normal; }
+  th, td { padding-right: .6rem; max-width: 11rem; font-size: .9rem; }
+  tbody th { overflow-wrap: anywhere; min-width: 8rem; } thead th { white-space: normal; } }
 ul { padding-left: 1.2rem; max-width: 46rem; } td:last-child, th:last-child { padding-right: 0; }
 pre { background: var(--band); padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--soft); }
@@ -106,9 +129,55 @@ def paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{escaped(kind)}">{escaped(text)}</p>'
 
 
-def figure(svg: str, caption: str) -> str:
-    """A drawing with its caption."""
-    return f"<figure>\n{svg}\n<figcaption>{escaped(caption)}</figcaption>\n</figure>"
+def figure(name: str, drawing: str, caption: str, csv: str | None = None) -> str:
+    """A drawing that a click enlarges, with its caption and, as a file to save, its data.
+
+    Args:
+      name: tells it from the page's other figures; letters, digits and `_`.
+      drawing: an element; what is in a part of it can be chosen with `choice`.
+      caption: what is said below it.
+      csv: the data.
+    """
+    links = [f'<a class="zoom" href="#{name}">enlarge</a>']
+    links.append(f'<a class="close" href="#at-{name}">close</a>')
+    if csv is not None:
+        data = urllib.parse.quote(csv, safe=",")
+        links.append(f'<a download="{name}.csv" href="data:text/csv;charset=utf-8,{data}">CSV</a>')
+    return (
+        f'<div id="at-{name}"><figure id="{name}">\n<a href="#{name}">{drawing}</a>\n'
+        f"<figcaption>{escaped(caption)} {' '.join(links)}</figcaption>\n</figure></div>"
+    )
+
+
+def choice(name: str, options: Sequence[str], label: str, *elements: str) -> str:
+    """Elements of which those parts are shown that a reader chooses, at first the first option's.
+
+    `option_part` makes the parts of each option; there are at most three.
+    """
+    buttons = "".join(
+        f'<input type="radio" name="{name}" id="{name}-{number}"{" checked" * (number == 0)}>'
+        f'<label for="{name}-{number}">{escaped(option)}</label>'
+        for number, option in enumerate(options)
+    )
+    body = "\n".join(elements)
+    return (
+        f'<div class="choice"><span>{escaped(label)}</span>{buttons}\n'
+        f'<div class="chosen">\n{body}\n</div></div>'
+    )
+
+
+def option_part(number: int, element: str) -> str:
+    """What is shown where the option of this number is chosen, counted from 0."""
+    return f'<div class="option-{number}">{element}</div>'
+
+
+def key(names: Sequence[str], colours: Sequence[str], styles: Sequence[str]) -> str:
+    """Names with the colour and the style (CSS's for borders) of their lines."""
+    entries = "".join(
+        f'<span><b style="border-top: 3px {style} {escaped(colour)}"></b>{escaped(name)}</span>'
+        for name, colour, style in zip(names, colours, styles, strict=True)
+    )
+    return f'<p class="keys">{entries}</p>'
 
 
 def details(summary: str, *elements: str) -> str:

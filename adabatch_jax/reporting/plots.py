@@ -1,55 +1,50 @@
-"""Curves of runs: loss, test error, batch size and learning rate, as figures, PNG and SVG."""
+"""Curves of runs: batch size and learning rate as planned, and every metric that was measured."""
 
+import csv
 import dataclasses
 import io
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from adabatch_jax.reporting.measured_metrics import (
+    by_quantity,
+    is_of_training,
+    is_share,
+    metric_keys,
+    title_of,
+)
+from adabatch_jax.reporting.planned_values import (
+    Line,
+    batch_sizes,
+    end_step,
+    known_rates,
+    positions,
+)
+from adabatch_jax.reporting.plot_elements import (
+    BAND,
+    COLOURS,
+    INK,
+    LINE_STYLES,
+    STYLE,
+    plain_number,
+    set_batch_axis,
+    set_value_axis,
+)
 from adabatch_jax.reporting.saved_run import Run, run_labels
+from adabatch_jax.system.number_texts import printable
 
-# Okabe and Ito's colours, which the colour-blind can tell apart too, the pale yellow left out.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")
-# Each colour occurs for one purpose only: on a page it follows the page's theme by its name.
-INK, FAINT, BAND = "#24292e", "#d8dbe0", "#f2f4f6"
 MOST_BANDS = 400  # of more, none would be wider than a dot or two
-
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # names of runs are not mathematics
-}
+MOST_QUANTITIES = 16  # the CSV file and the tables have the others
+_FEW_POINTS = 60  # that get a marker each
+_WIDTH, _HEIGHT = 4.8, 2.95  # inches, of a panel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +58,31 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One of the small plots: a metric, its title and its unit."""
+    """One of the small plots.
 
-    key: str
+    Attributes:
+      title: what is drawn.
+      keys: the metrics in it; of "batch_size" and "learning_rate" the plan is drawn.
+      is_error: whether accuracies are drawn as errors in percent.
+    """
+
     title: str
-    scale: float = 1.0
-    offset: float = 0.0
-    is_stepwise: bool = False
+    keys: tuple[str, ...]
+    is_error: bool = False
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it is drawn from the plan."""
+        return self.keys in (BATCH_SIZE.keys, LEARNING_RATE.keys)
+
+
+class _Curve(NamedTuple):
+    """What is drawn of one run, and of one metric, in a panel."""
+
+    run: int
+    key: str
+    line: Line
+    is_joined: bool = True  # else single points, between which nothing is known
 
 
 class _Band(NamedTuple):
@@ -86,147 +99,151 @@ AXES = (
     Axis("updates", "step", "updates"),
     Axis("seconds", "elapsed_seconds", "seconds of training"),
 )
-PANELS = (
-    Panel("train_loss", "Training loss"),
-    Panel("test_accuracy", "Test error (%)", scale=-100.0, offset=100.0),
-    Panel("batch_size", "Batch size (examples)", is_stepwise=True),
-    Panel("learning_rate", "Learning rate", is_stepwise=True),
-)
+BATCH_SIZE = Panel("Batch size (examples)", ("batch_size",))
+LEARNING_RATE = Panel("Learning rate", ("learning_rate",))
+
+
+def panels_of(runs: Sequence[Run]) -> list[Panel]:
+    """What there is to draw of some runs: the metrics that any has, batch size, learning rate."""
+    panels = []
+    for keys in by_quantity(metric_keys(runs))[:MOST_QUANTITIES]:
+        values = [row[key] for run in runs for row in run.rows for key in keys if key in row]
+        is_error = is_share(keys[0], values)
+        title = title_of(keys[0] if len(keys) == 1 else keys[0].partition("_")[2])
+        if is_error:
+            title = f"{title[: -len('accuracy')]}error (%)"
+        panels.append(Panel(title[:1].upper() + title[1:], tuple(keys), is_error))
+    return [*panels, BATCH_SIZE, LEARNING_RATE]
 
 
 def curves(runs: Sequence[Run], axis: Axis) -> Figure:
-    """Draws the four panels of one or several runs against one axis.
+    """Draws all panels of one or several runs against one axis, in two columns.
 
     Phases are shaded where all runs have the same ones, and not too many to see; several runs are
     overlaid, one colour each. What was not measured, or not finite, is left out.
     """
-    if axis.key == "epoch" and any(run.plan["num_examples"] is None for run in runs):
-        axis = Axis(axis.name, "samples", "examples")  # of a stream, which has no epochs
-    phases = _common_phases(runs, axis)
+    panels = panels_of(runs)
+    num_rows = -(-len(panels) // 2)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 5.9), layout="constrained")
+        figure = Figure(figsize=(2 * _WIDTH, num_rows * _HEIGHT), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-        grid = figure.subplots(2, 2, sharex=True)
-        for axes, panel in zip(grid.flat, PANELS, strict=True):
+        grid = figure.subplots(num_rows, 2, squeeze=False).ravel()
+        for axes, panel in zip(grid, panels):
             _draw_panel(axes, runs, panel, axis)
-            _shade_phases(axes, phases)
-        for axes in grid[0]:
-            _name_phases(axes, phases)
-        for axes in grid[-1]:
-            axes.set_xlabel(axis.label)
+        for axes in grid[len(panels) :]:
+            axes.remove()
         if len(runs) > 1:
             _add_legend(figure, runs)
     return figure
 
 
-def png(figure: Figure) -> bytes:
-    """Returns a figure as a PNG file."""
-    content = io.BytesIO()
+def panel_figure(runs: Sequence[Run], panel: Panel, axis: Axis) -> Figure:
+    """Draws one panel, for a page that has a key of the runs."""
     with matplotlib.rc_context(STYLE):
-        FigureCanvasAgg(figure)
-        figure.savefig(content, format="png", dpi=150)
-    return content.getvalue()
+        figure = Figure(figsize=(_WIDTH, _HEIGHT))
+        # A layout that measures all texts takes half of the time of a page.
+        figure.subplots_adjust(left=0.14, right=0.97, bottom=0.16, top=0.84)
+        _draw_panel(figure.subplots(), runs, panel, axis)
+    return figure
 
 
-def inline_svg(figure: Figure, name: str) -> str:
-    """Returns a figure as an `<svg>` element for a page, in the page's own text colour.
+def panel_csv(runs: Sequence[Run], panel: Panel) -> str:
+    """What a panel shows as CSV: a line for each point, with its position on every axis."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    places = ("step", "samples", "epoch", "elapsed_seconds")
+    writer.writerow(["run", *places, *map(printable, panel.keys)])
+    for run, label in zip(runs, run_labels(runs), strict=True):
+        if panel.is_planned:
+            lines = [curve.line for curve in _curves([run], panel)]
+            steps = np.concatenate([line.steps for line in lines])
+            values = np.concatenate([line.values for line in lines])
+            columns = [positions(run, steps, key) for key in places]
+            columns[:2] = [column.astype(np.int64) for column in columns[:2]]
+            rows = zip(*(column.tolist() for column in columns), values.tolist(), strict=True)
+        else:
+            keys = (*places, *panel.keys)
+            measured = [row for row in run.rows if any(key in row for key in panel.keys)]
+            rows = ([row.get(key, "") for key in keys] for row in measured)
+        writer.writerows([label, *row] for row in rows)
+    return text.getvalue()
 
-    The name tells the identifiers inside from those of the page's other figures.
-    """
-    content = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        FigureCanvasSVG(figure)
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
-    svg = content.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', svg)
-    svg = svg.replace("xlink:href", "href")
-    themed = {INK: "ink", FAINT: "faint", BAND: "band"}
-    themed |= {colour: f"line-{number}" for number, colour in enumerate(COLOURS)}
-    for colour, variable in themed.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return svg
+
+def _curves(runs: Sequence[Run], panel: Panel) -> Iterator[_Curve]:
+    for number, run in enumerate(runs):
+        if panel == BATCH_SIZE:
+            yield _Curve(number, "batch_size", batch_sizes(run))
+        elif panel == LEARNING_RATE:
+            rates = known_rates(run)
+            yield _Curve(number, "learning_rate", rates.logged, is_joined=False)
+            yield _Curve(number, "learning_rate", rates.line(end_step(run)))
+        else:
+            for key in panel.keys:
+                rows = [row for row in run.rows if key in row]
+                steps = np.array([row["step"] for row in rows], np.int64)
+                yield _Curve(number, key, Line(steps, np.array([row[key] for row in rows], float)))
 
 
 def _draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel, axis: Axis) -> None:
+    if axis.key == "epoch" and any(run.plan["num_examples"] is None for run in runs):
+        axis = Axis(axis.name, "samples", "examples")  # of a stream, which has no epochs
     axes.set_title(panel.title)
+    axes.set_xlabel(axis.label)
     drawn = []
-    for number, run in enumerate(runs):
-        x, y = _points(run, panel, axis)
+    for curve in _curves(runs, panel):
+        x = positions(runs[curve.run], curve.line.steps, axis.key)
+        y = 100 - 100 * curve.line.values if panel.is_error else curve.line.values
+        y = np.where(np.isfinite(y) & np.isfinite(x), y, np.nan)
         drawn.extend(y[np.isfinite(y)])
-        axes.plot(x, y, **_line(number, panel, num_points=np.isfinite(y).sum()))
+        axes.plot(x, y, **_look(curve, panel, len(runs), num_points=int(np.isfinite(y).sum())))
     if not drawn:
-        _write(axes, 0.5, 0.5, "not measured", transform=axes.transAxes, va="center")
+        _write(axes, 0.5, 0.5, "not known", transform=axes.transAxes, va="center")
         axes.set_yticks([])
-    elif panel.key == "batch_size":
+    elif panel == BATCH_SIZE:
         set_batch_axis(axes, drawn)
     else:
-        set_value_axis(axes, drawn, is_stepwise=panel.is_stepwise)
-    ends = (row.get(axis.key, 0) for run in runs for row in run.rows[-1:])
-    axes.set_xlim(0, 1.01 * max(ends, default=0) or 1)
+        set_value_axis(axes, drawn, is_stepwise=panel.is_planned)
+    ends = [positions(run, np.array([end_step(run)]), axis.key).item() for run in runs]
+    axes.set_xlim(0, 1.01 * max(filter(math.isfinite, ends), default=0) or 1)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(plain_number))
     axes.grid(False, axis="x")
+    if len(panel.keys) > 1:
+        _name_metrics(axes, panel, len(runs))
+    _shade_phases(axes, _common_phases(runs, axis))
 
 
-def _points(run: Run, panel: Panel, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
-    rows = [row for row in run.rows if panel.key in row and axis.key in row]
-    x = np.array([row[axis.key] for row in rows], float)
-    y = panel.offset + panel.scale * np.array([row[panel.key] for row in rows], float)
-    if panel.is_stepwise and len(x):
-        # A row tells of the update that it follows: the first value holds from the start on.
-        x, y = np.concatenate([[0.0], x]), np.concatenate([y[:1], y])
-    return x, np.where(np.isfinite(y), y, np.nan)
-
-
-def _line(number: int, panel: Panel, num_points: int) -> dict[str, Any]:
+def _look(curve: _Curve, panel: Panel, num_runs: int, num_points: int) -> dict[str, Any]:
+    """A colour for each run, or for each metric of a single one; training's lines are thin."""
+    source = panel.keys.index(curve.key)
+    number = curve.run if num_runs > 1 else source
     # Not clipped, a marker at the edge stays whole; without a point there is no extent at all.
-    few = 0 < num_points <= (60 if panel.key == "test_accuracy" else 1)
+    is_thin = is_of_training(curve.key)
+    few = 0 < num_points <= (1 if is_thin or panel.is_planned and curve.is_joined else _FEW_POINTS)
+    has_marker = few or not curve.is_joined
+    style = (curve.run // len(COLOURS) + (source if num_runs > 1 else 0)) % len(LINE_STYLES)
     return {
         "color": COLOURS[number % len(COLOURS)],
-        "linestyle": LINE_STYLES[number // len(COLOURS) % len(LINE_STYLES)],
-        "drawstyle": "steps-pre" if panel.is_stepwise else "default",
-        "marker": "o" if few else None,
-        "markersize": 2.8,
+        "linestyle": LINE_STYLES[style] if curve.is_joined else "none",
+        "marker": "o" if has_marker else None,
+        "markersize": 2.8 if few else 1.4,
         "clip_on": not few,
-        "linewidth": 1.1 if panel.key == "train_loss" else 1.6,
+        "linewidth": 1.1 if is_thin else 1.6,
         "zorder": 3,
     }
 
 
-def set_batch_axis(axes: Axes, sizes: Sequence[float]) -> None:
-    """A logarithmic y axis with a tick at each batch size, as far as there is room."""
-    axes.set_yscale("log", base=2)
-    ticks = sorted(set(sizes))
-    if len(ticks) > 7:
-        axes.yaxis.set_major_locator(LogLocator(base=2, numticks=7))
-    else:
-        axes.set_yticks(ticks)
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(plain_number))
-    axes.set_ylim(min(sizes) / 1.5, max(sizes) * 1.5)
-
-
-def set_value_axis(axes: Axes, values: Sequence[float], is_stepwise: bool) -> None:
-    """A logarithmic axis where the values span a decade, else a linear one."""
-    low, high = min(values), max(values)
-    if low > 0 and high / low >= 10:
-        axes.set_yscale("log")
-        subs = (1.0,) if high / low > 1000 else (1.0, 2.0, 5.0)
-        axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
-        axes.yaxis.set_minor_locator(NullLocator())
-    elif is_stepwise and low >= 0:
-        axes.set_ylim(0, 1.12 * high or 1)
-    axes.yaxis.set_major_formatter(FuncFormatter(plain_number))
-
-
-def plain_number(value: float, _position: int | None = None) -> str:
-    """A tick's label without superfluous digits."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:,.6g}M"
-    return f"{value:.0e}" if 0 < abs(value) < 1e-4 else f"{value:,.10g}"
+def _name_metrics(axes: Axes, panel: Panel, num_runs: int) -> None:
+    """Which line is which metric, inside of the panel."""
+    keys = [
+        {**_look(_Curve(0, key, Line(None, None)), panel, num_runs, 0), "marker": None}
+        for key in panel.keys
+    ]
+    if num_runs > 1:
+        keys = [{**look, "color": INK} for look in keys]
+    handles = [Line2D([], [], **look) for look in keys]
+    names = [printable(title_of(key).rpartition(" ")[0]) or title_of(key) for key in panel.keys]
+    axes.legend(handles, names, fontsize=8, loc="best", handlelength=1.8)
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **options: Any) -> None:
@@ -235,14 +252,10 @@ def _write(axes: Axes, x: float, y: float, text: str, **options: Any) -> None:
 
 
 def _shade_phases(axes: Axes, phases: Sequence[_Band]) -> None:
-    """A band for every second phase."""
+    """A band for every second phase, and the batch sizes above, where there is room."""
     for band in phases if len(phases) <= MOST_BANDS else ():
         if band.index % 2:
             axes.axvspan(band.start, band.stop, color=BAND, linewidth=0, zorder=0)
-
-
-def _name_phases(axes: Axes, phases: Sequence[_Band]) -> None:
-    """The batch sizes above the bands, where there is room."""
     if phases:
         axes.set_title(axes.get_title(loc="left"), pad=20)
     for band in phases:
@@ -257,25 +270,25 @@ def _common_phases(runs: Sequence[Run], axis: Axis) -> list[_Band]:
     phases = runs[0].plan["phases"]
     if any(run.plan["phases"] != phases for run in runs):
         return []
-    longest = max(runs, key=lambda run: run.last_row.get("step", 0))
-    last_step = longest.last_row.get("step", 0)
-    steps = [[phase["start_step"], phase["stop_step"]] for phase in phases]
-    edges = np.minimum(np.array(steps, float), last_step)
-    if axis.key != "step":
-        rows = [row for row in longest.rows if math.isfinite(row.get(axis.key, math.nan))]
-        known = [0, *(row["step"] for row in rows)]
-        edges = np.interp(edges, known, [0.0, *(row[axis.key] for row in rows)])
+    longest = max(runs, key=end_step)
+    steps = np.array([[phase["start_step"], phase["stop_step"]] for phase in phases], np.int64)
+    edges = positions(longest, np.minimum(steps, end_step(longest)).ravel(), axis.key)
     bands = [
         _Band(phase["index"], phase["batch_size"], *edge)
-        for phase, edge in zip(phases, edges.tolist(), strict=True)
+        for phase, edge in zip(phases, edges.reshape(-1, 2).tolist(), strict=True)
     ]
     bands = [band for band in bands if band.stop > band.start]
     return bands if len(bands) > 1 else []
 
 
 def _add_legend(figure: Figure, runs: Sequence[Run]) -> None:
-    lines = figure.axes[0].get_lines()
+    handles = [
+        Line2D(
+            [], [], color=COLOURS[n % len(COLOURS)], linestyle=LINE_STYLES[n // len(COLOURS) % 4]
+        )
+        for n in range(len(runs))
+    ]
     # matplotlib leaves out labels with a leading underscore; a zero-width space saves them.
     labels = [f"\u200b{label}" if label[:1] == "_" else label for label in run_labels(runs)]
     columns = 3 if max(map(len, labels)) < 30 else 1
-    figure.legend(lines, labels, loc="outside lower center", ncols=min(len(runs), columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(runs), columns))

@@ -1,28 +1,27 @@
 """The figures of runs that reports and comparisons quote, each computed in one place."""
 
-import bisect
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from adabatch_jax.config.declarations import flattened
+from adabatch_jax.reporting.measured_metrics import (
+    best_value,
+    headline,
+    is_of_training,
+    metric_keys,
+    score_of,
+    title_of,
+    value_text,
+)
 from adabatch_jax.reporting.saved_run import Run, run_labels
 from adabatch_jax.schedules.plan import BatchPlan, fixed_batch_plan
-from adabatch_jax.system.number_texts import count_text, percent_text, seconds_text
+from adabatch_jax.system.number_texts import count_text, seconds_text
 from adabatch_jax.training.time_prediction import Prediction
 
 TIMED = ("step", "compile", "input", "evaluation", "checkpoint")
 UNKNOWN = "-"
-
-
-def first_learning_rates(run: Run) -> list[float | None]:
-    """The learning rate of each phase's first logged update; None where none was logged yet."""
-    rows = [row for row in run.rows if "learning_rate" in row]
-    rates: list[float | None] = []
-    for phase in run.plan["phases"]:
-        place = bisect.bisect_right(rows, phase["start_step"], key=lambda row: row["step"])
-        logged = [row for row in rows[place : place + 1] if row["step"] <= phase["stop_step"]]
-        rates.append(logged[0]["learning_rate"] if logged else None)
-    return rates
 
 
 def batch_sizes_text(run: Run) -> str:
@@ -31,12 +30,6 @@ def batch_sizes_text(run: Run) -> str:
     if len(sizes) == 1:
         return count_text(sizes[0])
     return f"{count_text(sizes[0])} to {count_text(sizes[-1])}"
-
-
-def best_accuracy(run: Run) -> float | None:
-    """The highest test accuracy that was measured."""
-    finite = [value for value in run.series("test_accuracy") if math.isfinite(value)]
-    return max(finite, default=None)
 
 
 def total_seconds(run: Run) -> float | None:
@@ -82,11 +75,12 @@ def predicted_over_measured(run: Run) -> float | None:
 def outcome(run: Run) -> str:
     """One sentence or two on what happened."""
     step, num_steps = run.final("step") or 0, run.plan["num_steps"]
-    seconds, accuracy = total_seconds(run), run.final("test_accuracy")
+    seconds = total_seconds(run)
     epoch = run.final("epoch")
     length = f"{epoch:.4g} epochs" if epoch is not None else count_text(step) + " updates"
     time = f" in {seconds_text(seconds)}" if seconds is not None else ""
-    result = f": test accuracy {percent_text(accuracy, 2)}" if accuracy is not None else ""
+    figures = [f"{title_of(key)} {value_text(key, run.final(key))}" for key in headline(run)]
+    result = f": {', '.join(figures)}" if figures else ""
     if run.summary is None:
         return (
             f"Unfinished: {length}{time} so far{result}, {count_text(step)} of "
@@ -105,8 +99,11 @@ def outcome(run: Run) -> str:
 
 def comparison_table(runs: Sequence[Run]) -> list[list[str]]:
     """A header, and a row of texts for each run."""
+    keys = metric_keys(runs)
+    keys = [key for key in keys if not is_of_training(key)] or keys[:1]
+    ranked = [key for key in keys if any(score_of(key, run.config) for run in runs)]
     rows = [
-        {"run": label if run.summary else f"{label} (unfinished)", **_compared(run)}
+        {"run": label if run.summary else f"{label} (unfinished)", **_compared(run, keys, ranked)}
         for label, run in zip(run_labels(runs), runs, strict=True)
     ]
     return [list(rows[0]), *(list(row.values()) for row in rows)]
@@ -130,19 +127,51 @@ def digests_sentence(runs: Sequence[Run]) -> str:
     return f"All runs saw the same {count_text(samples)} examples first, in the same order."
 
 
-def _compared(run: Run) -> dict[str, str]:
-    accuracy, digest = run.final("test_accuracy"), run.final("examples_digest")
+def differing_settings(runs: Sequence[Run]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """Which settings differ between runs, and which don't, of config.json and of the plan.
+
+    Returns:
+      Those that differ, a value for each run, `UNKNOWN` where it has no such setting, and the
+      common ones.
+    """
+    flat = [flattened(run.config) | _plan_settings(run) for run in runs]
+    columns = {
+        name: [c.get(name, UNKNOWN) for c in flat]
+        for name in dict.fromkeys(n for c in flat for n in c)
+    }
+    differing = {
+        name: values
+        for name, values in columns.items()
+        if any(value != values[0] for value in values)
+    }
+    common = {name: values[0] for name, values in columns.items() if name not in differing}
+    return differing, common
+
+
+def _plan_settings(run: Run) -> dict[str, Any]:
+    """What the plan knows beside the settings, or where `fit` was given none."""
+    names = ("num_examples", "duration", "remainder")
+    sizes = {"plan.batch_sizes": batch_sizes_text(run)}
+    return {f"plan.{name}": run.plan[name] for name in names} | sizes
+
+
+def _compared(run: Run, keys: Sequence[str], ranked: Sequence[str]) -> dict[str, str]:
+    digest = run.final("examples_digest")
     updates = count_text(run.final("step") or 0)
     if run.summary is None:
         updates += f" of {count_text(run.plan['num_steps'])}"
+    metrics = {}
+    for key in keys:
+        text = functools.partial(value_text, key)
+        metrics[title_of(key)] = _or_unknown(run.final(key), text)
+        if key in ranked:
+            metrics[f"best {title_of(key)}"] = _or_unknown(best_value(run, key), text)
     return {
         "batch size": batch_sizes_text(run),
         "epochs": _or_unknown(run.final("epoch"), lambda epoch: f"{epoch:.4g}"),
         "updates": updates,
         "examples": _or_unknown(run.final("samples"), count_text),
-        "accuracy": _or_unknown(accuracy, lambda value: percent_text(value, 2)),
-        "error": _or_unknown(accuracy, lambda value: percent_text(1 - value, 2)),
-        "best": _or_unknown(best_accuracy(run), lambda value: percent_text(value, 2)),
+        **metrics,
         "time": _or_unknown(total_seconds(run), seconds_text),
         "in steps": _or_unknown(run.final("step_seconds"), seconds_text),
         "predicted / measured": _or_unknown(predicted_over_measured(run), "{:.2f}".format),

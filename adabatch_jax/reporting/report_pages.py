@@ -6,23 +6,36 @@ from typing import Any
 
 from adabatch_jax.config.declarations import flattened
 from adabatch_jax.reporting import html_elements, quoted_figures
+from adabatch_jax.reporting.measured_metrics import (
+    HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
+    best_value,
+    metric_keys,
+    score_of,
+    title_of,
+    value_text,
+)
+from adabatch_jax.reporting.planned_values import known_rates
 from adabatch_jax.reporting.planning.cost_notes import gain_text
-from adabatch_jax.reporting.plots import AXES, curves, inline_svg
+from adabatch_jax.reporting.plot_elements import COLOURS, LINE_STYLES, inline_svg
+from adabatch_jax.reporting.plots import (
+    AXES,
+    MOST_QUANTITIES,
+    Panel,
+    panel_csv,
+    panel_figure,
+    panels_of,
+)
 from adabatch_jax.reporting.saved_run import Run, run_labels
 from adabatch_jax.system.number_texts import count_text, percent_text, seconds_text
 
-_RESULTS = {
-    "train_loss": "training loss",
-    "test_loss": "test loss",
-    "test_accuracy": "test accuracy",
+_OTHER_RESULTS = {
     "num_parameters": "parameters",
     "examples_digest": "digest of the examples",
     "weights_digest": "digest of the weights",
 }
-_RESULT_TEXTS = {
-    "test_accuracy": lambda value: percent_text(value, 2),
-    "num_parameters": count_text,
-}
+# CSS's names of the styles of lines.
+_BORDERS = {"solid": "solid", "dashed": "dashed", "dotted": "dotted", "dashdot": "double"}
 
 
 def run_page(run: Run) -> str:
@@ -32,7 +45,7 @@ def run_page(run: Run) -> str:
         [
             html_elements.paragraph(quoted_figures.outcome(run), "lead"),
             html_elements.section("Phases", _phase_table(run)),
-            _curves([run], "Bands are the phases, with their batch sizes above."),
+            _curves([run], "Bands are the phases, their batch sizes above."),
             html_elements.section("Result", _result_table(run)),
             _time_section(run),
             *_prediction_section(run),
@@ -45,8 +58,8 @@ def run_page(run: Run) -> str:
 def comparison_page(runs: Sequence[Run]) -> str:
     """The comparison of several runs as HTML."""
     labels = run_labels(runs)
-    header, *rows = quoted_figures.comparison_table(runs)
-    table = html_elements.table(header, rows, text_columns=(0, 1))
+    header, *columns = zip(*quoted_figures.comparison_table(runs), strict=True)
+    table = html_elements.table(header, columns, text_columns=(0,))
     return html_elements.page(
         f"{len(runs)} runs compared",
         [
@@ -54,8 +67,9 @@ def comparison_page(runs: Sequence[Run]) -> str:
                 "Results",
                 table,
                 html_elements.paragraph(quoted_figures.digests_sentence(runs), "note"),
+                html_elements.paragraph(_direction_note(metric_keys(runs)), "note"),
             ),
-            _settings_section(labels, [flattened(run.config) for run in runs]),
+            _settings_section(runs),
             _curves(runs, "One colour for each run."),
             *(
                 html_elements.section(f"Phases of {label}", _phase_table(run))
@@ -66,21 +80,64 @@ def comparison_page(runs: Sequence[Run]) -> str:
 
 
 def _curves(runs: Sequence[Run], caption: str) -> str:
-    drawings = (
-        html_elements.figure(
-            inline_svg(curves(runs, axis), axis.name), f"Against {axis.label}. {caption}"
+    panels, elements = panels_of(runs), []
+    for number, panel in enumerate(panels):
+        drawings = "".join(
+            html_elements.option_part(
+                place, inline_svg(panel_figure(runs, panel, axis), f"{number}-{axis.name}")
+            )
+            for place, axis in enumerate(AXES)
         )
-        for axis in AXES
+        note = _origin(runs, panel) if panel.is_planned else ""
+        csv = panel_csv(runs, panel)
+        elements.append(html_elements.figure(f"figure_{number}", drawings, note, csv))
+    key = ""
+    if len(runs) > 1:
+        places = range(len(runs))
+        colours = [f"var(--line-{n % len(COLOURS)})" for n in places]
+        styles = [_BORDERS[LINE_STYLES[n // len(COLOURS) % len(LINE_STYLES)]] for n in places]
+        key = html_elements.key(run_labels(runs), colours, styles)
+    left_out = len(panels) - MOST_QUANTITIES == 2
+    notes = [caption, "What lies between two rows is a line; seconds between them are estimated."]
+    if left_out:
+        notes.append(f"Of the metrics {MOST_QUANTITIES} are drawn; metrics.csv has all.")
+    return html_elements.section(
+        "Curves",
+        html_elements.paragraph(" ".join(notes), "note"),
+        key,
+        html_elements.choice("axis", [axis.label for axis in AXES], "Against", *elements),
     )
-    return html_elements.section("Curves", *drawings)
+
+
+def _origin(runs: Sequence[Run], panel: Panel) -> str:
+    """What a panel that isn't made of rows is made of."""
+    if panel.keys == ("batch_size",):
+        return "As planned."
+    known = [known_rates(run) for run in runs]
+    if all(rates.resolved is not None and not rates.since for rates in known):
+        return "The settings' rate on the plan."
+    if all(rates.resolved is None for rates in known):
+        return "Points are what was logged: between them the rate isn't known."
+    return "Lines are the settings' rate on the plan, points what was logged where it was another."
+
+
+def _direction_note(keys: Sequence[str]) -> str:
+    """By which rule a best value is chosen, as far as these metrics need it."""
+    words = {word for key in keys for word in key.lower().split("_")}
+    rules = [
+        f"{which} of {', '.join(sorted(words & known))}"
+        for which, known in (("the highest", HIGHER_IS_BETTER), ("the lowest", LOWER_IS_BETTER))
+        if words & known
+    ]
+    if not rules:
+        return "Which way these metrics are better isn't known by their names."
+    return f"The best is {' and '.join(rules)}, or what --keep-best says."
 
 
 def _phase_table(run: Run) -> str:
     num_examples = run.plan["num_examples"]
-    rows = []
-    for phase, rate in zip(
-        run.plan["phases"], quoted_figures.first_learning_rates(run), strict=True
-    ):
+    rows, rates = [], known_rates(run)
+    for phase, rate in zip(run.plan["phases"], rates.of_phases(run.plan["phases"]), strict=True):
         start, stop = phase["start_sample"], phase["stop_sample"]
         epochs = f"{start / num_examples:.2f} to {stop / num_examples:.2f}" if num_examples else ""
         rows.append(
@@ -95,20 +152,25 @@ def _phase_table(run: Run) -> str:
             ]
         )
     header = ["phase", "steps", "samples", "epochs", "batch size", "lr at start", "lr / batch size"]
-    note = "The learning rate is that of the phase's first logged update."
+    kind = "logged update" if rates.resolved is None or rates.since else "update"
+    note = f"The learning rate is that of the phase's first {kind}."
     return html_elements.table(header, rows) + html_elements.paragraph(note, "note")
 
 
 def _result_table(run: Run) -> str:
-    shown = {}
-    for key, name in _RESULTS.items():
+    shown, keys = {}, metric_keys([run])
+    for key in keys:
+        shown[title_of(key)] = value_text(key, run.final(key))
+        if score_of(key, run.config) is not None and not key.startswith("train_"):
+            best = best_value(run, key)
+            if best is not None:
+                shown[f"best {title_of(key)}"] = value_text(key, best)
+    for key, name in _OTHER_RESULTS.items():
         value = run.final(key)
         if value is not None:
-            shown[name] = _RESULT_TEXTS.get(key, _value_text)(value)
-    best = quoted_figures.best_accuracy(run)
-    if best is not None:
-        shown["best test accuracy"] = percent_text(best, 2)
-    return _one_column(shown)
+            shown[name] = count_text(value) if key == "num_parameters" else value
+    note = html_elements.paragraph(_direction_note(keys), "note") if keys else ""
+    return _one_column(shown) + note
 
 
 def _time_section(run: Run) -> str:
@@ -177,16 +239,15 @@ def _predicted_and_measured(predicted: float, measured: float | None) -> list[st
     return [seconds_text(predicted), seconds_text(measured), f"{predicted / measured:.2f}"]
 
 
-def _settings_section(labels: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> str:
-    names = dict.fromkeys(name for config in configs for name in config)
-    columns = {
-        name: [_value_text(config[name]) if name in config else "" for config in configs]
-        for name in names
-    }
-    differing = {name: values for name, values in columns.items() if len(set(values)) > 1}
-    common = {name: values[:1] for name, values in columns.items() if name not in differing}
-    elements = [html_elements.settings_table(labels, differing, mark=True)] if differing else []
-    shared = html_elements.settings_table([""], common)
+def _settings_section(runs: Sequence[Run]) -> str:
+    differing, common = quoted_figures.differing_settings(runs)
+    elements = []
+    if differing:
+        texts = {
+            name: [_value_text(value) for value in values] for name, values in differing.items()
+        }
+        elements.append(html_elements.settings_table(run_labels(runs), texts, mark=True))
+    shared = _one_column(common)
     elements.append(html_elements.details(f"{len(common)} settings in common", shared))
     return html_elements.section("Settings that differ" if differing else "Settings", *elements)
 

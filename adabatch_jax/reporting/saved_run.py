@@ -163,11 +163,12 @@ def _check_figures(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             if name in _TEXTS:
                 if not isinstance(value, str) or not value.isprintable():
                     raise StorageError(f"{path} is damaged: {name} is no text but {value!r:.50}.")
-            elif not _is_figure(value):
+            elif not is_figure(value):
                 raise StorageError(f"{path} is damaged: {name} is no number but {value!r:.50}.")
 
 
-def _is_figure(value: Any) -> bool:
+def is_figure(value: Any) -> bool:
+    """Whether a value is a number that pages and plots can count on; None and NaN are none too."""
     if isinstance(value, float):
         return not math.isinf(value)  # for which rows have null
     return value is None or (isinstance(value, int) and abs(value) <= _MAX_COUNT)

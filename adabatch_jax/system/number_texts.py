@@ -1,6 +1,7 @@
 """How numbers and names are shown to people: on the terminal, in plots and in reports alike."""
 
 import math
+from collections.abc import Sequence
 
 
 def duration_text(seconds: float) -> str:
@@ -68,3 +69,16 @@ def printable(text: str) -> str:
     'run\\\\x1b[2J'
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def table_lines(table: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table of texts, each column aligned on the right.
+
+    >>> table_lines([["batch", "steps"], ["64", "1,000"]])
+    ['batch  steps', '   64  1,000']
+    """
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in table
+    ]

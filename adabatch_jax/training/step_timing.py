@@ -4,7 +4,7 @@ import collections
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.training.device_memory import device_bytes
 from adabatch_jax.training.dispatch import Dispatch, Dispatched
-from adabatch_jax.training.time_prediction import fit_update_cost
 from adabatch_jax.training.train_state import TrainState
 
 # A short run isn't kept waiting to learn how long it would take.
@@ -127,24 +126,3 @@ def seconds_per_update(run: Run, budget_seconds: float, clock: Clock = time.perf
         run(number)
         groups.append((clock() - start) / number)
     return statistics.median(groups)
-
-
-def measure_sizes(
-    runs: Mapping[int, Callable[[], Run]], budget_seconds: float, clock: Clock = time.perf_counter
-) -> dict[int, float]:
-    """Times the updates of several batch sizes, the small ones first, while there is time.
-
-    The smallest size is timed in any case; one whose updates, going by the sizes before it, would
-    take too long is left out with all that are larger. `runs` prepare the updates of each size.
-    """
-    measured: dict[int, float] = {}
-    end, sizes = clock() + budget_seconds, sorted(runs)
-    for position, size in enumerate(sizes):
-        left = end - clock()
-        if measured:
-            if FEWEST_UPDATES * fit_update_cost(measured).update_seconds(size) > left:
-                break
-        # The larger a batch, the longer its update.
-        share = left * size / sum(sizes[position:])
-        measured[size] = seconds_per_update(runs[size](), share, clock)
-    return measured

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from matplotlib.figure import Figure
 
 from adabatch_jax.reporting import html_elements
-from adabatch_jax.reporting.plots import inline_svg
+from adabatch_jax.reporting.plot_elements import inline_svg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +139,6 @@ def _html(part: Part) -> str:
         case Table(header, rows, text_columns):
             return html_elements.table(header, rows, text_columns)
         case Picture(figure, name, _, caption):
-            return html_elements.figure(inline_svg(figure, name), caption)
+            return html_elements.figure(name, inline_svg(figure, name), caption)
         case Code(lines):
             return "<pre>" + html_elements.escaped("\n".join(lines)) + "</pre>"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from adabatch_jax.reporting.plots import (
+from adabatch_jax.reporting.plot_elements import (
     COLOURS,
     INK,
     LINE_STYLES,

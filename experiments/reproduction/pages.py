@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.reporting.plots import png
+from adabatch_jax.reporting.plot_elements import png
 from adabatch_jax.system.files import write_atomically
 from experiments.reproduction import figures, provenance, tables
 from experiments.reproduction.comparisons import sentence

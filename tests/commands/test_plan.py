@@ -12,11 +12,11 @@ from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.config.command_line import command_arguments, parse_arguments
 from adabatch_jax.data.row_layout import Layouts
 from adabatch_jax.plan import Options, main
-from adabatch_jax.reporting.planning import plan_costs
+from adabatch_jax.reporting.planning import microbatch_comparison, plan_costs, repeated_timing
 from adabatch_jax.reporting.planning.microbatch_comparison import MicrobatchComparison
 from adabatch_jax.reporting.planning.plan_table import plan_notes
+from adabatch_jax.reporting.planning.repeated_timing import Timing
 from adabatch_jax.reporting.planning.timed_updates import configured_updates
-from adabatch_jax.training import step_timing
 from adabatch_jax.training.time_prediction import Prediction, UpdateCost
 
 PAPER = (
@@ -40,7 +40,7 @@ def test_the_paper_plan_as_json(command):
 
 
 def test_the_table_for_readers(command):
-    outcome = command(main, f"{PAPER} --no-memory --remainder drop")
+    outcome = command(main, f"{PAPER} --no-memory --remainder drop --wide")
     assert outcome.code == 0 and outcome.err == ""
     header, *lines = outcome.out.splitlines()
     for word in ("phase", "steps", "samples", "epoch", "batch", "lr/batch"):
@@ -80,6 +80,20 @@ def test_devices_micro_batches_and_padding(command):
     assert {row["rows_per_device"] for row in rows} == {13}
     assert rows[0]["padding_share"] == pytest.approx(1 - 128 / (2 * 8 * 13))
     assert "38 % of the rows in phase 1 are padding" in command(main, arguments).out
+
+
+def test_the_table_fits_a_narrow_terminal(command, monkeypatch):
+    arguments = f"{PAPER} --no-memory --microbatch-size 128"
+    wide = command(main, f"{arguments} --wide").out.splitlines()[:6]
+    for columns in (60, 80, 120, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        out = command(main, arguments).out
+        lines = out.splitlines()[:6]
+        assert max(map(len, lines)) <= columns
+        left_out = set(wide[0].split("  ")) - set(lines[0].split("  "))
+        assert ("--wide shows all" in out) == (columns < 200) == bool(left_out)
+        for name in ("phase", "steps", "batch", "lr"):
+            assert name in lines[0].split()
 
 
 def test_many_sizes_draw_a_warning():
@@ -139,7 +153,9 @@ MEASURED = "--batch-schedule 32 x2 every 1ep max 64 --epochs 2 --devices 1 --mic
 
 
 def test_measured_updates_are_told_in_the_table_and_in_json(command, monkeypatch):
-    monkeypatch.setattr(step_timing, "GROUP_SECONDS", 1e-3)
+    monkeypatch.setattr(repeated_timing, "_FEWEST_SECONDS", 0.0)
+    monkeypatch.setattr(plan_costs, "_BUDGET_SECONDS", 1.0)
+    monkeypatch.setattr(microbatch_comparison, "_BUDGET_SECONDS", 1.0)
     content = json.loads(command(main, f"{MEASURED} --measure --json").out)
     prediction, rows = content["prediction"], content["rows"]
     compared = content["microbatches"]
@@ -155,6 +171,7 @@ def test_measured_updates_are_told_in_the_table_and_in_json(command, monkeypatch
 
     for row in rows:
         assert row["update_is_measured"] and row["update_seconds"] > 0
+        assert row["update_spread"] >= 0
         assert row["phase_seconds"] == pytest.approx(all_seconds(row, row["num_samples"]))
         pace = row["batch_size"] / row["update_seconds"]
         assert row["examples_per_second"] == pytest.approx(pace)
@@ -167,32 +184,40 @@ def test_measured_updates_are_told_in_the_table_and_in_json(command, monkeypatch
 
 
 def test_columns_and_notes_of_costs(command, monkeypatch):
-    seconds = {32: 0.5, 128: 0.8}
-    monkeypatch.setattr(plan_costs, "measured_seconds", lambda *_: seconds)
-    monkeypatch.setattr(
-        plan_costs, "compare_microbatches", lambda *_: MicrobatchComparison(128, {128: 0.8, 8: 1.5})
-    )
-    outcome = command(main, "--batch-schedule 32 x2 every 1ep --epochs 3 --devices 1 --measure")
+    timings = {32: Timing(0.5, 0.01), 128: Timing(0.8, 0.0042)}
+    monkeypatch.setattr(plan_costs, "measured_timings", lambda *_: timings)
+    compared = MicrobatchComparison(128, {128: Timing(0.8, 0.0), 8: Timing(1.5, 0.02)})
+    monkeypatch.setattr(plan_costs, "compare_microbatches", lambda *_: compared)
+    arguments = "--batch-schedule 32 x2 every 1ep --epochs 3 --devices 1 --measure"
+    narrow = command(main, arguments).out.splitlines()
+    assert max(map(len, narrow[:4])) <= 80
+    assert narrow[0].endswith("update  spread  phase time  speed-up")
+    outcome = command(main, f"{arguments} --wide")
     header, *lines = outcome.out.splitlines()
-    assert header.endswith("memory  update  examples/s  phase time  speed-up")
+    assert header.endswith("memory  update  spread  examples/s  phase time  speed-up")
+    assert lines[0].split()[-6:-4] == ["±1.0", "%"]
     updates = [-(-1442 // 32), -(-(2884 - 46 * 32) // 64)]
     assert lines[0].split()[-4:] == ["64", f"{updates[0] * 0.5:.3g}", "s", "1.00"]
     # T(64) = 0.4 + 0.1 * 64 / 32
     assert lines[1].split()[-5:] == ["s", "~107", f"~{updates[1] * 0.6:.3g}", "s", "~1.67"]
     assert "~ in times: from the fit" in outcome.out
+    assert "Timed until repeated updates agreed, within 1.0 %." in outcome.out
     assert "90 % of the limit of 320 examples/s at batch 1,15" in outcome.out
     assert "Each doubling that is planned gains 5 % or more." in outcome.out
-    assert "Best micro-batch at batch 128: 128 (an update takes 0.8 s; 8: 1.5 s)." in outcome.out
+    assert (
+        "Best micro-batch at batch 128: 128 (an update takes 0.8 s; 8: 1.5 s; within 2.0 %)."
+        in outcome.out
+    )
 
 
 def test_a_suggested_schedule_ends_where_growth_stops_paying(command, monkeypatch):
     rates = {32: 100, 64: 150, 128: 155, 256: 160}
-    seconds = {size: size / rate for size, rate in rates.items()}
-    monkeypatch.setattr(plan_costs, "measured_seconds", lambda *_: seconds)
+    timings = {size: Timing(size / rate, 0.001) for size, rate in rates.items()}
+    monkeypatch.setattr(plan_costs, "measured_timings", lambda *_: timings)
     arguments = "--devices 1 --suggest --max-batch 256 --seed 3 --epochs 10"
     lines = command(main, arguments).out.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["batch", "32", "64", "128", "256"]
-    assert lines[2].split()[-4:] == ["s", "150", "+50", "%"]
+    assert lines[2].split()[-6:] == ["s", "±0.1", "%", "150", "+50", "%"]
     text = "32 x2 every 20% max 64"
     assert lines[5:] == [
         "Above 64 no doubling that was tried gains 5 % or more.",
@@ -204,6 +229,11 @@ def test_a_suggested_schedule_ends_where_growth_stops_paying(command, monkeypatc
     assert [row["examples_per_second"] for row in content["rows"]] == pytest.approx(
         list(rates.values())
     )
+    timings[64] = Timing(64 / 150, 0.5)
+    lines = command(main, arguments).out.splitlines()
+    assert len(lines) == 6 and lines[5].startswith("This machine is too busy to tell: ")
+    content = json.loads(command(main, f"{arguments} --json").out)
+    assert content["batch_schedule"] is None and 64 in content["could_end_at"]
 
 
 def test_command_arguments_give_the_configuration_back():

@@ -88,11 +88,12 @@ def test_several_runs_are_compared(make_run, tmp_path, capsys, monkeypatch):
     header, first, second, *sentences = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["run", "batch", "size", "epochs"]
     assert first.split() == (
-        "growing 64 to 128 2 150 12,800 93.75 % 6.25 % 93.75 % 16 s 12 s - 00000096".split()
+        "growing 64 to 128 2 150 12,800 93.75 % 93.75 % 16 s 12 s - 00000096".split()
     )
     assert second.startswith("fixed (unfinished)") and "150 of 150" in second
     assert sentences == [
         "All runs saw the same 12,800 examples first, in the same order.",
+        "Settings that differ: name, seed.",
         "Report: report.html",
     ]
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
@@ -113,7 +114,7 @@ def test_comparison_on_a_terminal_fits_it(make_run, tmp_path, capsys, monkeypatc
     table = Text.from_ansi(capsys.readouterr().out).plain.split("All runs")[0]
     assert "[red]growing" in table and "12,800" in table and "─" in table
     assert max(map(len, table.splitlines())) <= width
-    is_transposed = any(line.strip().startswith("accuracy") for line in table.splitlines())
+    is_transposed = any(line.strip().startswith("test accuracy") for line in table.splitlines())
     assert is_transposed == (width == 60)
 
 
@@ -184,7 +185,7 @@ def test_the_page_is_written_last(make_run, monkeypatch):
     def killed(figure):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("adabatch_jax.reporting.plots.png", killed)
+    monkeypatch.setattr("adabatch_jax.reporting.plot_elements.png", killed)
     with pytest.raises(KeyboardInterrupt):
         report.write_report(directory)
     assert not (directory / "report.html").exists()

@@ -1,7 +1,9 @@
+import dataclasses
 import html.parser
 import json
 import os
 import re
+import urllib.parse
 
 import pytest
 
@@ -19,7 +21,7 @@ HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>'
 class Page(html.parser.HTMLParser):
     """Collects the tags, and checks that each element is closed where it should be."""
 
-    VOID = {"meta", "br", "img"}
+    VOID = {"meta", "br", "img", "input"}
 
     def __init__(self, text):
         super().__init__()
@@ -57,7 +59,7 @@ def test_page_of_a_finished_run(make_run):
     assert "augmentation.crop_padding 4" in text
     assert "packages.jax 0.10.2" in text
     assert "evaluation 5.45 s 7.0 %" in text
-    assert Page(page).tags.count("svg") == 3
+    assert Page(page).tags.count("svg") == 3 * 5
 
 
 def predicted_run(make_run, measured=(40.0, 20.0, 10.0, 5.0), **options):
@@ -108,7 +110,7 @@ def test_pages_need_nothing_from_elsewhere(make_run, make_page):
     assert "@import" not in page and "url(http" not in page
     for tag, name, value in Page(page).attributes:
         if name in ("src", "href", "xlink:href"):
-            assert value.startswith("#"), (tag, value)
+            assert value.startswith(("#", "data:text/csv;")), (tag, value)
         else:
             assert name.startswith("xmlns") or "://" not in (value or ""), (tag, name, value)
 
@@ -156,12 +158,46 @@ def test_comparison(make_run):
         load_run(make_run("b", name="fixed", batch_sizes=(128,), lr="0.1", seed=0)),
     ]
     text = plain(comparison_page(runs))
-    assert "growing 128 to 1,024 80 14,650 4,000,000 94.68 % 5.32 % 94.96 % 77.9 s" in text
-    assert "fixed 128 20 7,813 1,000,000" in text
+    for row in (
+        "run growing fixed batch size 128 to 1,024 128 epochs 80 20 updates 14,650 7,813",
+        "test accuracy 94.68 % ",
+        " best test accuracy 94.96 % ",
+        "The best is the highest of accuracy and the lowest of loss, or what --keep-best says.",
+    ):
+        assert row in text
     differing = text[text.index("Settings that differ") : text.index("settings in common")]
     for name in ("batch_schedule", "lr", "epochs"):
         assert name in differing
     assert "seed" not in differing and "momentum" not in differing
+
+
+def test_settings_of_runs_that_have_others(make_run):
+    """Of `fit` with an `identity` of one's own, or with none."""
+    runs = [load_run(make_run("a")), load_run(make_run("b", batch_sizes=(64, 128)))]
+    runs = [dataclasses.replace(runs[0], config={"net": {"depth": 3}, "lr": 0.1}),
+            dataclasses.replace(runs[1], config={"net": {"depth": 4}})]  # fmt: skip
+    differing, common = quoted_figures.differing_settings(runs)
+    assert differing["net.depth"] == [3, 4] and differing["lr"] == [0.1, "-"]
+    assert differing["plan.batch_sizes"] == ["128 to 1,024", "64 to 128"]
+    assert common["plan.num_examples"] == 50_000
+    text = plain(comparison_page(runs))
+    assert "net.depth 3 4" in text
+
+
+@pytest.mark.parametrize("make_page", [run_page, lambda run: comparison_page([run, run])])
+def test_every_figure_can_be_enlarged_and_carries_its_data(make_run, make_page):
+    page = Page(make_page(load_run(make_run())))
+    identifiers = {value for _, name, value in page.attributes if name == "id"}
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    data = [link for link in links if link.startswith("data:text/csv;charset=utf-8,run,step,")]
+    assert len(data) == page.tags.count("figure") == page.tags.count("svg") / 3
+    for number in range(len(data)):
+        assert f"#figure_{number}" in links and f"#at-figure_{number}" in links
+    assert {link[1:] for link in links if link[0] == "#"} <= identifiers
+    labels = {value for tag, name, value in page.attributes if (tag, name) == ("label", "for")}
+    assert len(labels) == 3 and labels <= identifiers
+    first = urllib.parse.unquote(data[0])
+    assert first.count("\n") > 20 and ",0.1," not in first.splitlines()[0]
 
 
 def test_comparison_of_equal_settings_has_none_that_differ(make_run):

@@ -9,7 +9,7 @@ import pytest
 
 from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.training.dispatch import Dispatched
-from adabatch_jax.training.step_timing import measure_sizes, seconds_by_size, seconds_per_update
+from adabatch_jax.training.step_timing import seconds_by_size, seconds_per_update
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.updates_per_dispatch import pieces
 
@@ -101,28 +101,3 @@ def test_without_budget_two_are_timed(seconds, calls):
     machine = Machine()
     seconds_per_update(machine.run(seconds), 0, machine.clock)
     assert machine.calls == calls
-
-
-def sizes_measured(seconds, budget):
-    """Sizes that are measured where updates take `seconds(size)`, and when all is done."""
-    machine = Machine()
-    runs = {size: lambda s=size: machine.run(seconds(s)) for size in (512, 64, 128, 256)}
-    measured = measure_sizes(runs, budget, machine.clock)
-    assert measured == pytest.approx({size: seconds(size) for size in measured})
-    return list(measured), machine.now
-
-
-def test_small_sizes_come_first_and_long_ones_are_left_out():
-    # 3 updates of 0.64, 1.28, 2.56 s take 13.44 s; three of 5.12 s would take 15.36 s more.
-    assert sizes_measured(lambda size: size / 100, 20)[0] == [64, 128, 256]
-    assert sizes_measured(lambda size: size / 100, 40)[0] == [64, 128, 256, 512]
-
-
-def test_the_smallest_size_is_always_measured():
-    assert sizes_measured(lambda size: float(size), 0.0)[0] == [64]
-
-
-@pytest.mark.parametrize("budget", [1.0, 7.0, 20.0, 60.0])
-def test_the_budget_is_kept(budget):
-    measured, spent = sizes_measured(lambda size: 0.02 + size / 1000, budget)
-    assert spent <= budget + 3 * (0.02 + 0.064) and measured

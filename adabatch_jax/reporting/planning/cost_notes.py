@@ -1,8 +1,10 @@
 """Costs in words, for the lines below a table."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from adabatch_jax.config.settings import AUTO, TrainConfig
+from adabatch_jax.reporting.planning.repeated_timing import Timing, spread_text
 from adabatch_jax.system.number_texts import count_text, seconds_text
 from adabatch_jax.system.quantities import bytes_text
 from adabatch_jax.training.time_prediction import Prediction
@@ -32,6 +34,7 @@ def cost_notes(config: TrainConfig, costs: "PlanCosts") -> list[str]:
         elif updates.num_devices > 1:
             machine += f" with its share of what {updates.num_devices} would do"
         notes += _prediction_notes(costs.prediction, machine)
+        notes.append(certainty_note(costs.timings.values()))
         notes.append(_microbatch_note(config, costs))
     notes.append(checkpoint_note(config, updates.checkpoint_bytes))
     most = max(memory.num_bytes for memory in costs.memory.values())
@@ -41,6 +44,23 @@ def cost_notes(config: TrainConfig, costs: "PlanCosts") -> list[str]:
             f"{bytes_text(updates.limit_bytes)}."
         )
     return notes
+
+
+def certainty_note(timings: Collection[Timing]) -> str:
+    """How sure measured times are, and whether the machine was too busy for more.
+
+    >>> certainty_note([Timing(0.5, 0.004)])
+    'Timed until repeated updates agreed, within 0.4 %.'
+    >>> certainty_note([Timing(0.5, 0.3)])
+    'warning: this machine is too busy to tell, or its clock changes: repeated updates agree ...'
+    """
+    spread = spread_text(timings)
+    if all(timing.is_sure for timing in timings):
+        return f"Timed until repeated updates agreed, {spread}."
+    return (
+        "warning: this machine is too busy to tell, or its clock changes: repeated updates agree "
+        f"only {spread}; measure again when nothing else runs."
+    )
 
 
 def checkpoint_note(config: TrainConfig, num_bytes: int) -> str:
@@ -100,13 +120,12 @@ def _microbatch_note(config: TrainConfig, costs: "PlanCosts") -> str:
     """The times of all micro-batches that were compared, or why none was."""
     compared = costs.microbatches
     if compared is not None:
-        best, seconds = compared.best, compared.seconds
-        rest = "".join(
-            f"; {size}: {seconds_text(seconds[size])}" for size in sorted(seconds) if size != best
-        )
+        best, timings = compared.best, compared.timings
+        texts = {size: seconds_text(timings[size].seconds) for size in sorted(timings)}
+        rest = "".join(f"; {size}: {text}" for size, text in texts.items() if size != best)
         return (
             f"Best micro-batch at batch {compared.batch_size}: {best} (an update takes "
-            f"{seconds_text(seconds[best])}{rest})."
+            f"{texts[best]}{rest}; {spread_text(timings.values())})."
         )
     if costs.updates.update.independent_groups is not None:
         return "The batches are too small for micro-batches."

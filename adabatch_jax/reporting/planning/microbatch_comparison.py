@@ -1,10 +1,11 @@
 """Which micro-batch is fastest, where several give the same numbers."""
 
 import dataclasses
+import functools
 
 from adabatch_jax.data.row_layout import BatchLayout, Layouts
+from adabatch_jax.reporting.planning.repeated_timing import Timing, repeated_timings
 from adabatch_jax.reporting.planning.timed_updates import Updates
-from adabatch_jax.training.step_timing import seconds_per_update
 
 _MIN_ROWS = 8
 _SPACING = 4
@@ -14,15 +15,15 @@ _BUDGET_SECONDS = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class MicrobatchComparison:
-    """Seconds of the same update by its micro-batch; the whole batch counts as one too."""
+    """Times of the same update by its micro-batch; the whole batch counts as one too."""
 
     batch_size: int
-    seconds: dict[int, float]
+    timings: dict[int, Timing]
 
     @property
     def best(self) -> int:
         """The fastest; the larger of two that are as fast."""
-        return min(self.seconds, key=lambda size: (self.seconds[size], -size))
+        return min(self.timings, key=lambda size: (self.timings[size].seconds, -size))
 
 
 def compare_microbatches(
@@ -47,13 +48,12 @@ def compare_microbatches(
         return None
     affordable = [s for s in sizes if 3 * len(others(s)) * seconds_by_size[s] < _BUDGET_SECONDS]
     size = max(affordable, default=sizes[0])
-    layouts = others(size)
-    seconds = {measured.of(size).microbatch_size: seconds_by_size[size]}
-    for layout, program in updates.compiled(layouts).items():
-        if program.num_bytes <= updates.machine_bytes:
-            budget = _BUDGET_SECONDS / len(layouts)
-            seconds[layout.microbatch_size] = seconds_per_update(updates.prepared(layout), budget)
-    return MicrobatchComparison(size, seconds)
+    programs = updates.compiled([measured.of(size), *others(size)])
+    runs = {
+        layout.microbatch_size: functools.partial(updates.prepared, layout)
+        for layout in updates.fitting_together(programs, updates.machine_bytes)
+    }
+    return MicrobatchComparison(size, repeated_timings(runs, _BUDGET_SECONDS, are_ordered=False))
 
 
 def microbatch_candidates(batch_size: int, group_rows: int, num_devices: int) -> list[int]:

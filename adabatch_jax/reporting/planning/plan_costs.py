@@ -14,6 +14,7 @@ from adabatch_jax.reporting.planning.microbatch_comparison import (
     MicrobatchComparison,
     compare_microbatches,
 )
+from adabatch_jax.reporting.planning.repeated_timing import Timing, repeated_timings
 from adabatch_jax.reporting.planning.schedule_suggestion import sizes_to_try
 from adabatch_jax.reporting.planning.timed_updates import Updates, configured_updates
 from adabatch_jax.schedules.batch_size_schedules import ExponentialGrowth
@@ -28,7 +29,6 @@ from adabatch_jax.training.automatic_layout import (
     check_memory,
 )
 from adabatch_jax.training.compiled_programs import Program
-from adabatch_jax.training.step_timing import measure_sizes
 from adabatch_jax.training.time_prediction import Prediction, predict
 
 _BUDGET_SECONDS = 20.0
@@ -42,6 +42,7 @@ class PlanCosts:
       updates: what it was found out with.
       layouts: of the micro-batch that was asked for, or that "auto" will be.
       memory: of each batch size's layout.
+      timings: of updates that were measured, by batch size.
       prediction: of the time; None if nothing was measured.
       microbatches: None if there was nothing to compare.
     """
@@ -49,6 +50,7 @@ class PlanCosts:
     updates: Updates
     layouts: Layouts
     memory: dict[BatchLayout, UpdateMemory]
+    timings: dict[int, Timing] = dataclasses.field(default_factory=dict)
     prediction: Prediction | None = None
     microbatches: MicrobatchComparison | None = None
 
@@ -78,9 +80,10 @@ def plan_costs(
             check_memory(layout, memory[layout].num_bytes, updates.limit_bytes)
     if not has_seconds:
         return PlanCosts(updates, layouts, memory)
-    seconds = measured_seconds(updates, of_plan)
+    timings = measured_timings(updates, of_plan)
+    seconds = {size: timing.seconds for size, timing in timings.items()}
     compared = compare_microbatches(updates, layouts, seconds)
-    return PlanCosts(updates, layouts, memory, predict(plan, seconds), compared)
+    return PlanCosts(updates, layouts, memory, timings, predict(plan, seconds), compared)
 
 
 def timed_doublings(
@@ -89,8 +92,8 @@ def timed_doublings(
     rule: ExponentialGrowth,
     max_batch: int | None,
     num_devices: int,
-) -> tuple[dict[int, float], list[int]]:
-    """Seconds of the updates that a rule of growth could reach, and the sizes that were left out.
+) -> tuple[dict[int, Timing], list[int]]:
+    """Times of the updates that a rule of growth could reach, and the sizes that were left out.
 
     Raises:
       UsageError: not even the first size fits.
@@ -98,8 +101,8 @@ def timed_doublings(
     updates = configured_updates(config, num_devices)
     sizes = sizes_to_try(rule, plan, max_batch)
     layouts = resolved_layouts(config, updates, max(sizes))
-    seconds = measured_seconds(updates, [layouts.of(size) for size in sizes])
-    return seconds, [size for size in sizes if size not in seconds]
+    timings = measured_timings(updates, [layouts.of(size) for size in sizes])
+    return timings, [size for size in sizes if size not in timings]
 
 
 def resolved_layouts(config: TrainConfig, updates: Updates, batch_size: int) -> Layouts:
@@ -134,7 +137,7 @@ def resolved_layouts(config: TrainConfig, updates: Updates, batch_size: int) -> 
     return Layouts(choice.microbatch_size, num_devices)
 
 
-def measured_seconds(updates: Updates, layouts: Iterable[BatchLayout]) -> dict[int, float]:
+def measured_timings(updates: Updates, layouts: Iterable[BatchLayout]) -> dict[int, Timing]:
     """Times updates, by batch size, as far as time and memory allow.
 
     Raises:
@@ -142,15 +145,12 @@ def measured_seconds(updates: Updates, layouts: Iterable[BatchLayout]) -> dict[i
     """
     limit = min(updates.limit_bytes, updates.machine_bytes)
     compiled = updates.compiled(layouts)
-    fitting = {
-        layout.batch_size: functools.partial(updates.prepared, layout)
-        for layout, program in compiled.items()
-        if program.num_bytes <= limit
-    }
+    fitting = updates.fitting_together(compiled, limit)
     if not fitting:
         least = min(program.num_bytes for program in compiled.values())
         raise UsageError(
             f"nothing can be measured here: an update needs {least:,} bytes at least, and "
             f"there are {limit:,.0f}."
         )
-    return measure_sizes(fitting, _BUDGET_SECONDS)
+    runs = {layout.batch_size: functools.partial(updates.prepared, layout) for layout in fitting}
+    return repeated_timings(runs, _BUDGET_SECONDS)

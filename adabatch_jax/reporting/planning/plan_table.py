@@ -61,10 +61,12 @@ def _costs_of_phase(phase: Phase, layout: BatchLayout | None, costs: "PlanCosts 
     memory = None if costs is None else costs.memory[layout]
     prediction = None if costs is None else costs.prediction
     cost = None if prediction is None else prediction.phases[phase.index]
+    timing = None if costs is None else costs.timings.get(phase.batch_size)
     return {
         "memory_bytes": memory and memory.num_bytes,
         "memory_is_interpolated": memory and memory.is_interpolated,
         "update_seconds": cost and cost.update_seconds,
+        "update_spread": timing and timing.spread,
         "update_is_measured": cost and cost.is_measured,
         "examples_per_second": cost and cost.examples_per_second,
         "phase_seconds": cost and cost.phase_seconds,
@@ -107,7 +109,7 @@ def plan_notes(config: TrainConfig, plan: BatchPlan, layouts: Layouts | None) ->
     return notes
 
 
-def row_texts(row: Mapping[str, Any]) -> dict[str, str]:
+def _row_texts(row: Mapping[str, Any]) -> dict[str, str]:
     """A row's texts by their columns' headers; ~ marks what was neither compiled nor timed."""
     texts = {
         "phase": str(row["phase"] + 1),
@@ -133,10 +135,51 @@ def row_texts(row: Mapping[str, Any]) -> dict[str, str]:
     if row["update_seconds"] is not None:
         about = "" if row["update_is_measured"] else "~"
         texts["update"] = about + seconds_text(row["update_seconds"])
+        spread = row["update_spread"]
+        texts["spread"] = "" if spread is None else f"±{100 * spread:.1f} %"
         texts["examples/s"] = about + f"{row['examples_per_second']:,.0f}"
         texts["phase time"] = about + seconds_text(row["phase_seconds"])
         texts["speed-up"] = about + f"{row['speedup']:.2f}"
     return texts
+
+
+# What a narrow terminal does without, first to last: what follows from other columns goes first.
+_DISPENSABLE = (
+    "from sample", "samples", "lr/batch", "per device", "padding", "from step", "examples/s",
+    "micro-batch", "from epoch", "memory", "spread", "phase time", "speed-up",
+)  # fmt: skip
+
+
+def plan_table(rows: Sequence[Row]) -> list[list[str]]:
+    """The rows as texts below a header; columns without any value are left out."""
+    texts = [_row_texts(row) for row in rows]
+    names = [name for name in texts[0] if any(row[name] for row in texts)]
+    return [names, *([row[name] for name in names] for row in texts)]
+
+
+def narrowed(
+    table: Sequence[Sequence[str]], width: int | None
+) -> tuple[list[list[str]], list[str]]:
+    """A table without the columns that it can do without, until its lines fit a width.
+
+    Returns:
+      The table, and the headers of what is left out.
+
+    >>> narrowed([["phase", "samples", "batch"], ["1", "1,000", "64"]], 15)
+    ([['phase', 'batch'], ['1', '64']], ['samples'])
+    >>> narrowed([["phase", "samples", "batch"], ["1", "1,000", "64"]], None)[1]
+    []
+    """
+    columns = {column[0]: column for column in zip(*table, strict=True)}
+    shown = dict(columns)
+    for name in _DISPENSABLE:
+        needed = sum(max(map(len, column)) + 2 for column in shown.values()) - 2
+        if width is None or needed <= width:
+            break
+        shown.pop(name, None)
+    return [list(row) for row in zip(*shown.values(), strict=True)], [
+        name for name in columns if name not in shown
+    ]
 
 
 def plan_as_json(
@@ -164,8 +207,8 @@ def plan_as_json(
             "batch_size": costs.microbatches.batch_size,
             "best": costs.microbatches.best,
             "rows": [
-                {"microbatch_size": size, "update_seconds": seconds}
-                for size, seconds in costs.microbatches.seconds.items()
+                {"microbatch_size": size, "update_seconds": t.seconds, "update_spread": t.spread}
+                for size, t in costs.microbatches.timings.items()
             ],
         }
     if costs.prediction is not None:

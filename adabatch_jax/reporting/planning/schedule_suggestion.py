@@ -1,7 +1,13 @@
 """A schedule that grows as long as growth pays."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
+from adabatch_jax.reporting.planning.repeated_timing import (
+    Timing,
+    possible_ends,
+    spread_text,
+)
 from adabatch_jax.schedules.batch_size_schedules import (
     ExponentialGrowth,
     Schedule,
@@ -56,44 +62,84 @@ def sizes_to_try(rule: ExponentialGrowth, plan: BatchPlan, max_batch: int | None
     return sizes
 
 
-def suggested_schedule(rule: ExponentialGrowth, seconds_by_size: dict[int, float]) -> Schedule:
-    """The rule, bounded where growth stops paying; constant where it never does.
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+    """A schedule that ends where growth stops paying; `suggest` makes it.
+
+    Attributes:
+      schedule: the rule, bounded there, or constant where growth never pays; None where the
+        machine is too busy to tell.
+      ends: the sizes that could be its last, within the spread of the times.
+      why: in a sentence or two.
+    """
+
+    schedule: Schedule | None
+    ends: tuple[int, ...]
+    why: str
+
+
+def suggest(
+    rule: ExponentialGrowth, timings: Mapping[int, Timing], left_out: Sequence[int] = ()
+) -> Suggestion:
+    """Bounds a rule by the times of its updates, as far as these can tell.
+
+    Args:
+      rule: how the batch grows.
+      timings: by batch size.
+      left_out: larger sizes that took too long or too much memory.
 
     >>> rule = exponential_growth(64, 2, "20%")
-    >>> str(suggested_schedule(rule, {64: 0.10, 128: 0.11, 256: 0.21}))
+    >>> times = {64: Timing(0.10, 0.01), 128: Timing(0.11, 0.01), 256: Timing(0.22, 0.01)}
+    >>> str(suggest(rule, times).schedule)
     '64 x2 every 20% max 128'
+    >>> suggest(rule, {64: Timing(0.10, 0.4), 128: Timing(0.18, 0.4)}).why
+    'This machine is too busy to tell: repeated times agree only within 40.0 %, so growth could ...'
     """
-    size = largest_paying_size(seconds_by_size)
+    ends = possible_ends(timings)
+    could_end = " or ".join(map(str, ends))
+    if len(ends) > 1 and not all(timing.is_sure for timing in timings.values()):
+        why = (
+            f"This machine is too busy to tell: repeated times agree only "
+            f"{spread_text(timings.values())}, so growth could end at {could_end}. Ask again when "
+            "nothing else runs."
+        )
+        return Suggestion(None, tuple(ends), why)
+    size = largest_paying_size({size: timing.seconds for size, timing in timings.items()})
+    schedule = dataclasses.replace(rule, end_value=size)
     if size == rule.init_value:
-        return constant(size)
-    return dataclasses.replace(rule, end_value=size)
+        schedule = constant(size)
+    why = _reason(size, rule, timings, left_out)
+    if len(ends) > 1:
+        why += (
+            f" That is close: {spread_text(timings.values())} of the times it could be {could_end}."
+        )
+    return Suggestion(schedule, tuple(ends), why)
 
 
-def suggestion_table(
-    rule: ExponentialGrowth, seconds_by_size: dict[int, float], left_out: list[int]
-) -> tuple[list[list[str]], str]:
-    """What was measured, as a table with a header, and in a sentence why growth ends there.
-
-    >>> rule = exponential_growth(64, 2, "20%")
-    >>> suggestion_table(rule, {64: 0.10, 128: 0.11}, [])[1]
-    'Up to 128, the largest that this run can reach, each doubling gains 5 % or more.'
-    """
-    table = [["batch", "update", "examples/s", "gain"]]
-    before = None
-    for size, seconds in seconds_by_size.items():
-        rate = size / seconds
+def timing_table(timings: Mapping[int, Timing]) -> list[list[str]]:
+    """What was measured, as a table with a header."""
+    table, before = [["batch", "update", "spread", "examples/s", "gain"]], None
+    for size, timing in timings.items():
+        rate = size / timing.seconds
         gain = "" if before is None else f"{100 * (rate / before - 1):+.0f} %"
-        table.append([str(size), seconds_text(seconds), f"{rate:,.0f}", gain])
+        spread = f"±{100 * timing.spread:.1f} %"
+        table.append([str(size), seconds_text(timing.seconds), spread, f"{rate:,.0f}", gain])
         before = rate
-    best, last = largest_paying_size(seconds_by_size), max(seconds_by_size)
+    return table
+
+
+def _reason(
+    best: int, rule: ExponentialGrowth, timings: Mapping[int, Timing], left_out: Sequence[int]
+) -> str:
+    last = max(timings)
     if best < last:
         why = f"Above {best} no doubling that was tried gains 5 % or more"
         if best == rule.init_value:
             why += ": on this machine growth doesn't pay"
-    elif len(seconds_by_size) == 1:
+    elif len(timings) == 1:
         why = f"{last} is the only batch that this run can reach: there is nothing to compare"
     elif left_out:
         why = f"Up to {last} growth pays; larger updates would take too long or too much memory"
     else:
         why = f"Up to {last}, the largest that this run can reach, each doubling gains 5 % or more"
-    return table, f"{why}."
+    return f"{why}."

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -111,6 +111,17 @@ class Updates:
             jax.block_until_ready(state)  # metrics can be ready before
 
         return run
+
+    def fitting_together(
+        self, programs: Mapping[BatchLayout, Program], limit_bytes: float
+    ) -> list[BatchLayout]:
+        """The layouts, small batches first, that run in turns while the others' arrays stay."""
+        held, fitting = 0, []
+        for layout, program in sorted(programs.items(), key=lambda item: item[1].num_bytes):
+            if held + program.num_bytes <= limit_bytes:
+                fitting.append(layout)
+                held += program.num_bytes - program.temporary_bytes
+        return fitting
 
     def _lower(self, layout: BatchLayout) -> jax.stages.Lowered:
         batch = self._abstract_batch(layout)

@@ -3,10 +3,11 @@
 import pytest
 
 from adabatch_jax import make_plan, parse_schedule
+from adabatch_jax.reporting.planning.repeated_timing import Timing
 from adabatch_jax.reporting.planning.schedule_suggestion import (
     growth_rule,
     sizes_to_try,
-    suggested_schedule,
+    suggest,
 )
 from adabatch_jax.system.errors import UsageError
 
@@ -55,6 +56,30 @@ def test_a_bound_below_the_first_batch_is_refused():
     ],
 )
 def test_growth_ends_where_it_stops_paying(rates, text):
-    seconds = {size: size / rate for size, rate in rates.items()}
-    suggested = suggested_schedule(parse_schedule("64 x2 every 5ep"), seconds)
-    assert str(suggested) == text and parse_schedule(text) == suggested
+    timings = {size: Timing(size / rate, 0.001) for size, rate in rates.items()}
+    suggestion = suggest(parse_schedule("64 x2 every 5ep"), timings)
+    assert str(suggestion.schedule) == text and parse_schedule(text) == suggestion.schedule
+    assert len(suggestion.ends) == 1
+
+
+def test_a_close_call_is_told():
+    """A gain of 5.4 %, known to 1 %: either may be asked for next time."""
+    timings = {64: Timing(1.0, 0.01), 128: Timing(2 / 1.054, 0.01), 256: Timing(4.0, 0.01)}
+    suggestion = suggest(parse_schedule("64 x2 every 5ep"), timings)
+    assert str(suggestion.schedule) == "64 x2 every 5ep max 128"
+    assert suggestion.ends == (64, 128)
+    assert suggestion.why.endswith(
+        "That is close: within 1.0 % of the times it could be 64 or 128."
+    )
+
+
+def test_a_busy_machine_suggests_nothing():
+    timings = {64: Timing(1.0, 0.3), 128: Timing(1.6, 0.01), 256: Timing(3.1, 0.3)}
+    suggestion = suggest(parse_schedule("64 x2 every 5ep"), timings)
+    assert suggestion.schedule is None and len(suggestion.ends) > 1
+    assert "too busy to tell" in suggestion.why and "30.0 %" in suggestion.why
+
+
+def test_what_is_clear_is_suggested_on_a_busy_machine_too():
+    timings = {64: Timing(1.0, 0.2), 128: Timing(1.05, 0.2)}
+    assert str(suggest(parse_schedule("64 x2 every 5ep"), timings).schedule).endswith("max 128")

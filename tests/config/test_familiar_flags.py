@@ -1,0 +1,58 @@
+"""Flags of other programs lead to ours by name."""
+
+import pytest
+
+from adabatch_jax.config.command_line import flag_of
+from adabatch_jax.config.declarations import declarations
+from adabatch_jax.config.familiar_flags import all_advice, flags_in
+from adabatch_jax.config.settings import TrainConfig
+from adabatch_jax.train import Options, main
+
+FLAGS = {flag_of(name) for cls in (Options, TrainConfig) for name in declarations(cls)}
+# Trackers and rules to stop by have their flags where there are any.
+OPTIONAL = {"--track", "--patience", "--stop-when"}
+
+BROUGHT = {
+    "--batch-size 64": "--batch-schedule",
+    "--bs=64": "--batch-schedule",
+    "-b 64": "--batch-schedule",
+    "--learning_rate 0.1": "--lr",
+    "--lr-scheduler cosine": "--lr",
+    "--gpus 2": "CUDA_VISIBLE_DEVICES",
+    "--devices 2": "CUDA_VISIBLE_DEVICES",
+    "--resume": "--workdir",
+    "--checkpoint x.pt": "--workdir",
+    "--output-dir runs": "--workdir",
+    "--amp": "--compute-dtype bfloat16",
+    "--fp16": "--compute-dtype bfloat16",
+    "--bf16": "--compute-dtype bfloat16",
+    "--num-workers 4": "--input",
+    "--workers 4": "--input",
+    "-j 4": "--input",
+    "--max-steps 100": "--duration",
+    "--gradient-accumulation-steps 4": "--microbatch-size",
+    "--optim adamw": "--optimizer",
+    "--wd 1e-4": "--weight-decay",
+    "--data-dir /data": "--data.dir",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("brought", "ours"), BROUGHT.items())
+def test_what_is_brought_leads_to_ours_in_one_sentence(capsys, brought, ours):
+    assert main(brought.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    flag = brought.split()[0].partition("=")[0].replace("_", "-")
+    assert line.startswith(f"error: there is no flag {flag}: ") and line.endswith(".")
+    assert ours in line and "did you mean" not in line
+
+
+def test_each_sentence_names_flags_that_there_are():
+    sentences = all_advice()
+    assert not {f"--{name}" for name in sentences} & FLAGS
+    for sentence in sentences.values():
+        assert flags_in(sentence) and flags_in(sentence) <= FLAGS | OPTIONAL, sentence
+
+
+@pytest.mark.parametrize("brought", ["wandb", "early-stopping", "report-to"])
+def test_trackers_and_early_stops_have_their_sentence(brought):
+    assert flags_in(all_advice()[brought]) <= OPTIONAL
