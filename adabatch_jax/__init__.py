@@ -59,6 +59,7 @@ _MODULES = {
     "adabatch_jax.training.padding_check": ("check_padding",),
     "adabatch_jax.training.evaluation": ("evaluate",),
     "adabatch_jax.runs.fit": ("FitResult", "fit"),
+    "adabatch_jax.runs.loaded_run": ("LoadedRun", "load_run"),
     "adabatch_jax.system.stop_requests": ("Interruption",),
     "adabatch_jax.system.errors": (
         "AdabatchError",

@@ -13,6 +13,7 @@ from adabatch_jax.data.row_layout import host_rows
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.data.tfds_images import tfds_source
 from adabatch_jax.runs.fit import FitResult, fit
+from adabatch_jax.runs.loaded_run import LoadedRun, load_run
 from adabatch_jax.schedules.batch_size_schedules import (
     Schedule,
     constant,
@@ -47,12 +48,12 @@ from adabatch_jax.training.train_step import make_train_step
 
 __all__ = [
     "AdabatchError", "BatchPlan", "DivergedError", "Duration", "ExampleError", "ExamplesDigest",
-    "FitResult", "Interruption", "Keep", "Layout", "LearningRate", "Operation", "Phase",
+    "FitResult", "Interruption", "Keep", "Layout", "LearningRate", "LoadedRun", "Operation", "Phase",
     "RestoreError", "Schedule", "Step", "StorageError", "TrainState", "UsageError",
     "accumulation_schedule", "array_source", "batch_indices", "batch_size_schedule", "batches",
     "check_padding", "compile_ahead", "constant", "coupled_learning_rate", "data_mesh", "epoch_order",
     "evaluate", "example_indices", "example_keys", "exponential_growth", "fit",
-    "growth_from_decay", "host_rows", "joined", "linear_ramp", "make_plan", "make_train_step",
+    "growth_from_decay", "host_rows", "joined", "linear_ramp", "load_run", "make_plan", "make_train_step",
     "models", "parse_duration", "parse_learning_rate", "parse_schedule", "piecewise_constant",
     "rebatch", "sampled", "tfds_source", "weighted_mean",
 ]  # fmt: skip

@@ -94,6 +94,8 @@ def _show(options: Options, config: TrainConfig, plan: "BatchPlan") -> int:
     has_costs = options.memory or options.measure
     if has_costs:
         _before_compiling(options)
+    else:
+        _check_network(config)
     from adabatch_jax.data.row_layout import Layouts
     from adabatch_jax.reporting.planning.plan_table import (
         narrowed,
@@ -132,6 +134,18 @@ def _show(options: Options, config: TrainConfig, plan: "BatchPlan") -> int:
         notes.append(f"Not shown, for want of room: {', '.join(left_out)} (--wide shows all).")
     _print_sentences(notes)
     return 0
+
+
+def _check_network(config: TrainConfig) -> None:
+    """Refuses what can't fit together as far as that is known without making the network."""
+    from adabatch_jax.config.own_functions import is_reference
+    from adabatch_jax.data.datasets.known_datasets import KNOWN_DATASETS
+    from adabatch_jax.models.registry import check_known
+
+    known, size = KNOWN_DATASETS.get(config.dataset), config.data.image_size
+    shape = (size, size, 3) if size is not None else known and known.image_shape
+    if not is_reference(config.model):
+        check_known(config.model, shape)
 
 
 def _suggest(options: Options, config: TrainConfig, plan: "BatchPlan") -> int:

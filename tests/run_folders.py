@@ -67,6 +67,7 @@ def write_checkpoint(folder, step, **changes):
         "phase_seconds": [],
         "layout": {},
         "restarts": 0,
+        "dataset": None,
         **changes,
     }
     checkpoint = folder / "checkpoints" / str(step)

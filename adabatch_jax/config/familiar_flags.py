@@ -28,6 +28,9 @@ _LEADS = {
     "resume resume-from resume-from-checkpoint resume-path auto-resume continue checkpoint ckpt "
     "ckpt-path checkpoint-path load restart":
         "the same command goes on by itself from the newest checkpoint of its folder, --workdir",
+    "pretrained pretrained-weights pretrained-model weights init init-weights init-checkpoint "
+    "finetune fine-tune finetune-from fine-tune-from initial-checkpoint transfer":
+        "--init-from RUN, or a .safetensors or .npz, begins with those weights",
     "output-dir out-dir outdir output out save-dir save-path log-dir logdir checkpoint-dir "
     "checkpoints-dir experiment-dir exp-dir run-dir results-dir default-root-dir model-dir":
         "a run's folder is --workdir",

@@ -23,7 +23,7 @@ from adabatch_jax.config.value_texts import (
     check_name,
     check_path,
     check_split,
-    name_of_dataset,
+    folder_name,
     parse_channels,
     parse_deviations,
     parse_nan_policy,
@@ -51,7 +51,7 @@ AUTO = "auto"  # left to the program
 _DEFAULT_EPOCHS = 20.0
 
 # Settings that runs were named without; where they are none they are no part of a digest.
-_NOT_NAMED = ("duration", "tokens_per_example", "data.mean", "data.std")
+_NOT_NAMED = ("duration", "tokens_per_example", "init_from", "data.mean", "data.std")
 
 # What "auto" was before there was one; runs keep the names and digests that they had.
 _BEFORE_AUTO = {"accumulation": "fused", "shard_params": False}
@@ -241,7 +241,15 @@ class TrainConfig:
         help="Dataset: digits, fashion_mnist, mnist, cifar10, cifar100, or any labelled images of "
         "tfds; a folder of images, an .npz, .csv or .parquet (./name is always a path); or "
         "module:function, which returns sources.")
-    model: str = setting("cnn_digits", NUMBERS, help="Network: cnn_digits, resnet20_cifar, ...")
+    model: str = setting(
+        "cnn_digits", NUMBERS,
+        help="Network: cnn_digits, resnet20_cifar, ...; or module:function (or FILE.py:function), "
+        "which is called with num_classes, image_shape and seed and returns an nnx module, or "
+        "params, model_state, loss_fn and eval_fn.")
+    init_from: str | None = setting(
+        None, NUMBERS, read=check_path,
+        help="Weights to begin with: another run's folder, a .safetensors or an .npz; the last "
+        "layer begins anew where the classes are others; none: drawn from the seed.")
     batch_schedule: str = setting(
         "32 x2 every 20% max 512", FUTURE, read=parse_schedule, is_changeable=True, has_spaces=True,
         help='Batch-size schedule, such as "128 x2 every 20ep max 2048" or "128, 20ep: 256".')
@@ -346,8 +354,7 @@ class TrainConfig:
     @property
     def run_name(self) -> str:
         """The name, or one made of dataset and model."""
-        model = self.model.replace("/", "_").replace(":", "_")
-        return self.name or f"{name_of_dataset(self.dataset)}-{model}"
+        return self.name or f"{folder_name(self.dataset)}-{folder_name(self.model)}"
 
     @property
     def digest(self) -> str:

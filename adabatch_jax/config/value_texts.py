@@ -99,10 +99,10 @@ def check_dataset(text: str) -> None:
         raise UsageError(f"{text!r} is neither a dataset's name nor a path nor module:function.")
 
 
-def name_of_dataset(text: str) -> str:
-    """What a run's folder calls a dataset.
+def folder_name(text: str) -> str:
+    """What a run's folder calls a dataset or a network.
 
-    >>> name_of_dataset("~/own/photos/"), name_of_dataset("cifar10_corrupted/fog_1:1.0.0")
+    >>> folder_name("~/own/photos/"), folder_name("cifar10_corrupted/fog_1:1.0.0")
     ('photos', 'cifar10_corrupted_fog_1_1.0.0')
     """
     last = text.rstrip("/").rpartition("/")[2] if is_path(text) else text

@@ -89,10 +89,11 @@ def normalize(
     std: Sequence[float] | float,
     dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
-    """Returns `(images / 255 - mean) / std`.
+    """Returns `(images / 255 - mean) / std`, of floating-point images `(images - mean) / std`.
 
-    Do this on the device, inside jit: numpy rounds differently. Images are uint8 (..., height,
-    width, channels); `mean` and `std`, of pixels in [0, 1], are one number or one per channel. The
+    Do this on the device, inside jit: numpy rounds differently. Images (..., height, width,
+    channels) are uint8, or floating-point with pixels in [0, 1]; `mean` and `std`, of pixels in
+    [0, 1], are one number or one per channel. The
     arithmetic is float32 at least, whatever the result's `dtype`.
 
     >>> normalize(jnp.full((1, 1, 1, 3), 255, jnp.uint8), (0.5, 0.6, 0.75), 0.5).ravel().tolist()
@@ -104,8 +105,10 @@ def normalize(
     def per_channel(values: ArrayLike) -> jax.Array:
         return jnp.asarray(values, precise).reshape((1,) * (images.ndim - 1) + (-1,))
 
-    normalized = (images.astype(precise) / 255 - per_channel(mean)) / per_channel(std)
-    return normalized.astype(dtype)
+    pixels = images.astype(precise)
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        pixels = pixels / 255
+    return ((pixels - per_channel(mean)) / per_channel(std)).astype(dtype)
 
 
 def _bits(keys: jax.Array) -> jax.Array:

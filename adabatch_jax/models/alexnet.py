@@ -41,8 +41,6 @@ class _Features(Network):
 class CifarAlexNet(_Features):
     """The official code's AlexNet for 32x32 images; one linear layer, no dropout."""
 
-    image_sizes = (32, 28)
-
     def __init__(self, num_classes: int, image_shape: ImageShape, layers: Layers):
         super().__init__(image_shape[2], layers, padding=5, pool_size=2)
         self.classifier = Linear(256, num_classes)
@@ -56,8 +54,6 @@ class AlexNet(_Features):
 
     Its adaptive average pooling to 6x6 is left out: at 224x224 there is nothing to average.
     """
-
-    image_sizes = (224,)
 
     def __init__(self, num_classes: int, image_shape: ImageShape, layers: Layers):
         super().__init__(image_shape[2], layers, padding=2, pool_size=3)

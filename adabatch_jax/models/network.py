@@ -21,11 +21,9 @@ class Network(nnx.Module):
 
     Attributes:
       rules: for each class of layer how its weights are drawn.
-      image_sizes: the heights and widths that the network takes; empty where it says so itself.
     """
 
     rules: ClassVar[dict[type, Initializer]]
-    image_sizes: ClassVar[tuple[int, ...]] = ()
 
     def __call__(
         self,

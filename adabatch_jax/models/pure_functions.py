@@ -1,5 +1,6 @@
 """From an nnx module to the plain functions and pytrees that training works with."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,7 +31,9 @@ def functions(
     """Returns what trains an image classifier with softmax cross-entropy.
 
     Args:
-      module: called as `module(images, mask=weight, keys=keys, train=True)`, returns logits.
+      module: called as `module(images, mask=weight, keys=keys, train=True)`, with those of the
+        keywords that its `__call__` takes; returns logits. One that doesn't take `train` is told
+        by its `train()` and `eval()`, as flax's own Dropout and BatchNorm are.
       seed: the run's seed; augmentation and dropout depend on it, the epoch and the example.
       normalize: `images -> floating-point images`, by default uint8 / 255 in float32; images of
         another type need one.
@@ -60,7 +63,7 @@ def functions(
         # merge without copy would write into the caller's state.
         network = nnx.merge(graphdef, params, model_state, copy=True)
         images = normalize(images)
-        logits = network(images, mask=batch["weight"], keys=keys, train=True)
+        logits = _called(network, images, mask=batch["weight"], keys=keys, train=True)
         metrics = _metrics(logits, images, batch)
         new_state = nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param)))
         return metrics.pop("loss"), (new_state, metrics)
@@ -71,9 +74,43 @@ def functions(
     def eval_fn(params, model_state, batch):
         network = nnx.merge(graphdef, params, model_state, copy=True)
         images = normalize(batch["image"])
-        return _metrics(network(images, mask=batch["weight"], train=False), images, batch)
+        logits = _called(network, images, mask=batch["weight"], train=False)
+        return _metrics(logits, images, batch)
 
     return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), loss_fn, eval_fn
+
+
+def probabilities_of(
+    module: nnx.Module, normalize: Callable[[Images], Images]
+) -> Callable[[Any, Any, Images], jax.Array]:
+    """Returns `(params, model_state, images) -> probabilities` (batch, classes) of a classifier.
+
+    >>> from adabatch_jax.models.registry import create
+    >>> module = create("cnn_digits", image_shape=(8, 8, 1))
+    >>> params, model_state, _, _ = functions(module)
+    >>> images = jnp.zeros((3, 8, 8, 1), jnp.uint8)
+    >>> probabilities_of(module, _unit_range)(params, model_state, images).shape
+    (3, 10)
+    """
+    graphdef, _, _ = nnx.split(module, nnx.Param, ...)
+
+    def probabilities(params, model_state, images):
+        network = nnx.merge(graphdef, params, model_state, copy=True)
+        logits = _called(network, normalize(images), train=False)
+        return jax.nn.softmax(logits.astype(jnp.float32))
+
+    return probabilities
+
+
+def _called(network: nnx.Module, images: Images, train: bool, **further: Any) -> jax.Array:
+    """The logits, from a call with the keywords that this network takes."""
+    parameters = inspect.signature(network).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+    if not takes_all and "train" not in names:
+        network.train() if train else network.eval()
+    given = {"train": train, **further}
+    return network(images, **{n: v for n, v in given.items() if takes_all or n in names})
 
 
 def loss_properties(module: nnx.Module) -> dict[str, Any]:

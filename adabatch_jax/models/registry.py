@@ -57,40 +57,49 @@ def create(
     >>> create("cnn_digits", image_shape=(8, 8, 1)).head.kernel[...].shape
     (512, 10)
     """
-    networks = _networks()
     if num_classes < 1:
         raise UsageError(f"`num_classes` must be at least 1, got {num_classes}.")
-    if name not in networks:
-        # Without its "_cifar" a name is nearer to one for ImageNet.
-        raise UsageError(f"there is no model {name!r}{did_you_mean(name, networks) or '.'}")
+    check_known(name, tuple(image_shape))
     from adabatch_jax.models.initialization import initialize
     from adabatch_jax.models.layers import Layers
 
-    module, class_name, *options = networks[name]
+    _, module, class_name, *options = _networks()[name]
     family = getattr(importlib.import_module(f"adabatch_jax.models.{module}"), class_name)
-    sizes = family.image_sizes
-    if sizes and tuple(image_shape[:2]) not in [(size, size) for size in sizes]:
-        raise UsageError(
-            f"{name} takes {' or '.join(f'{size}x{size}' for size in sizes)} images, got "
-            f"{image_shape[0]}x{image_shape[1]}."
-        )
     layers = Layers(dtype, group_size, batchnorm_reference_size)
     network = family(*options, num_classes, tuple(image_shape), layers)
     initialize(network, seed)
     return network
 
 
+def check_known(name: str, image_shape: tuple[int, int, int] | None) -> None:
+    """Raises a UsageError unless there is a network of this name for images of this size.
+
+    Networks without a size of their own, `cnn_digits` and `cnn_fashion`, look at it themselves.
+    """
+    networks = _networks()
+    if name not in networks:
+        # Without its "_cifar" a name is nearer to one for ImageNet.
+        hint = did_you_mean(name, networks) or "."
+        raise UsageError(f"there is no model {name!r}; there are {', '.join(networks)}{hint}")
+    sizes = networks[name][0]
+    if sizes and image_shape is not None and image_shape[:2] not in [(n, n) for n in sizes]:
+        raise UsageError(
+            f"{name} takes {' or '.join(f'{size}x{size}' for size in sizes)} images, got "
+            f"{image_shape[0]}x{image_shape[1]}."
+        )
+
+
 def _networks() -> dict[str, tuple]:
-    """Each network's module, class and first arguments."""
-    networks = {"cnn_digits": ("cnn", "DigitsCNN"), "cnn_fashion": ("cnn", "FashionCNN")}
-    for suffix, prefix, resnet_depths in (
-        ("_cifar", "Cifar", (20, 32, 44, 56, 110)),
-        ("", "", (18, 34, 50, 101, 152)),
+    """Each network's heights and widths of images, its module, class and first arguments."""
+    networks = {"cnn_digits": ((), "cnn", "DigitsCNN"), "cnn_fashion": ((), "cnn", "FashionCNN")}
+    for suffix, prefix, sizes, resnet_depths in (
+        ("_cifar", "Cifar", (32, 28), (20, 32, 44, 56, 110)),
+        ("", "", (224,), (18, 34, 50, 101, 152)),
     ):
-        networks[f"alexnet{suffix}"] = ("alexnet", f"{prefix}AlexNet")
+        networks[f"alexnet{suffix}"] = (sizes, "alexnet", f"{prefix}AlexNet")
         for depth, norm in itertools.product((11, 13, 16, 19), (False, True)):
             name = f"vgg{depth}{'_bn' * norm}{suffix}"
-            networks[name] = ("vgg", f"{prefix}VGG", depth, norm)
+            networks[name] = (sizes, "vgg", f"{prefix}VGG", depth, norm)
         for depth in resnet_depths:
-            networks[f"resnet{depth}{suffix}"] = ("resnet", f"{prefix}ResNet", depth)
+            networks[f"resnet{depth}{suffix}"] = (sizes, "resnet", f"{prefix}ResNet", depth)
     return networks

@@ -106,8 +106,6 @@ class CifarResNet(_Stages):
     has 18 bottlenecks per stage, that is 164 layers.
     """
 
-    image_sizes = (32, 28)
-
     def __init__(self, depth: int, num_classes: int, image_shape: ImageShape, layers: Layers):
         if depth < 8 or (depth - 2) % 6:
             raise UsageError(f"a CIFAR ResNet's depth is 6n + 2, such as 20 or 32, got {depth}.")
@@ -133,8 +131,6 @@ _IMAGENET_BLOCKS = {
 
 class ResNet(_Stages):
     """torchvision's ResNet for 224x224 images; a depth of 18, 34, 50, 101 or 152."""
-
-    image_sizes = (224,)
 
     def __init__(self, depth: int, num_classes: int, image_shape: ImageShape, layers: Layers):
         super().__init__(*_IMAGENET_BLOCKS[depth], 64, layers)

@@ -99,6 +99,28 @@ def to_torch_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     return arrays
 
 
+def from_torch_names(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same arrays by the names and in the layout of the network's parameters and model state.
+
+    Whether they fit the network is for the caller to say: names that it doesn't have stay.
+
+    >>> from adabatch_jax.models import create
+    >>> model = create("resnet20_cifar")
+    >>> from_torch_names(model, {"module.fc.weight": np.zeros((3, 64))})["params.fc.kernel"].shape
+    (64, 3)
+    """
+    paths = {_torch_name(path): (path, variable) for path, variable in _weights(model)}
+    found = {}
+    for name, given in _without_wrappers(arrays).items():
+        array = np.asarray(arrays[given])
+        if name in paths:
+            path, variable = paths[name]
+            room = "params" if isinstance(variable, nnx.Param) else "model_state"
+            given, array = ".".join((room, *path)), array.transpose(_AXES.get(array.ndim))
+        found[given] = array
+    return found
+
+
 def _weights(model: nnx.Module) -> Iterable[tuple[tuple[str, ...], nnx.Variable]]:
     return nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
 

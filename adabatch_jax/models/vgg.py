@@ -62,8 +62,6 @@ class _Features(Network):
 class CifarVGG(_Features):
     """The official code's VGG for 32x32 images; one linear layer, no dropout."""
 
-    image_sizes = (32, 28)
-
     def __init__(
         self, depth: int, batchnorm: bool, num_classes: int, image_shape: ImageShape, layers: Layers
     ):
@@ -79,8 +77,6 @@ class VGG(_Features):
 
     Its adaptive average pooling to 7x7 is left out: at 224x224 there is nothing to average.
     """
-
-    image_sizes = (224,)
 
     def __init__(
         self, depth: int, batchnorm: bool, num_classes: int, image_shape: ImageShape, layers: Layers

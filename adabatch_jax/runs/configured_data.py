@@ -191,7 +191,7 @@ def _of_function(config: TrainConfig) -> ConfiguredData:
     spec = DatasetSpec(
         config.dataset, num_classes, shape and tuple(shape), "test", len(train),
         tuple(getattr(train, "mean", ())), tuple(getattr(train, "std", ())),
-        names and tuple(names),
+        names and tuple(names), "uint8" if image is None else str(image.dtype),
     )  # fmt: skip
     return ConfiguredData(train, sources, spec)
 

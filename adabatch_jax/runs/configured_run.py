@@ -1,7 +1,6 @@
 """One training run from a configuration: everything between the command line and `fit`."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,21 @@ import jax
 import optax
 
 from adabatch_jax.config.settings import Operation, TrainConfig
-from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
-from adabatch_jax.data.datasets.known_datasets import DatasetSpec
 from adabatch_jax.data.mesh import data_mesh
-from adabatch_jax.models import create, functions, loss_properties
 from adabatch_jax.runs.configured_data import ConfiguredData, open_data
+from adabatch_jax.runs.configured_model import configured_model
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.display.stream_choice import make_progress
 from adabatch_jax.runs.fit import FitResult, fit
 from adabatch_jax.runs.folder.lock import LOCK_SECONDS
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.folder.workdir_choice import check_workdir
+from adabatch_jax.runs.initial_weights import with_given_weights
 from adabatch_jax.runs.resuming import plan_of_run
 from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_pieces import unreached
 from adabatch_jax.schedules.learning_rate_schedule import rate_schedule
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.system.errors import UsageError
-from adabatch_jax.training.evaluation import EvalFn
-from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.train_state import TrainState
 
 
@@ -78,21 +73,27 @@ def _fit(
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
     learning_rate = rate_schedule(rate)
     tx = make_optimizer(config, learning_rate)
-    params, model_state, loss_fn, eval_fn, properties = network_functions(config, data.spec)
+    network = configured_model(config, data.spec)
+    if config.init_from is not None and folder.checkpoint is None:
+        network, given = with_given_weights(config, data.spec, network)
+        folder.notes.append(f"note: {given}")
+        folder.changes.append(given.to_dict())
+    if network.eval_fn is None:
+        folder.notes.append(f"note: {config.model} has no eval_fn, so nothing is evaluated")
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     layout = config.layout
     if mesh is None:  # one device has it all
         layout = dataclasses.replace(layout, shard_params=False)
     _introduce(config, plan, folder.path, mesh, operation.progress)
     return fit(
-        loss_fn,
+        network.loss_fn,
         tx,
-        TrainState.create(params=params, tx=tx, model_state=model_state),
+        TrainState.create(params=network.params, tx=tx, model_state=network.model_state),
         data.train,
         plan,
         learning_rate=learning_rate,
-        eval_fn=eval_fn,
-        eval_source=data.evals,
+        eval_fn=network.eval_fn,
+        eval_source=None if network.eval_fn is None else data.evals,
         seed=config.seed,
         mesh=mesh,
         workdir=folder,
@@ -104,7 +105,7 @@ def _fit(
         keep=config.keep,
         operation=operation,
         allow_change=allow_change,
-        **properties,
+        **network.properties,
         identity=config.to_dict(),
     )
 
@@ -129,40 +130,6 @@ def _introduce(
             "warning: linear coupling is meant for sgd; with adamw --coupling sqrt is the usual "
             "choice"
         )
-
-
-def network_functions(
-    config: TrainConfig, spec: DatasetSpec
-) -> tuple[Any, Any, LossFn, EvalFn, dict[str, Any]]:
-    """The configured network: `(params, model_state, loss_fn, eval_fn, loss_properties)`.
-
-    Raises:
-      UsageError: there is no such network, or it can't take the dataset's images.
-    """
-    if spec.image_shape is None or not spec.num_classes or not spec.mean:
-        raise UsageError(
-            f"model: {config.model} takes uint8 images and labels, of which {spec.name} tells too "
-            'little: its sources need arrays "image" and "label", and an attribute num_classes.'
-        )
-    module = create(
-        config.model, spec.num_classes, spec.image_shape, config.seed, config.batchnorm_group_size,
-        config.compute_dtype, config.batchnorm_reference_size,
-    )  # fmt: skip
-    normalized = functools.partial(normalize, mean=spec.mean, std=spec.std)
-    made = functions(module, seed=config.seed, normalize=normalized, augment=_augmentation(config))
-    return *made, loss_properties(module)
-
-
-def _augmentation(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
-    """The configured random changes of training images, or None."""
-    padding, flip = config.data.crop_padding, config.data.flip
-
-    def augment(keys, images):
-        if padding:
-            images = random_crop(keys, images, padding)
-        return random_flip(keys, images) if flip else images
-
-    return augment if padding or flip else None
 
 
 def make_optimizer(

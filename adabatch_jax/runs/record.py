@@ -116,7 +116,9 @@ class RunRecord:
                 self.store.changes.append(self._data_change.to_dict())
                 self.store.notes.append(f"note: {self._data_change}")
         self._tell_notes()
-        if found is not None:
+        if found is None:
+            self.decisions = [*self.store.changes]
+        else:
             self._resume(found)
             if self.is_done:
                 there = self.store.find_finished(self._identity)

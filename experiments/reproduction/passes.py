@@ -17,7 +17,7 @@ from adabatch_jax.data.mesh import batch_sharding, data_mesh, replicated
 from adabatch_jax.data.row_layout import BatchLayout, row_table
 from adabatch_jax.reporting.planning.plan_costs import resolved_layouts
 from adabatch_jax.reporting.planning.timed_updates import configured_updates, image_data
-from adabatch_jax.runs.configured_run import network_functions
+from adabatch_jax.runs.configured_model import configured_model
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.accumulation import finish, sum_up
 from adabatch_jax.training.gradients import gradient_function
@@ -71,19 +71,19 @@ def measure_passes(config: TrainConfig, plan: BatchPlan, cache: Cache) -> list[d
 def _seconds_per_update(config: TrainConfig, batch_size: int) -> tuple[float, float]:
     """Measures one update: seconds forward, and seconds backward."""
     spec = image_data(config)
-    params, model_state, loss_fn, *_ = network_functions(config, spec)
+    network = configured_model(config, spec)
     mesh = data_mesh() if jax.local_device_count() > 1 else None
     num_devices = 1 if mesh is None else mesh.size
     updates = dataclasses.replace(configured_updates(config, num_devices), limit_bytes=math.inf)
     layout = resolved_layouts(config, updates, batch_size).of(batch_size)
     num_measured = min(layout.num_microbatches, _MOST_MICROBATCHES)
     batch = _synthetic_batch(layout, num_measured, spec.image_shape, spec.num_classes)
-    arguments = params, model_state, batch, jax.random.key(0)
+    arguments = network.params, network.model_state, batch, jax.random.key(0)
     if mesh is not None:
         whole, spread = replicated(mesh), batch_sharding(mesh, microbatched=True)
         arguments = jax.device_put(arguments, (whole, whole, spread, whole))
-    forward = _median_seconds(jax.jit(_forward(loss_fn)), arguments)
-    both = _median_seconds(jax.jit(_forward_and_backward(loss_fn)), arguments)
+    forward = _median_seconds(jax.jit(_forward(network.loss_fn)), arguments)
+    both = _median_seconds(jax.jit(_forward_and_backward(network.loss_fn)), arguments)
     scale = layout.num_microbatches / num_measured
     return forward * scale, max(both - forward, 0.0) * scale
 

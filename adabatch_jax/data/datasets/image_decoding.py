@@ -58,6 +58,25 @@ def decode_picture(encoded: bytes, num_channels: int | None = None) -> np.ndarra
     return image.reshape(*image.shape[:2], -1)
 
 
+def read_picture(
+    file: str, image_shape: tuple[int, int, int], image_size: int | None
+) -> np.ndarray:
+    """Reads an image as a run's own were: uint8 of `image_shape`, brought to `image_size` if given.
+
+    Raises an OSError where the file can't be read, a ValueError where it is no such image.
+    """
+    with open(file, "rb") as content:
+        encoded = content.read()
+    if image_shape[-1] not in (1, 3):
+        raise ValueError(f"the run's images have {image_shape[-1]} channels, and files 1 or 3")
+    image = decode_picture(encoded, image_shape[-1])
+    image = image if image_size is None else resize_and_crop(image, image_size)
+    if image.shape != tuple(image_shape):
+        there, here = ("x".join(map(str, shape[:2])) for shape in (image.shape, image_shape))
+        raise ValueError(f"{there} pixels, and the run's images have {here}")
+    return image
+
+
 def _check_whole(encoded: bytes) -> None:
     """Raises a ValueError for what isn't the beginning and, of a PNG, the whole of an image."""
     if not encoded:

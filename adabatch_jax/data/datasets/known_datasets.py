@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ class DatasetSpec:
       mean: per channel, of pixels in 0..1, to be subtracted.
       std: per channel, of pixels in 0..1, to be divided by.
       class_names: the name of each label; None where it isn't known without the data.
+      image_type: the dtype of the images as they are read.
     """
 
     name: str
@@ -33,11 +35,18 @@ class DatasetSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...] | None = None
+    image_type: str = "uint8"
 
     def to_dict(self) -> dict[str, Any]:
         """What a run's folder keeps, as JSON values."""
         content = dataclasses.asdict(self)
         return {name: value for name, value in content.items() if name != "test_split"}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "DatasetSpec":
+        """What `to_dict` described."""
+        listed = {n: tuple(v) if isinstance(v, list) else v for n, v in content.items()}
+        return cls(test_split="test", **listed)
 
 
 # The paper normalises both CIFARs with CIFAR-10's mean, and with these deviations.

@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adabatch_jax.config.own_functions import is_reference
 from adabatch_jax.config.settings import TrainConfig
-from adabatch_jax.data.abstract_arrays import abstract_batch
+from adabatch_jax.data.abstract_arrays import Types, abstract_batch, example_types
 from adabatch_jax.data.datasets.known_datasets import DatasetSpec
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.row_layout import BatchLayout
+from adabatch_jax.data.sources import ArraySource, array_source, read_examples
 from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes
-from adabatch_jax.runs.configured_data import describe_data
-from adabatch_jax.runs.configured_run import make_optimizer, network_functions
+from adabatch_jax.runs.configured_data import describe_data, is_own, open_data
+from adabatch_jax.runs.configured_model import configured_model
+from adabatch_jax.runs.configured_run import make_optimizer
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import parse_bytes
 from adabatch_jax.training.compiled_programs import Program, program_of
@@ -44,16 +47,19 @@ class Updates:
       num_devices: the devices that a batch is laid out on.
       machine_bytes: memory of each device that computes here; infinite where that isn't known.
       limit_bytes: memory of each device by the settings, or else the same.
+      example: the first example where a user's own loss takes it, as nobody but the loss knows
+        which random ones would do; else None.
     """
 
     update: Update
     params: Any
     model_state: Any
-    image_shape: tuple[int, int, int]
-    num_classes: int
+    image_shape: tuple[int, int, int] | None
+    num_classes: int | None
     num_devices: int
     machine_bytes: float
     limit_bytes: float
+    example: ArraySource | None = None
     _programs: dict[Hashable, Program] = dataclasses.field(default_factory=dict)
 
     @property
@@ -85,8 +91,11 @@ class Updates:
         """What the compiled update is called with: state, random batch, key, step's constants."""
         random = np.random.default_rng(0)
         bounds = {"image": 256, "label": self.num_classes}
+        given = {} if self.example is None else self.example.arrays
         batch = {
-            name: random.integers(bounds[name], size=leaf.shape, dtype=leaf.dtype)
+            name: jax.tree.map(_repeated, leaf, given[name])
+            if name in given
+            else random.integers(bounds[name], size=leaf.shape, dtype=leaf.dtype)
             if name in bounds
             else np.ones(leaf.shape, leaf.dtype)
             for name, leaf in self._abstract_batch(layout).items()
@@ -139,42 +148,54 @@ class Updates:
         shape = (layout.rows_per_device * self.num_used_devices,)
         if layout.num_microbatches > 1:
             shape = (layout.num_microbatches, *shape)
-        examples = {
+        return abstract_batch(self._types, shape)
+
+    @property
+    def _types(self) -> Types:
+        if self.example is not None:
+            return example_types(self.example)
+        return {
             "image": jax.ShapeDtypeStruct(self.image_shape, jnp.uint8),
             "label": jax.ShapeDtypeStruct((), jnp.int32),
         }
-        return abstract_batch(examples, shape)
 
 
 def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
     """The updates of a configuration's network and optimizer.
 
     Raises:
-      UsageError: there is no such network, or the images' size isn't known.
+      UsageError: there is no such network, it can't take the data, or the images' size isn't known.
     """
-    spec = image_data(config)
-    params, model_state, loss_fn, _, properties = network_functions(config, spec)
+    spec, example = image_data(config), None
+    network = configured_model(config, spec)
+    if network.module is None and is_own(config):
+        example = array_source(read_examples(open_data(config).train, np.zeros(1, np.int64)))
     devices = jax.local_devices()
     devices = devices[: num_devices if num_devices <= len(devices) else 1]
     mesh = data_mesh(devices) if len(devices) > 1 else None
     update = Update(
-        loss_fn,
+        network.loss_fn,
         make_optimizer(config, lambda count: jnp.float32(_LEARNING_RATE)),
         mesh,
         shard_params=config.shard_params is True and mesh is not None,
-        **properties,
+        **network.properties,
     )
     machine = device_memory_bytes(devices)
     limit = machine if config.device_memory is None else parse_bytes(config.device_memory)
     return Updates(
-        update, params, model_state, spec.image_shape, spec.num_classes, num_devices, machine, limit
-    )
+        update, network.params, network.model_state, spec.image_shape, spec.num_classes,
+        num_devices, machine, limit, example,
+    )  # fmt: skip
+
+
+def _repeated(leaf: jax.ShapeDtypeStruct, row: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(row[0], leaf.shape).astype(leaf.dtype)
 
 
 def image_data(config: TrainConfig) -> DatasetSpec:
     """What is known of the dataset, the shape of its images too."""
     spec = describe_data(config)
-    if spec.image_shape is None:
+    if spec.image_shape is None and not is_reference(config.dataset):
         raise UsageError(
             f"the images of {config.dataset} differ in size; give --data.image-size, or "
             "--no-memory for a table without memory."

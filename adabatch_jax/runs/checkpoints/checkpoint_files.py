@@ -18,7 +18,7 @@ import secrets
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,23 @@ def restore(found: Found, like: Any) -> Any:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         raise _not_restored(found, error) from error
     return jax.tree.unflatten(jax.tree.structure(like), restored.values())
+
+
+def read_arrays(found: Found, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Some of a checkpoint's arrays, by name, without a state like it; each is compared.
+
+    Raises:
+      Damaged: what was read isn't what was saved.
+      RestoreError, StorageError: as `restore`.
+    """
+    names = list(names)
+    filled = [name for name in names if not found.arrays[name][0].endswith("[0]")]
+    read = _read(found, filled)
+    for name in filled:
+        description, digest = found.arrays[name]
+        if _digest(description, read[name]) != digest:
+            raise Damaged(f"{name} has other values than were saved")
+    return {name: np.asarray(read[name]) for name in filled}
 
 
 def quieten_orbax() -> None:

@@ -12,6 +12,7 @@ class InMemory:
     path = None
     checkpoint = None
     notes = ()
+    changes = ()
     save_seconds = 0.0
 
     def open(self, *_: Any) -> None:

@@ -348,7 +348,8 @@ class RunFolder:
     def save(self, step: int, state: TrainState, run: Mapping[str, Any]) -> None:
         """Begins to save a checkpoint; rows before it are on disk, and the state may be donated."""
         rows = dataclasses.asdict(self._rows.position())
-        self._checkpoints.save(step, state, {**run, "run_id": self._run_id, "metrics": rows})
+        own = {"run_id": self._run_id, "metrics": rows, "dataset": self.dataset}
+        self._checkpoints.save(step, state, {**run, **own})
 
     def check_saves(self) -> None:
         """Looks whether a save in the background has ended; raises what it failed with."""

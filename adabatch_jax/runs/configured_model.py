@@ -1,0 +1,142 @@
+"""The network of a configured run: one of ours by its name, or a user's own."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from adabatch_jax.config.own_functions import is_reference
+from adabatch_jax.config.settings import TrainConfig
+from adabatch_jax.data.abstract_arrays import abstract_batch
+from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
+from adabatch_jax.data.datasets.known_datasets import DatasetSpec
+from adabatch_jax.models import create, functions, loss_properties
+from adabatch_jax.models.own_models import OwnFunctions, make_own
+from adabatch_jax.models.pure_functions import probabilities_of
+from adabatch_jax.system.errors import UsageError, one_line
+from adabatch_jax.training.evaluation import EvalFn
+from adabatch_jax.training.loss_functions import LossFn
+
+# What a user's own function decides itself; and what one does that brings its own loss.
+_OF_OURS = ("batchnorm_group_size", "batchnorm_reference_size", "compute_dtype")
+_OF_IMAGES = ("crop_padding", "flip", "mean", "std")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfiguredModel:
+    """A network with its first weights.
+
+    Attributes:
+      eval_fn: None where nothing is to be evaluated.
+      properties: the arguments of `fit` that belong to `loss_fn`.
+      module: None where a user's own functions take its place.
+      probabilities: `(params, model_state, images) -> probabilities` of a module.
+    """
+
+    params: Any
+    model_state: Any
+    loss_fn: LossFn
+    eval_fn: EvalFn | None
+    properties: dict[str, Any] = dataclasses.field(default_factory=dict)
+    module: nnx.Module | None = None
+    probabilities: Callable[[Any, Any, jax.Array], jax.Array] | None = None
+
+
+def configured_model(config: TrainConfig, spec: DatasetSpec) -> ConfiguredModel:
+    """The network that the settings name, for data of which this is known.
+
+    Raises:
+      UsageError: there is no such network, or it can't take the dataset's images.
+    """
+    if is_reference(config.model):
+        _refuse_ours(config)
+        made = make_own(config.model, spec.num_classes, spec.image_shape, config.seed)
+        if isinstance(made, OwnFunctions):
+            _refuse_of_images(config)
+            return ConfiguredModel(*made)
+        network = _of_images(config, spec, made)
+        _check_own(config.model, spec, network)
+        return network
+    _check_images(config, spec)
+    module = create(
+        config.model, spec.num_classes, spec.image_shape, config.seed, config.batchnorm_group_size,
+        config.compute_dtype, config.batchnorm_reference_size,
+    )  # fmt: skip
+    return _of_images(config, spec, module)
+
+
+def _of_images(config: TrainConfig, spec: DatasetSpec, module: nnx.Module) -> ConfiguredModel:
+    _check_images(config, spec)
+    normalized = functools.partial(normalize, mean=spec.mean, std=spec.std)
+    made = functions(module, seed=config.seed, normalize=normalized, augment=_augmentation(config))
+    probabilities = probabilities_of(module, normalized)
+    return ConfiguredModel(*made, loss_properties(module), module, probabilities)
+
+
+def _check_images(config: TrainConfig, spec: DatasetSpec) -> None:
+    if spec.image_shape is None or not spec.num_classes or not spec.mean:
+        raise UsageError(
+            f"model: {config.model} takes uint8 images and labels, of which {spec.name} tells too "
+            'little: its sources need arrays "image" and "label", and an attribute num_classes.'
+        )
+
+
+def _refuse_ours(config: TrainConfig) -> None:
+    for field in dataclasses.fields(config):
+        if field.name in _OF_OURS and getattr(config, field.name) != field.default:
+            raise UsageError(
+                f"{field.name}: {config.model} is your own network, which decides that itself."
+            )
+
+
+def _refuse_of_images(config: TrainConfig) -> None:
+    for field in dataclasses.fields(config.data):
+        if field.name in _OF_IMAGES and getattr(config.data, field.name) != field.default:
+            raise UsageError(
+                f"data.{field.name}: {config.model} brings a loss of its own, which does to a batch "
+                "whatever is to be done to it."
+            )
+
+
+def _check_own(reference: str, spec: DatasetSpec, network: ConfiguredModel) -> None:
+    """Raises a UsageError where a module can't take the images, or gives other than its logits."""
+    examples = {
+        "image": jax.ShapeDtypeStruct(spec.image_shape, jnp.dtype(spec.image_type)),
+        "label": jax.ShapeDtypeStruct((), np.int32),
+    }
+    batch = abstract_batch(examples, (2,))
+    shown = "x".join(map(str, spec.image_shape))
+    weights = network.params, network.model_state
+    try:
+        returned = jax.eval_shape(network.probabilities, *weights, batch["image"]).shape
+        expected = (2, spec.num_classes)
+        if returned != expected:
+            raise UsageError(
+                f"model: {reference} makes of 2 images of {shown} an array of shape {returned}, and "
+                f"{spec.num_classes} classes need logits of shape {expected}."
+            )
+        jax.eval_shape(network.loss_fn, *weights, batch, jax.eval_shape(jax.random.key, 0))
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"model: {reference} can't take images of {shown}: {type(error).__name__} "
+            f"({one_line(error)})."
+        ) from error
+
+
+def _augmentation(config: TrainConfig) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+    """The configured random changes of training images, or None."""
+    padding, flip = config.data.crop_padding, config.data.flip
+
+    def augment(keys, images):
+        if padding:
+            images = random_crop(keys, images, padding)
+        return random_flip(keys, images) if flip else images
+
+    return augment if padding or flip else None
