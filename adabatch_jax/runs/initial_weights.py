@@ -13,7 +13,7 @@ from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.datasets.known_datasets import DatasetSpec
 from adabatch_jax.models.torch_weights import from_torch_names
 from adabatch_jax.runs.configured_model import ConfiguredModel, configured_model
-from adabatch_jax.runs.weights import ROOMS, weights_of
+from adabatch_jax.runs.weights import is_of_network, weights_of
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.weights_digest import is_key, named_arrays
 
@@ -61,8 +61,11 @@ def with_given_weights(
     """
     weights = weights_of(config.init_from, _SETTING)
     theirs, ours = dict(weights.arrays), _weights(network)
-    is_named = any(name.startswith(tuple(f"{room}." for room in ROOMS)) for name in theirs)
-    if not is_named and network.module is not None and not is_reference(config.model):
+    if (
+        not any(map(is_of_network, theirs))
+        and network.module is not None
+        and not is_reference(config.model)
+    ):
         theirs = from_torch_names(network.module, theirs)
     differing = [n for n in {**ours, **theirs} if _shape(ours, n) != _shape(theirs, n)]
     class_names, num_classes = weights.about.get("class_names"), weights.about.get("num_classes")

@@ -40,7 +40,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], made_for: str) ->
       UsageError: an array is of a type that the file can't hold.
       StorageError: the file can't be written.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    arrays = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
     for name, array in arrays.items():
         if array.dtype not in _NAMES or (path.suffix == ".npz" and array.dtype.kind == "V"):
             raise UsageError(

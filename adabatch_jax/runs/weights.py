@@ -17,8 +17,6 @@ from adabatch_jax.runs.weight_files import SUFFIXES, read_arrays_of_file, write_
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.files import read_file, storage_errors, write_json
 
-ROOMS = ("params", "model_state")
-
 _KEYS = {"network", "class_names", "normalization", "step"}
 
 
@@ -45,13 +43,26 @@ class Weights:
         return digest.hexdigest()
 
 
+def is_of_network(name: str) -> bool:
+    """Whether an array of this name is a parameter or a part of the model state.
+
+    >>> is_of_network("params.fc.kernel"), is_of_network("opt_state.0.trace.fc.kernel")
+    (True, False)
+    """
+    return name.startswith(("params.", "model_state."))
+
+
 def weights_of_run(
     workdir: str | os.PathLike, best: bool = False, step: int | None = None
 ) -> Weights:
     """Reads the weights of a run, also of one of `fit`; raises as `from_checkpoint` does."""
 
     def read(found: Found) -> Weights:
-        names = [name for name in found.arrays if name.startswith(tuple(f"{r}." for r in ROOMS))]
+        names = [
+            name
+            for name, (description, _) in found.arrays.items()
+            if is_of_network(name) and not description.startswith("key<")  # which are no weights
+        ]
         return Weights(read_arrays(found, names), about_checkpoint(found))
 
     return from_checkpoint(workdir, best, step, read)

@@ -191,6 +191,7 @@ def test_the_registered_dataset_tells_its_facts_too(own, command):
     assert kept == {
         "name": "digits", "num_classes": 10, "image_shape": [8, 8, 1], "num_examples": 1442,
         "mean": [0.3052], "std": [0.376], "class_names": list("0123456789"),
+        "image_type": "uint8",
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from adabatch_jax.config.own_functions import is_reference
 from adabatch_jax.config.settings import AUTO, TrainConfig
 from adabatch_jax.reporting.planning.repeated_timing import Timing, spread_text
 from adabatch_jax.system.number_texts import count_text, seconds_text
@@ -130,6 +131,11 @@ def _microbatch_note(config: TrainConfig, costs: "PlanCosts") -> str:
     if costs.updates.update.independent_groups is not None:
         return "The batches are too small for micro-batches."
     kept = "that of --microbatch-size" if config.microbatch_size != AUTO else "the whole batch"
+    if is_reference(config.model):
+        return (
+            f"Best micro-batch: {kept} is kept; whether smaller ones give the same numbers only "
+            "your own network knows."
+        )
     return (
         f"Best micro-batch: {kept} is kept, a smaller one would change what BatchNorm normalizes "
         "over; with --batchnorm-group-size others are compared."

@@ -185,7 +185,9 @@ def _compare(found: Found, wanted: Mapping[str, str]) -> None:
 
 def _read(found: Found, names: list[str]) -> dict[str, np.ndarray]:
     args = ocp.args.PyTreeRestore(
-        restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        item=dict.fromkeys(names, 0),
+        restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names},
+        partial_restore=True,
     )
     try:
         with (
