@@ -63,7 +63,7 @@ def test_the_readme_has_its_commands():
     assert FROM_NOTHING[0].endswith(".venv/bin/python -m adabatch_jax.train")
     assert FROM_NOTHING[1].endswith(".venv/bin/python -m pytest")
     assert {shlex.split(line)[2].rpartition(".")[2] for line in INSIDE} == {
-        "train", "plan", "report", "prepare", "reproduce", "doctor",
+        "train", "plan", "report", "predict", "export", "prepare", "reproduce", "doctor",
     }  # fmt: skip
 
 

@@ -28,17 +28,17 @@ class GivenWeights:
       source: the run's folder, or the file.
       digest: of its arrays.
       anew: the names of those that weren't taken, of the last layer.
-      why: why not.
+      note: why not, or what else is to be told.
     """
 
     source: str
     digest: str
     anew: tuple[str, ...] = ()
-    why: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         text = f"the run begins with the weights of {self.source} (digest {self.digest[:12]})"
-        return f"{text}; {', '.join(self.anew)} begin anew: {self.why}" if self.anew else text
+        return f"{text}; {self.note}" if self.note else text
 
     def to_dict(self) -> dict[str, Any]:
         """The weights among a run's decisions, as JSON values."""
@@ -76,13 +76,13 @@ def with_given_weights(
     misfits = [name for name in differing if name not in last or name not in theirs]
     if misfits:
         raise UsageError(_misfit_text(config, misfits, ours, theirs))
-    anew, why = (), ""
-    if last and (has_other_names or differing):
-        anew = tuple(last)
-        there = num_classes or "another number of"
-        why = f"{there} classes there, {spec.num_classes} here"
-        if not differing:
-            why = "the classes have other names"
+    anew, note = tuple(last), ""
+    if anew:
+        there = f"{num_classes or 'another number of'} classes there, {spec.num_classes} here"
+        why = there if differing else "the classes have other names"
+        note = f"{', '.join(anew)} begin anew: {why}"
+    elif has_other_names:
+        note = f"the classes have other names, but nothing in {config.model} depends on how many"
     taken = {
         name: leaf if name in anew else _as_leaf(theirs[name], leaf) for name, leaf in ours.items()
     }
@@ -91,7 +91,7 @@ def with_given_weights(
     leaves = [taken.get(name, leaf) for name, leaf in named_arrays(tree).items()]
     changed = jax.tree.unflatten(jax.tree.structure(tree), leaves)
     return dataclasses.replace(network, **changed), GivenWeights(
-        config.init_from, weights.digest, anew, why
+        config.init_from, weights.digest, anew, note
     )
 
 

@@ -38,6 +38,11 @@ class LoadedRun:
       class_names: the name of each class, in the order of the probabilities; None where nobody
         told.
       data: what is known of the dataset: image_shape, mean, std; None of a run of `fit`.
+      forward: `(params, model_state, images) -> probabilities`, which `predict` calls; None without
+        a module.
+
+    >>> LoadedRun(Path("runs/mine"), 351, state=None, plan=None)
+    LoadedRun(path=PosixPath('runs/mine'), step=351)
     """
 
     path: Path
@@ -47,7 +52,7 @@ class LoadedRun:
     config: TrainConfig | None = dataclasses.field(default=None, repr=False)
     model: nnx.Module | None = dataclasses.field(default=None, repr=False)
     data: DatasetSpec | None = dataclasses.field(default=None, repr=False)
-    _probabilities: Callable[..., jax.Array] | None = dataclasses.field(default=None, repr=False)
+    forward: Callable[..., jax.Array] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def params(self) -> Any:
@@ -71,7 +76,7 @@ class LoadedRun:
 
         Raises a UsageError where the images are of another size or type, or the run has no module.
         """
-        if self._probabilities is None:
+        if self.forward is None:
             raise UsageError(
                 f"the run in {self.path} has no module to predict with; call your own function with "
                 "`run.params` and `run.state.model_state`."
@@ -85,7 +90,7 @@ class LoadedRun:
             padded = np.concatenate(
                 [rows, np.zeros_like(rows, shape=(num_rows - len(rows), *rows.shape[1:]))]
             )
-            found = self._probabilities(self.params, self.state.model_state, padded)
+            found = self.forward(self.params, self.state.model_state, padded)
             parts.append(np.asarray(found)[: len(rows)])
         return np.concatenate([np.zeros((0, self.data.num_classes), np.float32), *parts])
 
