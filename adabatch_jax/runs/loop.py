@@ -210,8 +210,10 @@ class Loop:
 
     def _save(self, pending_row: dict[str, Any] | None = None) -> None:
         """Saves the state after the last update: from a copy, or where there is no room at once."""
-        if self._copies.is_waiting:
-            self._settle(0)  # there is room for one copy
+        # There is room for one copy. And a rollback leaves out what is in flight: that must not
+        # depend on where the process began, as it would on which copies had to wait.
+        if self._copies.is_waiting or self._recovery.rolls_back:
+            self._settle(0)
         # A stop needs the copying program too, and so waits for its compiler.
         with self._record.clocks.timed("compile"):
             program = self._dispatch.programs.get(COPY).compiled

@@ -51,11 +51,24 @@ def test_a_stop_around_a_rollback_changes_nothing(tmp_path, faults, stop):
     faults("batch.ready:7:nan")
     whole = train(tmp_path / "whole", **further)
     (decision,) = whole.summary["decisions"]
-    assert (decision["checkpoint"], decision["left_out_until"]) == (4, 9)
+    assert (decision["checkpoint"], decision["left_out_until"]) == (4, 8)
     faults(f"batch.ready:7:nan,step.end:{stop}:sigterm")
     stopped = train(tmp_path / "cut", **further)
     assert stopped.stopped
     faults("batch.ready:1:nan" if stopped.summary["step"] == 6 else "")
+    assert_same(train(tmp_path / "cut", **further), whole)
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_a_restart_notices_a_bad_update_when_the_undisturbed_run_does(tmp_path, faults, stop):
+    """Also with a checkpoint behind every update, whichever of them the restart begins with."""
+    further = {"on_nan": "rollback", "checkpoint_every": "1st", "log_every": "10st"}
+    further |= NOTHING_MEASURED
+    faults("batch.ready:10:nan")
+    whole = train(tmp_path / "whole", **further)
+    faults(f"step.end:{stop}:sigterm")
+    assert train(tmp_path / "cut", **further).summary["step"] == stop
+    faults(f"batch.ready:{10 - stop}:nan")
     assert_same(train(tmp_path / "cut", **further), whole)
 
 
