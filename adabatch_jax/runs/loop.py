@@ -93,7 +93,8 @@ class Loop:
         next_stop = self._due.next_stop(self._finished)
         has_faults = are_asked_for()  # asking at every update would cost a small network 5 %
         clocks.enter("input")
-        run = () if is_cut_off else self._feed.run(pieces, self._may_stop)
+        is_ended = self._record.early_stop.ends_at(self._finished)
+        run = () if is_cut_off or is_ended else self._feed.run(pieces, self._may_stop)
         for piece, inputs in run if self._padding_trial is None else self._tried(run):
             if has_faults:
                 inputs = _with_fault(inputs)
@@ -120,8 +121,11 @@ class Loop:
                 )
                 if self._finished == next_stop:
                     is_cut_off = not self._do_what_is_due()
+                    is_ended = self._record.early_stop.ends_at(self._finished)
                     next_stop = self._due.next_stop(self._finished)
-                if wants_stop or is_cut_off:
+                    if self._due.is_stop(self._finished) and not is_cut_off:
+                        self._record.early_stop.check_figures()
+                if wants_stop or is_cut_off or is_ended:
                     break
             if self._may_stop():
                 break
@@ -132,7 +136,7 @@ class Loop:
             self._save()  # stopped in between, or rolled back behind the last one
         self._copies.save_settled(self._finished)
         clocks.enter(None)
-        return self._state, self._finished < num_steps or is_cut_off
+        return self._state, is_cut_off or not (is_ended or self._finished == num_steps)
 
     def _tried(self, run: Iterable[tuple[Piece, Inputs]]) -> Iterator[tuple[Piece, Inputs]]:
         """The same pieces; the loss is tried with the first one that has examples enough."""
@@ -199,8 +203,9 @@ class Loop:
     def _do_what_is_due(self) -> bool:
         """Evaluates and saves; returns False where a stop cut the evaluation off."""
         finished, pending_row = self._finished, None
-        if self._due.is_evaluation(finished):
+        if self._due.is_evaluation(finished) or self._due.is_stop(finished):
             self._settle(0)
+        if self._due.is_evaluation(finished):
             row = self._rows.with_metrics(self._rows.begin(finished))
             if not self._evaluate_into(row):
                 pending_row = row
