@@ -101,12 +101,16 @@ class RunRecord:
             state = self.store.restored(state, self._check)
             self.start_step = self.store.checkpoint.step
             self.pending_row = self.store.checkpoint.run["pending_row"]
-            for row in self.store.kept_rows():
-                self.early_stop.see(row)
-            ends_here = self.early_stop.ends_at(self.start_step)
-            self.is_done = (self.start_step == self.plan.num_steps or ends_here) and (
+            is_evaluated = (
                 self.pending_row is None or self.store.find_finished(self._identity).is_whole
             )
+            # An evaluation that was cut off, and made since, left its row behind the checkpoint's.
+            is_newer = is_evaluated and self.pending_row is not None
+            for row in self.store.read_rows() if is_newer else self.store.kept_rows():
+                if row["step"] <= self.start_step:
+                    self.early_stop.see(row)
+            ends_here = self.early_stop.ends_at(self.start_step)
+            self.is_done = is_evaluated and (ends_here or self.start_step == self.plan.num_steps)
             return state
         self.start_step = int(state.step)
         self.is_done = self.start_step == self.plan.num_steps
