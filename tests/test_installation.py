@@ -30,7 +30,7 @@ def test_each_extra_that_is_named_exists():
             r"(?:adabatch_jax|\.whl|[\"' ]\.)\[([a-z0-9,]+)\]", path.read_text()
         ):
             named |= set(extras.split(","))
-    assert {"train", "cuda12", "wandb"} <= named <= EXTRAS.keys()
+    assert {"train", "cuda13", "wandb", "prepare"} <= named <= EXTRAS.keys()
     jax_extras = metadata.metadata("jax").get_all("Provides-Extra")
     assert {"cuda12", "cuda13", "tpu"} <= {*jax_extras}
 
@@ -47,13 +47,13 @@ def run(*command, cwd, **environment):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """Built from the files that are in a checkout, without a network."""
-    if int(metadata.version("setuptools").split(".")[0]) < 77:
-        pytest.skip("needs the package setuptools, version 77, which isn't installed")
+    pytest.importorskip("setuptools", "77", "needs the package setuptools, version 77 or newer")
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("adabatch_jax", "README.md", "LICENSE", "pyproject.toml"):
         run("cp", "-r", ROOT / name, folder, cwd=folder)
     options = ["-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", "dist"]
-    run(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=folder)
+    path = os.environ.get("PYTHONPATH", "")
+    run(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=folder, PYTHONPATH=path)
     (path,) = (folder / "dist").iterdir()
     return path
 
