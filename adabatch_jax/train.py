@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from adabatch_jax.config.command_line import flag_of, flags_parser, parse_arguments
 from adabatch_jax.config.declarations import as_in, check, flag
-from adabatch_jax.config.settings import Operation, TrainConfig
+from adabatch_jax.config.settings import TRACKERS, Operation, TrainConfig
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.number_texts import printable
@@ -61,6 +61,12 @@ class Options:
         "knows no locks. No other process may be at work there.",
     )
     profile: str | None = as_in(Operation, "profile")
+    track: tuple[str, ...] = flag(
+        ("tensorboard",),
+        "Where to show the run beside its folder: tensorboard, wandb (Weights & Biases), both, or "
+        "with nothing behind it nowhere.",
+        choices=TRACKERS,
+    )
     cpu_devices: int | None = flag(
         None, "Without an accelerator: how many devices to make of the CPU, best one per core."
     )
@@ -117,6 +123,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             on_save_error=options.on_save_error,
             stall_timeout=options.stall_timeout,
             profile=options.profile,
+            trackers=options.track,
         )
         result = train(
             config, workdir, operation, options.allow_change, write_report, lock_wait,
@@ -182,6 +189,8 @@ def _result(summary: Mapping) -> str:
     text = f"{summary['step']:,} updates, {summary['total_seconds']:.0f} s"
     if "test_accuracy" in summary:
         text = f"test accuracy {100 * summary['test_accuracy']:.2f} %, {text}"
+    if "stopped_by" in summary:
+        text += ", ended by {rule} at update {step:,}".format(**summary["stopped_by"])
     return text
 
 

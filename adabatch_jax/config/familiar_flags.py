@@ -41,7 +41,8 @@ _LEADS = {
     "wandb use-wandb wandb-project log-wandb report-to wandb-entity":
         "--track wandb logs to Weights & Biases",
     "tensorboard tb use-tensorboard log-tensorboard":
-        "TensorBoard's events are always in the folder tensorboard of --workdir",
+        "TensorBoard's events are in the folder tensorboard of --workdir unless --track says "
+        "otherwise",
     "early-stopping early-stop early-stopping-patience es-patience stop-patience":
         "--patience 5ep and --stop-when 'test_accuracy >= 0.99' end a run early",
     "num-workers workers j num-data-workers dataloader-num-workers preprocessing-num-workers "

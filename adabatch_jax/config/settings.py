@@ -16,6 +16,7 @@ from adabatch_jax.config.declarations import (
     setting,
     settings,
 )  # fmt: skip
+from adabatch_jax.config.stop_rules import parse_stop_rules, patience_text
 from adabatch_jax.config.value_texts import (
     NanPolicy,
     Score,
@@ -48,10 +49,15 @@ NUMBERS, FUTURE, LAYOUT, OPERATION = Role
 
 AUTO = "auto"  # left to the program
 
+TRACKERS = ("tensorboard", "wandb")
+"""Those that there are, beside a user's own."""
+
 _DEFAULT_EPOCHS = 20.0
 
 # Settings that runs were named without; where they are none they are no part of a digest.
-_NOT_NAMED = ("duration", "tokens_per_example", "init_from", "data.mean", "data.std")
+_NOT_NAMED = (
+    "duration", "tokens_per_example", "init_from", "data.mean", "data.std", "stop_when", "patience",
+)  # fmt: skip
 
 # What "auto" was before there was one; runs keep the names and digests that they had.
 _BEFORE_AUTO = {"accumulation": "fused", "shard_params": False}
@@ -169,6 +175,11 @@ class Operation:
         None, OPERATION,
         help="What is told how it goes, by `log(row)`, `tick(step)` and `message(text)` inside of "
         "`with progress:`; none: nothing is shown.")
+
+    trackers: Any = setting(
+        ("tensorboard",), OPERATION,
+        help="What is given the rows of metrics while they come: tensorboard, wandb, or an object "
+        "with methods `start(run)`, `row(row)` and `finish(summary)`.")
 
     def __post_init__(self):
         check(self)
@@ -316,6 +327,14 @@ class TrainConfig:
     on_nan: str = as_in(Operation, "on_nan")
     log_every: str = setting(
         "10st", OPERATION, read=period_duration, help="How often to write a row of metrics.")
+    stop_when: str | None = setting(
+        None, FUTURE, read=parse_stop_rules, has_spaces=True,
+        help="Ends the run early: at the evaluation where this is met, such as 'test_accuracy >= "
+        "0.99', or 'no lower test_loss for 5ep', with 'or' between several; none: the plan's end.")
+    patience: str | None = setting(
+        None, FUTURE, read=period_duration,
+        help="Ends the run early: at the evaluation so long after the best one, such as 5ep, by "
+        "what keep_best says, or where that is none by test_loss; none: the plan's end.")
     data: DataSettings = DataSettings()
 
     def __post_init__(self):
@@ -333,6 +352,12 @@ class TrainConfig:
     def keep(self) -> Keep:
         """Which checkpoints stay."""
         return Keep(self.keep_checkpoints, self.keep_best, self.keep_every)
+
+    @property
+    def stop_rule(self) -> str | None:
+        """What ends the run early, from `stop_when` and `patience`."""
+        patience = self.patience and patience_text(self.patience, self.keep_best)
+        return " or ".join(filter(None, [self.stop_when, patience])) or None
 
     @property
     def schedule(self) -> Schedule:

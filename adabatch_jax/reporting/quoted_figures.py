@@ -94,7 +94,12 @@ def outcome(run: Run) -> str:
             f"{constant / num_steps:.3g} times as many."
         )
     updates = count_text(step)
-    return f"Trained {length}{time}{result} after {updates} updates.{comparison}{_divergence(run)}"
+    rule = (run.summary.get("stopped_by") or {}).get("rule")
+    ended = f", where {rule} ended the run early" if isinstance(rule, str) else ""
+    return (
+        f"Trained {length}{time}{result} after {updates} updates{ended}.{comparison}"
+        f"{_divergence(run)}"
+    )
 
 
 def comparison_table(runs: Sequence[Run]) -> list[list[str]]:

@@ -101,6 +101,7 @@ def _fit(
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
         eval_batch_size=config.eval_batch_size,
+        stop_when=config.stop_rule,
         layout=layout,
         keep=config.keep,
         operation=operation,

@@ -18,6 +18,7 @@ from adabatch_jax.data.sources import ReadOnce, Source
 from adabatch_jax.runs.background_compilation import compile_in_background
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
+from adabatch_jax.runs.early_stop import EarlyStop, StopWhen
 from adabatch_jax.runs.folder.run_folder import RunFolder, run_store
 from adabatch_jax.runs.kept_layout import check_microbatches, kept
 from adabatch_jax.runs.loop import Loop, StepCallback
@@ -27,6 +28,7 @@ from adabatch_jax.runs.profiling import make_profile
 from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.runs.resuming import check_allowed
 from adabatch_jax.runs.same_data import data_digests
+from adabatch_jax.runs.tracking.trackers import Tracking
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
@@ -56,7 +58,8 @@ class FitResult:
       state: the last state.
       history: the rows of metrics, oldest first, those before a restart included.
       summary: final figures and where the seconds went.
-      stopped: whether `on_step` or an interruption ended the run before the plan did.
+      stopped: whether `on_step` or an interruption ended the run before the plan, or `stop_when`,
+        did.
       start_step: the update that this call began with.
 
     >>> FitResult(None, [{"step": 5}], {"train_loss": 0.5}, stopped=False, start_step=0).history
@@ -89,6 +92,7 @@ def fit(
     on_step: StepCallback | None = None,
     eval_batch_size: int = 512,
     eval_params: EvalParams | None = None,
+    stop_when: StopWhen | None = None,
     sequential_model_state: bool = False,
     independent_groups: int | None = None,
     allow_change: Collection[str] = (),
@@ -129,6 +133,11 @@ def fit(
       eval_params: `eval_params(opt_state, params)` makes the parameters that are evaluated, where
         they aren't those that are trained: `optax.contrib.schedule_free_eval_params`, or what an
         average keeps in `opt_state`. Checkpoints and the result hold those that are trained.
+      stop_when: a rule that ends the run before the plan does, such as "test_accuracy >= 0.99",
+        "no lower test_loss for 5ep", or several with "or" between them; or a function of a row of
+        metrics, a dict as in `history`, which is called with each in its order, after a restart
+        with those from before it too, and returns whether to end. The run ends at the first
+        evaluation at or behind that row, without evaluations at the row, and is finished then.
       sequential_model_state, independent_groups: as in `make_train_step`.
       allow_change: what a run in the workdir may go on with changed, from here on:
         "microbatch_size", where that changes more than rounding; "dataset", with other contents
@@ -176,7 +185,10 @@ def fit(
         evaluations=None if eval_fn is None else every(plan, eval_every),
         checkpoints=None if workdir is None else every(plan, checkpoint_every),
         rows=every(plan, log_every),
+        has_stop_rule=stop_when is not None,
     )
+    early_stop = EarlyStop(stop_when, plan, due)
+    tracking = Tracking(operation.trackers)
     policy = operation.nan_policy
     progress = Progress() if operation.progress is None else operation.progress
     with contextlib.ExitStack() as stack:
@@ -187,8 +199,10 @@ def fit(
         record = RunRecord(
             plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress,
             data_digests(source, eval_sources) if store.path is not None else {}, allow_change,
+            early_stop, tracking,
         )  # fmt: skip
         stack.push(store.close)
+        stack.callback(tracking.finish)
         saved_layout = record.open()
         layout = kept(saved_layout, layout, 1 if mesh is None else mesh.num_shards)
         update = Update(
@@ -242,6 +256,8 @@ def fit(
             state, stopped = loop.run()
         record.clocks.add("background_compile", setup.dispatch.programs.background_seconds)
         summary = record.finish(state, stopped)
+        if not stopped:
+            tracking.finish(summary)
     return FitResult(state, record.history, summary, stopped, record.start_step)
 
 

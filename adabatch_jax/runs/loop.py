@@ -18,6 +18,7 @@ from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import Profile
 from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.runs.state_copies import COPY, StateCopies
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import are_asked_for, reach
 from adabatch_jax.system.stop_requests import Interruption
 from adabatch_jax.system.watchdog import Watchdog
@@ -93,7 +94,8 @@ class Loop:
         next_stop = self._due.next_stop(self._finished)
         has_faults = are_asked_for()  # asking at every update would cost a small network 5 %
         clocks.enter("input")
-        run = () if is_cut_off else self._feed.run(pieces, self._may_stop)
+        is_ended = self._record.early_stop.ends_at(self._finished)
+        run = () if is_cut_off or is_ended else self._feed.run(pieces, self._may_stop)
         for piece, inputs in run if self._padding_trial is None else self._tried(run):
             if has_faults:
                 inputs = _with_fault(inputs)
@@ -120,19 +122,17 @@ class Loop:
                 )
                 if self._finished == next_stop:
                     is_cut_off = not self._do_what_is_due()
+                    is_ended = self._record.early_stop.ends_at(self._finished)
                     next_stop = self._due.next_stop(self._finished)
-                if wants_stop or is_cut_off:
+                    if not is_cut_off:
+                        self._check_stop_rule()
+                if wants_stop or is_cut_off or is_ended:
                     break
             if self._may_stop():
                 break
             clocks.enter("input")
-        clocks.enter("step")
-        self._settle(0)
-        if self._due.checkpoints and self._finished > self._copies.newest:
-            self._save()  # stopped in between, or rolled back behind the last one
-        self._copies.save_settled(self._finished)
-        clocks.enter(None)
-        return self._state, self._finished < num_steps or is_cut_off
+        self._save_all()
+        return self._state, is_cut_off or not (is_ended or self._finished == num_steps)
 
     def _tried(self, run: Iterable[tuple[Piece, Inputs]]) -> Iterator[tuple[Piece, Inputs]]:
         """The same pieces; the loss is tried with the first one that has examples enough."""
@@ -199,14 +199,33 @@ class Loop:
     def _do_what_is_due(self) -> bool:
         """Evaluates and saves; returns False where a stop cut the evaluation off."""
         finished, pending_row = self._finished, None
-        if self._due.is_evaluation(finished):
+        if self._due.is_evaluation(finished) or self._due.is_stop(finished):
             self._settle(0)
+        if self._due.is_evaluation(finished):
             row = self._rows.with_metrics(self._rows.begin(finished))
             if not self._evaluate_into(row):
                 pending_row = row
         if self._due.is_checkpoint(finished) or pending_row:
             self._save(pending_row)
         return pending_row is None
+
+    def _check_stop_rule(self) -> None:
+        """Raises a UsageError for a rule about figures that there are none of, with all saved."""
+        try:
+            if self._due.is_stop(self._finished):
+                self._record.early_stop.check_figures()
+        except UsageError:
+            self._save_all()
+            raise
+
+    def _save_all(self) -> None:
+        """Begins to save what was trained, up to the last update."""
+        self._record.clocks.enter("step")
+        self._settle(0)
+        if self._due.checkpoints and self._finished > self._copies.newest:
+            self._save()  # stopped in between, or rolled back behind the last one
+        self._copies.save_settled(self._finished)
+        self._record.clocks.enter(None)
 
     def _save(self, pending_row: dict[str, Any] | None = None) -> None:
         """Saves the state after the last update: from a copy, or where there is no room at once."""

@@ -10,6 +10,7 @@ from adabatch_jax.config.settings import Keep
 from adabatch_jax.data.example_digest import ExamplesDigest
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.display.progress import Progress
+from adabatch_jax.runs.early_stop import EarlyStop
 from adabatch_jax.runs.folder.finished_run import Finished
 from adabatch_jax.runs.folder.folder_reading import ENVIRONMENT, FORMAT
 from adabatch_jax.runs.folder.in_memory import InMemory
@@ -20,6 +21,8 @@ from adabatch_jax.runs.metric_means import MetricMeans
 from adabatch_jax.runs.resuming import Change, check_past, digest_of_order
 from adabatch_jax.runs.same_data import Digests, check_data, known_digests
 from adabatch_jax.runs.seconds_spent import ACTIVITIES, Clocks
+from adabatch_jax.runs.tracking.tracked_run import TrackedRun
+from adabatch_jax.runs.tracking.trackers import Tracking
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
@@ -41,6 +44,7 @@ class RunRecord:
       start_step: the update to go on from.
       pending_row: a row whose evaluation was cut off by a stop, without its figures; or None.
       is_done: whether no update and no evaluation is left.
+      early_stop: whether the run ends before its plan does.
     """
 
     def __init__(
@@ -55,11 +59,14 @@ class RunRecord:
         progress: Progress,
         data: Digests,
         allow_change: Collection[str],
+        early_stop: EarlyStop,
+        tracking: Tracking,
     ):
         self.plan, self._seed, self.store = plan, seed, store
         self._keep, self._on_save_error, self._identity = keep, on_save_error, dict(identity)
         self._watchdog, self._progress = watchdog, progress
         self._data, self._allow_change = dict(data), allow_change
+        self.early_stop, self._tracking = early_stop, tracking
         self._data_change: Change | None = None
         self._layout: dict[str, Any] = {}
         self._numerics: dict[str, Any] = {}
@@ -94,9 +101,16 @@ class RunRecord:
             state = self.store.restored(state, self._check)
             self.start_step = self.store.checkpoint.step
             self.pending_row = self.store.checkpoint.run["pending_row"]
-            self.is_done = self.start_step == self.plan.num_steps and (
+            is_evaluated = (
                 self.pending_row is None or self.store.find_finished(self._identity).is_whole
             )
+            # An evaluation that was cut off, and made since, left its row behind the checkpoint's.
+            is_newer = is_evaluated and self.pending_row is not None
+            for row in self.store.read_rows() if is_newer else self.store.kept_rows():
+                if row["step"] <= self.start_step:
+                    self.early_stop.see(row)
+            ends_here = self.early_stop.ends_at(self.start_step)
+            self.is_done = is_evaluated and (ends_here or self.start_step == self.plan.num_steps)
             return state
         self.start_step = int(state.step)
         self.is_done = self.start_step == self.plan.num_steps
@@ -131,6 +145,10 @@ class RunRecord:
             )
         self._summary_there = there.summary
         self.history = self.store.begin(self.plan, self._identity, self.is_done, there.changed)
+        if not self.is_done:
+            last_row = self.history[-1] if self.history else None
+            identity, folder = self._identity, self.store.path
+            self._tracking.start(TrackedRun(self.store.run_id, folder, identity, last_row))
         if ENVIRONMENT in there.changed:
             self.store.write_environment(found.run["layout"], found.run["numerics"], self._restarts)
 
@@ -179,6 +197,8 @@ class RunRecord:
         """Adds a row of metrics."""
         self.history.append(row)
         self.store.write_row(row)
+        self.early_stop.see(row)
+        self._tracking.row(row)
 
     def roll_back_means(self, checkpoint: Found) -> None:
         """Leaves the updates since a checkpoint out of the means of the next row."""
@@ -251,10 +271,14 @@ class RunRecord:
             "examples_digest": str(self.examples),
             "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "decisions": self.decisions,
+            **({"stopped_by": self.early_stop.met} if self._ended_early(step) else {}),
             **{f"{name}_seconds": self.clocks.of(name) for name in ACTIVITIES},
             "total_seconds": self.clocks.elapsed_seconds(),
             "phase_training_seconds": self.clocks.phase_seconds,
         }
+
+    def _ended_early(self, step: int) -> bool:
+        return step < self.plan.num_steps and self.early_stop.ends_at(step)
 
 
 def _finite_or_none(value: Any) -> Any:

@@ -37,10 +37,10 @@ POINTS = (
 )
 
 _SIGNALS = {
-    "kill9": signal.SIGKILL,
-    "sigterm": signal.SIGTERM,
-    "sigint": signal.SIGINT,
-    "sigusr1": signal.SIGUSR1,
+    "kill9": "SIGKILL",
+    "sigterm": "SIGTERM",
+    "sigint": "SIGINT",
+    "sigusr1": "SIGUSR1",
 }
 ACTIONS = (*_SIGNALS, "raise", "sleep", "nan")
 
@@ -89,7 +89,7 @@ def _perform(point: str, fault: _Fault) -> str | None:
     if fault.action == "sleep":
         time.sleep(float(fault.argument))
     else:
-        os.kill(os.getpid(), _SIGNALS[fault.action])
+        os.kill(os.getpid(), getattr(signal, _SIGNALS[fault.action]))
     return None
 
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
+import operator
 import os
 import shutil
 import stat
@@ -37,6 +39,15 @@ def storage_errors(path: os.PathLike | str, action: str = "write") -> Iterator[N
         raise StorageError(f"cannot {action} {os.fspath(where)}: {reason}.") from error
 
 
+def open_flags(*names: str) -> int:
+    """Flags for `os.open`, of which a system may not have all.
+
+    >>> open_flags("O_NONBLOCK", "O_NO_SUCH_FLAG") == open_flags("O_NONBLOCK")
+    True
+    """
+    return functools.reduce(operator.or_, (getattr(os, name, 0) for name in names))
+
+
 def read_file(path: Path) -> bytes:
     """Reads a file, and nothing that would never end: an OSError, such as for a pipe of that name.
 
@@ -44,8 +55,9 @@ def read_file(path: Path) -> bytes:
     Traceback (most recent call last):
     OSError: [Errno 22] not a regular file; move it away: '/dev/zero'
     """
-    # Without O_NONBLOCK to open a pipe waits for somebody who writes.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    # Else to open a pipe waits for somebody who writes.
+    no_wait = open_flags("O_NONBLOCK", "O_BINARY")
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | no_wait)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file; move it away", os.fspath(path))
         return file.read()
@@ -66,6 +78,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Waits until the names in a folder are on the disk: a loss of power can't undo them."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # where folders can't be opened
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -12,8 +12,10 @@ from typing import Any
 
 from adabatch_jax.system.errors import UsageError
 
-# Slurm announces the end of a job by SIGUSR1 where it is asked to.
-_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+if hasattr(signal, "SIGUSR1"):  # not on Windows
+    # Slurm announces the end of a job by it where it is asked to.
+    _NAMES[signal.SIGUSR1] = "SIGUSR1"
 _TIME_LIMIT = "--max-time"
 _PREEMPTED = 143
 # Launchers that pass a signal on to a process group that had it already make one look like two.
@@ -156,4 +158,5 @@ def _forget_in_child() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+if hasattr(os, "register_at_fork"):  # where processes fork
+    os.register_at_fork(after_in_child=_forget_in_child)

@@ -77,7 +77,8 @@ def resumption_findings(
     text = "it would begin with the first update"
     if newest is not None:
         data["step"] = newest.step
-        if there.changed and plan is not None and newest.step == plan.num_steps:
+        last = (plan and plan.num_steps, there.summary and there.summary["step"])
+        if there.changed and plan is not None and newest.step in last:
             names = " and ".join(there.changed)
             text = f"the run is finished: {names} would be written anew: {command}"
             yield note("resume", text, **data)

@@ -215,10 +215,11 @@ def _plainly_named(folder: Path) -> Iterator[Path]:
     UTF-8.
     """
     with contextlib.ExitStack() as stack:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        stack.callback(os.close, fd)
-        name = _OPEN_FILES / str(fd)
-        if not name.exists():  # not Linux
+        if _OPEN_FILES.exists():
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, fd)
+            name = _OPEN_FILES / str(fd)
+        else:  # not Linux
             name = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "folder"
             name.symlink_to(folder.absolute())
         yield name

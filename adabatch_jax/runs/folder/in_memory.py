@@ -9,7 +9,7 @@ from adabatch_jax.training.train_state import TrainState
 class InMemory:
     """What a run calls of a `RunFolder`, where it writes nothing and has nothing to go on from."""
 
-    path = None
+    path = run_id = None
     checkpoint = None
     notes = ()
     changes = ()

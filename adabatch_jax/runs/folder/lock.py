@@ -7,7 +7,6 @@ people: the owner's host, process and start.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import socket
@@ -17,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.file_locks import HAS_LOCKS, try_lock
+from adabatch_jax.system.files import open_flags
 from adabatch_jax.system.number_texts import printable
 
 LOCK_NAME = ".lock"
@@ -35,7 +36,8 @@ def _close_copies() -> None:
         os.close(_held.pop())
 
 
-os.register_at_fork(after_in_child=_close_copies)
+if hasattr(os, "register_at_fork"):  # where processes fork
+    os.register_at_fork(after_in_child=_close_copies)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +100,8 @@ def lock_owner(workdir: Path) -> Owner | None:
         return None
     except OSError:
         return Owner(None, None, None, None)
-    is_free = _flock(fd, fcntl.LOCK_SH)
-    text = os.pread(fd, _MAX_BYTES, 0)
+    is_free = try_lock(fd, is_shared=True)
+    text = _read(fd)
     os.close(fd)
     is_alive = None if is_free is None else not is_free
     return _owner(text, is_alive) if text.strip() or is_alive else None
@@ -110,17 +112,21 @@ def _taken(path: Path, flag: str, wait_seconds: float, take_over: bool) -> int:
     until = time.monotonic() + wait_seconds
     while True:
         fd = _open(path, os.O_RDWR | os.O_CREAT)
-        is_locked = _flock(fd, fcntl.LOCK_EX)
+        is_locked = try_lock(fd)
         if (is_locked and _is_at(path, fd)) or (is_locked is None and take_over):
             return fd
-        owner = _owner(os.pread(fd, _MAX_BYTES, 0), True)
+        owner = _owner(_read(fd), True)
         if take_over and _is_at(path, fd):
             path.unlink()
         os.close(fd)
         if is_locked is None:
+            lacks, instead = f"the disk of {str(path)!r} knows no locks", "give another folder"
+            if not HAS_LOCKS:
+                lacks = "this system has no locks of files (fcntl), which keep a run's folder"
+                instead = "train on Linux or macOS"
             raise UsageError(
-                f"{flag}: the disk of {str(path)!r} knows no locks; give another folder, or where "
-                "no other process is at work there --take-over."
+                f"{flag}: {lacks}; {instead}, or where no other process is at work there "
+                "--take-over."
             )
         if not take_over:
             if time.monotonic() >= until:
@@ -140,28 +146,23 @@ def _is_at(path: Path, fd: int) -> bool:
 
 def _open(path: Path, flags: int) -> int:
     """Opens the lock's file, and nothing that a link or a pipe of that name leads to."""
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    fd = os.open(path, flags | open_flags("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"), 0o666)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(0, f"{path.name} is no regular file")
     return fd
 
 
-def _flock(fd: int, how: int) -> bool | None:
-    """True: locked; False: another process has it; None: the file system knows no locks."""
-    try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
+def _read(fd: int) -> bytes:
+    os.lseek(fd, 0, os.SEEK_SET)
+    return os.read(fd, _MAX_BYTES)
 
 
 def _write(fd: int, text: str) -> None:
     with contextlib.suppress(OSError):  # it is for people only, and the disk may be full
         os.ftruncate(fd, 0)
-        os.pwrite(fd, text.encode(), 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.write(fd, text.encode())
 
 
 def _owner(text: bytes, is_alive: bool | None) -> Owner:

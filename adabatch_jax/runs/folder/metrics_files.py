@@ -1,4 +1,4 @@
-"""The metrics of a run on disk: JSON lines, CSV and TensorBoard events, one row at a time."""
+"""The metrics of a run on disk: JSON lines and CSV, one row at a time."""
 
 import csv
 import dataclasses
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.runs.folder.tensorboard import EventFile
 from adabatch_jax.system.errors import RestoreError, StorageError
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import read_file, storage_errors, write_atomically
@@ -67,7 +66,7 @@ class MetricsPosition:
 
 
 class MetricsWriter:
-    """Appends rows to `metrics.jsonl`, `metrics.csv` and `tensorboard/` in a run directory.
+    """Appends rows to `metrics.jsonl` and `metrics.csv` in a run directory.
 
     `metrics.jsonl` is the truth: strict JSON, floats as Python's repr, so that they round-trip,
     and null for a NaN or an infinity (a key that is left out was not measured). The CSV file,
@@ -93,10 +92,8 @@ class MetricsWriter:
             self._directory.mkdir(parents=True, exist_ok=True)
             write_atomically(self._jsonl_path, content)
             self._jsonl = open(self._jsonl_path, "ab")
-            rows = self._rewrite_csv()
+            self._rewrite_csv()
             self._csv = open(self._csv_path, "ab")
-            purge_step = rows[-1]["step"] + 1 if rows else 0
-            self._events = EventFile(self._directory / "tensorboard", purge_step)
 
     def write(self, row: Mapping[str, int | float | str]) -> None:
         """Appends one row, which must have the key `step`."""
@@ -111,7 +108,6 @@ class MetricsWriter:
                 self._csv.close()
                 self._rewrite_csv()
                 self._csv = open(self._csv_path, "ab")
-        self._events.write(row["step"], _scalars(row))
 
     def position(self) -> MetricsPosition:
         """Returns where `metrics.jsonl` ends, when all of it is on the disk."""
@@ -124,7 +120,6 @@ class MetricsWriter:
         with storage_errors(self._directory):
             self._jsonl.close()
             self._csv.close()
-            self._events.close()
 
     def _append_line(self, line: bytes) -> None:
         half = len(line) // 2
@@ -135,14 +130,13 @@ class MetricsWriter:
         self._num_bytes += len(line)
         self._sha256.update(line)
 
-    def _rewrite_csv(self) -> list[dict[str, Any]]:
-        """Writes the CSV file from the JSON lines, whose rows it returns, and keeps its columns."""
+    def _rewrite_csv(self) -> None:
+        """Writes the CSV file from the JSON lines, and keeps its columns."""
         rows = _complete_rows(self._jsonl_path)
         further = dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)
         self._columns = (*COLUMNS, *further)
         header = dict(zip(self._columns, self._columns, strict=True))
         write_atomically(self._csv_path, _csv_lines([header, *rows], self._columns))
-        return rows
 
 
 def read_metrics(path: Path, num_bytes: int | None = None) -> list[dict[str, Any]]:
@@ -182,14 +176,6 @@ def _plain(value: Any) -> int | float | str | None:
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
     return value
-
-
-def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        key: math.nan if value is None else value
-        for key, value in row.items()
-        if key != "step" and not isinstance(value, str)
-    }
 
 
 def _csv_lines(rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> bytes:

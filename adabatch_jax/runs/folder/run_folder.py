@@ -248,6 +248,17 @@ class RunFolder:
             self._checkpoints.measured(row)
         return rows
 
+    @property
+    def run_id(self) -> str:
+        """The run's own name, which its checkpoints have too; another one where it begins anew."""
+        return self._run_id
+
+    def kept_rows(self) -> list[dict[str, Any]]:
+        """The rows up to the checkpoint; none where they were lost."""
+        if self._position is None:
+            return []
+        return read_metrics(self.path / "metrics.jsonl", self._position.num_bytes)
+
     def read_rows(self) -> list[dict[str, Any]]:
         """The rows of metrics so far."""
         path = self.path / "metrics.jsonl"

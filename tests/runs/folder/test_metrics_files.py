@@ -55,24 +55,6 @@ def contents(directory):
     return [(directory / name).read_bytes() for name in ("metrics.jsonl", "metrics.csv")]
 
 
-def tensorboard_scalars(directory):
-    """What TensorBoard shows: (tag, step) -> value, purged events left out."""
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-    shown = {}
-    for path in sorted((directory / "tensorboard").iterdir()):
-        content = path.read_bytes()
-        while content:
-            length = int.from_bytes(content[:8], "little")
-            event = Event.FromString(content[12 : 12 + length])
-            content = content[16 + length :]
-            if event.session_log.status == SessionLog.START:
-                shown = {key: value for key, value in shown.items() if key[1] < event.step}
-            for value in event.summary.value:
-                shown[value.tag, event.step] = value.simple_value
-    return shown
-
-
 def test_floats_round_trip(tmp_path):
     values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, 1e16, float(np.float32(0.1))]
     with closing(MetricsWriter(tmp_path)) as metrics:
@@ -136,7 +118,6 @@ def test_resumed_files_equal_an_uninterrupted_runs(tmp_path, checkpoint_step, to
         file.write("450,57")
     write_steps(resumed, range(checkpoint_step + 50, 601, 50), positions[checkpoint_step])
     assert contents(resumed) == contents(whole)
-    assert tensorboard_scalars(resumed) == tensorboard_scalars(whole)
     assert {path.name for path in resumed.iterdir()} == {path.name for path in whole.iterdir()}
 
 
@@ -267,14 +248,6 @@ def test_fresh_run_starts_empty(tmp_path):
     write_steps(tmp_path, [60])
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [60]
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
-    assert {step for _, step in tensorboard_scalars(tmp_path)} == {60}
-
-
-def test_tensorboard_has_every_number(tmp_path):
-    write_steps(tmp_path, [100])
-    scalars = tensorboard_scalars(tmp_path)
-    assert scalars["test_accuracy", 100] == pytest.approx(0.99)
-    assert {tag for tag, _ in scalars} == set(training_row(100)) - {"step", "examples_digest"}
 
 
 def test_each_row_is_on_disk_when_written(tmp_path):
@@ -282,7 +255,6 @@ def test_each_row_is_on_disk_when_written(tmp_path):
         metrics.write(training_row(50))
         assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
         assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
-        assert tensorboard_scalars(tmp_path)
 
 
 def test_damage_before_the_last_line_is_an_error(tmp_path):

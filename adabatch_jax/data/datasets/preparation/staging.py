@@ -4,7 +4,6 @@ Two processes that prepare the same dataset work side by side; the first to fini
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adabatch_jax.data.datasets.prepared_folders import is_complete
+from adabatch_jax.system.file_locks import try_lock
 
 _LOCK = "in-use"
 # A folder gets its lock right after it is made: younger ones may not have come to that yet.
@@ -33,7 +33,7 @@ def staging_folder(data_dir: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         with open(folder / _LOCK, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(lock.fileno())
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -60,5 +60,5 @@ def _remove_abandoned(root: Path) -> None:
         with contextlib.suppress(OSError):  # another process cleans up too, or still uses it
             if time.time() - folder.stat().st_mtime > _MIN_ABANDONED_SECONDS:
                 with open(folder / _LOCK, "a") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder, ignore_errors=True)
+                    if try_lock(lock.fileno()):
+                        shutil.rmtree(folder, ignore_errors=True)

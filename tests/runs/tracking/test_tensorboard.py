@@ -3,11 +3,13 @@
 import errno
 import os
 import sys
-from contextlib import closing
 
+import numpy as np
 import pytest
 
-from adabatch_jax.runs.folder.metrics_files import MetricsWriter, read_metrics
+from adabatch_jax.runs.folder.metrics_files import read_metrics
+from adabatch_jax.runs.tracking.tracked_run import TrackedRun
+from adabatch_jax.runs.tracking.trackers import Tracking
 from adabatch_jax.schedules.plan import make_plan
 from tests.runs import small_run
 
@@ -42,14 +44,24 @@ def _disk_full_later(directory, monkeypatch):
 @pytest.mark.parametrize("fault", [_without_the_package, _a_file_in_the_way, _disk_full_later])
 def test_one_warning_and_all_rows(fault, tmp_path, monkeypatch, capsys):
     reason = fault(tmp_path, monkeypatch)
-    with closing(MetricsWriter(tmp_path)) as metrics:
-        for step in (10, 20, 30):
-            metrics.write({"step": step, "train_loss": 0.5})
+    result = small_run.train(make_plan(4, small_run.N, "3ep"), tmp_path)
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1
-    assert err.startswith("warning: there are no TensorBoard events in ") and reason in err
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [10, 20, 30]
-    assert (tmp_path / "metrics.csv").read_text().count("\n") == 4
+    assert err.startswith("warning: TensorBoard gets nothing more of this run (") and reason in err
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [row["step"] for row in result.history]
+    assert len(rows) > 3 and result.state.step == 45
+
+
+def test_it_has_every_number(tmp_path):
+    row = {"step": 100, "samples": np.int64(12_800), "train_loss": np.float32(0.5), "phase": 0}
+    tracking = Tracking(["tensorboard"])
+    tracking.start(TrackedRun("a", tmp_path, {}))
+    tracking.row(row | {"examples_digest": "5e+00010", "test_loss": float("nan")})
+    tracking.finish({})
+    shown = _shown(tmp_path / "tensorboard")
+    assert np.isnan(shown.pop("test_loss")[0][1])
+    assert shown == {key: [(100, row[key])] for key in ("samples", "train_loss", "phase")}
 
 
 def _events(directory):
@@ -108,13 +120,12 @@ def test_no_step_is_shown_twice_after_restarts(shown_in, tmp_path, faults):
 
 
 def test_files_are_in_order_however_fast_starts_follow(tmp_path):
-    position = None
     for begin, end in ((0, 30), (10, 120), (100, 110)):
-        with closing(MetricsWriter(tmp_path, position)) as metrics:
-            for step in range(begin + 10, end + 1, 10):
-                metrics.write({"step": step, "train_loss": float(step)})
-                if step in (10, 100):
-                    position = metrics.position()
+        tracking = Tracking(["tensorboard"])
+        tracking.start(TrackedRun("a", tmp_path, {}, {"step": begin} if begin else None))
+        for step in range(begin + 10, end + 1, 10):
+            tracking.row({"step": step, "train_loss": float(step)})
+        tracking.finish()
     assert [step for step, _ in _shown(tmp_path / "tensorboard")["train_loss"]] == [
         *range(10, 120, 10)
     ]
