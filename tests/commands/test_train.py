@@ -149,7 +149,9 @@ def test_the_runs_own_config_file_is_the_same_command(oracle, command):
 
 
 def test_a_longer_run_goes_on(tmp_path, command):
-    arguments = f"--batch-schedule 100, 1ep: 200 --lr 0.05 x0.5 every 1ep --workdir {tmp_path / 'r'}"
+    arguments = (
+        f"--batch-schedule 100, 1ep: 200 --lr 0.05 x0.5 every 1ep --workdir {tmp_path / 'r'}"
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the (batch schedule|learning rate) never")
         first = command(main, f"{arguments} --duration 1442sp")
