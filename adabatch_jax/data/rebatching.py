@@ -75,6 +75,13 @@ class Rebatched:
 
     It reads nothing before the first batch is asked for. Its thread ends with the batches, with
     `close`, or with the last reference to it.
+
+    >>> from adabatch_jax import make_plan
+    >>> loader, plan = [{"x": np.arange(4)}], make_plan(2, num_examples=4, duration="2ep")
+    >>> batches = rebatch(loader, plan)
+    >>> next(batches)["x"].tolist(), batches.get_state()["sample"]
+    ([0, 1], 2)
+    >>> batches.close()
     """
 
     def __init__(

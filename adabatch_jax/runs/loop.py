@@ -26,7 +26,7 @@ from adabatch_jax.training.finite_checks import poisoned
 from adabatch_jax.training.setup import Setup
 from adabatch_jax.training.train_state import TrainState
 
-StepCallback = Callable[[int, TrainState, Mapping[str, jax.Array]], bool | None]
+StepCallback = Callable[[int, TrainState, dict[str, jax.Array]], bool | None]
 
 _PIECES_IN_FLIGHT = 2
 # How often a wait for a compiler asks whether to stop.

@@ -73,7 +73,9 @@ def coupled_learning_rate(
     >>> round(float(lr(1_000)), 7), round(float(lr(plan.num_steps - 1) / 16), 7)
     (0.05, 0.0)
 
-    What is listed of a rate and never comes, as the run ends before, is a UserWarning.
+    Warns:
+      UserWarning: what is listed of a rate, or decay, that no update of the run comes to; or the
+        end of a warm-up, or of a last part whose length is given.
     """
     if callable(base):
         reference = reference_size(plan, reference_batch_size)

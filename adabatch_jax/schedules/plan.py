@@ -16,7 +16,7 @@ from typing import Any
 from adabatch_jax.schedules.durations import Duration, Units, parse_duration, run_duration
 from adabatch_jax.schedules.phases import Phase, Step
 from adabatch_jax.schedules.plan_builder import build_phases
-from adabatch_jax.schedules.schedule_text import as_schedule
+from adabatch_jax.schedules.schedule_text import AnySchedule, as_schedule
 from adabatch_jax.schedules.strides import REMAINDERS, Remainder, Stride
 from adabatch_jax.schedules.text_reader import positive_integer
 from adabatch_jax.system.errors import UsageError, did_you_mean
@@ -176,7 +176,7 @@ class BatchPlan:
                 yield Step(step, phase.index, begin, phase.batch_size, end - begin)
 
     def continued(
-        self, schedule: Any, from_sample: int, duration: str | int | Duration
+        self, schedule: AnySchedule, from_sample: int, duration: str | int | Duration
     ) -> "BatchPlan":
         """Keeps the steps before `from_sample` and follows another schedule after it.
 
@@ -256,7 +256,7 @@ class BatchPlan:
 
 
 def make_plan(
-    schedule: Any,
+    schedule: AnySchedule,
     num_examples: int | None,
     duration: str | int | Duration,
     remainder: Remainder = "carry",
@@ -301,7 +301,7 @@ def make_plan(
 
 
 def untold_plan(
-    schedule: Any,
+    schedule: AnySchedule,
     num_examples: int | None,
     duration: str | int | Duration,
     remainder: Remainder = "carry",
@@ -339,7 +339,7 @@ def untold_plan(
 
 
 def continued_plan(
-    plan: BatchPlan, schedule: Any, from_sample: int, duration: str | int | Duration
+    plan: BatchPlan, schedule: AnySchedule, from_sample: int, duration: str | int | Duration
 ) -> BatchPlan:
     """`BatchPlan.continued` without its warnings."""
     from_sample = operator.index(from_sample)

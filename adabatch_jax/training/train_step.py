@@ -22,6 +22,16 @@ class TrainStep:
 
     Attributes:
       constants: the arrays that `loss_fn` holds, the fourth argument of a lowered step.
+
+    >>> import jax.numpy as jnp
+    >>> def loss_fn(params, model_state, batch, rng):
+    ...     return params["w"], (model_state, {})
+    >>> tx = optax.sgd(1.0)
+    >>> step = make_train_step(loss_fn, tx)
+    >>> state = TrainState.create(params={"w": 3.0}, tx=tx)
+    >>> state, metrics = step(state, {"weight": jnp.ones(4)}, jax.random.key(0))
+    >>> float(metrics["loss"]), float(state.params["w"])
+    (3.0, 2.0)
     """
 
     _update: Update
@@ -83,6 +93,7 @@ class TrainStep:
 
     @property
     def constants(self) -> Constants:
+        """The arrays that `loss_fn` holds."""
         return self._update.constants
 
     @functools.cached_property
