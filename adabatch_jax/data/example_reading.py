@@ -42,8 +42,8 @@ class SourceReader:
         leaves, structure = jax.tree.flatten(dict(given), is_leaf=_is_list)
         try:
             arrays = [np.asarray(leaf) for leaf in leaves]
-        except Exception:
-            raise self._not_numpys(given) from None
+        except Exception as error:
+            raise self._no_array(given, one_line(error)) from error
         rows, count = [row_type(array) for array in arrays], (len(indices),)
         if any(array.shape[:1] != count for array in arrays):
             raise self._wrong_length(given, len(indices))
@@ -83,12 +83,8 @@ class SourceReader:
                 return int(indices[position])
         return None
 
-    def _not_numpys(self, given: Mapping[str, Any]) -> UsageError:
-        for name, leaf in _by_name(dict(given)).items():
-            try:
-                np.asarray(leaf)
-            except Exception as error:
-                reason = one_line(error)
+    def _no_array(self, given: Mapping[str, Any], reason: str) -> UsageError:
+        name = next(name for name, leaf in _by_name(dict(given)).items() if not _is_numpys(leaf))
         return UsageError(f"{self._kind}.read returned {name!r}, which is no array: {reason}.")
 
     def _wrong_length(self, given: Mapping[str, Any], count: int) -> UsageError:
@@ -209,6 +205,14 @@ def row_type_text(row: tuple) -> str:
 
 def _is_list(node: Any) -> bool:
     return isinstance(node, list)
+
+
+def _is_numpys(leaf: Any) -> bool:
+    try:
+        np.asarray(leaf)
+    except Exception:
+        return False
+    return True
 
 
 def _tree(structure: Any, rows: list[tuple]) -> Any:

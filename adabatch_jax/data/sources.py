@@ -7,7 +7,7 @@ import numpy as np
 
 from adabatch_jax.data.array_digest import arrays_digest, is_sampled
 from adabatch_jax.data.example_reading import SourceReader
-from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.errors import UsageError, check_type
 
 
 class Source(Protocol):
@@ -62,6 +62,7 @@ class ArraySource:
     """
 
     def __init__(self, arrays: Mapping[str, Any], read_from: Source | None = None):
+        check_type("arrays", arrays, Mapping, "name each array, as in {'x': x}")
         if not arrays:
             raise UsageError("`arrays` is empty; give at least one named array.")
         self.arrays = map_arrays(lambda array: array, dict(arrays))
@@ -99,7 +100,7 @@ def array_source(arrays: Mapping[str, Any]) -> ArraySource:
       arrays: name -> array of shape `(num_examples, ...)`, or a dict or tuple of such.
 
     Raises:
-      UsageError: no arrays, or different numbers of examples.
+      UsageError: no names, no arrays, or different numbers of examples.
 
     >>> source = array_source({"x": np.arange(10) * 2, "y": np.arange(10)})
     >>> len(source), source.read(np.array([3, 1]))["x"]
