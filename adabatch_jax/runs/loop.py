@@ -18,6 +18,7 @@ from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import Profile
 from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.runs.state_copies import COPY, StateCopies
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import are_asked_for, reach
 from adabatch_jax.system.stop_requests import Interruption
 from adabatch_jax.system.watchdog import Watchdog
@@ -115,9 +116,7 @@ class Loop:
                 self._record.store.check_saves()
                 if self._on_step is not None or self._finished == next_stop:
                     clocks.enter(None)
-                wants_stop = self._on_step and self._on_step(
-                    self._finished, self._state, dispatched.metrics
-                )
+                wants_stop = self._on_step and self._called(dispatched.metrics)
                 if self._finished == next_stop:
                     is_cut_off = not self._do_what_is_due()
                     next_stop = self._due.next_stop(self._finished)
@@ -133,6 +132,15 @@ class Loop:
         self._copies.save_settled(self._finished)
         clocks.enter(None)
         return self._state, self._finished < num_steps or is_cut_off
+
+    def _called(self, metrics: Mapping[str, jax.Array]) -> bool | None:
+        try:
+            return self._on_step(self._finished, self._state, metrics)
+        except StopIteration as error:  # which a generator around the run would make its own end
+            raise UsageError(
+                f"`on_step` raised StopIteration after update {self._finished}; to stop the run, "
+                "return True."
+            ) from error
 
     def _tried(self, run: Iterable[tuple[Piece, Inputs]]) -> Iterator[tuple[Piece, Inputs]]:
         """The same pieces; the loss is tried with the first one that has examples enough."""

@@ -6,9 +6,11 @@ same classes, so `except ValueError` catches a wrong argument.
 
 import difflib
 import errno
+import inspect
 import os
 import re
 from collections.abc import Iterable
+from typing import Any
 
 
 class AdabatchError(Exception):
@@ -120,6 +122,43 @@ class StorageError(AdabatchError):
 
 class NotAsWritten(StorageError):
     """A file could be read, and isn't what this program wrote."""
+
+
+def check_type(name: str, value: Any, kind: type, advice: str = "") -> None:
+    """Raises a UsageError unless an argument of that name is of a type.
+
+    >>> check_type("plan", "8", int)
+    Traceback (most recent call last):
+    adabatch_jax.system.errors.UsageError: `plan` must be of type int, got one of type str.
+    """
+    if isinstance(value, kind):
+        return
+    wanted, given = kind.__name__, type(value).__name__
+    if wanted == given:  # another package's
+        wanted, given = (f"{t.__module__}.{t.__qualname__}" for t in (kind, type(value)))
+    advice = f"; {advice}" if advice else ""
+    raise UsageError(f"`{name}` must be of type {wanted}, got one of type {given}{advice}.")
+
+
+def check_call(name: str, function: Any, *arguments: str) -> None:
+    """Raises a UsageError unless an argument of that name can be called with so many arguments.
+
+    >>> check_call("on_step", lambda finished: None, "finished_steps", "state")
+    Traceback (most recent call last):
+    adabatch_jax.system.errors.UsageError: `on_step` is called as on_step(finished_steps, state), ...
+    """
+    if not callable(function):
+        raise UsageError(f"`{name}` must be a function, got one of type {type(function).__name__}.")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin that doesn't tell
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise UsageError(
+            f"`{name}` is called as {name}({', '.join(arguments)}), but: {error}."
+        ) from None
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from adabatch_jax.data.row_layout import Layouts
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan import BatchPlan, check_plan
 from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.system.errors import UsageError, one_line
 from adabatch_jax.training.compiled_programs import Programs
@@ -250,6 +250,7 @@ def compile_ahead(
     >>> float(total)
     84.0
     """
+    check_plan(plan)
     if not isinstance(step, jax.stages.Wrapped | TrainStep):
         raise UsageError(
             f"`step` must be what jax.jit, nnx.jit or make_train_step returns, got {step!r}."
