@@ -67,8 +67,8 @@ class Layout:
 
     microbatch_size: int | str | None = setting(
         AUTO, LAYOUT, choices=(AUTO,), at_least=1, is_changeable=True,
-        help="Examples, over all devices, that are computed at a time; none: the whole batch; "
-        "auto: what fits and is fast.")
+        help="Examples, over all devices, that are computed at a time; none: the whole batch, as a "
+        "loss that compares its examples needs; auto: what fits and is fast.")
     accumulation: str = setting(
         AUTO, LAYOUT, choices=(AUTO, "fused", "split"),
         help="How micro-batches are computed: fused (in one program per batch size), split (one "

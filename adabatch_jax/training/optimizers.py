@@ -22,7 +22,7 @@ def updates_of(
 
     One that takes extra arguments gets optax's `value`, the whole batch's loss, and `grad`, its
     gradients, as `optax.contrib.reduce_on_plateau` and `optax.polyak_sgd` want them; what one of
-    its parts doesn't know, as `optax.contrib.sam` neither, none gets.
+    its parts doesn't take (`optax.contrib.sam` neither), none gets.
 
     Raises:
       UsageError: it can't work with these, or its updates are none of the parameters.
@@ -69,22 +69,22 @@ def refuse_multi_steps(opt_state: Any, where: str) -> None:
     if _has_multi_steps(opt_state):
         raise UsageError(
             f"optax.MultiSteps {where} would add up whole batches of the plan, and its rate would "
-            "fall behind the plan; leave it out and give `microbatch_size`, as fit's "
-            "layout=Layout(microbatch_size=...), or call it for each micro-batch in a loop of your "
-            "own, with `accumulation_schedule`."
+            "fall behind the plan; leave it out, for `microbatch_size` (in `fit` "
+            "layout=Layout(microbatch_size=...)) does its work, or make a call without that for "
+            "each micro-batch in a loop of your own, with `accumulation_schedule`."
         )
 
 
 def warn_of_whole_batches(opt_state: Any, num_rows: Sequence[int]) -> None:
     """Tells who adds up several calls, of these sizes up to now, where the calls grow with the plan.
 
-    Micro-batches don't grow: that is what they are for.
+    Micro-batches rarely do: only while a whole batch is smaller than one.
     """
     if _has_multi_steps(opt_state) and num_rows[-1] > num_rows[0]:
         warnings.warn(
             f"a call with {num_rows[-1]} examples after one with {num_rows[0]}: optax.MultiSteps "
-            "counts an update for several calls, so its rate falls behind a plan whose whole "
-            "batches these are; leave it out, or make a call for each micro-batch, see "
+            "counts several calls as an update, so if these are whole batches of a plan, its rate "
+            "falls behind; then leave it out, or make a call for each micro-batch, see "
             "`accumulation_schedule`.",
             stacklevel=2,
         )

@@ -143,7 +143,7 @@ def sam_in_numpy(plan, rate, radius):
         if count % 2 == 0:
             true, w = w, w + radius * gradient / np.linalg.norm(gradient)
         else:
-            w = true - rate * gradient
+            w = true - rate(count) * gradient
     return w
 
 
@@ -151,12 +151,13 @@ def sam_in_numpy(plan, rate, radius):
 @pytest.mark.parametrize("microbatch_size", [None, 3])
 def test_sam_does_not_know_the_loss(around, microbatch_size):
     worst = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
-    tx = around(optax.contrib.sam(optax.sgd(0.1), worst))
+    rate = ab.coupled_learning_rate(PLAN, ab.parse_learning_rate("0.1 x0.5 every 1ep"))
+    tx = around(optax.contrib.sam(optax.sgd(lambda count: rate(2 * count + 1)), worst))
     layout = ab.Layout(microbatch_size=microbatch_size)
     state = ab.fit(loss_fn, tx, new_state(tx), SOURCE, PLAN, seed=3, layout=layout).state
     assert PLAN.num_steps % 2 == 0
     ours = [state.params["w"], state.params["b"]]
-    np.testing.assert_allclose(ours, sam_in_numpy(PLAN, 0.1, 0.05), rtol=1e-5)
+    np.testing.assert_allclose(ours, sam_in_numpy(PLAN, rate, 0.05), rtol=1e-5)
 
 
 def test_what_a_part_needs_and_another_refuses_is_named():
