@@ -70,8 +70,8 @@ class Layout:
 
     microbatch_size: int | Auto | None = setting(
         AUTO, LAYOUT, at_least=1, is_changeable=True,
-        help="Examples, over all devices, that are computed at a time; none: the whole batch; "
-        "auto: what fits and is fast.")
+        help="Examples, over all devices, that are computed at a time; none: the whole batch, as a "
+        "loss that compares its examples needs; auto: what fits and is fast.")
     accumulation: Accumulation = setting(
         AUTO, LAYOUT,
         help="How micro-batches are computed: fused (in one program per batch size), split (one "

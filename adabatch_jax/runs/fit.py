@@ -166,7 +166,7 @@ def fit(
     )
     if eval_params is not None and eval_fn is None:
         raise UsageError("`eval_params` makes parameters for `eval_fn`, which isn't given.")
-    refuse_multi_steps(state.opt_state)
+    refuse_multi_steps(state.opt_state, "in `fit`")
     check_allowed(allow_change, "allow_change")
     seed = checked_seed(seed)
     if on_step is not None and layout.steps_per_dispatch == AUTO:
