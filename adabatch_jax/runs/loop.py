@@ -143,7 +143,7 @@ class Loop:
             ) from error
 
     def _tried(self, run: Iterable[tuple[Piece, Inputs]]) -> Iterator[tuple[Piece, Inputs]]:
-        """The same pieces; the loss is tried with the first one that has examples enough."""
+        """The same pieces; the loss is tried with the first ones, until they tell all."""
         run = iter(run)
         for piece, inputs in run:
             with self._record.clocks.timed("compile"):
