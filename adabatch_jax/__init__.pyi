@@ -8,7 +8,7 @@ from adabatch_jax.data.batches import batches
 from adabatch_jax.data.epoch_order import epoch_order, example_indices
 from adabatch_jax.data.example_digest import ExamplesDigest
 from adabatch_jax.data.mesh import data_mesh
-from adabatch_jax.data.rebatching import rebatch
+from adabatch_jax.data.rebatching import Rebatched, rebatch
 from adabatch_jax.data.row_layout import host_rows
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.data.tfds_images import tfds_source
@@ -39,17 +39,18 @@ from adabatch_jax.system.errors import (
     UsageError,
 )
 from adabatch_jax.system.stop_requests import Interruption
-from adabatch_jax.training.compiling_ahead import compile_ahead
+from adabatch_jax.training.compiling_ahead import CompiledAhead, compile_ahead
 from adabatch_jax.training.evaluation import evaluate
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.padding_check import check_padding
 from adabatch_jax.training.train_state import TrainState
-from adabatch_jax.training.train_step import make_train_step
+from adabatch_jax.training.train_step import TrainStep, make_train_step
 
 __all__ = [
-    "AdabatchError", "BatchPlan", "DivergedError", "Duration", "ExampleError", "ExamplesDigest",
-    "FitResult", "Interruption", "Keep", "Layout", "LearningRate", "LoadedRun", "Operation", "Phase",
-    "RestoreError", "Schedule", "Step", "StorageError", "TrainState", "UsageError",
+    "AdabatchError", "BatchPlan", "CompiledAhead", "DivergedError", "Duration", "ExampleError",
+    "ExamplesDigest", "FitResult", "Interruption", "Keep", "Layout", "LearningRate", "LoadedRun",
+    "Operation", "Phase", "Rebatched", "RestoreError", "Schedule", "Step", "StorageError",
+    "TrainState", "TrainStep", "UsageError",
     "accumulation_schedule", "array_source", "batch_indices", "batch_size_schedule", "batches",
     "check_padding", "compile_ahead", "constant", "coupled_learning_rate", "data_mesh", "epoch_order",
     "evaluate", "example_indices", "example_keys", "exponential_growth", "fit",

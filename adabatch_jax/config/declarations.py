@@ -38,19 +38,18 @@ class Declaration:
 
     Attributes:
       role: None for a flag of one command, which is no setting of a run.
-      choices: the texts that it may be, where not any.
       read: reads a text; raises a UsageError if it can't work.
       below: what a number must be less than; where nothing is said, 2**31 of a whole number.
       is_changeable: whether `--allow-change` lets a run that has begun go on with another.
       instead_of: the field of the same class that must be none where this one is given.
       has_spaces: whether its text may be given as several words on a command line.
       kinds: the classes that its type allows; none where it allows anything.
+      choices: the texts that its type allows, where not any.
       is_list: whether it is a tuple of those.
     """
 
     role: Role | None
     help: str
-    choices: tuple[str, ...] = ()
     read: Callable[[str], Any] | None = None
     at_least: float | None = None
     above: float | None = None
@@ -59,14 +58,21 @@ class Declaration:
     instead_of: str | None = None
     has_spaces: bool = False
     kinds: tuple[type, ...] = ()
+    choices: tuple[str, ...] = ()
     is_list: bool = False
 
     def of(self, annotation: Any) -> "Declaration":
-        """This declaration with the classes that an annotation allows."""
-        kinds = typing.get_args(annotation) or (annotation,)
-        kinds = tuple(kind for kind in kinds if kind not in (Any, ...))
+        """This declaration with the classes, and the texts if it has none yet, of an annotation."""
         is_list = typing.get_origin(annotation) is tuple
-        return dataclasses.replace(self, kinds=kinds, is_list=is_list)
+        is_one = typing.get_origin(annotation) in (None, typing.Literal)
+        allowed = (annotation,) if is_one else typing.get_args(annotation)
+        literals = [a for a in allowed if typing.get_origin(a) is typing.Literal]
+        choices = tuple(text for literal in literals for text in typing.get_args(literal))
+        kinds = (str if a in literals else a for a in allowed)
+        kinds = tuple(kind for kind in kinds if kind not in (Any, ...))
+        return dataclasses.replace(
+            self, kinds=kinds, choices=self.choices or choices, is_list=is_list
+        )
 
 
 def setting(default: Any, role: Role | None, help: str, **further: Any) -> Any:
@@ -82,7 +88,9 @@ def flag(default: Any, help: str, **further: Any) -> Any:
 def as_in(owner: type, name: str) -> Any:
     """Declares a field with the default and the declaration of another class's."""
     field = next(field for field in dataclasses.fields(owner) if field.name == name)
-    return dataclasses.field(default=field.default, metadata=field.metadata)
+    return dataclasses.field(
+        default=field.default, metadata={"is": field.metadata["is"].of(field.type)}
+    )
 
 
 @typing.dataclass_transform(frozen_default=True)  # what is assigned is a default to checkers

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from adabatch_jax.config.declarations import (
     Role,
@@ -40,7 +40,7 @@ from adabatch_jax.schedules.learning_rate_text import (
 )  # fmt: skip
 from adabatch_jax.schedules.plan import BatchPlan, untold_plan
 from adabatch_jax.schedules.schedule_text import parse_schedule
-from adabatch_jax.schedules.strides import REMAINDERS
+from adabatch_jax.schedules.strides import Remainder
 from adabatch_jax.schedules.text_reader import decimal_text, exact
 from adabatch_jax.system.errors import UsageError, did_you_mean
 from adabatch_jax.system.quantities import SEED_LIMIT, parse_bytes, parse_seconds
@@ -48,6 +48,9 @@ from adabatch_jax.system.quantities import SEED_LIMIT, parse_bytes, parse_second
 NUMBERS, FUTURE, LAYOUT, OPERATION = Role
 
 AUTO = "auto"  # left to the program
+Auto = Literal["auto"]
+Accumulation = Literal["auto", "fused", "split"]
+Input = Literal["auto", "resident", "streaming"]
 
 TRACKERS = ("tensorboard", "wandb")
 """Those that there are, beside a user's own."""
@@ -76,23 +79,23 @@ class Layout:
     2048
     """
 
-    microbatch_size: int | str | None = setting(
-        AUTO, LAYOUT, choices=(AUTO,), at_least=1, is_changeable=True,
-        help="Examples, over all devices, that are computed at a time; none: the whole batch; "
-        "auto: what fits and is fast.")
-    accumulation: str = setting(
-        AUTO, LAYOUT, choices=(AUTO, "fused", "split"),
+    microbatch_size: int | Auto | None = setting(
+        AUTO, LAYOUT, at_least=1, is_changeable=True,
+        help="Examples, over all devices, that are computed at a time; none: the whole batch, as a "
+        "loss that compares its examples needs; auto: what fits and is fast.")
+    accumulation: Accumulation = setting(
+        AUTO, LAYOUT,
         help="How micro-batches are computed: fused (in one program per batch size), split (one "
         "per call of a program that all batch sizes share), or auto: as the run was begun, fused.")
-    steps_per_dispatch: int | str = setting(
-        AUTO, LAYOUT, choices=(AUTO,), at_least=1,
+    steps_per_dispatch: int | Auto = setting(
+        AUTO, LAYOUT, at_least=1,
         help="Updates per call of a program, a number or auto: several where they are short.")
-    input: str = setting(
-        AUTO, LAYOUT, choices=(AUTO, "resident", "streaming"),
+    input: Input = setting(
+        AUTO, LAYOUT,
         help="Where the examples live: resident (on the devices), streaming (from the host), or "
         "auto.")
-    shard_params: bool | str = setting(
-        AUTO, LAYOUT, choices=(AUTO,),
+    shard_params: bool | Auto = setting(
+        AUTO, LAYOUT,
         help="Whether to spread parameters and optimizer state over the devices too (FSDP); auto: "
         "as the run was begun, not.")
     device_memory: int | str | None = setting(
@@ -156,8 +159,8 @@ class Operation:
         "stop", FUTURE, read=parse_nan_policy,
         help="Where a loss or gradient isn't finite: stop; skip:N (leave out up to N such "
         "updates); or rollback (to the newest checkpoint's weights, once per checkpoint).")
-    on_save_error: str = setting(
-        "stop", OPERATION, choices=("stop", "warn"),
+    on_save_error: Literal["stop", "warn"] = setting(
+        "stop", OPERATION,
         help="Where a checkpoint can't be written: stop; or warn, and train on until the next one.")
     interruption: Any = setting(
         None, OPERATION,
@@ -274,8 +277,8 @@ class TrainConfig:
     reference_batch_size: int | None = setting(
         None, FUTURE, at_least=1, help="Batch size that lr is meant for; none: the schedule's "
         "first.")
-    optimizer: str = setting(
-        "sgd", NUMBERS, choices=("sgd", "adamw"), help="Optimizer: sgd or adamw.")
+    optimizer: Literal["sgd", "adamw"] = setting(
+        "sgd", NUMBERS, help="Optimizer: sgd or adamw.")
     momentum: float = setting(
         0.9, NUMBERS, at_least=0, is_changeable=True, help="Momentum of sgd.")
     weight_decay: float = setting(
@@ -293,11 +296,11 @@ class TrainConfig:
     seed: int = setting(
         0, NUMBERS, at_least=0, below=SEED_LIMIT, help="Seed of the initial weights, the order of the "
         "examples, augmentation and dropout.")
-    microbatch_size: int | str | None = as_in(Layout, "microbatch_size")
-    accumulation: str = as_in(Layout, "accumulation")
-    steps_per_dispatch: int | str = as_in(Layout, "steps_per_dispatch")
-    input: str = as_in(Layout, "input")
-    shard_params: bool | str = as_in(Layout, "shard_params")
+    microbatch_size: int | Auto | None = as_in(Layout, "microbatch_size")
+    accumulation: Accumulation = as_in(Layout, "accumulation")
+    steps_per_dispatch: int | Auto = as_in(Layout, "steps_per_dispatch")
+    input: Input = as_in(Layout, "input")
+    shard_params: bool | Auto = as_in(Layout, "shard_params")
     device_memory: str | None = as_in(Layout, "device_memory")
     batchnorm_group_size: int | None = setting(
         None, NUMBERS, at_least=1, is_changeable=True,
@@ -306,11 +309,11 @@ class TrainConfig:
         None, NUMBERS, at_least=1, is_changeable=True,
         help="Group size that BatchNorm's running average is meant for: its half-life is then "
         "constant in examples; none: constant in groups, as in the official code.")
-    compute_dtype: str = setting(
-        "float32", NUMBERS, choices=("float32", "bfloat16"), is_changeable=True,
+    compute_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", NUMBERS, is_changeable=True,
         help="Type to compute in: float32 or bfloat16; weights are float32.")
-    remainder: str = setting(
-        "carry", NUMBERS, choices=REMAINDERS, help="At an epoch's end: carry (on into the next), "
+    remainder: Remainder = setting(
+        "carry", NUMBERS, help="At an epoch's end: carry (on into the next), "
         "partial (batch), or drop (the rest).")
     eval_every: str = setting(
         "1ep", OPERATION, read=period_duration,

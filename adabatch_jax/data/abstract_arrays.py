@@ -7,25 +7,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from adabatch_jax.data.batches import ADDED_TYPES, refuse_added_names
+from adabatch_jax.data.batches import ADDED_TYPES, refuse_added_names, refuse_unfit_values
+from adabatch_jax.data.example_reading import SourceReader, reader_of
 from adabatch_jax.data.example_weights import example_weights
-from adabatch_jax.data.sources import ReadOnce, Source, map_arrays, read_examples
+from adabatch_jax.data.sources import Source, map_arrays
 
 Types = Mapping[str, Any]  # a `jax.ShapeDtypeStruct` of one row of each array, nested as they are
 
 
-def example_types(source: Source) -> Types:
+def example_types(source: Source | SourceReader) -> Types:
     """The shape and the dtype that each array of an example has on the devices.
 
     >>> from adabatch_jax.data.sources import array_source
     >>> example_types(array_source({"label": np.zeros((5, 2), np.int64)}))
     {'label': ShapeDtypeStruct(shape=(2,), dtype=int32)}
     """
-    if isinstance(source, ReadOnce):
-        arrays = source.example()
-    else:
-        arrays = read_examples(source, np.zeros(1, np.int64))
+    arrays = reader_of(source).example()
     refuse_added_names(arrays)
+    refuse_unfit_values(arrays)
     if "weight" in arrays:
         arrays["weight"] = example_weights(arrays["weight"])
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 
-def example_keys(seed: int | jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+def example_keys(seed: int | jax.Array, batch: Mapping[str, ArrayLike]) -> jax.Array:
     """Returns one key per example.
 
     Args:
@@ -31,7 +31,7 @@ def example_keys(seed: int | jax.Array, batch: Mapping[str, jax.Array]) -> jax.A
     def fold(epoch: jax.Array, index: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(key, epoch), index)
 
-    return _per_example(fold, batch["index"].ndim)(batch["epoch"], batch["index"])
+    return _per_example(fold, jnp.ndim(batch["index"]))(batch["epoch"], batch["index"])
 
 
 def crop_offsets(keys: jax.Array, padding: int) -> tuple[jax.Array, jax.Array]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from adabatch_jax.data.batches import examples_of
 from adabatch_jax.data.epoch_order import prepare_next_order
-from adabatch_jax.schedules.plan import BatchPlan, step_beginning_at
+from adabatch_jax.schedules.plan import BatchPlan, check_plan, step_beginning_at
 from adabatch_jax.system.quantities import checked_seed
 
 
@@ -26,7 +26,7 @@ def batch_indices(plan: BatchPlan, seed: int = 0, start_sample: int = 0) -> "Bat
       Something to iterate over, as often as wanted, with a length, the number of updates.
 
     Raises:
-      UsageError: no step begins at `start_sample`, or the seed is negative.
+      UsageError: `plan` is no plan, no step begins at `start_sample`, or the seed is negative.
 
     >>> from adabatch_jax import make_plan
     >>> plan = make_plan("2, 4sp: 6", num_examples=10, duration="1ep")
@@ -35,6 +35,7 @@ def batch_indices(plan: BatchPlan, seed: int = 0, start_sample: int = 0) -> "Bat
     >>> len(batch_indices(plan, seed=0, start_sample=4))
     1
     """
+    check_plan(plan)
     checked_seed(seed)
     return BatchIndices(plan, seed, step_beginning_at(plan, start_sample, "start_sample"))
 

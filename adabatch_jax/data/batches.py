@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adabatch_jax.data.epoch_order import example_indices, prepare_next_order
+from adabatch_jax.data.example_reading import SourceReader, check_source, reader_of
 from adabatch_jax.data.example_weights import example_weights
 from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_table
-from adabatch_jax.data.sources import Source, arrays_by_name, map_arrays, read_examples
-from adabatch_jax.schedules.plan import BatchPlan, Step, step_beginning_at
+from adabatch_jax.data.sources import Source, arrays_by_name, map_arrays
+from adabatch_jax.schedules.plan import BatchPlan, Step, check_plan, step_beginning_at
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import checked_seed
 
@@ -94,11 +95,13 @@ def batches(
     if operator.index(prefetch) < 0:
         raise UsageError(f"`prefetch` must be at least 0, got {prefetch}.")
 
+    reader = reader_of(source)
+
     def batch_of(step: Step) -> dict[str, Any]:
         examples = examples_of(plan.num_examples, seed, [step])
         prepare_next_order(plan.num_examples, seed, step.start_sample, plan.num_samples)
         layout = layouts.of(step.batch_size if pad else step.num_real)
-        batch = read_rows(source, batch_rows(examples, [step], layout, mesh))
+        batch = read_rows(reader, batch_rows(examples, [step], layout, mesh))
         at = (0, 0) if microbatch_size is None else 0
         batch = map_arrays(lambda array: array[at], batch)
         return batch if mesh is None else put_rows(batch, mesh, int(microbatch_size is not None))
@@ -111,8 +114,11 @@ def batches(
     return read_ahead(made, prefetch, "batches")
 
 
-def check(source: Source, plan: BatchPlan, seed: int) -> None:
+def check(source: Source | SourceReader, plan: BatchPlan, seed: int) -> None:
     """Raises a UsageError unless the source can be read along the plan."""
+    if not isinstance(source, SourceReader):
+        check_source("source", source, getattr(plan, "num_examples", None) is not None)
+    check_plan(plan)
     num_examples = plan.num_examples
     if num_examples is not None:
         if len(source) != num_examples:
@@ -195,8 +201,8 @@ def batch_rows(
     return Rows(examples.index[at], examples.epoch[at], is_real)
 
 
-def read_rows(source: Source, rows: Rows) -> dict[str, Any]:
-    """The batch of rows of any shape, from the source; for padding nothing is read twice."""
+def read_rows(reader: SourceReader, rows: Rows) -> dict[str, Any]:
+    """The batch of rows of any shape; for padding nothing is read twice."""
     index, is_real = rows.index.ravel(), rows.is_real.ravel()
     wanted, place = index, None
     if not is_real.all():
@@ -206,7 +212,7 @@ def read_rows(source: Source, rows: Rows) -> dict[str, Any]:
         place = np.empty(index.size, np.int64)
         place[is_real] = np.arange(real.size)
         place[~is_real] = order[np.searchsorted(wanted, padding, sorter=order)]
-    arrays = read_examples(source, wanted)
+    arrays = reader.read(wanted)
     refuse_added_names(arrays)
     if "weight" in arrays:
         arrays["weight"] = example_weights(arrays["weight"])
@@ -239,20 +245,27 @@ def put_rows(
     """Puts this host's rows on its devices, None means the default one; see `BatchMesh.put`."""
     import jax
 
-    refuse_cut_numbers(arrays)
+    refuse_unfit_values(arrays)
     return jax.device_put(arrays) if mesh is None else mesh.put(arrays, num_stacked)
 
 
-def refuse_cut_numbers(arrays: Mapping[Any, Any]) -> None:
-    """Raises a UsageError for a whole number of 64 bits that JAX, in 32, would make another one.
+def refuse_unfit_values(arrays: Mapping[Any, Any]) -> None:
+    """Raises a UsageError for texts and objects, which devices can't hold, and numbers cut there.
 
-    >>> refuse_cut_numbers({"label": np.array([3, 2**32 + 3])})
+    The latter are whole numbers of 64 bits that JAX, in 32, would make others.
+
+    >>> refuse_unfit_values({"label": np.array([3, 2**32 + 3])})
     Traceback (most recent call last):
     adabatch_jax.system.errors.UsageError: the source's array 'label' holds 4294967299, which ...
     """
     import jax
 
     for name, array in arrays_by_name(arrays).items():
+        if array.dtype.kind in "USOMm" or array.dtype.names:
+            raise UsageError(
+                f"the source's array {name!r} is of {array.dtype}, which devices can't hold; leave "
+                "it out, or give numbers."
+            )
         if array.dtype.kind not in "iu" or array.dtype.itemsize < 8 or not array.size:
             continue
         kept = jax.dtypes.canonicalize_dtype(array.dtype)

@@ -20,11 +20,12 @@ from adabatch_jax.data.abstract_arrays import (
 from adabatch_jax.data.batches import batch_rows, check, examples_of, put_rows, read_rows
 from adabatch_jax.data.epoch_order import prepare_next_order
 from adabatch_jax.data.example_digest import Share, shares_of_digest
+from adabatch_jax.data.example_reading import ReadOnce, SourceReader, reader_of
 from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.resident_examples import choose_placement, put_tables
 from adabatch_jax.data.row_layout import BatchLayout, Layouts
-from adabatch_jax.data.sources import ArraySource, ReadOnce, Source, in_memory, map_arrays
+from adabatch_jax.data.sources import ArraySource, Source, in_memory, map_arrays
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.system.errors import UsageError
 
@@ -111,7 +112,7 @@ class Feed:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | SourceReader,
         plan: BatchPlan,
         seed: int,
         *,
@@ -129,8 +130,7 @@ class Feed:
             raise UsageError("`split` needs a `microbatch_size`, and one step per dispatch.")
         self._mesh = mesh = as_batch_mesh(mesh)
         self.layouts = Layouts(microbatch_size, 1 if mesh is None else mesh.num_shards)
-        self._num_examples, self._num_samples = plan.num_examples, plan.num_samples
-        self._seed, self._source = seed, source
+        self._plan, self._seed, self._reader = plan, seed, reader_of(source)
         self._steps_per_dispatch = steps_per_dispatch
         self._split, self._has_microbatches = split, microbatch_size is not None and not split
         self._num_stacked = 1 + self._has_microbatches  # axes before that of the rows
@@ -143,7 +143,7 @@ class Feed:
         if self.kind == "resident":
             arrays = (source if isinstance(source, ArraySource) else in_memory(source)).arrays
             self.tables = put_tables(arrays, self._mesh, placement.spread)
-        self._examples = {} if self.tables else example_types(source)
+        self._examples = {} if self.tables else example_types(self._reader)
         self._is_sent_in_blocks = bool(self.tables) or placement.from_memory
         self._row_bytes = tree_bytes(abstract_rows(self._examples)) + _INDEX_BYTES
         # XLA has work for all cores of a CPU: a thread of ours would hold up single updates there by
@@ -226,23 +226,24 @@ class Feed:
 
     def _prepare(self, block: tuple[Piece, ...]) -> list[Inputs]:
         steps = [step for piece in block for step in piece.steps]
-        examples = examples_of(self._num_examples, self._seed, steps)
-        begin = steps[0].start_sample
-        prepare_next_order(self._num_examples, self._seed, begin, self._num_samples)
+        plan, begin = self._plan, steps[0].start_sample
+        examples = examples_of(plan.num_examples, self._seed, steps)
+        prepare_next_order(plan.num_examples, self._seed, begin, plan.num_samples)
         layout = self.layouts.of(steps[0].num_real)
         rows = batch_rows(examples, steps, layout, self._mesh, block[0].microbatch)
         if self.tables:
             arrays = rows.arrays()
         else:
-            if isinstance(self._source, ReadOnce) and not block[0].microbatch:
-                self._source.begin_batch()
-            arrays = read_rows(self._source, rows)
+            if isinstance(self._reader, ReadOnce) and not block[0].microbatch:
+                self._reader.begin_batch()
+            arrays = read_rows(self._reader, rows)
         number = self._updates_together(layout)
         arrays = map_arrays(lambda array: self._shaped(array, number), arrays)
         arrays = put_rows(arrays, self._mesh, self._num_stacked)
         starts = [step.start_sample - examples.start_sample for step in steps]
         ranges = [(at, at + step.num_real) for at, step in zip(starts, steps, strict=True)]
-        shares = shares_of_digest(*examples, ranges)
+        num_before = plan.examples_at(steps[0].index)
+        shares = shares_of_digest(num_before, examples.index, examples.epoch, ranges)
         inputs, first = [], 0
         for piece in block:
             stop = first + len(piece.steps)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from adabatch_jax.data.example_reading import row_type, row_type_text
 from adabatch_jax.system.errors import UsageError, one_line
 
 _SCALARS = (str, bytes, bool, int, float, complex, np.generic, type(None))
@@ -64,7 +65,7 @@ class ItemColumns:
             )
         if lengths[0] == 0:
             return []
-        rows = [(array.shape[1:], _kind(array.dtype)) for array in arrays]
+        rows = [row_type(array) for array in arrays]
         if self._structure is None:
             self._structure, self._rows = structure, rows
         if structure != self._structure:
@@ -72,7 +73,8 @@ class ItemColumns:
         for number, (before, now) in enumerate(zip(self._rows, rows, strict=True)):
             if before != now:
                 raise UsageError(
-                    f"{_names(item)[number]} changes from {_row_text(before)} to {_row_text(now)} "
+                    f"{_names(item)[number]} changes from {row_type_text(before)} to "
+                    f"{row_type_text(now)} "
                     f"at example {position}; all rows must have one shape and dtype."
                 )
         return arrays
@@ -129,16 +131,6 @@ def _as_array(leaf: Any) -> np.ndarray:
         if odd:
             raise TypeError(f"it holds a {odd[0]}, which is no number, no text and no pytree")
     return array
-
-
-def _kind(dtype: np.dtype) -> Any:
-    """The dtype, or the kind of texts, which may have any length."""
-    return dtype.type if dtype.kind in "US" else dtype
-
-
-def _row_text(row: tuple) -> str:
-    shape, dtype = row
-    return f"{getattr(dtype, 'name', dtype)}{list(shape)}"
 
 
 def _names(item: Any) -> list[str]:

@@ -2,94 +2,17 @@
 
 import collections
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from adabatch_jax.data.item_columns import ItemColumns
+from adabatch_jax.data.loaders import Anchor, Loader, Pass
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
 
 _END = object()
-_STATE_METHODS = (("get_state", "set_state"), ("state_dict", "load_state_dict"))
-
-
-class Anchor(NamedTuple):
-    """A place that a loader can be brought back to.
-
-    Attributes:
-      sample: which example of the run comes next there.
-      epoch: the epoch that its pass began with.
-      state: the loader's own state; None at the beginning of a pass.
-    """
-
-    sample: int = 0
-    epoch: int = 0
-    state: Any = None
-
-
-class Loader:
-    """What `rebatch` was given: an iterable, or a function of the epoch that makes one.
-
-    Attributes:
-      is_iterator: whether it can be iterated over once only.
-      begins_at_any_epoch: whether the order of a pass follows from its epoch alone.
-    """
-
-    def __init__(self, given: Any):
-        is_function = callable(given) and not _is_iterable(given)
-        if not is_function and not _is_iterable(given):
-            raise UsageError(
-                f"`loader` must be something to iterate over, or a function of the epoch that makes "
-                f"it, got {given!r}."
-            )
-        self._of_epoch: Callable[[int], Any] = given if is_function else lambda epoch: given
-        self._given = None if is_function else given
-        self.is_iterator = isinstance(given, Iterator)
-        self.begins_at_any_epoch = is_function or hasattr(given, "set_epoch")
-
-    def anchor(self, sample: int, num_examples: int | None) -> Anchor:
-        """The nearest place before an example of the run, of a loader that wasn't read yet."""
-        if self.begins_at_any_epoch and num_examples is not None and sample >= num_examples:
-            epoch = sample // num_examples
-            return Anchor(epoch * num_examples, epoch)
-        methods = _state_methods(self._given)
-        return Anchor(state=copy.deepcopy(methods[0]()) if methods else None)
-
-    def begin_pass(self, epoch: int, state: Any) -> "_Pass":
-        """Begins a pass, where the state says or at its beginning."""
-        loader = self._of_epoch(epoch)
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch)
-        if methods := _state_methods(loader):
-            if state is not None:
-                methods[1](state)
-            return _Pass(iter(loader), methods[0], None)
-        rows = iter(loader)
-        methods = _state_methods(rows)
-        if state is not None:
-            if not methods:
-                raise UsageError(
-                    f"the state is that of a loader which can be positioned, and "
-                    f"{type(loader).__name__} has no get_state() and set_state(), nor "
-                    "state_dict() and load_state_dict()."
-                )
-            methods[1](state)
-        if not methods:
-            return _Pass(rows, None, None)
-        return _Pass(rows, methods[0], copy.deepcopy(methods[0]()))
-
-
-class _Pass(NamedTuple):
-    """An iterator over a loader, what tells its state, and the state that it begins with.
-
-    The last is known of iterators alone: a loader may still tell that of the pass before.
-    """
-
-    rows: Iterator
-    tell_state: Callable[[], Any] | None
-    first_state: Any
 
 
 class LoaderRows:
@@ -116,7 +39,7 @@ class LoaderRows:
         batched: bool,
         may_end: bool,
     ):
-        self._loader, self._may_end = loader, may_end
+        self._loader, self._batched, self._may_end = loader, batched, may_end
         self._num_examples, self._num_samples = plan.num_examples, plan.num_samples
         self.position, self._epoch = anchor.sample, anchor.epoch
         self._anchors = collections.deque([anchor])
@@ -125,6 +48,7 @@ class LoaderRows:
         self._pass = self._begin_pass(anchor.state if is_restored else None)
         # The rest of a pass may be empty; a whole one may not.
         self._pass_has_rows = is_restored and anchor.state is not None
+        self._items_read: int | None = None if self._pass_has_rows else 0
 
     def take(self, stop: int) -> Any:
         """The tree of the rows up to a position; of fewer, or None, if the loader may end early."""
@@ -181,10 +105,32 @@ class LoaderRows:
         """Reads the next item that has rows; False where the pass has ended."""
         while (item := next(self._pass.rows, _END)) is not _END:
             self._rest = self._columns.read(item, self.position)
+            if self._items_read is not None:
+                self._items_read += 1
             if self._rest:
+                if not self._pass_has_rows:
+                    self._refuse_examples(self._pass.num_items, len(self._rest[0]))
                 self._pass_has_rows = True
                 return True
+        if self._items_read:
+            num_rows = self.position - self._epoch * (self._num_examples or 0)
+            self._refuse_examples(self._items_read, num_rows // self._items_read)
         return False
+
+    def _refuse_examples(self, num_items: int | None, num_rows: int) -> None:
+        """Raises a UsageError if a pass has as many items as the plan examples, of several rows.
+
+        It is then one of examples, whose own first axis would be taken for that of a batch.
+        """
+        if not self._batched or num_items is None or num_items != self._num_examples:
+            return
+        if num_rows < 2 and not self._loader.is_array:
+            return
+        raise UsageError(
+            f"the loader gives {num_items:,} items, as many as the plan has examples, with {num_rows} "
+            "rows in an item: give batched=False if its items are examples; if they are batches, and "
+            "its length counts their examples, give a function, `lambda epoch: iter(loader)`."
+        )
 
     def _begin_next_pass(self) -> bool:
         """Goes on behind a pass's end; False if the loader ends early and may do so."""
@@ -197,10 +143,10 @@ class LoaderRows:
                 f"that the plan wants: {reason}."
             )
         self._epoch = self.position // self._num_examples
-        self._pass, self._pass_has_rows = self._begin_pass(None), False
+        self._pass, self._pass_has_rows, self._items_read = self._begin_pass(None), False, 0
         return True
 
-    def _begin_pass(self, state: Any) -> _Pass:
+    def _begin_pass(self, state: Any) -> Pass:
         begun = self._loader.begin_pass(self._epoch, state)
         is_known = begun.tell_state is None and self._loader.begins_at_any_epoch
         if begun.first_state is not None or is_known:
@@ -225,16 +171,3 @@ class LoaderRows:
                 "made from, or a function of the epoch that makes it"
             )
         return None
-
-
-def _is_iterable(given: Any) -> bool:
-    return isinstance(given, Iterable) or hasattr(given, "__getitem__")
-
-
-def _state_methods(thing: Any) -> list[Callable] | None:
-    """How its state is told and set, if it can be positioned."""
-    for names in _STATE_METHODS:
-        methods = [getattr(thing, name, None) for name in names]
-        if all(map(callable, methods)):
-            return methods
-    return None

@@ -9,9 +9,10 @@ import numpy as np
 
 from adabatch_jax.data.batches import Rows, stream_epoch
 from adabatch_jax.data.example_weights import example_weights
-from adabatch_jax.data.loader_rows import Anchor, Loader, LoaderRows
+from adabatch_jax.data.loader_rows import LoaderRows
+from adabatch_jax.data.loaders import Anchor, Loader
 from adabatch_jax.data.prefetching import read_ahead
-from adabatch_jax.schedules.plan import BatchPlan, step_beginning_at
+from adabatch_jax.schedules.plan import BatchPlan, check_plan, step_beginning_at
 from adabatch_jax.system.errors import UsageError
 
 _Batches = Iterator[tuple[Any, dict[str, Any]]]
@@ -39,8 +40,10 @@ def rebatch(
 
     Args:
       loader: what to iterate over, once per epoch; or a function of the number of an epoch that
-        makes it, from that epoch on, which is how each epoch gets an order of its own. A loader's
-        method `set_epoch` is called with that number.
+        makes it, from that epoch on, which is how each epoch gets an order of its own; or a
+        function of nothing, called for each epoch. A loader's method `set_epoch`, or that of its
+        `sampler` or `batch_sampler`, is called with that number. A dataset that is indexed, with
+        a length and without `__iter__`, is read from 0 to its length.
       plan: which batch sizes. With `remainder="drop"` a loader may leave out an epoch's last rows
         itself.
       start_step: the update to begin at. The rows before it are read and dropped, from the
@@ -56,10 +59,11 @@ def rebatch(
       An iterator over batches, with `get_state`, `set_state` and `close`.
 
     Raises:
-      UsageError: `loader` can't be iterated over, `start_step` is outside the plan, or `prefetch`
-        is negative. While iterating: the loader ends early, or its items can't be put together
-        (other structures, shapes or dtypes than before, an array that numpy can't take, a "weight"
-        that isn't one number >= 0 per example). Whatever the loader raises comes out as it is.
+      UsageError: `loader` can't be iterated over, `plan` is no plan, `start_step` is outside it, or
+        `prefetch` is negative. While iterating: the loader ends early, has as many items as the
+        plan has examples and more rows (`batched=False` was meant), or its items can't be put
+        together (other structures, shapes or dtypes than before, an array that numpy can't take, a
+        "weight" that isn't one number >= 0 per example). What the loader raises comes out as it is.
 
     >>> from adabatch_jax import make_plan
     >>> loader = [{"x": np.arange(3)}, {"x": np.arange(3, 10)}]
@@ -75,6 +79,13 @@ class Rebatched:
 
     It reads nothing before the first batch is asked for. Its thread ends with the batches, with
     `close`, or with the last reference to it.
+
+    >>> from adabatch_jax import make_plan
+    >>> loader, plan = [{"x": np.arange(4)}], make_plan(2, num_examples=4, duration="2ep")
+    >>> batches = rebatch(loader, plan)
+    >>> next(batches)["x"].tolist(), batches.get_state()["sample"]
+    ([0, 1], 2)
+    >>> batches.close()
     """
 
     def __init__(
@@ -86,6 +97,8 @@ class Rebatched:
         batched: bool,
         may_end: bool,
     ):
+        self._loader = Loader(loader)
+        check_plan(plan)
         start_step, self._prefetch = operator.index(start_step), operator.index(prefetch)
         if not 0 <= start_step <= plan.num_steps:
             raise UsageError(
@@ -93,8 +106,7 @@ class Rebatched:
             )
         if self._prefetch < 0:
             raise UsageError(f"`prefetch` must not be negative, got {prefetch}.")
-        self._loader, self._plan = Loader(loader), plan
-        self._batched, self._may_end = batched, may_end
+        self._plan, self._batched, self._may_end = plan, batched, may_end
         sample = plan.samples_at(start_step)
         self._state = _state(sample, self._loader.anchor(sample, plan.num_examples))
         self._is_restored = False

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from adabatch_jax.data.abstract_arrays import abstract_rows, example_types, tree_bytes
-from adabatch_jax.data.batches import refuse_cut_numbers
+from adabatch_jax.data.batches import refuse_unfit_values
 from adabatch_jax.data.example_weights import example_weights
 from adabatch_jax.data.mesh import BatchMesh
 from adabatch_jax.data.sources import ArraySource, Source
@@ -83,7 +83,7 @@ def put_tables(
     Examples that are `spread` are shared out; the first axis is then padded to a multiple of the
     devices.
     """
-    refuse_cut_numbers(arrays)
+    refuse_unfit_values(arrays)
     if "weight" in arrays:
         arrays = {**arrays, "weight": example_weights(arrays["weight"])}
     if mesh is None:

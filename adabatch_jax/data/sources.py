@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from adabatch_jax.data.array_digest import arrays_digest, is_sampled
-from adabatch_jax.system.errors import ExampleError, UsageError
+from adabatch_jax.data.example_reading import SourceReader
+from adabatch_jax.system.errors import UsageError, check_type
 
 
 class Source(Protocol):
@@ -23,7 +24,8 @@ class Source(Protocol):
     def read(self, indices: np.ndarray) -> dict[str, Any]:
         """Returns arrays whose leading axis follows `indices` (int64, shape `(n,)`).
 
-        They may lie in further dicts and tuples.
+        They may lie in further dicts and tuples. Names, and the shapes and dtypes of rows, are the
+        same at each call.
         """
 
 
@@ -60,6 +62,7 @@ class ArraySource:
     """
 
     def __init__(self, arrays: Mapping[str, Any], read_from: Source | None = None):
+        check_type("arrays", arrays, Mapping, "name each array, as in {'x': x}")
         if not arrays:
             raise UsageError("`arrays` is empty; give at least one named array.")
         self.arrays = map_arrays(lambda array: array, dict(arrays))
@@ -97,88 +100,13 @@ def array_source(arrays: Mapping[str, Any]) -> ArraySource:
       arrays: name -> array of shape `(num_examples, ...)`, or a dict or tuple of such.
 
     Raises:
-      UsageError: no arrays, or different numbers of examples.
+      UsageError: no names, no arrays, or different numbers of examples.
 
     >>> source = array_source({"x": np.arange(10) * 2, "y": np.arange(10)})
     >>> len(source), source.read(np.array([3, 1]))["x"]
     (10, array([6, 2]))
     """
     return ArraySource(arrays)
-
-
-class ReadOnce:
-    """An endless source each of whose examples is read once, in order: it may be live.
-
-    Args:
-      source: where the examples are read from.
-      first: the first one that will be read. `example` reads it ahead of its turn.
-    """
-
-    def __init__(self, source: Source, first: int):
-        self._source, self._next = source, first
-        self._ahead: dict[str, Any] | None = None
-        self._begins_batch, self._first_of_batch = True, None
-
-    def example(self) -> dict[str, Any]:
-        """The next example, arrays with a leading axis of 1."""
-        if self._ahead is None:
-            self._ahead = read_examples(self._source, np.array([self._next]))
-        return self._ahead
-
-    def begin_batch(self) -> None:
-        """What is read next begins a batch, whose first example its padding repeats."""
-        self._begins_batch = True
-
-    def read(self, indices: np.ndarray) -> dict[str, Any]:
-        """Examples that weren't read yet, in order, and then maybe the batch's first once more."""
-        new, parts = indices[indices >= self._next], []
-        if len(new):
-            parts += [] if self._ahead is None else [self._ahead]
-            if len(parts) < len(new):
-                parts.append(read_examples(self._source, new[len(parts) :]))
-            self._ahead, self._next = None, int(new[-1]) + 1
-        if self._begins_batch:
-            self._first_of_batch = map_arrays(lambda array: array[:1], parts[0])
-            self._begins_batch = False
-        parts += [self._first_of_batch] * (len(indices) - len(new))
-        if len(parts) == 1:
-            return parts[0]
-        return map_arrays(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def read_examples(source: Source, indices: np.ndarray) -> dict[str, Any]:
-    """`source.read(indices)`; an exception from there gets a note that names the example."""
-    if isinstance(source, ReadOnce):
-        return source.read(indices)
-    try:
-        arrays = source.read(indices)
-    except ExampleError:  # which says so itself
-        raise
-    except (StopIteration, StopAsyncIteration, GeneratorExit) as error:
-        # Whatever iterates over batches would take it for their end.
-        raise ExampleError(
-            f"{type(source).__name__}.read raised {type(error).__name__} when asked for example "
-            f"{indices[0]} and {len(indices) - 1} more; a source has one for every index of the "
-            "plan, and what ends sooner needs a shorter plan."
-        ) from error
-    except Exception as error:
-        index = _first_unreadable(source, indices)
-        which = f"these {len(indices)} examples" if index is None else f"example {index}"
-        error.add_note(f"raised while reading {which} of {type(source).__name__}")
-        raise
-    if not isinstance(arrays, Mapping):
-        kind = type(arrays).__name__
-        raise UsageError(f"{type(source).__name__}.read must return a dict of arrays, got {kind}.")
-    return dict(arrays)
-
-
-def _first_unreadable(source: Source, indices: np.ndarray) -> int | None:
-    for position in range(len(indices)):
-        try:
-            source.read(indices[position : position + 1])
-        except Exception:
-            return int(indices[position])
-    return None
 
 
 def in_memory(source: Source, block_size: int = 4096) -> ArraySource:
@@ -189,13 +117,13 @@ def in_memory(source: Source, block_size: int = 4096) -> ArraySource:
     >>> in_memory(array_source({"x": np.arange(5)}), block_size=2).arrays
     {'x': array([0, 1, 2, 3, 4])}
     """
-    num_examples, arrays = len(source), None
+    num_examples, arrays, reader = len(source), None, SourceReader(source)
     for start in range(0, num_examples, block_size):
-        block = read_examples(source, np.arange(start, min(start + block_size, num_examples)))
+        block = reader.read(np.arange(start, min(start + block_size, num_examples)))
         if arrays is None:
             arrays = map_arrays(lambda a: np.empty((num_examples, *a.shape[1:]), a.dtype), block)
-        into, read = arrays_by_name(arrays), arrays_by_name(map_arrays(lambda a: a, block))
-        for name, values in read.items():
+        into = arrays_by_name(arrays)
+        for name, values in arrays_by_name(block).items():
             into[name][start : start + len(values)] = values
     for array in arrays_by_name(arrays or {}).values():
         array.flags.writeable = False

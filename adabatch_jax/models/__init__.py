@@ -1,4 +1,9 @@
-"""The paper's networks, in flax nnx, by name, and their weights from PyTorch and back."""
+"""The paper's networks, in flax nnx, by name, and their weights from PyTorch and back.
+
+>>> from adabatch_jax import models
+>>> module = models.create("cnn_digits", num_classes=10, image_shape=(8, 8, 1), seed=0)
+>>> params, model_state, loss_fn, eval_fn = models.functions(module)
+"""
 
 import importlib
 from typing import TYPE_CHECKING

@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.epoch_order import prepare_order
+from adabatch_jax.data.example_reading import ReadOnce, check_source
 from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh, check_backend
-from adabatch_jax.data.sources import ReadOnce, Source
+from adabatch_jax.data.sources import Source
 from adabatch_jax.runs.background_compilation import compile_in_background
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
@@ -29,9 +30,9 @@ from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.runs.resuming import check_allowed
 from adabatch_jax.runs.same_data import data_digests
 from adabatch_jax.runs.tracking.trackers import Tracking
-from adabatch_jax.schedules.periods import every
-from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.system.errors import UsageError
+from adabatch_jax.schedules.periods import Period, every
+from adabatch_jax.schedules.plan import BatchPlan, check_plan
+from adabatch_jax.system.errors import UsageError, check_call, check_type
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.quantities import checked_seed
 from adabatch_jax.system.watchdog import Watchdog
@@ -169,10 +170,12 @@ def fit(
     """
     check_backend()
     mesh = as_batch_mesh(mesh)
-    check_arguments(state, eval_fn, eval_source, plan, mesh, layout, keep, operation, identity)
+    check_arguments(
+        state, source, eval_fn, eval_source, on_step, plan, mesh, layout, keep, operation, identity
+    )
     if eval_params is not None and eval_fn is None:
         raise UsageError("`eval_params` makes parameters for `eval_fn`, which isn't given.")
-    refuse_multi_steps(state.opt_state)
+    refuse_multi_steps(state.opt_state, "in `fit`")
     check_allowed(allow_change, "allow_change")
     seed = checked_seed(seed)
     if on_step is not None and layout.steps_per_dispatch == AUTO:
@@ -182,9 +185,11 @@ def fit(
     # What isn't done needs no period: an endless stream has no epochs to count in.
     due = Due(
         plan.num_steps,
-        evaluations=None if eval_fn is None else every(plan, eval_every),
-        checkpoints=None if workdir is None else every(plan, checkpoint_every),
-        rows=every(plan, log_every),
+        evaluations=None if eval_fn is None else _period(plan, "eval_every", eval_every),
+        checkpoints=None
+        if workdir is None
+        else _period(plan, "checkpoint_every", checkpoint_every),
+        rows=_period(plan, "log_every", log_every),
         has_stop_rule=stop_when is not None,
     )
     early_stop = EarlyStop(stop_when, plan, due)
@@ -263,8 +268,10 @@ def fit(
 
 def check_arguments(
     state: TrainState,
+    source: Source,
     eval_fn: EvalFn | None,
     eval_source: Any,
+    on_step: StepCallback | None,
     plan: BatchPlan,
     mesh: BatchMesh | None,
     layout: Layout,
@@ -273,16 +280,14 @@ def check_arguments(
     identity: Mapping[str, Any] | None,
 ) -> None:
     """Raises a UsageError where the arguments of `fit` can't work, or can't go together."""
+    check_type("state", state, TrainState, "make it with `TrainState.create(params=..., tx=tx)`")
+    check_plan(plan)
     for name, value, kind in (
-        ("state", state, TrainState), ("plan", plan, BatchPlan), ("layout", layout, Layout),
-        ("keep", keep, Keep), ("operation", operation, Operation),
-        ("identity", identity, Mapping),
+        ("layout", layout, Layout), ("keep", keep, Keep), ("operation", operation, Operation),
+        ("identity", {} if identity is None else identity, Mapping),
     ):  # fmt: skip
-        may_be_left_out = value is None and name == "identity"
-        if not isinstance(value, kind) and not may_be_left_out:
-            raise UsageError(
-                f"`{name}` must be of type {kind.__name__}, got one of type {type(value).__name__}."
-            )
+        check_type(name, value, kind)
+    check_source("source", source, plan.num_examples is not None)
     try:
         json.dumps(identity and dict(identity))
     except (TypeError, ValueError) as error:
@@ -291,6 +296,15 @@ def check_arguments(
         raise UsageError("`eval_fn` and `eval_source` belong together: give both or neither.")
     if isinstance(eval_source, Mapping) and not eval_source:
         raise UsageError("`eval_source` has no source; name one, or give neither it nor `eval_fn`.")
+    if isinstance(eval_source, Mapping):
+        for name, examples in eval_source.items():
+            check_source(f"eval_source[{name!r}]", examples)
+    elif eval_source is not None:
+        check_source("eval_source", eval_source)
+    if eval_fn is not None:
+        check_call("eval_fn", eval_fn, "params", "model_state", "batch")
+    if on_step is not None:
+        check_call("on_step", on_step, "finished_steps", "state", "metrics")
     if isinstance(state.step, jax.Array) and state.step.is_deleted():
         raise UsageError(
             "`state` was given to an earlier call, which took its arrays; go on with the state "
@@ -304,6 +318,14 @@ def check_arguments(
             f"there are {mesh.num_shards} devices to share a batch out to, more than the largest has "
             f"examples ({largest}), so some would never work; use at most {largest}."
         )
+
+
+def _period(plan: BatchPlan, name: str, duration: str | int) -> Period:
+    """The period that an argument of that name says."""
+    try:
+        return every(plan, duration)
+    except UsageError as error:
+        raise UsageError(f"`{name}`: {error}") from None
 
 
 def _predict(

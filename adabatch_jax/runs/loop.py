@@ -27,7 +27,7 @@ from adabatch_jax.training.finite_checks import poisoned
 from adabatch_jax.training.setup import Setup
 from adabatch_jax.training.train_state import TrainState
 
-StepCallback = Callable[[int, TrainState, Mapping[str, jax.Array]], bool | None]
+StepCallback = Callable[[int, TrainState, dict[str, jax.Array]], bool | None]
 
 _PIECES_IN_FLIGHT = 2
 # How often a wait for a compiler asks whether to stop.
@@ -117,9 +117,7 @@ class Loop:
                 self._record.store.check_saves()
                 if self._on_step is not None or self._finished == next_stop:
                     clocks.enter(None)
-                wants_stop = self._on_step and self._on_step(
-                    self._finished, self._state, dispatched.metrics
-                )
+                wants_stop = self._on_step and self._called(dispatched.metrics)
                 if self._finished == next_stop:
                     is_cut_off = not self._do_what_is_due()
                     is_ended = self._record.early_stop.ends_at(self._finished)
@@ -134,8 +132,17 @@ class Loop:
         self._save_all()
         return self._state, is_cut_off or not (is_ended or self._finished == num_steps)
 
+    def _called(self, metrics: Mapping[str, jax.Array]) -> bool | None:
+        try:
+            return self._on_step(self._finished, self._state, metrics)
+        except StopIteration as error:  # which a generator around the run would make its own end
+            raise UsageError(
+                f"`on_step` raised StopIteration after update {self._finished}; to stop the run, "
+                "return True."
+            ) from error
+
     def _tried(self, run: Iterable[tuple[Piece, Inputs]]) -> Iterator[tuple[Piece, Inputs]]:
-        """The same pieces; the loss is tried with the first one that has examples enough."""
+        """The same pieces; the loss is tried with the first ones, until they tell all."""
         run = iter(run)
         for piece, inputs in run:
             with self._record.clocks.timed("compile"):

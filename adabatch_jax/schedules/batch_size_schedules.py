@@ -3,11 +3,15 @@
 import dataclasses
 import decimal
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any
 
-from adabatch_jax.schedules.durations import Duration, parse_duration, positive_duration
+from adabatch_jax.schedules.durations import (
+    Duration,
+    Thresholds,
+    positive_duration,
+    read_thresholds,
+)
 from adabatch_jax.schedules.text_reader import decimal_text, exact, positive_integer
 from adabatch_jax.system.errors import UsageError
 
@@ -221,32 +225,26 @@ def exponential_growth(
     )
 
 
-def piecewise_constant(
-    init_value: int,
-    boundaries_and_sizes: Mapping[str | int, int] | Iterable[tuple[str | int | Duration, int]],
-) -> PiecewiseConstant:
+def piecewise_constant(init_value: int, boundaries_and_sizes: Thresholds[int]) -> PiecewiseConstant:
     """Batch sizes listed one by one.
 
     Args:
       init_value: the first batch size.
-      boundaries_and_sizes: duration since the start of the run -> batch size from there on.
+      boundaries_and_sizes: duration since the start of the run -> batch size from there on; a
+        mapping, or pairs.
 
     Raises:
-      UsageError: a size < 1, or a duration that can't be read.
+      UsageError: a size < 1, what is no pair, or a duration that can't be read.
 
     >>> str(piecewise_constant(128, {"20ep": 256, "40ep": 512}))
     '128, 20ep: 256, 40ep: 512'
     """
-    boundaries = []
-    for duration, size in items(boundaries_and_sizes):
-        duration = parse_duration(duration)
-        boundaries.append((duration, positive_integer(size, f"batch size from {duration}")))
+    what = "`boundaries_and_sizes` are a mapping or pairs of (duration, batch size)"
+    boundaries = [
+        (duration, positive_integer(size, f"batch size from {duration}"))
+        for duration, size in read_thresholds(boundaries_and_sizes, what)
+    ]
     return PiecewiseConstant(positive_integer(init_value, "init_value"), tuple(boundaries))
-
-
-def items(pairs: Any) -> Any:
-    """The pairs of a mapping, or of anything that yields some."""
-    return pairs.items() if isinstance(pairs, Mapping) else pairs
 
 
 def linear_ramp(
@@ -276,7 +274,7 @@ def linear_ramp(
 
 def growth_from_decay(
     init_value: int,
-    boundaries_and_decays: Mapping[str | int, float] | Iterable[tuple[str | int | Duration, float]],
+    boundaries_and_decays: Thresholds[float],
     power: float = 1.0,
     end_value: int | None = None,
 ) -> PiecewiseConstant:
@@ -289,13 +287,14 @@ def growth_from_decay(
 
     Args:
       init_value: the first batch size.
-      boundaries_and_decays: duration since the start of the run -> factor of the rate there.
+      boundaries_and_decays: duration since the start of the run -> factor of the rate there; a
+        mapping, or pairs.
       power: how much of a decay the batch takes.
       end_value: the largest size; None for no bound.
 
     Raises:
-      UsageError: a decay <= 0, `init_value` or `end_value` < 1, a size that rounds to 0, or a
-        duration that can't be read.
+      UsageError: a decay <= 0, `init_value` or `end_value` < 1, a size that rounds to 0, what is
+        no pair, or a duration that can't be read.
 
     >>> str(growth_from_decay(128, {"30ep": 0.1, "60ep": 0.1}, end_value=8192))
     '128, 30ep: 1280, 60ep: 8192'
@@ -303,8 +302,9 @@ def growth_from_decay(
     init_value = positive_integer(init_value, "init_value")
     bound = None if end_value is None else positive_integer(end_value, "end_value")
     exponent = exact(power, "power")
+    what = "`boundaries_and_decays` are a mapping or pairs of (duration, decay)"
     product, boundaries = Fraction(1), []
-    for duration, decay in items(boundaries_and_decays):
+    for duration, decay in read_thresholds(boundaries_and_decays, what):
         factor = exact(decay, f"decay at {duration}")
         if factor <= 0:
             raise UsageError(f"the decay at {duration} must be above 0, got {decay}.")

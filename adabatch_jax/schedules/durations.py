@@ -3,15 +3,18 @@
 import dataclasses
 import operator
 import re
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from typing import Any, Literal, TypeVar
 
-from adabatch_jax.schedules.text_reader import decimal_text
+from adabatch_jax.schedules.text_reader import decimal_text, excerpt
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
 _FORM = re.compile(r"(\d[\d_]*(?:\.\d+|/\d+)?|\.\d+)\s*([KMBT]?)(.*)", re.DOTALL)
 _SHARE = re.compile(r"(\d{1,9})/(\d{1,9})(?:\s+of\s+the\s+run)?")
 _MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _UNITS = {"ep": "epochs", "st": "steps", "sp": "samples", "tok": "tokens", "%": "of the run"}
+Unit = Literal["ep", "st", "sp", "tok", "%"]
 _UNITS_TEXT = "ep (epochs), st (steps), sp (samples), tok (tokens) and % (of the run)"
 _LONG_NAMES = {
     "e": "ep", "epoch": "ep", "epochs": "ep",
@@ -29,6 +32,7 @@ class Duration:
       value: the number.
       unit: "ep" (epochs), "st" (steps), "sp" (samples), "tok" (tokens) or "%" (of the whole run).
       spelling: the text it was read from, so that `str` gives it back.
+      source: what it is a multiple of, as that was spelled, for errors to quote.
 
     >>> parse_duration("2.5Msp") == Duration(Fraction(2_500_000), "sp")
     True
@@ -37,13 +41,14 @@ class Duration:
     value: Fraction
     unit: str
     spelling: str = dataclasses.field(default="", compare=False, repr=False)
+    source: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.spelling or f"{decimal_text(self.value)}{self.unit}"
 
     def times(self, factor: Fraction | int) -> "Duration":
         """So many times as long."""
-        return Duration(self.value * factor, self.unit)
+        return Duration(self.value * factor, self.unit, source=self.source or str(self))
 
 
 def parse_duration(text: str | int | Duration) -> Duration:
@@ -124,7 +129,34 @@ def _samples(value: int) -> Duration:
     return Duration(Fraction(count), "sp")
 
 
-def check_unit(unit: str) -> str:
+Value = TypeVar("Value")
+# A mapping isn't covariant in its keys: one of `str | int` would be no dict of texts.
+Thresholds = Mapping[Any, Value] | Iterable[tuple[str | int | Duration, Value]]
+
+
+def read_thresholds(pairs: Thresholds[Value], what: str) -> list[tuple[Duration, Value]]:
+    """Reads a mapping of durations, or anything that yields pairs with one.
+
+    Raises:
+      UsageError: it is none, and isn't `what` it says; or a duration can't be read.
+
+    >>> read_thresholds({"20ep": 256}, "`sizes` are pairs of (duration, size)")
+    [(Duration(value=Fraction(20, 1), unit='ep'), 256)]
+    """
+    listed: Any = pairs.items() if isinstance(pairs, Mapping) else pairs
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        listed = [listed]  # which is no pair
+    read = []
+    for pair in listed:
+        try:
+            duration, value = () if isinstance(pair, str) else pair
+        except (TypeError, ValueError):
+            raise UsageError(f"{what}, got {excerpt(repr(pair))}.") from None
+        read.append((parse_duration(duration), value))
+    return read
+
+
+def check_unit(unit: Unit) -> Unit:
     """Returns a unit of durations; raises a UsageError for any other text."""
     if unit not in _UNITS:
         raise UsageError(
@@ -137,7 +169,7 @@ def positive_duration(text: str | int | Duration, what: str = "a duration") -> D
     """Reads a duration; raises a UsageError, which says `what` it is, unless it is above 0."""
     duration = parse_duration(text)
     if duration.value <= 0:
-        raise UsageError(f"{what} must be longer than nothing, got {str(duration)!r}.")
+        raise UsageError(f"{what} must be longer than nothing, got {str(text)!r}.")
     return duration
 
 
@@ -176,8 +208,10 @@ class Units:
     run: Duration
     num_samples: int | None = None
 
-    def in_samples(self, duration: Duration) -> Fraction | None:
+    def in_samples(self, duration: Duration, what: str = "") -> Fraction | None:
         """The exact length in samples; None for what is counted in steps.
+
+        Errors call it `what`, by default as its user wrote it.
 
         A percentage is of the run in samples, or in steps where the run's duration is in steps.
 
@@ -188,18 +222,19 @@ class Units:
             return None
         if duration.unit == "sp":
             return duration.value
+        what = what or f"the duration {duration.source or str(duration)!r}"
         if duration.unit == "%":
             return duration.value * self.num_samples / 100
         if duration.unit == "tok":
             if self.tokens_per_example is None:
                 raise UsageError(
-                    f"the duration {str(duration)!r} is in tokens; give `tokens_per_example`, the "
+                    f"{what} is in tokens; give `tokens_per_example`, the "
                     "tokens of an example, such as 2048."
                 )
             return duration.value / self.tokens_per_example
         if self.num_examples is None:
             raise UsageError(
-                f"the duration {str(duration)!r} is in epochs, which an endless stream "
+                f"{what} is in epochs, which an endless stream "
                 "(num_examples=None) doesn't have; give samples (sp), tokens (tok) or steps (st)."
             )
         return duration.value * self.num_examples

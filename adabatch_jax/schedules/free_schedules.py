@@ -5,20 +5,23 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from adabatch_jax.schedules.batch_size_schedules import Schedule, Size
-from adabatch_jax.schedules.durations import Duration, check_unit, positive_duration
+from adabatch_jax.schedules.durations import Duration, Unit, check_unit, positive_duration
 from adabatch_jax.schedules.text_reader import positive_integer
 from adabatch_jax.system.errors import UsageError
 
 _MAX_PERIODS = 1_000_000
+
+# Who asks at whole positions alone may write a function of ints.
+SizeFn = Callable[[float], int] | Callable[[int], int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampled(Schedule):
     """A function that is asked again and again; see `sampled`."""
 
-    fn: Callable[[int | float], int]
+    fn: SizeFn
     every: Duration
-    unit: str
+    unit: Unit
 
     has_text = False
 
@@ -41,9 +44,7 @@ class Sampled(Schedule):
         return f"sampled({name}, every='{self.every}', unit={self.unit!r})"
 
 
-def sampled(
-    fn: Callable[[int | float], int], every: str | int | Duration, unit: str = "ep"
-) -> Sampled:
+def sampled(fn: SizeFn, every: str | int | Duration, unit: Unit = "ep") -> Sampled:
     """Takes batch sizes from a function of the position, asked once a period.
 
     The plan asks when it is made, in order, once at the start of each period within the run; the

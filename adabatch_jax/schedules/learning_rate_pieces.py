@@ -1,8 +1,9 @@
 """Where the pieces of a described learning rate begin and end on a plan, in exact fractions."""
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -65,27 +66,48 @@ def _parts_in_run(plan: BatchPlan, base: LearningRate) -> Iterator[tuple[RatePar
 
 
 def unreached(plan: BatchPlan, base: LearningRate) -> tuple[str, ...]:
-    """A sentence that names what is listed of a rate and comes at the run's end or behind it.
+    """Sentences that name what of a rate no update of the plan comes to.
+
+    As of the batch schedule these are what is listed, and a law that never begins to work; and
+    the end of a warm-up, or of a last part whose length was given.
 
     >>> from adabatch_jax import make_plan, parse_learning_rate
     >>> unreached(make_plan(10, 100, "3ep"), parse_learning_rate("0.1, 2ep: 0.01, 3ep: 0.001"))
     ("the learning rate never reaches '3ep: 0.001': the run ends at sample 300.",)
     """
-    listed = (*base.boundaries, *base.factor_boundaries)
+
+    def is_late(sample: int) -> bool:
+        return first_step_from(plan, sample) >= plan.num_steps
+
     behind = [
         f"{duration}: {decimal_text(value)}"
-        for duration, value in listed
-        if plan.sample_of(duration) >= plan.num_samples
+        for duration, value in (*base.boundaries, *base.factor_boundaries)
+        if is_late(plan.sample_of(duration))
     ]
-    behind += map(str, base.parts[len(list(_parts_in_run(plan, base))) :])
-    if base.warmup is not None and plan.sample_of(base.warmup) >= plan.num_samples:
+    sentences = []
+    in_run = [extent for extent in _parts_in_run(plan, base) if not is_late(extent[1])]
+    for part, begin, end in in_run:
+        if part.shape == "decay":
+            decays = _decays(plan, base, part, Fraction(1), begin, end)
+            text = str(dataclasses.replace(part, init_value=None))
+            if len([*itertools.islice(decays, 2)]) > 1:  # more than what it begins with
+                continue
+            if end < plan.num_samples:
+                sentences.append(_never([text], f"it ends at sample {end:,}"))
+            else:
+                behind.append(text)
+        elif part is base.parts[-1] and part.end_value is not None and end > plan.num_samples:
+            behind.append(f"the end of its {part}")
+    behind += map(str, base.parts[len(in_run) :])
+    if base.warmup is not None and is_late(plan.sample_of(base.warmup)):
         behind.append(f"the end of its warmup {base.warmup}")
-    if not behind:
-        return ()
-    names = excerpt(" and ".join(map(repr, behind)))
-    return (
-        f"the learning rate never reaches {names}: the run ends at sample {plan.num_samples:,}.",
-    )
+    if behind:
+        sentences.append(_never(behind, f"the run ends at sample {plan.num_samples:,}"))
+    return tuple(sentences)
+
+
+def _never(names: Sequence[str], why: str) -> str:
+    return f"the learning rate never reaches {excerpt(' and '.join(map(repr, names)))}: {why}."
 
 
 def changes(

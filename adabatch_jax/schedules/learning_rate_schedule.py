@@ -20,7 +20,7 @@ from adabatch_jax.schedules.learning_rate_at_step import (
 from adabatch_jax.schedules.learning_rate_pieces import unreached
 from adabatch_jax.schedules.learning_rate_positions import Position, position_of
 from adabatch_jax.schedules.learning_rate_text import LearningRate
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan import BatchPlan, check_plan
 from adabatch_jax.schedules.text_reader import exact
 from adabatch_jax.system.errors import UsageError
 
@@ -73,8 +73,11 @@ def coupled_learning_rate(
     >>> round(float(lr(1_000)), 7), round(float(lr(plan.num_steps - 1) / 16), 7)
     (0.05, 0.0)
 
-    What is listed of a rate and never comes, as the run ends before, is a UserWarning.
+    Warns:
+      UserWarning: what is listed of a rate, or decay, that no update of the run comes to; or the
+        end of a warm-up, or of a last part whose length is given.
     """
+    check_plan(plan)
     if callable(base):
         reference = reference_size(plan, reference_batch_size)
         position = position_of(plan, counts, reference)

@@ -16,10 +16,10 @@ from typing import Any
 from adabatch_jax.schedules.durations import Duration, Units, parse_duration, run_duration
 from adabatch_jax.schedules.phases import Phase, Step
 from adabatch_jax.schedules.plan_builder import build_phases
-from adabatch_jax.schedules.schedule_text import as_schedule
+from adabatch_jax.schedules.schedule_text import AnySchedule, as_schedule
 from adabatch_jax.schedules.strides import REMAINDERS, Remainder, Stride
 from adabatch_jax.schedules.text_reader import positive_integer
-from adabatch_jax.system.errors import UsageError, did_you_mean
+from adabatch_jax.system.errors import UsageError, check_type, did_you_mean
 
 _START_STEP = operator.attrgetter("start_step")
 _START_SAMPLE = operator.attrgetter("start_sample")
@@ -69,9 +69,7 @@ class BatchPlan:
     @property
     def num_dropped(self) -> int:
         """How many positions of the run are not trained on (0 unless remainder is "drop")."""
-        if self.remainder != "drop":
-            return 0
-        return self.num_samples - sum(p.num_steps * p.batch_size for p in self.phases)
+        return self.num_samples - self.examples_at(self.num_steps)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -116,6 +114,18 @@ class BatchPlan:
             return self.num_samples
         phase = self.phase_at(step)
         return stride_of(self, phase).begin(step - phase.start_step)
+
+    def examples_at(self, step: int) -> int:
+        """How many examples were trained on before an update: `samples_at`, less what was dropped.
+
+        Raises:
+          IndexError: unless `0 <= step <= num_steps`.
+        """
+        if self.remainder != "drop":
+            return self.samples_at(step)
+        step = _position(step, self.num_steps, "step")
+        phases = (phase for phase in self.phases if phase.start_step < step)
+        return sum((min(step, p.stop_step) - p.start_step) * p.batch_size for p in phases)
 
     def step_at(self, sample: int) -> int:
         """The s with `samples_at(s) <= sample < samples_at(s + 1)`; `num_steps` at the end.
@@ -176,7 +186,7 @@ class BatchPlan:
                 yield Step(step, phase.index, begin, phase.batch_size, end - begin)
 
     def continued(
-        self, schedule: Any, from_sample: int, duration: str | int | Duration
+        self, schedule: AnySchedule, from_sample: int, duration: str | int | Duration
     ) -> "BatchPlan":
         """Keeps the steps before `from_sample` and follows another schedule after it.
 
@@ -256,7 +266,7 @@ class BatchPlan:
 
 
 def make_plan(
-    schedule: Any,
+    schedule: AnySchedule,
     num_examples: int | None,
     duration: str | int | Duration,
     remainder: Remainder = "carry",
@@ -301,7 +311,7 @@ def make_plan(
 
 
 def untold_plan(
-    schedule: Any,
+    schedule: AnySchedule,
     num_examples: int | None,
     duration: str | int | Duration,
     remainder: Remainder = "carry",
@@ -339,7 +349,7 @@ def untold_plan(
 
 
 def continued_plan(
-    plan: BatchPlan, schedule: Any, from_sample: int, duration: str | int | Duration
+    plan: BatchPlan, schedule: AnySchedule, from_sample: int, duration: str | int | Duration
 ) -> BatchPlan:
     """`BatchPlan.continued` without its warnings."""
     from_sample = operator.index(from_sample)
@@ -383,6 +393,11 @@ def first_step_from(plan: BatchPlan, sample: int) -> int:
     sample = min(sample, plan.num_samples)
     step = plan.step_at(sample)
     return step if plan.samples_at(step) == sample else step + 1
+
+
+def check_plan(plan: Any) -> None:
+    """Raises a UsageError unless an argument `plan` is one."""
+    check_type("plan", plan, BatchPlan, "`make_plan` makes one")
 
 
 def step_beginning_at(plan: BatchPlan, sample: int, name: str) -> int:

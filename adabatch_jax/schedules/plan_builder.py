@@ -139,7 +139,7 @@ class _Builder:
         if threshold.duration.unit == unit:
             return threshold.duration.value
         place, one = self._place(threshold), Duration(Fraction(1), unit)
-        samples = self.units.in_samples(one)
+        samples = self.units.in_samples(one, what=f"`unit`={unit!r} of `sampled`")
         if samples is None:
             return (place.step - origin.step) / self.units.in_steps(one)
         return (place.sample - origin.sample) / samples

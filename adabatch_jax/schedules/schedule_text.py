@@ -1,7 +1,7 @@
 """The text form of schedules, both ways: `parse_schedule(str(s)) == s`."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, SupportsIndex, TypeVar
 
 from adabatch_jax.schedules.batch_size_schedules import (
     START,
@@ -10,11 +10,15 @@ from adabatch_jax.schedules.batch_size_schedules import (
     Schedule,
     constant,
     exponential_growth,
-    items,
     linear_ramp,
     piecewise_constant,
 )
-from adabatch_jax.schedules.durations import Duration, parse_duration, positive_duration
+from adabatch_jax.schedules.durations import (
+    Duration,
+    Thresholds,
+    positive_duration,
+    read_thresholds,
+)
 from adabatch_jax.schedules.free_schedules import Joined
 from adabatch_jax.schedules.text_reader import Reader, excerpt
 from adabatch_jax.system.errors import UsageError
@@ -136,10 +140,11 @@ def _read_growth(reader: Reader, init_value: int) -> ExponentialGrowth:
     )
 
 
-def as_schedule(
-    schedule: int | str | Schedule | Iterable[tuple[str | int | Duration, int]],
-) -> Schedule:
-    """Makes a schedule of an int, a text, or an iterable of (duration, size) that begins at 0.
+AnySchedule = Schedule | str | SupportsIndex | Thresholds[int]
+
+
+def as_schedule(schedule: AnySchedule) -> Schedule:
+    """Makes a schedule of an int, a text, or pairs of (duration, size) that begin at 0.
 
     >>> str(as_schedule([(0, 64), ("10ep", 128)]))
     '64, 10ep: 128'
@@ -150,13 +155,8 @@ def as_schedule(
         return parse_schedule(schedule)
     if hasattr(schedule, "__index__"):
         return constant(schedule)
-    try:
-        pairs = [(parse_duration(duration), size) for duration, size in items(schedule)]
-    except TypeError:
-        raise UsageError(
-            "a batch-size schedule is an int, a text, a schedule or pairs of (duration, size), "
-            f"got {schedule!r}."
-        ) from None
+    what = "a batch-size schedule is an int, a text, a schedule or pairs of (duration, size)"
+    pairs = read_thresholds(schedule, what)
     if not pairs or pairs[0][0].value != 0:
         raise UsageError(
             f"the first pair of a schedule must begin at 0, got {excerpt(repr(schedule))}."
@@ -164,9 +164,7 @@ def as_schedule(
     return piecewise_constant(pairs[0][1], pairs[1:])
 
 
-def joined(
-    pieces: Mapping[str | int, Any] | Iterable[tuple[str | int | Duration, Any]],
-) -> Joined:
+def joined(pieces: Thresholds[Any]) -> Joined:
     """Follows schedules one after the other, each counting from its own start.
 
     The durations of a piece count from where it begins, until the next one begins; percentages
@@ -174,16 +172,17 @@ def joined(
 
     Args:
       pieces: duration since the start of the run, 0 for the first one -> a schedule, or anything
-        that `make_plan` makes one of.
+        that `make_plan` makes one of; a mapping, or pairs.
 
     Raises:
-      UsageError: no piece at 0, or a duration or a schedule that can't be read; and when a plan is
-        made, pieces out of order.
+      UsageError: no piece at 0, what is no pair, or a duration or a schedule that can't be read;
+        and when a plan is made, pieces out of order.
 
     >>> str(joined({"0ep": "128 x2 every 5ep max 512", "20ep": linear_ramp(64, 256, "10ep", 4)}))
     '128 x2 every 5ep max 512 then 20ep: 64 to 256 over 10ep in 4'
     """
-    read = [(parse_duration(start), as_schedule(schedule)) for start, schedule in items(pieces)]
+    what = "`pieces` are a mapping or pairs of (duration, schedule)"
+    read = [(start, as_schedule(schedule)) for start, schedule in read_thresholds(pieces, what)]
     if not read or read[0][0].value != 0:
         raise UsageError('the first piece of a joined schedule must begin at 0, as "0ep".')
     return Joined(((START, read[0][1]), *read[1:]))

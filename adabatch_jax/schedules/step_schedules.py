@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adabatch_jax.schedules.learning_rate_at_step import StepClock
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan import BatchPlan, check_plan
 from adabatch_jax.schedules.text_reader import excerpt, positive_integer
 from adabatch_jax.system.errors import UsageError
 
@@ -32,6 +32,7 @@ def batch_size_schedule(plan: BatchPlan) -> CountSchedule:
     >>> jax.jit(batch_size_schedule(plan))(jnp.array([7812, 7813, 20_000])).tolist()
     [128, 256, 2048]
     """
+    check_plan(plan)
     clock = StepClock.of(plan)
 
     def batch_size(xp: ModuleType, count: Any) -> Any:
@@ -66,6 +67,7 @@ def accumulation_schedule(plan: BatchPlan, microbatch_size: int) -> CountSchedul
     >>> [int(accumulation_schedule(plan, 64)(phase.start_step)) for phase in plan.phases]
     [1, 2, 4]
     """
+    check_plan(plan)
     microbatch_size = positive_integer(microbatch_size, "microbatch_size")
     ragged = [s for s in plan.batch_sizes if s > microbatch_size and s % microbatch_size]
     if ragged:

@@ -1,6 +1,7 @@
 """`compile_ahead`: the programs of a plan's batch sizes, before one's own loop comes to them."""
 
 import functools
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from adabatch_jax.data.row_layout import Layouts
-from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.plan import BatchPlan, check_plan
 from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.system.errors import UsageError, one_line
 from adabatch_jax.training.compiled_programs import Programs
@@ -56,18 +57,20 @@ class CompiledAhead(Generic[Arguments, Result]):
         Raises:
           Exception: what the step raises, or raised when it was compiled for this shape.
         """
-        if kwargs or self._is_closed:
+        if self._is_closed:
             return self._step(*args, **kwargs)
+        if kwargs:
+            args, kwargs = self._in_place(args, kwargs)
         if self._programs is None:
-            self.prepare(args)
-        name = self._shapes(args)
+            self.prepare(args, kwargs)
+        name = self._shapes([*args, *kwargs.values()])
         if name not in self._programs.names:
-            return self._step(*args)
+            return self._step(*args, **kwargs)
         program = self._programs.get(name).compiled
         try:
             if isinstance(self._step, TrainStep):
-                return self._step.run(program, *args)
-            return program(*args)
+                return self._step.run(program, *args, **kwargs)
+            return program(*args, **kwargs)
         except (TypeError, ValueError) as error:
             # Raised before anything is computed or donated: these are another program's arguments.
             self.close()
@@ -76,14 +79,24 @@ class CompiledAhead(Generic[Arguments, Result]):
                 f"compiles by itself from here on: {one_line(error)}.",
                 stacklevel=2,
             )
-            return self._step(*args)
+            return self._step(*args, **kwargs)
 
-    def prepare(self, example: Sequence[Any]) -> None:
+    def _in_place(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments by name where the step's signature has them; those by name only stay so."""
+        try:
+            bound = inspect.signature(self._step).bind(*args, **kwargs)
+        except (TypeError, ValueError):  # it has none, or the call will say what is wrong
+            return args, kwargs
+        return bound.args, bound.kwargs
+
+    def prepare(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
         """Compiles for such arguments now, and for the plan's later sizes in the background.
 
         Raises:
           UsageError: which of the arguments is the batch can't be told.
         """
+        names = list(kwargs or {})
+        example = [*args, *(kwargs or {}).values()]
         if self._batch_argnums is None:
             self._batch_argnums = self._found_batch(example)
         batch = [example[number] for number in self._batch_argnums]
@@ -96,7 +109,8 @@ class CompiledAhead(Generic[Arguments, Result]):
                 jax.tree.map(resized if number in self._batch_argnums else _like, argument)
                 for number, argument in enumerate(example)
             ]
-            lower = functools.partial(self._step.lower, *like)
+            by_name = dict(zip(names, like[len(args) :], strict=True))
+            lower = functools.partial(self._step.lower, *like[: len(args)], **by_name)
             if not is_everywhere:
                 lower = functools.partial(lambda lowered: lowered, lower())
             lowerings[self._shapes(like)] = lower
@@ -217,16 +231,17 @@ def compile_ahead(
     other shapes is the step's own, which compiles then. Numbers are those of the step, bit for bit.
 
     Args:
-      step: what `make_train_step` returns, or any function of positional arguments that `jax.jit`
-        or `nnx.jit` compiles, without static ones.
+      step: what `make_train_step` returns, or any function that `jax.jit` or `nnx.jit` compiles,
+        without static arguments.
       plan: which batch sizes come.
       example: the arguments of a call, as `(state, batch, rng)`: arrays or
         `jax.ShapeDtypeStruct`s, which are looked at only. The sizes are those from this batch's
         on. By default the first call's, which then takes as long as without.
       microbatch_size: as in `batches`, where that gives arrays (K, m, ...); known of a step that
         `make_train_step` returned.
-      batch_argnums: which arguments are the batch, from 0. By default the one with a "weight", as
-        `batches` gives it, or else the only one whose arrays all begin as one of the plan's batches.
+      batch_argnums: which of the function's arguments are the batch, from 0. By default the one with a
+        "weight", as `batches` gives it, or else the only one whose arrays all begin as one of the
+        plan's batches.
 
     Returns:
       A function that is called like `step`; its `close` ends what is still compiled.
@@ -235,8 +250,8 @@ def compile_ahead(
       UsageError: `step` isn't compiled by one of these, or which argument is the batch can't be told.
 
     Warns:
-      UserWarning: a call has arguments whose types or places are not the example's; it, and what
-        follows, is the step's own.
+      UserWarning: a call has arguments whose types, places or names are not the example's; it,
+        and what follows, is the step's own.
 
     >>> import jax.numpy as jnp
     >>> from adabatch_jax import array_source, batches, make_plan
@@ -250,9 +265,12 @@ def compile_ahead(
     >>> float(total)
     84.0
     """
+    check_plan(plan)
     if not isinstance(step, jax.stages.Wrapped | TrainStep):
         raise UsageError(
-            f"`step` must be what jax.jit, nnx.jit or make_train_step returns, got {step!r}."
+            "`step` must be what jax.jit, nnx.jit or make_train_step returns, got a "
+            f"{type(step).__name__}; in place of eqx.filter_jit, jax.jit takes the arrays of "
+            "eqx.partition, and in place of jax.pmap, arrays on a mesh."
         )
     if isinstance(step, TrainStep):
         microbatch_size = step.microbatch_size

@@ -17,6 +17,7 @@ from adabatch_jax.data.abstract_arrays import (
     tree_bytes,
 )
 from adabatch_jax.data.batches import batch_rows, examples_of, put_rows, read_rows
+from adabatch_jax.data.example_reading import check_source, reader_of
 from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.row_layout import Layouts
@@ -69,9 +70,10 @@ class Evaluator:
     ):
         if batch_size < 1:
             raise UsageError(f"the evaluation's batch_size must be at least 1, got {batch_size}.")
+        check_source("source", source)
         if len(source) == 0:
             raise UsageError("the evaluation's source has no examples.")
-        self._source, self._mesh = source, as_batch_mesh(mesh)
+        self._reader, self._mesh = reader_of(source), as_batch_mesh(mesh)
         layouts = Layouts(num_devices=1 if mesh is None else self._mesh.num_shards)
         self._layouts = layouts
         # No larger than the source needs. The last batch is padded for the devices only.
@@ -80,8 +82,9 @@ class Evaluator:
         self._has_padding = self._last.has_padding
         self._eval_fn = eval_fn
         self._params_of = None if eval_params is None else jax.jit(eval_params)
+        self._num_examples = len(source)
         self._num_batches = -(-len(source) // self._num_rows)
-        self._types = example_types(source)
+        self._types = example_types(self._reader)
         sizes = [*[self._num_rows] * (self._num_batches - 1), self._last.padded_size]
         self.programs: dict[int, Callable[..., Mapping[str, jax.Array]] | None]
         self.programs = dict.fromkeys(sizes)
@@ -164,7 +167,8 @@ class Evaluator:
 
         Raises:
           UsageError: a metric is no number, all examples weigh 0, or `eval_fn` sees padding, with
-            which it is tried once where the devices don't divide the last batch.
+            which it is tried once where the devices don't divide the last batch, or again where
+            that had no finite metrics.
         """
         params, model_state = state.params, state.model_state
         if self._params_of is not None:
@@ -180,8 +184,8 @@ class Evaluator:
             counts.append(weight.sum() if "weight" in self._types else step.num_real)
             with self._in_mesh():
                 if self._has_padding and step.num_real == self._last.batch_size:
-                    self._has_padding = False
-                    check_evaluation(self._eval_fn, params, model_state, batch)
+                    is_told = check_evaluation(self._eval_fn, params, model_state, batch)
+                    self._has_padding = not is_told
                 program = self.programs[len(weight)] or jitted
                 results.append(program(params, model_state, batch))
             if len(results) > 2:
@@ -222,7 +226,7 @@ class Evaluator:
         """What the source holds, in order: kept, or read while the devices are at work."""
         if self._kept is not None:
             return self._kept
-        num_rows, stop = self._num_rows, len(self._source)
+        num_rows, stop = self._num_rows, self._num_examples
         steps = (
             Step(number, 0, start, num_rows, min(num_rows, stop - start))
             for number, start in enumerate(range(0, stop, num_rows))
@@ -232,7 +236,7 @@ class Evaluator:
     def _read(self, step: Step) -> Batch:
         examples = examples_of(None, 0, [step])  # None: in the source's own order
         layout = self._layouts.of(step.num_real)
-        arrays = read_rows(self._source, batch_rows(examples, [step], layout, self._mesh))
+        arrays = read_rows(self._reader, batch_rows(examples, [step], layout, self._mesh))
         return put_rows(map_arrays(lambda array: array[0, 0], arrays), self._mesh, 0)
 
 

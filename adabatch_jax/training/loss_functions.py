@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, Any]]]
 
 
 def weighted_mean(
-    values: jax.Array, weight: jax.Array, axis_name: str | tuple[str, ...] | None = None
+    values: ArrayLike, weight: ArrayLike, axis_name: str | tuple[str, ...] | None = None
 ) -> jax.Array:
     """Returns the mean over a batch in which example i counts `weight[i]` times.
 

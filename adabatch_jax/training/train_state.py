@@ -42,6 +42,10 @@ class TrainState:
       params: a pytree of arrays, what the optimizer changes.
       model_state: a pytree of arrays that `loss_fn` replaces, such as BatchNorm's statistics.
       opt_state: the optimizer's own state.
+
+    >>> state = TrainState.create(params={"w": jnp.ones(3)}, tx=optax.sgd(0.1))
+    >>> jax.tree.map(jnp.shape, state.params), int(state.step)
+    ({'w': (3,)}, 0)
     """
 
     step: jax.Array

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.data.abstract_arrays import laid_out
 from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.optimizers import refuse_multi_steps, warn_of_whole_batches
 from adabatch_jax.training.parameter_sharding import shardings_of
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.update import Constants, Metrics, Update
@@ -22,6 +23,16 @@ class TrainStep:
 
     Attributes:
       constants: the arrays that `loss_fn` holds, the fourth argument of a lowered step.
+
+    >>> import jax.numpy as jnp
+    >>> def loss_fn(params, model_state, batch, rng):
+    ...     return params["w"], (model_state, {})
+    >>> tx = optax.sgd(1.0)
+    >>> step = make_train_step(loss_fn, tx)
+    >>> state = TrainState.create(params={"w": 3.0}, tx=tx)
+    >>> state, metrics = step(state, {"weight": jnp.ones(4)}, jax.random.key(0))
+    >>> float(metrics["loss"]), float(state.params["w"])
+    (3.0, 2.0)
     """
 
     _update: Update
@@ -83,6 +94,7 @@ class TrainStep:
 
     @property
     def constants(self) -> Constants:
+        """The arrays that `loss_fn` holds."""
         return self._update.constants
 
     @functools.cached_property
@@ -132,7 +144,13 @@ class _Program:
                 "out_shardings": (of_state, mesh.whole),
             }
 
-        def step(state, batch, rng, constants):
+        num_rows: list[int] = []
+
+        def step(state, batch, rng, constants):  # traced for each size of batch
+            if update.microbatch_size is not None:
+                refuse_multi_steps(state.opt_state, "with microbatch_size in `make_train_step`")
+            num_rows.append(batch["weight"].size)
+            warn_of_whole_batches(state.opt_state, num_rows)
             return update(state, batch, rng, constants)[:2]
 
         return jax.jit(step, donate_argnums=0, **shardings)
@@ -153,7 +171,10 @@ def make_train_step(
 
     The numbers don't depend on the layout: a batch in one piece, the same batch in
     micro-batches, and either of them over any number of devices give the same update up to
-    rounding, and the same bits where the layout is the same.
+    rounding, and the same bits where the layout is the same. Micro-batches do so where the loss
+    is a weighted mean of what each example gives by itself: what looks at several examples at
+    once, as a contrastive loss or a normalization over the batch, sees those of its micro-batch
+    only, and means something else then.
 
     Args:
       loss_fn: `loss_fn(params, model_state, batch, rng) -> (loss, (model_state, metrics))`.
@@ -161,7 +182,10 @@ def make_train_step(
         `weighted_mean` and `check_padding`; `metrics` is a dict without the key "loss". The arrays that a
         `jax.tree_util.Partial` binds are arguments of the program: others of the same shape share
         it in a cache of compiled programs.
-      tx: the optimizer.
+      tx: the optimizer. It gets `value`, the loss, and `grad` where it takes them. In
+        `optax.MultiSteps` a call is a micro-batch: call the step with one after another, arrays
+        (m, ...) of `batches(microbatch_size=m)`, and say `accumulation_schedule(plan, m)`.
+        `state.step` counts calls then, and the optimizer's own counts the plan's updates.
       mesh: the devices: a mesh of one axis, as `data_mesh` gives, or the `NamedSharding` of one
         (micro-)batch on a mesh of any axes, the first entry of whose spec names those that share
         the examples out. Each device then works on its share of them. A state that comes sharded
@@ -173,6 +197,7 @@ def make_train_step(
         model state; gradients, metrics and floating-point model state combine as means
         weighted by the micro-batches' sums of weights, other model state is the last one's. On a
         CPU use `models.convolution.conv2d`: other convolutions are 18 to 40 times slower there.
+        A loss that compares the batch's examples with each other needs None.
       sequential_model_state: each micro-batch starts from the model state that the one before
         left, and the last one's stays. A batch then leaves the same state in micro-batches as in
         one piece if `loss_fn` updates it group by group, in the order of the rows, as running
@@ -200,7 +225,11 @@ def make_train_step(
 
     Raises:
       UsageError: `microbatch_size` or `independent_groups` is below 1, there are parameters to
-        shard but no mesh, or a bare mesh has several axes.
+        shard but no mesh, or a bare mesh has several axes; by the first call: the optimizer can't
+        work with what it gets, or is `optax.MultiSteps` and `microbatch_size` is set.
+
+    Warns:
+      UserWarning: `optax.MultiSteps` gets a larger batch than before, as whole ones of a plan.
 
     >>> import jax.numpy as jnp
     >>> from adabatch_jax import weighted_mean

@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh
-from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.errors import UsageError, check_call
 from adabatch_jax.training import accumulation
 from adabatch_jax.training.accumulation import Sums
 from adabatch_jax.training.finite_checks import is_finite_update, rolled_back
@@ -86,6 +86,7 @@ class Update:
     constants: Constants = dataclasses.field(init=False)
 
     def __post_init__(self):
+        check_call("loss_fn", self.loss_fn, "params", "model_state", "batch", "rng")
         for name in ("microbatch_size", "independent_groups"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -65,9 +65,12 @@ def test_what_follows_from_an_undecided_micro_batch_is_not_told(command):
 
 def test_what_the_run_never_reaches_is_a_note(command):
     tokens = "--num-examples 1000000 --tokens-per-example 2048 --duration 1Btok --no-memory"
-    outcome = command(main, f"{tokens} --batch-schedule 16, 500Mtok: 32, 2Btok: 64")
+    rate = "--lr 0.1 x0.1 every 1.5Btok"
+    outcome = command(main, f"{tokens} {rate} --batch-schedule 16, 500Mtok: 32, 2Btok: 64")
     note = "note: the batch schedule never reaches '2Btok: 64': the run ends at 1Btok (sample 488,282)."
     assert outcome.code == 0 and outcome.out.count(note) == 1
+    note = "note: the learning rate never reaches 'x0.1 every 1.5Btok': the run ends at sample 488,282."
+    assert outcome.out.count(note) == 1
     assert outcome.err == ""
     outcome = command(main, "--epochs 2 --batch-schedule 16, 500Mtok: 32 --no-memory")
     assert outcome.code == 2 and "'500Mtok' is in tokens; give `tokens_per_example`" in outcome.err

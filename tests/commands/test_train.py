@@ -149,14 +149,17 @@ def test_the_runs_own_config_file_is_the_same_command(oracle, command):
 
 
 def test_a_longer_run_goes_on(tmp_path, command):
-    arguments = f"--batch-schedule 100, 1ep: 200 --lr 0.05 --workdir {tmp_path / 'r'}"
+    arguments = (
+        f"--batch-schedule 100, 1ep: 200 --lr 0.05 x0.5 every 1ep --workdir {tmp_path / 'r'}"
+    )
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="the batch schedule")  # told, and once
+        warnings.filterwarnings("error", message="the (batch schedule|learning rate) never")
         first = command(main, f"{arguments} --duration 1442sp")
         longer = command(main, f"{arguments} --epochs 2")
     assert (
         first.code == 0 and first.out.count("never reaches '1ep: 200': the run ends at 1442sp") == 1
     )
+    assert first.out.count("never reaches 'x0.5 every 1ep': the run ends at sample 1,442") == 1
     assert longer.code == 0 and "never reaches" not in longer.out
     assert "resuming after update 15" in longer.out
     plan = json.loads((tmp_path / "r" / "plan.json").read_text())

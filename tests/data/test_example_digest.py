@@ -7,14 +7,17 @@ import pytest
 
 from adabatch_jax import (
     ExamplesDigest,
+    Layout,
     TrainState,
     array_source,
     batches,
     data_mesh,
     fit,
     make_plan,
+    rebatch,
     weighted_mean,
 )
+from adabatch_jax.data.epoch_order import epoch_order
 from adabatch_jax.system.errors import UsageError
 
 SOURCE = array_source({"x": np.arange(50, dtype=np.float32)})
@@ -31,10 +34,8 @@ def plan_of(remainder):
 
 def seen(plan, start_step=0, digest=None, **layout):
     digest = ExamplesDigest() if digest is None else digest
-    steps = plan.steps(start_step)
-    start = plan.samples_at(start_step)
-    for step, batch in zip(steps, batches(SOURCE, plan, 3, start, **layout), strict=True):
-        digest.update(batch, step.start_sample)
+    for batch in batches(SOURCE, plan, 3, plan.samples_at(start_step), **layout):
+        digest.update(batch)
     return digest
 
 
@@ -50,15 +51,55 @@ def test_an_own_loop_has_the_digest_of_fit(remainder, layout):
     result = fit(loss_fn, tx, state, SOURCE, plan, seed=3, log_every="1st")
     assert str(seen(plan, **layout)) == result.summary["examples_digest"]
     half = plan.num_steps // 2
-    digest = ExamplesDigest(result.history[half - 1]["examples_digest"])
+    before = sum(step.num_real for step in plan.steps() if step.index < half)
+    assert plan.examples_at(half) == before
+    digest = ExamplesDigest(result.history[half - 1]["examples_digest"], before)
     assert str(seen(plan, half, digest, **layout)) == result.summary["examples_digest"]
 
 
-def test_positions_follow_each_other_by_themselves():
-    plan, digest = plan_of("carry"), ExamplesDigest()
-    for batch in batches(SOURCE, plan, 3):
+@pytest.mark.parametrize("remainder", ["carry", "partial", "drop"])
+def test_updates_of_one_dispatch_are_numbered_as_one_by_one(remainder):
+    plan, tx = plan_of(remainder), optax.sgd(0.0)
+
+    def loss_fn(params, model_state, batch, rng):
+        return weighted_mean(params["w"] * batch["x"], batch["weight"]), (model_state, {})
+
+    state = TrainState.create(params={"w": np.float32(1)}, tx=tx)
+    result = fit(
+        loss_fn,
+        tx,
+        state,
+        SOURCE,
+        plan,
+        seed=3,
+        layout=Layout(steps_per_dispatch=5),
+        log_every="1st",
+    )
+    digest, steps = ExamplesDigest(), plan.steps()
+    for row, step, batch in zip(result.history, steps, batches(SOURCE, plan, 3), strict=True):
+        assert digest.num_examples == plan.examples_at(step.index)
         digest.update(batch)
-    assert str(digest) == str(seen(plan)) and digest.stop_sample == plan.num_samples
+        assert row["examples_digest"] == str(digest)
+    assert plan.examples_at(plan.num_steps) == plan.num_samples - plan.num_dropped
+
+
+def test_digests_are_equal_where_the_same_was_seen():
+    one, other = seen(plan_of("carry")), seen(plan_of("carry"), microbatch_size=3)
+    assert one == other and one is not other and one != ExamplesDigest() and one != str(one)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(one)
+
+
+def test_a_loader_that_numbers_its_examples_has_the_digest_of_batches():
+    plan = plan_of("carry")
+    rows = [(i, e) for e in range(3) for i in epoch_order(50, 3, e)[0:50]]
+    loader = [{"index": np.array([i for i, _ in rows[at : at + 30]])} for at in range(0, 150, 30)]
+    digest = ExamplesDigest()
+    for batch in rebatch(iter(loader), plan):
+        digest.update(batch)
+    assert digest == seen(plan)
+    with pytest.raises(UsageError, match="no 'index'; those of `rebatch` have an index where"):
+        digest.update(next(rebatch([{"x": np.arange(50)}], plan)))
 
 
 def test_other_examples_or_another_order_are_another_digest():
@@ -78,7 +119,7 @@ def test_padding_is_no_example_and_one_that_weighs_nothing_is():
     plain.update({"index": index, "epoch": epoch, "weight": np.ones(3)})
     rows = np.array([[0, 1], [2, 0], [0, 0]])
     padded.update({"index": index[rows], "epoch": epoch[rows], "weight": np.zeros((3, 2))})
-    assert str(padded) == str(plain) and padded.stop_sample == plain.stop_sample == 3
+    assert str(padded) == str(plain) and padded.num_examples == plain.num_examples == 3
 
 
 def test_a_batch_without_its_indices_is_refused():

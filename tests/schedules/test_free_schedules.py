@@ -1,6 +1,7 @@
 """Functions that are asked for batch sizes, and schedules one after the other."""
 
 import math
+import re
 import warnings
 
 import pytest
@@ -87,8 +88,12 @@ def test_mistakes_of_sampled(arguments, message):
 def test_what_a_plan_cannot_ask():
     with pytest.raises(UsageError, match="exceeds num_examples=100"):
         make_plan(ab.sampled(lambda epoch: 99 + epoch, "1ep"), 100, "4ep")
-    with pytest.raises(UsageError, match="endless stream"):
+    with pytest.raises(UsageError, match="^`unit`='ep' of `sampled` is in epochs, .* endless"):
         make_plan(ab.sampled(lambda epoch: 8, "10st", "ep"), None, "1Ksp")
+    with pytest.raises(UsageError, match="^`unit`='tok' of `sampled` is in tokens; give `tokens"):
+        make_plan(ab.sampled(lambda token: 8, "1ep", "tok"), 100, "4ep")
+    with pytest.raises(UsageError, match="^the duration '2Ktok' is in tokens"):
+        make_plan(ab.sampled(lambda token: 8, "2Ktok", "ep"), 100, "4ep")
 
 
 def test_joined_counts_from_each_start():
@@ -156,6 +161,29 @@ def test_texts_of_joined(text):
 def test_mistakes_in_texts_of_joined(text, message):
     with pytest.raises(UsageError, match=message):
         parse_schedule(text)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        ab.joined,
+        lambda pairs: ab.piecewise_constant(8, pairs),
+        lambda pairs: ab.growth_from_decay(8, pairs),
+        lambda pairs: make_plan(pairs, 100, "2ep"),
+    ],
+)
+@pytest.mark.parametrize("pairs", [["8"], ["8s"], [("0ep",)], [("0ep", 8, 9)], [8], 8.5, None])
+def test_what_is_no_mapping_and_no_pairs_is_refused(make, pairs):
+    shown = re.escape(repr(pairs[0] if isinstance(pairs, list) else pairs))
+    with pytest.raises(UsageError, match=rf"pairs of \(duration, [a-z ]+\), got {shown}\.$"):
+        make(pairs)
+
+
+@pytest.mark.parametrize("text", ["8", "ab", ""])
+def test_a_text_is_no_mapping_either(text):
+    for make in (ab.joined, lambda text: ab.piecewise_constant(8, text)):
+        with pytest.raises(UsageError, match=rf"pairs of \(duration, [a-z ]+\), got '{text}'\.$"):
+            make(text)
 
 
 def test_mistakes_of_joined():

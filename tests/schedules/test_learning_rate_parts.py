@@ -204,7 +204,35 @@ def test_mistakes(text, message):
     [
         ("0.1, 9ep: 0.01", []),
         ("0.1, 9ep: 0.01, 10ep: 0.001, 20ep: 0.0001", ["10ep: 0.001", "20ep: 0.0001"]),
-        ("0.1 x0.5 every 10ep", []),  # a law, not a list
+        ("0.1, 990sp: 0.01", []),
+        ("0.1, 991sp: 0.01", ["991sp: 0.01"]),  # no step begins there any more
+        ("0.1 times 1, 9.999ep: 2", ["9.999ep: 2"]),
+        ("0.1 x0.5 every 9ep", []),
+        ("0.1 x0.5 every 990sp", []),
+        ("0.1 x0.5 every 991sp", ["x0.5 every 991sp"]),
+        ("0.1 x0.5 every 10ep", ["x0.5 every 10ep"]),
+        ("0.1 x0.1 every 30ep", ["x0.1 every 30ep"]),
+        ("0.1 x0.1 every 30ep warmup 2ep", ["x0.1 every 30ep"]),
+        (
+            "0.1 warmup 1ep then constant over 5ep then 0.2 x0.5 every 20ep",
+            ["x0.5 every 20ep"],
+        ),
+        ("0.1 warmup 1ep then constant over 5ep then x0.5 every 3ep", []),
+        (
+            "0.1 constant then x0.5 every 5ep over the last 20%",
+            ["x0.5 every 5ep over the last 20%"],
+        ),
+        ("0.1 constant over 991sp then x0.5 every 1sp", ["x0.5 every 1sp"]),
+        ("0.1 cosine over 10ep", []),
+        ("0.1 cosine over 20ep", ["the end of its cosine over 20ep"]),
+        ("0.1 warmup 1ep then linear to 0.01 until 10ep", []),
+        (
+            "0.1 warmup 1ep then linear to 0.01 over 10ep",
+            ["the end of its linear to 0.01 over 10ep"],
+        ),
+        ("0.1 constant over 20ep", []),
+        ("0.1 cosine over 20ep then 0.5", ["0.5"]),
+        ("0.1 cosine warmup 991sp", ["the end of its warmup 991sp"]),
         ("0.1 constant over 9ep then linear to 0", []),
         ("0.1 constant over 10ep then linear to 0", ["linear to 0"]),
         ("0.1 times 1, 10ep: 2", ["10ep: 2"]),
@@ -222,3 +250,11 @@ def test_what_a_run_ends_before_is_told(text, behind):
     sentence = f"the learning rate never reaches {names}: the run ends at sample 1,000."
     assert told == ([sentence] if behind else [])
     assert not told or caught[0].filename == __file__
+
+
+def test_a_part_that_ends_before_its_first_decay_is_told():
+    text = "0.1 x0.5 every 3ep over 3ep then x0.5 every 2ep over 4ep"
+    told = "the learning rate never reaches 'x0.5 every 3ep over 3ep': it ends at sample 300."
+    with pytest.warns(UserWarning) as caught:
+        coupled_learning_rate(make_plan(10, 100, "10ep"), parse_learning_rate(text))
+    assert [str(warning.message) for warning in caught] == [told]

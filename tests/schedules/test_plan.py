@@ -315,6 +315,11 @@ def test_tokens_that_are_not_known():
         plan.sample_of("5tok")
     with pytest.raises(UsageError, match="'5tok' is in tokens"):
         every(plan, "5tok")
+    for schedule in ("16 x2 every 2Ktok", "16 to 32 over 2Ktok in 4", "16, 2Ktok: 32"):
+        with pytest.raises(UsageError, match="^the duration '2Ktok' is in tokens"):
+            make_plan(schedule, num_examples=100, duration="2ep")
+    with pytest.raises(UsageError, match="^the duration '1.50ep' is in epochs"):
+        make_plan("16 x2 every 1.50ep", None, "900sp")
     with pytest.raises(UsageError, match="`tokens_per_example` must be at least 1, got 0"):
         make_plan(1, num_examples=10, duration="2ep", tokens_per_example=0)
 

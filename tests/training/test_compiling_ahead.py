@@ -160,8 +160,31 @@ def test_which_argument_is_the_batch():
     both = compile_ahead(step, plan, (jnp.ones(3), jnp.ones((3, 3))), batch_argnums=(0, 1))
     assert both(jnp.ones(5), jnp.ones((5, 3)))[1] == 15
     assert step._cache_size() == 0
-    with pytest.raises(UsageError, match="what jax.jit, nnx.jit or make_train_step returns"):
-        compile_ahead(lambda batch: batch, plan)
+    for refused in (lambda batch: batch, jax.pmap(lambda batch: batch)):
+        with pytest.raises(UsageError, match="what jax.jit, nnx.jit or make_train_step returns"):
+            compile_ahead(refused, plan)
+
+
+@pytest.mark.parametrize("by_name_only", [False, True])
+def test_arguments_by_name(by_name_only):
+    step, traces = counted(descend)
+    if by_name_only:
+        inner = step.__wrapped__
+        step = jax.jit(lambda params, *, batch: inner(params, batch))
+    ahead, ours, theirs = compile_ahead(step, PLAN), jnp.zeros(3), jnp.zeros(3)
+    for batch in batches(SOURCE, PLAN):
+        ours, theirs = ahead(batch=batch, params=ours), jax.jit(descend)(theirs, batch)
+    np.testing.assert_array_equal(ours, theirs)
+    assert [size for _, size in traces] == [4, 10, 8]
+    assert all(name.startswith("compile") for name, _ in traces[1:])
+
+
+def test_a_train_steps_arguments_by_name():
+    state = TrainState.create(params={"w": jnp.zeros(3)}, tx=TX)
+    ahead = compile_ahead(make_train_step(loss_fn, TX), PARTIAL)
+    for batch in batches(SOURCE, PARTIAL):
+        state, _ = ahead(state, rng=jax.random.key(0), batch=batch)
+    np.testing.assert_array_equal(state.params["w"], losses_of(make_train_step(loss_fn, TX))[1])
 
 
 def test_an_error_of_the_compiler_comes_where_the_program_is_wanted():

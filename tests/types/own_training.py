@@ -1,6 +1,6 @@
 """A user's file, as type checkers see it: nothing in it is wrong."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,35 @@ schedule: ab.Schedule = ab.exponential_growth(25, growth_factor=2, every="5ep", 
 plan: ab.BatchPlan = ab.make_plan(schedule, num_examples=len(source), duration="20ep")
 sizes: tuple[int, ...] = plan.batch_sizes
 first: ab.Phase = plan.phases[0]
+listed = ab.piecewise_constant(128, {"20ep": 256, "40ep": 512})
+decays = {"30ep": 0.1}
+kept_sizes = {"20ep": 256, "40ep": 512}
+grown = ab.growth_from_decay(128, decays)
+others: list[ab.Schedule] = [
+    ab.piecewise_constant(128, kept_sizes),
+    ab.piecewise_constant(128, {2000: 256}),
+    ab.piecewise_constant(128, {"1ep": 256, 200_000: 512}),
+    ab.piecewise_constant(128, [("1ep", 256), ("2ep", 512)]),
+    ab.growth_from_decay(128, {"30ep": 0.1}),
+    ab.joined({"0ep": listed, "10ep": grown}),
+    ab.joined({0: "128 x2 every 5ep", "10ep": 64}),
+    ab.sampled(lambda epoch: int(32 * 1.1**epoch), every="1ep", unit="ep"),
+    ab.sampled([8, 16, 32].__getitem__, every="1ep"),
+]
+ab.make_plan(kept_sizes, None, "1Msp")
+ab.make_plan([("0ep", 128), ("20ep", 256)], 1000, "40ep")
+
+
+def size_at(epoch: int) -> int:
+    return 32 + epoch
+
+
+def size_between(epoch: float) -> int:
+    return int(32 + epoch)
+
+
+by_epoch = ab.sampled(size_at, every="1ep")
+by_half = ab.sampled(size_between, every="0.5ep")
 base: ab.LearningRate = ab.parse_learning_rate("0.01 x0.375 every 5ep")
 lr = ab.coupled_learning_rate(plan, base, coupling="sqrt")
 warm = optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, 1000)
@@ -54,7 +83,29 @@ for batch in ab.rebatch(lambda epoch: loader(), plan, start_step=0):
 for indices in ab.batch_indices(plan, seed=0):
     chosen: list[int] = list(indices)
 
+for host_batch in ab.batches(source, plan):
+    on_host: np.ndarray[Any, Any] = host_batch["x"]
+    ab.weighted_mean(on_host, np.ones(len(on_host)))
+    ab.example_keys(0, {"epoch": np.zeros(3, np.int32), "index": np.arange(3)})
+
 ab.check_padding(loss_fn, state, {"x": x, "weight": np.ones(1000)}, jax.random.key(0))
+
+
+def on_step(step: int, state: ab.TrainState, metrics: dict[str, jax.Array]) -> bool:
+    return float(metrics["loss"]) < 0.1
+
+
+def told(step: int, state: ab.TrainState, metrics: Mapping[str, jax.Array]) -> None:
+    print(step, metrics["loss"])
+
+
+ab.fit(loss_fn, tx, state, source, plan, on_step=on_step)
+ab.fit(loss_fn, tx, state, source, plan, on_step=told, layout=ab.Layout(accumulation="fused"))
+ab.Layout(microbatch_size="auto", input="resident", shard_params=True, device_memory="16GiB")
+ab.Operation(on_nan="skip:3", on_save_error="warn")
+ahead: ab.CompiledAhead[..., Any] = step
+plain: ab.TrainStep = ab.make_train_step(loss_fn, tx)
+rebatched: ab.Rebatched = ab.rebatch(loader(), plan)
 
 
 def spread_out(sharding: jax.sharding.NamedSharding) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,21 @@ ab.coupled_learning_rate(plan, optax.constant_schedule(0.1), counts="updates")  
 ab.coupled_learning_rate(plan, 0.1, coupling="square")  # wrong
 ab.make_plan("128", 50_000, "2ep", remainder="kept")  # wrong
 ab.Layout(microbatch=32)  # wrong
+ab.Layout(accumulation="foo")  # wrong
+ab.Layout(input="device")  # wrong
+ab.Layout(steps_per_dispatch="many")  # wrong
+ab.Layout(microbatch_size="32")  # wrong
+ab.Layout(shard_params="yes")  # wrong
+ab.Operation(on_save_error="ignore")  # wrong
 ab.Keep(newest="three")  # wrong
+ab.joined("8")  # wrong
+ab.piecewise_constant(128, {"20ep": "256"})  # wrong
+ab.piecewise_constant(128, [(2.5, 256)])  # wrong
+ab.growth_from_decay(128, {"30ep": "x0.1"})  # wrong
+ab.make_plan(12.5, 50_000, "2ep")  # wrong
+ab.sampled(32, every="1ep")  # wrong
+ab.sampled(lambda epoch: 32, every="1ep", unit="epochs")  # wrong
+ab.weighted_mean(["a"], [1.0])  # wrong
 for batch in ab.batches(ab.array_source({"x": range(3)}), plan, shuffle=True):  # wrong
     pass
 step = ab.compile_ahead(jax.jit(lambda batch: batch), plan, exmaple=())  # wrong
