@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from adabatch_jax.data.datasets.prepared_folders import user_folder
+from adabatch_jax.data.example_reading import SourceReader
 from adabatch_jax.data.own_images import OwnImages
-from adabatch_jax.data.sources import ArraySource, Source, read_examples
+from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.data.tfds_images import TfdsSource
 from adabatch_jax.system.errors import StorageError
 from adabatch_jax.system.files import read_sealed, write_sealed
@@ -46,9 +47,10 @@ def pixel_statistics(source: Source) -> tuple[Channels, Channels]:
 
 def _statistics(source: Source) -> tuple[Channels, Channels]:
     chosen = np.arange(0, len(source), -(-len(source) // _NUM_IMAGES))
+    reader = SourceReader(source)
     counts: np.ndarray | int = 0  # of each value, by channel
     for start in range(0, len(chosen), _NUM_AT_ONCE):
-        images = read_examples(source, chosen[start : start + _NUM_AT_ONCE])["image"]
+        images = reader.read(chosen[start : start + _NUM_AT_ONCE])["image"]
         channels = np.moveaxis(images, -1, 0)
         counts = counts + np.stack([np.bincount(c.ravel(), minlength=256) for c in channels])
     values, number = np.arange(256), counts.sum(axis=1)

@@ -17,10 +17,11 @@ from adabatch_jax.data.datasets.own.opening import open_own, own_path
 from adabatch_jax.data.datasets.own.records import Arrays, Records
 from adabatch_jax.data.datasets.own.shares import DEFAULT_SHARE, chosen_splits, has_eval_split
 from adabatch_jax.data.datasets.prepared_folders import is_prepared
+from adabatch_jax.data.example_reading import SourceReader
 from adabatch_jax.data.own_images import OwnImages
 from adabatch_jax.data.own_sources import known_classes, sources_of_function
 from adabatch_jax.data.pixel_statistics import pixel_statistics
-from adabatch_jax.data.sources import Source, array_source, in_memory, read_examples
+from adabatch_jax.data.sources import Source, array_source, in_memory
 from adabatch_jax.data.tfds_images import TfdsSource, tfds_source
 from adabatch_jax.runs.same_data import check_data, data_digests, differing_sources
 from adabatch_jax.system.errors import UsageError
@@ -182,7 +183,7 @@ def _of_function(config: TrainConfig) -> ConfiguredData:
         )
     sources = sources_of_function(config.dataset, config.data)
     train = sources.pop("train")
-    image = read_examples(train, np.zeros(1, np.int64)).get("image")
+    image = SourceReader(train).example().get("image")
     shape = getattr(train, "image_shape", None if image is None else image.shape[1:])
     num_classes = known_classes(train)
     names = getattr(train, "class_names", None)
@@ -197,7 +198,7 @@ def _of_function(config: TrainConfig) -> ConfiguredData:
 
 
 def _are_pixels(source: Source) -> bool:
-    image = read_examples(source, np.zeros(1, np.int64)).get("image")
+    image = SourceReader(source).example().get("image")
     return image is not None and image.dtype == np.uint8 and image.ndim == 4
 
 

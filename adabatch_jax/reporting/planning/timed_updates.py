@@ -14,9 +14,10 @@ from adabatch_jax.config.own_functions import is_reference
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.abstract_arrays import Types, abstract_batch, example_types
 from adabatch_jax.data.datasets.known_datasets import DatasetSpec
+from adabatch_jax.data.example_reading import SourceReader
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.row_layout import BatchLayout
-from adabatch_jax.data.sources import ArraySource, array_source, read_examples
+from adabatch_jax.data.sources import ArraySource, array_source
 from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes
 from adabatch_jax.runs.configured_data import describe_data, is_own, open_data
 from adabatch_jax.runs.configured_model import configured_model
@@ -169,7 +170,7 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
     spec, example = image_data(config), None
     network = configured_model(config, spec)
     if network.module is None and is_own(config):
-        example = array_source(read_examples(open_data(config).train, np.zeros(1, np.int64)))
+        example = array_source(SourceReader(open_data(config).train).example())
     devices = jax.local_devices()
     devices = devices[: num_devices if num_devices <= len(devices) else 1]
     mesh = data_mesh(devices) if len(devices) > 1 else None
