@@ -135,7 +135,7 @@ class Loop:
         return self._state, self._finished < num_steps or is_cut_off
 
     def _tried(self, run: Iterable[tuple[Piece, Inputs]]) -> Iterator[tuple[Piece, Inputs]]:
-        """The same pieces; the loss is tried with the first one that has examples enough."""
+        """The same pieces; the loss is tried with the first ones, until they tell all."""
         run = iter(run)
         for piece, inputs in run:
             with self._record.clocks.timed("compile"):

@@ -164,7 +164,8 @@ class Evaluator:
 
         Raises:
           UsageError: a metric is no number, all examples weigh 0, or `eval_fn` sees padding, with
-            which it is tried once where the devices don't divide the last batch.
+            which it is tried once where the devices don't divide the last batch, or again where
+            that had no finite metrics.
         """
         params, model_state = state.params, state.model_state
         if self._params_of is not None:
@@ -180,8 +181,8 @@ class Evaluator:
             counts.append(weight.sum() if "weight" in self._types else step.num_real)
             with self._in_mesh():
                 if self._has_padding and step.num_real == self._last.batch_size:
-                    self._has_padding = False
-                    check_evaluation(self._eval_fn, params, model_state, batch)
+                    is_told = check_evaluation(self._eval_fn, params, model_state, batch)
+                    self._has_padding = not is_told
                 program = self.programs[len(weight)] or jitted
                 results.append(program(params, model_state, batch))
             if len(results) > 2:

@@ -1,18 +1,13 @@
-"""Whether a function of a batch sees rows that are padding: it is tried before it counts.
-
-Three forward passes of one program on the same examples, half of which weigh 0: with the first
-example repeated in their place, with these examples themselves, and with all weights doubled. A
-function that takes nothing but means weighted by `batch["weight"]` gives the same three times; what
-it counts may double.
-"""
+"""Whether a function of a batch sees rows that are padding: it is tried before it counts."""
 
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
 
 from adabatch_jax.data.feeds import Feed, Inputs, Piece
 from adabatch_jax.data.row_layout import Layouts
@@ -21,18 +16,13 @@ from adabatch_jax.schedules.update_sizes import first_updates_by_size
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.compiled_programs import program_of
 from adabatch_jax.training.loss_functions import LossFn
+from adabatch_jax.training.padding_variants import Variant, outputs_of, tried
 from adabatch_jax.training.traced_dispatches import gathered, update_at
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.update import Batch, Update
 
-_REPEATED, _OTHERS, _DOUBLED = range(3)
-# Rows that weigh nothing add zeros, and a factor of two rounds nothing: more than a few roundings
-# of the type that a number has are a difference.
-_LEAST_TOLERANCE, _ROUNDINGS = 3e-5, 8
-_MASK = (
-    'give what is computed over a batch mask=batch["weight"], a mean as weighted_mean(values, '
-    'batch["weight"])'
-)
+# So many updates' examples, where a metric has but one value in all draws.
+_MOST_UPDATES = 4
 
 
 def check_padding(
@@ -42,8 +32,9 @@ def check_padding(
 
     Batches are padded with such rows where the devices don't divide them, and where a last
     micro-batch isn't full. A loss that normalizes over all rows of a batch, or divides by their
-    number, comes out wrong there without a word. It costs three forward passes, and their
-    compilation.
+    number, comes out wrong there without a word. It costs 8 to 24 forward passes, most with
+    perturbed parameters, and the compilation of one. What is made of the number of rows alone
+    isn't seen, as in `model_state["n"] + batch["x"].shape[0]`: take `batch["weight"].sum()`.
 
     Args:
       loss_fn: as in `make_train_step`.
@@ -54,7 +45,8 @@ def check_padding(
 
     Raises:
       UsageError: the loss, a metric or model state changes with what is in rows of weight 0, or
-        where all weights are doubled; or the batch has fewer than two examples.
+        where all weights are doubled (integers may then); or the batch has fewer than two
+        examples, or a loss that isn't finite.
 
     >>> import optax
     >>> from adabatch_jax import weighted_mean
@@ -73,11 +65,21 @@ def check_padding(
     Update(loss_fn, None).check_batch(batch)
     if np.count_nonzero(jax.device_get(batch["weight"])) < 2:
         raise UsageError("a batch of at least two examples is needed to see whether they mix.")
+    lies = _shardings(batch)
+
+    @jax.jit
+    def program(variant, params, model_state, batch, rng):
+        return outputs_of(_named(loss_fn, model_state, rng, lies), variant, params, batch)
+
     arguments = state.params, state.model_state, batch, rng
-    program = jax.jit(lambda variant, *rest: _outputs(loss_fn, variant, *rest))
-    change = noticed(lambda variant: program(variant, *arguments))
-    if change is not None:
-        raise UsageError(f"loss_fn sees padding: {change}; {_MASK}, or pad no batch.")
+    verdict = tried(lambda variant: program(variant, *arguments))
+    if verdict.fault is not None:
+        raise UsageError(f"loss_fn {verdict.fault}, or pad no batch.")
+    if not verdict.is_decided:
+        raise UsageError(
+            "loss_fn gives no finite loss for this batch, which doesn't tell whether it sees "
+            "padding; try it with another one."
+        )
 
 
 def check_evaluation(
@@ -85,22 +87,31 @@ def check_evaluation(
     params: Any,
     model_state: Any,
     batch: Batch,
-) -> None:
+) -> bool:
     """Raises a UsageError if an evaluation's function sees rows of weight 0, tried on a batch.
 
     Calls with the same function and shapes don't compile again.
+
+    Returns:
+      Whether the batch tells; one with a single example, or without finite metrics, doesn't.
     """
-    change = noticed(lambda variant: _metrics(eval_fn, variant, params, model_state, batch))
-    if change is not None:
+    arguments = _shardings(batch), params, model_state, batch
+    verdict = tried(lambda variant: _metrics(eval_fn, *arguments, variant))
+    if verdict.fault is not None:
         raise UsageError(
-            f"eval_fn sees padding: {change}; {_MASK}, or evaluate as many examples as the devices "
-            "divide."
+            f"eval_fn {verdict.fault}, or evaluate as many examples as the devices divide."
         )
+    return verdict.is_decided
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _metrics(eval_fn: Any, variant: Any, params: Any, model_state: Any, batch: Batch) -> Any:
-    return {"metrics": eval_fn(params, model_state, varied(batch, variant))}
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _metrics(
+    eval_fn: Any, lies: Any, params: Any, model_state: Any, batch: Batch, variant: Variant
+) -> Any:
+    def named(params, batch):
+        return {"metrics": eval_fn(params, model_state, _laid_out(batch, lies))}
+
+    return outputs_of(named, variant, params, batch)
 
 
 class PaddingTrial:
@@ -108,42 +119,79 @@ class PaddingTrial:
 
     def __init__(self, update: Update, feed: Feed, rng: jax.Array, is_split: bool, way_out: str):
         self._update, self._feed, self._rng = update, feed, rng
+        self._place = update.place
         self._has_microbatches = update.microbatch_size is not None and not is_split
-        self._is_split, self._way_out, self._was_tried = is_split, way_out, False
+        self._is_split, self._way_out = is_split, way_out
+        self._was_tried, self._num_decided = False, 0
+        self._programs: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, state: TrainState, piece: Piece, inputs: Inputs) -> bool:
-        """Tries the loss with a piece's first micro-batch; returns whether that tells all.
+        """Tries the loss with a piece's micro-batches, of each update the first, until one tells.
 
-        With a single example nothing is mixed, and its repetitions have its mean.
+        With a single example nothing is mixed, and its repetitions have its mean. Where the loss
+        isn't finite nothing can be told: what becomes of that is the run's own business.
+
+        Returns:
+          Whether nothing more is to be tried.
 
         Raises:
           UsageError: the loss sees padding.
         """
-        is_enough = self._feed.layouts.of(piece.steps[0].num_real).microbatch_size > 1
-        if self._was_tried and not is_enough:
+        is_single = self._feed.layouts.of(piece.steps[0].num_real).microbatch_size == 1
+        if self._was_tried and is_single:
             return False
         self._was_tried = True
-        update, shardings = self._update, {}
+        program = self._compiled(state, inputs)
+        for later in range(1 if is_single else len(piece.steps)):
+            arguments = self._arguments(state, inputs, later)
+            verdict = tried(lambda variant, rest=arguments: program(self._place(variant), *rest))
+            if verdict.fault is not None:
+                raise UsageError(f"loss_fn {verdict.fault}, or {self._way_out}.")
+            self._num_decided += verdict.is_decided
+            if verdict.is_final or self._num_decided == _MOST_UPDATES:
+                return True
+        return False
+
+    def _arguments(self, state: TrainState, inputs: Inputs, later: int) -> tuple[Any, ...]:
+        number = inputs.first, self._place(np.int32(later))
+        tables, constants = self._feed.tables, self._update.constants
+        return state, inputs.arrays, number, self._rng, tables, constants
+
+    def _compiled(self, state: TrainState, inputs: Inputs) -> Callable[..., Any]:
+        """The program for inputs of these shapes, of which a run has few."""
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(inputs.arrays))
+        if shapes not in self._programs:
+            mesh = self._update.mesh
+            jitted = jax.jit(
+                self._traced, **({} if mesh is None else {"out_shardings": mesh.whole})
+            )
+            lowered = jitted.lower(self._place(Variant()), *self._arguments(state, inputs, 0))
+            self._programs[shapes] = program_of(lowered).compiled
+        return self._programs[shapes]
+
+    def _traced(
+        self,
+        variant: Variant,
+        state: TrainState,
+        arrays: Any,
+        number: tuple[jax.Array, jax.Array],
+        rng: jax.Array,
+        tables: Any,
+        constants: Any,
+    ) -> Any:
+        update = self._update
+        batch = gathered(update, update_at(arrays, number[0] + number[1]), tables, self._is_split)
+        if self._has_microbatches:
+            batch = jax.tree.map(lambda leaf: leaf[0], batch)
+        lies = (None,) * len(jax.tree.leaves(batch))
         if update.mesh is not None:
-            shardings["out_shardings"] = update.mesh.whole
-
-        def outputs(variant, state, arrays, number, rng, tables, constants):
-            batch = gathered(update, update_at(arrays, number), tables, self._is_split)
-            if self._has_microbatches:
-                batch = jax.tree.map(lambda leaf: leaf[0], batch)
-            rng = jax.random.fold_in(jax.random.fold_in(rng, state.step), 0)
-            loss_fn = update.loss_of(constants)
-            with update.in_mesh():
-                return _outputs(loss_fn, variant, state.params, state.model_state, batch, rng)
-
-        feed = self._feed
-        arguments = state, inputs.arrays, inputs.first, self._rng, feed.tables, update.constants
-        variants = [update.place(jax.device_put(np.int32(v))) for v in range(3)]
-        program = program_of(jax.jit(outputs, **shardings).lower(variants[0], *arguments)).compiled
-        change = noticed(lambda variant: program(variants[variant], *arguments))
-        if change is not None:
-            raise UsageError(f"loss_fn sees padding: {change}; {_MASK}, or {self._way_out}.")
-        return is_enough
+            of_batch = update.mesh.of_batch(batch)
+            is_one = isinstance(of_batch, NamedSharding)
+            lies = (of_batch,) * len(lies) if is_one else tuple(jax.tree.leaves(of_batch))
+        rng = jax.random.fold_in(jax.random.fold_in(rng, state.step), 0)
+        with update.in_mesh():
+            named = _named(update.loss_of(constants), state.model_state, rng, lies)
+            return outputs_of(named, variant, state.params, batch)
 
 
 def padding_trial(
@@ -158,81 +206,29 @@ def padding_trial(
     return None
 
 
-def noticed(program: Callable[[int], Any]) -> str | None:
-    """What changes between the variants of `varied` that a program computes; None if nothing does."""
-    repeated, others, doubled = (jax.device_get(program(variant)) for variant in range(3))
-    change = _difference(repeated, others)
-    if change is not None:
-        return f"with other examples in rows of weight 0 {change}"
-    # Whole numbers are counts, of what the examples weigh perhaps, and no means.
-    change = _difference(*(jax.tree.map(_unless_whole, tree) for tree in (repeated, doubled)))
-    return None if change is None else f"with all weights doubled {change}"
+def _named(loss_fn: LossFn, model_state: Any, rng: jax.Array, lies: Any) -> Callable[..., Any]:
+    """The loss as `outputs_of` takes it."""
+
+    def named(params: Any, batch: Batch) -> dict[str, Any]:
+        loss, (state, metrics) = loss_fn(params, model_state, _laid_out(batch, lies), rng)
+        return {"loss": loss, "metrics": metrics, "model_state": state}
+
+    return named
 
 
-def varied(batch: Batch, variant: jax.Array) -> Batch:
-    """The batch of which half the examples weigh 0, in one of three variants."""
-    rest = dict(batch)
-    weight = rest.pop("weight")
-    number = jnp.cumsum(weight > 0)
-    is_kept = (weight > 0) & (number <= (number[-1] + 1) // 2)
-    is_filled, first = ~is_kept & (variant != _OTHERS), jnp.argmax(is_kept)
-
-    def fill(leaf):
-        column = is_filled.reshape((-1,) + (1,) * (leaf.ndim - 1))
-        return jnp.where(column, leaf[first][None], leaf)
-
-    rest = jax.tree.map(lambda leaf: fill(jnp.asarray(leaf)), rest)
-    factor = jnp.where(variant == _DOUBLED, 2, 1).astype(weight.dtype)
-    return {**rest, "weight": jnp.where(is_kept, weight * factor, 0)}
+def _shardings(batch: Batch) -> tuple[NamedSharding | None, ...]:
+    """Where each of a batch's arrays lies on a mesh; None without one."""
+    lies = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(batch))
+    return tuple(sharding if isinstance(sharding, NamedSharding) else None for sharding in lies)
 
 
-def _outputs(
-    loss_fn: LossFn, variant: jax.Array, params: Any, model_state: Any, batch: Batch, rng: Any
-) -> Any:
-    loss, (new_state, metrics) = loss_fn(params, model_state, varied(batch, variant), rng)
-    return _plain({"loss": loss, "metrics": metrics, "model_state": new_state})
-
-
-def _plain(outputs: Any) -> Any:
-    """Outputs as arrays of numbers, random keys too."""
-
-    def numbers(leaf):
-        leaf = jnp.asarray(leaf)
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.key_data(leaf) if is_key else leaf
-
-    return jax.tree.map(numbers, outputs)
-
-
-def _unless_whole(array: np.ndarray) -> np.ndarray:
-    return array if jnp.issubdtype(array.dtype, jnp.inexact) else np.zeros_like(array)
-
-
-def _difference(before: Any, after: Any) -> str | None:
-    """The first of the outputs that isn't the same, and how it changes."""
-    others = jax.tree.leaves(after)
-    for (path, one), other in zip(jax.tree.leaves_with_path(before), others, strict=True):
-        one, other = np.atleast_1d(one), np.atleast_1d(other)
-        tolerance = 0.0
-        if jnp.issubdtype(one.dtype, jnp.inexact):
-            tolerance = max(_LEAST_TOLERANCE, _ROUNDINGS * float(jnp.finfo(one.dtype).eps))
-        one, other = (x.astype(np.result_type(x.dtype, np.float64)) for x in (one, other))
-        with np.errstate(invalid="ignore"):
-            gap = np.abs(one - other)
-            scale = np.abs(one[np.isfinite(one)]).max(initial=0)
-            is_same = (gap <= tolerance * scale) | (one == other)
-        is_same |= np.isnan(one) & np.isnan(other)
-        if not is_same.all():
-            at = np.where(is_same, -1, np.where(np.isnan(gap), np.inf, gap)).argmax()
-            return f"{_name(path)} changes from {one.flat[at]:.6g} to {other.flat[at]:.6g}"
-    return None
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    kind, rest = path[0].key, path[1:]
-    if kind == "model_state":
-        return kind + jax.tree_util.keystr(rest)
-    return f"the {kind}" if kind == "loss" else f"the metric {jax.tree_util.keystr(rest)}"
+def _laid_out(batch: Batch, lies: tuple[NamedSharding | None, ...]) -> Batch:
+    """The batch, where rows that were picked anew lie as the batch did."""
+    leaves, structure = jax.tree.flatten(batch)
+    return structure.unflatten(
+        leaf if sharding is None else lax.with_sharding_constraint(leaf, sharding)
+        for leaf, sharding in zip(leaves, lies, strict=True)
+    )
 
 
 def _without_padding(layouts: Layouts, size: int, update: int, is_partial: bool) -> str:
