@@ -21,8 +21,8 @@ from adabatch_jax.training.traced_dispatches import gathered, update_at
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.update import Batch, Update
 
-# A metric that had one value in all draws gets the examples of more updates.
-_MOST_PIECES = 4
+# So many updates' examples, where a metric has but one value in all draws.
+_MOST_UPDATES = 4
 
 
 def check_padding(
@@ -119,16 +119,20 @@ class PaddingTrial:
 
     def __init__(self, update: Update, feed: Feed, rng: jax.Array, is_split: bool, way_out: str):
         self._update, self._feed, self._rng = update, feed, rng
+        self._place = update.place
         self._has_microbatches = update.microbatch_size is not None and not is_split
         self._is_split, self._way_out = is_split, way_out
         self._was_tried, self._num_decided = False, 0
         self._programs: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, state: TrainState, piece: Piece, inputs: Inputs) -> bool:
-        """Tries the loss with a piece's first micro-batch; returns whether that tells all.
+        """Tries the loss with a piece's micro-batches, of each update the first, until one tells.
 
         With a single example nothing is mixed, and its repetitions have its mean. Where the loss
         isn't finite nothing can be told: what becomes of that is the run's own business.
+
+        Returns:
+          Whether nothing more is to be tried.
 
         Raises:
           UsageError: the loss sees padding.
@@ -137,32 +141,46 @@ class PaddingTrial:
         if self._was_tried and is_single:
             return False
         self._was_tried = True
-        update, tables = self._update, self._feed.tables
-        arguments = state, inputs.arrays, inputs.first, self._rng, tables, update.constants
+        program = self._compiled(state, inputs)
+        for later in range(1 if is_single else len(piece.steps)):
+            arguments = self._arguments(state, inputs, later)
+            verdict = tried(lambda variant, rest=arguments: program(self._place(variant), *rest))
+            if verdict.fault is not None:
+                raise UsageError(f"loss_fn {verdict.fault}, or {self._way_out}.")
+            self._num_decided += verdict.is_decided
+            if verdict.is_final or self._num_decided == _MOST_UPDATES:
+                return True
+        return False
+
+    def _arguments(self, state: TrainState, inputs: Inputs, later: int) -> tuple[Any, ...]:
+        number = inputs.first, self._place(np.int32(later))
+        tables, constants = self._feed.tables, self._update.constants
+        return state, inputs.arrays, number, self._rng, tables, constants
+
+    def _compiled(self, state: TrainState, inputs: Inputs) -> Callable[..., Any]:
+        """The program for inputs of these shapes, of which a run has few."""
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(inputs.arrays))
         if shapes not in self._programs:
-            shardings = {} if update.mesh is None else {"out_shardings": update.mesh.whole}
-            lowered = jax.jit(self._traced, **shardings).lower(update.place(Variant()), *arguments)
+            mesh = self._update.mesh
+            jitted = jax.jit(
+                self._traced, **({} if mesh is None else {"out_shardings": mesh.whole})
+            )
+            lowered = jitted.lower(self._place(Variant()), *self._arguments(state, inputs, 0))
             self._programs[shapes] = program_of(lowered).compiled
-        program = self._programs[shapes]
-        verdict = tried(lambda variant: program(update.place(variant), *arguments))
-        if verdict.fault is not None:
-            raise UsageError(f"loss_fn {verdict.fault}, or {self._way_out}.")
-        self._num_decided += verdict.is_decided
-        return verdict.is_final or self._num_decided == _MOST_PIECES
+        return self._programs[shapes]
 
     def _traced(
         self,
         variant: Variant,
         state: TrainState,
         arrays: Any,
-        number: jax.Array,
+        number: tuple[jax.Array, jax.Array],
         rng: jax.Array,
         tables: Any,
         constants: Any,
     ) -> Any:
         update = self._update
-        batch = gathered(update, update_at(arrays, number), tables, self._is_split)
+        batch = gathered(update, update_at(arrays, number[0] + number[1]), tables, self._is_split)
         if self._has_microbatches:
             batch = jax.tree.map(lambda leaf: leaf[0], batch)
         lies = (None,) * len(jax.tree.leaves(batch))

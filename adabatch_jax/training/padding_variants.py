@@ -125,22 +125,26 @@ def varied(batch: Batch, variant: Variant) -> Batch:
     """The batch with half of its examples in its first rows, and the others weigh 0."""
     rest = dict(batch)
     weight = rest.pop("weight")
-    order, number = jnp.argsort(~(weight > 0), stable=True), jnp.sum(weight > 0)
-    row, num_kept = jnp.arange(weight.shape[0]), (number + 1) // 2
-    is_kept = row < num_kept
-    # Shifted once more in each draw: else one row might have the first example in all of them.
-    fill = jnp.where(variant.is_repeated, 0, row + variant.draw)
-    shifted = jnp.where(is_kept, row, fill) + variant.draw * num_kept
-    source = order[shifted % jnp.maximum(number, 1)]
+    num_rows, number = weight.shape[0], jnp.maximum(jnp.sum(weight > 0), 1)
+    order, row = jnp.argsort(~(weight > 0), stable=True), jnp.arange(num_rows)
+    num_kept = (number + 1) // 2
+    is_kept, shift = row < num_kept, variant.draw * num_kept
+    # Shifted once more in each draw: else one row might have the first example in all of them. With
+    # a single example others are found where examples weigh 0 themselves.
+    others = (row + shift + variant.draw) % jnp.where(number < 2, num_rows, number)
+    kept = jnp.where(is_kept, row, 0) + shift
+    is_other = ~is_kept & ~variant.is_repeated
+    source = order[jnp.where(is_other, others, kept % number)]
     rest = jax.tree.map(lambda leaf: jnp.asarray(leaf)[source], rest)
     weight = weight[source] * variant.factor.astype(weight.dtype)
     return {**rest, "weight": jnp.where(is_kept, weight, 0)}
 
 
 def perturbed(params: Any, variant: Variant) -> Any:
-    """Parameters times 0.5 to 1.5, and -0.05 to 0.05 for those that are 0; as they are in draw 0.
+    """Parameters as they are in draw 0, then in turn times 0.5 to 1.5 and times -2 to 2.
 
-    Signs stay: what must be positive may be a parameter.
+    The latter predict anything, the former are positive where parameters must be. Those that are 0
+    become -0.05 to 0.05.
     """
     leaves, structure = jax.tree.flatten(params)
 
@@ -158,9 +162,9 @@ def perturbed(params: Any, variant: Variant) -> Any:
         leaf = jnp.asarray(leaf)
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
-        by = jnp.where(leaf == 0, jnp.asarray(0.05, leaf.dtype), leaf / 2)
-        by = by * noise(leaf.shape, number).astype(leaf.dtype)
-        return jnp.where(variant.draw == 0, leaf, leaf + by)
+        by = noise(leaf.shape, number).astype(leaf.dtype)
+        moved = leaf * jnp.where(variant.draw % 2 == 1, 1 + by / 2, 2 * by)
+        return jnp.where(variant.draw == 0, leaf, jnp.where(leaf == 0, by / 20, moved))
 
     return structure.unflatten(shaken(number, leaf) for number, leaf in enumerate(leaves))
 

@@ -8,6 +8,7 @@ import pytest
 
 from adabatch_jax import (
     Layout,
+    Operation,
     TrainState,
     array_source,
     batches,
@@ -43,6 +44,29 @@ def normalizing(is_masked):
         return weighted_mean(losses**2, batch["weight"]), (state, {})
 
     return loss_fn
+
+
+CROSS_ENTROPY = optax.softmax_cross_entropy_with_integer_labels
+ZEROS = np.zeros((3, 5), np.float32)
+NORMAL = np.random.default_rng(2).normal(size=ZEROS.shape).astype(np.float32)
+
+
+def classifying(mean, metrics=lambda logits, batch: {}):
+    """A linear classifier, of which `mean(logits, batch)` is the loss."""
+
+    def loss_fn(params, model_state, batch, rng):
+        logits = batch["x"] @ params["w"]
+        return mean(logits, batch), (model_state, metrics(logits, batch))
+
+    return loss_fn
+
+
+def weighted(logits, batch):
+    return weighted_mean(CROSS_ENTROPY(logits, batch["label"]), batch["weight"])
+
+
+def classifier(weights):
+    return TrainState.create(params={"w": weights}, tx=TX)
 
 
 def in_numpy(x):
@@ -152,6 +176,101 @@ def test_split_and_resident_runs_are_tried_too():
             run(normalizing(False), plan, 4, **layout)
 
 
+@pytest.mark.parametrize(
+    "mean",
+    [
+        lambda logits, batch: CROSS_ENTROPY(logits, batch["label"]).mean(),
+        lambda logits, batch: weighted(logits - logits.mean(0)[None], batch),
+    ],
+    ids=["mean", "centred"],
+)
+@pytest.mark.parametrize(("devices", "microbatch_size"), [(8, None), (1, 3)])
+def test_weights_that_begin_at_zero_hide_nothing(mean, devices, microbatch_size):
+    """All examples have the same loss then, whatever is in the padding."""
+    with pytest.raises(UsageError, match="and params perturbed the loss changes"):
+        run(
+            classifying(mean), make_plan(10, N, "20sp"), devices, microbatch_size, classifier(ZEROS)
+        )
+
+
+@pytest.mark.parametrize("num_real", [8, 7, 6, 5])
+@pytest.mark.parametrize(
+    "mean",
+    [
+        lambda z, b: 0.7 * weighted(z, b) + 0.3 * weighted(z, b | {"label": b["label"][::-1]}),
+        lambda z, b: weighted_mean(jax.nn.relu(1 + (z * jnp.roll(z, 1, 0)).sum(1)), b["weight"]),
+        lambda z, b: weighted(z + z[-1:], b),
+    ],
+    ids=["flipped", "rolled", "last"],
+)
+def test_the_order_of_rows_is_seen_in_full_and_padded_batches(mean, num_real):
+    padded = list(batches(SOURCE, make_plan(8, N, f"{num_real}sp"), pad=True))[0]
+    assert padded["weight"].sum() == num_real
+    with pytest.raises(UsageError, match="with other examples in rows of weight 0"):
+        check_padding(classifying(mean), classifier(NORMAL), padded, jax.random.key(0))
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_not_finite_is_no_padding_and_the_next_examples_tell(bad, number):
+    """Update 1 has an example that is NaN, in its first micro-batch."""
+    plan = make_plan(10, N, "40sp")
+    x = X.copy()
+    x[next(batches(SOURCE, plan))["index"][bad]] = np.nan
+    source = array_source({"x": x, "label": np.arange(N) % 5})
+
+    def skipping(loss_fn):
+        return fit(
+            loss_fn, TX, classifier(ZEROS), source, plan, log_every="1st",
+            layout=Layout(4, steps_per_dispatch=number), operation=Operation(on_nan="skip:5"),
+        )  # fmt: skip
+
+    assert skipping(classifying(weighted)).state.step == 4
+    with pytest.raises(UsageError, match="sees padding"):
+        skipping(classifying(lambda z, b: CROSS_ENTROPY(z, b["label"]).mean()))
+    batch = next(batches(source, plan))
+    alone = {name: array[[bad, bad]] for name, array in batch.items()}
+    with pytest.raises(UsageError, match="no finite loss"):
+        check_padding(classifying(weighted), classifier(ZEROS), alone, jax.random.key(0))
+
+
+def test_accuracies_that_are_the_same_by_chance_are_tried_on():
+    """Of 100 classes hardly any prediction is right in the first update."""
+    source = array_source({"x": X, "label": np.arange(N) * 2})
+    weights = 0.01 * np.random.default_rng(1).normal(size=(3, 100)).astype(np.float32)
+
+    def trained(accuracy):
+        loss_fn = classifying(weighted, accuracy)
+        return fit(
+            loss_fn,
+            TX,
+            classifier(weights),
+            source,
+            make_plan(10, N, "80sp"),
+            mesh=data_mesh(),
+            log_every="1st",
+        )
+
+    for right in (
+        lambda z, b: {"accuracy": weighted_mean(z.argmax(1) == b["label"], b["weight"])},
+        lambda z, b: {"constant": jnp.float32(2), "finite": jnp.isfinite(z).all()},
+    ):
+        assert trained(right).state.step == 8
+    with pytest.raises(UsageError, match=r"the metric \['accuracy'\] changes"):
+        trained(lambda z, b: {"accuracy": (z.argmax(1) == b["label"]).mean()})
+
+
+def test_examples_that_weigh_nothing_are_others_too():
+    """The first micro-batch has one example that weighs something."""
+    plan = make_plan(10, N, "40sp")
+    weight = np.ones(N, np.float32)
+    weight[next(batches(SOURCE, plan))["index"][:9]] = 0
+    source = array_source({"x": X, "weight": weight})
+    fit(normalizing(True), TX, new_state(), source, plan, mesh=data_mesh())
+    with pytest.raises(UsageError, match="sees padding"):
+        fit(normalizing(False), TX, new_state(), source, plan, mesh=data_mesh())
+
+
 def with_state(change):
     """A loss whose only fault may be what `change` makes of the state and the metrics."""
 
@@ -163,10 +282,26 @@ def with_state(change):
     return loss_fn
 
 
+def real(batch):
+    return batch["weight"][:, None] > 0
+
+
+def unbiased_variance(batch):
+    """torch's running variance divides by one less than the examples."""
+    centred = batch["x"] - weighted_mean(batch["x"], batch["weight"])[None]
+    return weighted_mean(centred**2, batch["weight"]) * (
+        batch["weight"].sum() / jnp.maximum(batch["weight"].sum() - 1, 1)
+    )
+
+
 BAD = {
     r"the metric \['hits'\]": lambda s, b, r: (s, {"hits": (b["label"] < 3).mean()}),
     r"model_state\['mean'\]": lambda s, b, r: (s | {"mean": b["x"].mean(0)}, {}),
     r"the metric \['sum'\]": lambda s, b, r: (s, {"sum": b["weight"].sum()}),
+    r"model_state\['mean'\] .* a count as an integer": lambda s, b, r: (
+        s | {"mean": s["mean"] + b["weight"].sum()},
+        {},
+    ),
     r"the metric \['most'\]": lambda s, b, r: (s, {"most": b["label"].max()}),
 }
 GOOD = {
@@ -178,6 +313,34 @@ GOOD = {
     ),
     "keys": lambda s, b, r: (s | {"key": jax.random.split(s["key"])[0]}, {}),
     "nan": lambda s, b, r: (s, {"nan": jnp.nan * weighted_mean(b["x"], b["weight"])[0]}),
+    "unbiased": lambda s, b, r: (s | {"mean": unbiased_variance(b)}, {}),
+    "dropout": lambda s, b, r: (
+        s,
+        {
+            "kept": weighted_mean(jax.random.bernoulli(r, 0.5, b["x"].shape) * b["x"], b["weight"])[
+                0
+            ]
+        },
+    ),
+    "half precision": lambda s, b, r: (
+        s,
+        {
+            "power": jnp.exp(
+                weighted_mean(b["x"].astype(jnp.float16), b["weight"].astype(jnp.float16))[0]
+            )
+        },
+    ),
+    "contrastive": lambda s, b, r: (
+        s,
+        {
+            "loss_of_pairs": weighted_mean(
+                CROSS_ENTROPY(
+                    jnp.where(real(b).T, b["x"] @ b["x"].T, -1e9), jnp.arange(len(b["x"]))
+                ),
+                b["weight"],
+            )
+        },
+    ),
     "maximum": lambda s, b, r: (s, {"most": jnp.where(b["weight"] > 0, b["label"], 0).max()}),
 }
 
@@ -192,7 +355,7 @@ def example_batch():
 
 @pytest.mark.parametrize("what", BAD)
 def test_what_changes_is_named(what):
-    with pytest.raises(UsageError, match=f"loss_fn sees padding: .* {what} changes from"):
+    with pytest.raises(UsageError, match=f"loss_fn sees padding: .* {what}"):
         check_padding(
             with_state(BAD[what]), state_of_all_kinds(), example_batch(), jax.random.key(0)
         )
