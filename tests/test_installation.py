@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.pages import PAGES, ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
@@ -25,7 +26,7 @@ def test_requirements_are_those_of_training_and_testing():
 
 def test_each_extra_that_is_named_exists():
     named = set()
-    for path in [ROOT / "README.md", *ROOT.rglob("adabatch_jax/**/*.py")]:
+    for path in [*PAGES, *ROOT.rglob("adabatch_jax/**/*.py")]:
         for extras in re.findall(
             r"(?:adabatch_jax|\.whl|[\"' ]\.)\[([a-z0-9,]+)\]", path.read_text()
         ):
