@@ -117,14 +117,16 @@ def test_commands_inside_the_environment(checkout, line):
 
 
 def test_a_job_that_runs_out_of_time_is_queued_again(checkout, tmp_path):
-    """The script for SLURM, where srun is the command itself, with a second left."""
+    """The script for SLURM, where srun is the command itself, and the signal comes early."""
     (script,) = [
         block for text in TEXTS.values() for block in blocks_of(text, "bash") if block[:2] == "#!"
     ]
-    for name, code in {
-        "srun": f'shift\n{sys.executable} "$@" --epochs 1 --max-time 1s',
-        "scontrol": f'echo "$@" > {tmp_path}/queued',
-    }.items():
+    srun = (
+        f'shift\n{sys.executable} "$@" --log-every 1st & pid=$!\n'
+        "while kill -0 $pid && [ ! -s runs/slurm/metrics.jsonl ]; do sleep 0.1; done\n"
+        "kill -USR1 $pid\nwait $pid"
+    )
+    for name, code in {"srun": srun, "scontrol": f'echo "$@" > {tmp_path}/queued'}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "job").write_text(script)
