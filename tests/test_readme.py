@@ -21,7 +21,7 @@ INSIDE = [line for line in BASH if line not in FROM_NOTHING]
 SHORTER = {
     r".*fashion_mnist_resnet20.*": r"\g<0> --epochs 0.3 --data.train-split train[:1000] "
     "--data.test-split test[:100]",
-    r"--epochs 20 (--workdir)": r"--epochs 2 \1",
+    r"--epochs [12]0 (--workdir)": r"--epochs 2 \1",
     r"--workdir runs/(gpus|mine)": r"\g<0> --epochs 1",
     r"(reproduce .*)--seeds \d": r"\1--seeds 1 --epochs 0.03 --arms fixed_large",
 }
