@@ -61,7 +61,8 @@ def wheel(tmp_path_factory):
 
 def test_a_wheel_in_an_empty_environment(wheel, tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
-    files = {str(p.relative_to(ROOT)) for p in (ROOT / "adabatch_jax").rglob("*.py")}
+    package = ROOT / "adabatch_jax"
+    files = {str(p.relative_to(ROOT)) for e in ("py", "md") for p in package.rglob(f"*.{e}")}
     assert names >= files | {"adabatch_jax/py.typed", "adabatch_jax/__init__.pyi"}
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"adabatch_jax"}
     venv.create(tmp_path / "env", with_pip=False)
