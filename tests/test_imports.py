@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "adabatch_jax"
 # Bottom up. What lies directly in the package, the commands and the public names, is above them.
 FLOORS = ("system", "schedules", "config", "data", "training", "models", "runs", "reporting")
 TOP_FILES = {
-    "README.md", "__init__.py", "__init__.pyi", "__main__.py", "doctor.py", "export.py", "plan.py",
-    "predict.py", "prepare.py", "py.typed", "report.py", "train.py",
+    "CHANGELOG.md", "DESIGN.md", "README.md", "__init__.py", "__init__.pyi", "__main__.py",
+    "doctor.py", "export.py", "plan.py", "predict.py", "prepare.py", "py.typed", "report.py", "train.py",
 }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.pages import PAGES, ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
@@ -25,7 +26,7 @@ def test_requirements_are_those_of_training_and_testing():
 
 def test_each_extra_that_is_named_exists():
     named = set()
-    for path in [ROOT / "README.md", *ROOT.rglob("adabatch_jax/**/*.py")]:
+    for path in [*PAGES, *ROOT.rglob("adabatch_jax/**/*.py")]:
         for extras in re.findall(
             r"(?:adabatch_jax|\.whl|[\"' ]\.)\[([a-z0-9,]+)\]", path.read_text()
         ):
@@ -60,7 +61,8 @@ def wheel(tmp_path_factory):
 
 def test_a_wheel_in_an_empty_environment(wheel, tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
-    files = {str(p.relative_to(ROOT)) for p in (ROOT / "adabatch_jax").rglob("*.py")}
+    package = ROOT / "adabatch_jax"
+    files = {str(p.relative_to(ROOT)) for e in ("py", "md") for p in package.rglob(f"*.{e}")}
     assert names >= files | {"adabatch_jax/py.typed", "adabatch_jax/__init__.pyi"}
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"adabatch_jax"}
     venv.create(tmp_path / "env", with_pip=False)

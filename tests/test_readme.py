@@ -1,8 +1,7 @@
-"""The README's commands and code, as they stand there."""
+"""The commands and code of README and the rooms' pages, as they stand there."""
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,18 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
-BASH = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
-    for line in block.splitlines()
-]
-PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+from tests.pages import PAGES, README, ROOT, anchors_of, blocks_of, commands_of, files_of
+
+TEXTS = {page: page.read_text() for page in PAGES}
+BASH = list(dict.fromkeys(line for text in TEXTS.values() for line in commands_of(text)))
+PYTHON = blocks_of(TEXTS[README])
 FROM_NOTHING = [line for line in BASH if line.startswith("python3 -m venv")]
 INSIDE = [line for line in BASH if line not in FROM_NOTHING]
-# Minutes on two cores; here their first updates have to do.
-LONG = {line for line in INSIDE if "fashion_mnist_resnet20" in line}
+# What takes long on two cores is run like this: what is in a line, and what is put in its place.
+SHORTER = {
+    r".*fashion_mnist_resnet20.*": r"\g<0> --epochs 0.3 --data.train-split train[:1000] "
+    "--data.test-split test[:100]",
+    r"--epochs [12]0 (--workdir)": r"--epochs 2 \1",
+    r"--workdir runs/(gpus|mine)": r"\g<0> --epochs 1",
+    r"(reproduce .*)--seeds \d": r"\1--seeds 1 --epochs 0.03 --arms fixed_large",
+}
 
 
 def run(line, folder, **environment):
@@ -45,6 +47,9 @@ def checkout(tmp_path_factory):
         if path.name[0] != "." and path.name not in ("runs", "reproductions"):
             (folder / path.name).symlink_to(path)
     write_photos(folder / "photos")
+    for text in TEXTS.values():
+        for name, code in files_of(text).items():
+            (folder / name).write_text(code)
     return folder
 
 
@@ -62,7 +67,7 @@ def test_the_readme_has_its_commands():
     assert len(FROM_NOTHING) == 2
     assert FROM_NOTHING[0].endswith(".venv/bin/python -m adabatch_jax.train")
     assert FROM_NOTHING[1].endswith(".venv/bin/python -m pytest")
-    assert {shlex.split(line)[2].rpartition(".")[2] for line in INSIDE} == {
+    assert {re.search(r"-m \w+\.(\w+)", line)[1] for line in INSIDE} == {
         "train", "plan", "report", "predict", "export", "prepare", "reproduce", "doctor",
     }  # fmt: skip
 
@@ -80,25 +85,68 @@ def test_the_test_command_collects(checkout):
     line = FROM_NOTHING[1].rpartition("&&")[2].strip().replace(".venv/bin/python", sys.executable)
     done = run(f"{line} --collect-only -q tests/test_readme.py", checkout)
     assert done.returncode == 0 and "test_the_test_command_collects" in done.stdout, done.stdout
+    (one,) = re.findall(r"`python (-m pytest -n0 [^`]+)`", TEXTS[README])
+    done = run(f"{sys.executable} {one} --collect-only -q", checkout)
+    assert done.returncode == 0 and "::test_" in done.stdout, done.stdout
+
+
+def short(line):
+    """The line as it is run here, by this interpreter."""
+    for pattern, replacement in SHORTER.items():
+        line = re.sub(pattern, replacement, line, count=1)
+    return re.sub(r"\bpython\b", sys.executable, line, count=1)
+
+
+def run_what_it_needs(text, checkout, lines=INSIDE):
+    """Trains the runs that a text names and another process may not have trained here."""
+    for folder in dict.fromkeys(re.findall(r"(?<!--workdir )\bruns/\w+\b(?!\.)", text)):
+        if not (checkout / folder).exists():
+            before = next(line for line in lines if f"--workdir {folder}" in line)
+            run(short(before), checkout)
 
 
 @pytest.mark.parametrize("line", INSIDE)
 def test_commands_inside_the_environment(checkout, line):
-    assert line.startswith(("python -m adabatch_jax.", "python -m experiments.reproduce "))
+    assert re.match(r"(\w+=\S+ )?python -m (adabatch_jax\.|experiments\.reproduce )", line)
     if "fashion_mnist" in line and not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip("needs Debian's package dataset-fashion-mnist, which isn't installed")
-    line = line.replace("python", sys.executable, 1)
-    if any(line.endswith(long.partition("python")[2]) for long in LONG):
-        line += " --epochs 0.3 --data.train-split train[:1000] --data.test-split test[:100]"
-    for folder in re.findall(r"(?<!--workdir )\bruns/\w+\b(?!\.)", line):
-        if not (checkout / folder).exists():  # another process runs the command before
-            before = next(other for other in INSIDE if f"--workdir {folder}" in other)
-            run(before.replace("python", sys.executable, 1), checkout)
-    if "reproduce" in line:
-        line = re.sub("--seeds [35]", "--seeds 1 --epochs 0.03 --arms fixed_large", line)
-    done = run(line, checkout)
+    run_what_it_needs(line, checkout)
+    done = run(short(line), checkout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_job_that_runs_out_of_time_is_queued_again(checkout, tmp_path):
+    """The script for SLURM, where srun is the command itself, and the signal comes early."""
+    (script,) = [
+        block for text in TEXTS.values() for block in blocks_of(text, "bash") if block[:2] == "#!"
+    ]
+    srun = (
+        f'shift\n{sys.executable} "$@" --log-every 1st & pid=$!\n'
+        "while kill -0 $pid && [ ! -s runs/slurm/metrics.jsonl ]; do sleep 0.1; done\n"
+        "kill -USR1 $pid\nwait $pid"
+    )
+    for name, code in {"srun": srun, "scontrol": f'echo "$@" > {tmp_path}/queued'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "job").write_text(script)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run(f"bash {tmp_path}/job", checkout, PATH=path, SLURM_JOB_ID="7")
+    assert (tmp_path / "queued").read_text() == "requeue 7\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES[1:] if page != ROOT / "adabatch_jax" / "README.md"], ids=str
+)
+def test_the_code_of_a_room(checkout, page):
+    files = files_of(TEXTS[page]).values()
+    code = "\n".join(block for block in blocks_of(TEXTS[page]) if block not in files)
+    if code:
+        run_what_it_needs(code, checkout)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_code(checkout):
@@ -133,9 +181,23 @@ def test_the_code_needs_jax_numpy_and_optax_only(checkout):
     assert "pip install" in done.stderr.splitlines()[-1]
 
 
-def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", re.sub(r"`[^`]*`", "", TEXTS[page])):
+        if not target.startswith("https://"):
+            path, _, anchor = target.partition("#")
+            there = (page.parent / path).resolve() if path else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors_of(there.read_text()), target
+
+
+def test_every_page_is_found_from_the_readme():
+    linked = {(README.parent / t).resolve() for t in re.findall(r"\]\(([^)#]+)", TEXTS[README])}
+    assert linked >= set(PAGES[1:])
+
+
+def test_the_readme_is_read_in_a_minute():
+    assert len(TEXTS[README].splitlines()) < 250
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ _LEADS = {
         "otherwise",
     "time-limit max-duration max-seconds walltime timeout": "it is called --max-time, such as 3h50m",
     "deterministic benchmark cudnn-benchmark":
-        "XLA_FLAGS sets that, as README's Design says; --seed decides all that is random",
+        "XLA_FLAGS sets that, see adabatch_jax/training/README.md; --seed decides all that is random",
     "dry-run fast-dev-run": "python -m adabatch_jax.plan shows what a run would do, with the same "
         "flags, and --duration 2st ends one after two steps",
     "quiet q verbose v progress-bar":

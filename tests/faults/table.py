@@ -432,7 +432,7 @@ FAULTS = (
 
 
 def markdown() -> str:
-    """The table as the README shows it."""
+    """The table as `adabatch_jax/runs/README.md` shows it."""
     lines = ["| fault | what happens | shown by |", "|---|---|---|"]
     for fault, outcome, tests in FAULTS:
         shown = ", ".join(f"`{test.rpartition('::')[2]}`" for test in tests)

@@ -22,5 +22,5 @@ def test_every_fault_names_tests_that_exist():
             assert name in defined(TESTS / path), test
 
 
-def test_the_readme_has_the_table():
-    assert markdown() in (TESTS.parent / "README.md").read_text()
+def test_the_page_of_runs_has_the_table():
+    assert markdown() in (TESTS.parent / "adabatch_jax/runs/README.md").read_text()
