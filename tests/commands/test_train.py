@@ -39,12 +39,14 @@ def digests(workdir):
     return summary["weights_digest"], summary["examples_digest"]
 
 
-def start(*arguments):
+def start(*arguments, cwd=None, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "adabatch_jax.train", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=cwd,
+        env=os.environ | environment,
     )
 
 
@@ -95,17 +97,18 @@ def test_killed_again_and_again(oracle, tmp_path):
     assert digests(tmp_path / "run") == digests(oracle)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(oracle, tmp_path, number, code):
-    process = start(*SHORT.split(), "--workdir", str(tmp_path / "run"))
-    wait_for_rows(process, tmp_path / "run", 3)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == code, output
-    assert "Traceback" not in output
-    last = output.strip().splitlines()[-1]
-    assert "everything is saved" in last and "--workdir" in last
-    assert not (tmp_path / "run" / "summary.json").exists()
+def test_a_signal_saves_and_says_how_to_go_on(oracle, tmp_path):
+    for number, code, rows in ((signal.SIGINT, 130, 3), (signal.SIGTERM, 143, 6)):
+        process = start(*SHORT.split(), "--workdir", str(tmp_path / "run"))
+        wait_for_rows(process, tmp_path / "run", rows)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == code, output
+        assert "Traceback" not in output
+        assert ("resuming after update" in output) == (number == signal.SIGTERM)
+        last = output.strip().splitlines()[-1]
+        assert "everything is saved" in last and "--workdir" in last
+        assert not (tmp_path / "run" / "summary.json").exists()
     process = start(*SHORT.split(), "--workdir", str(tmp_path / "run"))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "resuming after update" in output
@@ -148,42 +151,33 @@ def test_the_runs_own_config_file_is_the_same_command(oracle, command):
     assert outcome.code == 0 and "finished already" in outcome.out
 
 
-def test_a_longer_run_goes_on(tmp_path, command):
-    arguments = (
-        f"--batch-schedule 100, 1ep: 200 --lr 0.05 x0.5 every 1ep --workdir {tmp_path / 'r'}"
-    )
+def test_prolonged_twice_and_stopped_in_between(tmp_path, command, faults):
+    """From where the batch is to grow to within a phase, from there into the next, and on."""
+    schedule = "64, 1ep: 128, 1.3ep: 64"
+    arguments = f"--batch-schedule {schedule} --lr 0.05 --workdir {tmp_path / 'r'}"
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the (batch schedule|learning rate) never")
         first = command(main, f"{arguments} --duration 1442sp")
-        longer = command(main, f"{arguments} --epochs 2")
-    assert (
-        first.code == 0 and first.out.count("never reaches '1ep: 200': the run ends at 1442sp") == 1
-    )
-    assert first.out.count("never reaches 'x0.5 every 1ep': the run ends at sample 1,442") == 1
-    assert longer.code == 0 and "never reaches" not in longer.out
-    assert "resuming after update 15" in longer.out
+        longer = command(main, f"{arguments} --epochs 1.2")
+    told = "never reaches '1ep: 128' and '1.3ep: 64': the run ends at 1442sp"
+    assert first.code == 0 and first.out.count(told) == 1
+    assert longer.code == 0 and longer.out.count("never reaches '1.3ep: 64': ") == 1
+    assert "resuming after update 23" in longer.out
     plan = json.loads((tmp_path / "r" / "plan.json").read_text())
-    assert [p["batch_size"] for p in plan["phases"]] == [100, 200]
-
-
-def test_prolonged_twice_and_stopped_in_between(tmp_path, command):
-    arguments = f"--batch-schedule 100, 3ep: 200 --lr 0.05 --workdir {tmp_path / 'r'}"
-    assert command(main, f"{arguments} --epochs 1.5").code == 0
-    assert command(main, f"{arguments} --epochs 2.7").code == 0
-    process = start(*arguments.split(), "--epochs", "15", "--checkpoint-every", "3st")
-    wait_for_rows(process, tmp_path / "r", len(reproducible(tmp_path / "r")) + 3)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 143, output
-    again = command(main, f"{arguments} --epochs 15 --checkpoint-every 3st")
+    assert [p["batch_size"] for p in plan["phases"]] == [64, 128]
+    faults("step.end:1:sigterm")
+    stopped = command(main, f"{arguments} --epochs 1.5 --checkpoint-every 3st")
+    assert stopped.code == 143 and "never reaches" not in stopped.out, stopped
+    faults("")
+    again = command(main, f"{arguments} --epochs 1.5 --checkpoint-every 3st")
     assert again.code == 0 and "resuming after update" in again.out, again
-    assert reproducible(tmp_path / "r")[-1]["epoch"] == 15.0
-    assert command(main, f"{arguments} --epochs 16").code == 0
+    assert reproducible(tmp_path / "r")[-1]["epoch"] == 1.5
+    assert command(main, f"{arguments} --epochs 1.6").code == 0
 
 
-def test_two_processes_in_one_folder(tmp_path, refused):
-    arguments = f"--batch-schedule 64 --epochs 500 --workdir {tmp_path / 'run'}"
-    process = start(*arguments.split())
+def test_two_processes_in_one_folder(oracle, tmp_path, refused):
+    arguments = f"{SHORT} --workdir {tmp_path / 'run'}"
+    process = start(*arguments.split(), ADABATCH_FAULT="step.end:15:sleep:120")
     wait_for_rows(process, tmp_path / "run", 1)
     refused(main, arguments, "another process is training in")
     process.send_signal(signal.SIGKILL)
@@ -339,7 +333,8 @@ def test_a_missing_report_is_written_again(oracle, tmp_path, command):
 
 
 def test_a_full_disk_ends_with_5(tmp_path):
-    limited = f"ulimit -S -f 8; exec {sys.executable} -m adabatch_jax.train {SHORT} --workdir {tmp_path}/r"
+    arguments = f"--epochs 1 --batch-schedule 64 --workdir {tmp_path}/r"
+    limited = f"ulimit -S -f 8; exec {sys.executable} -m adabatch_jax.train {arguments}"
     done = subprocess.run(
         ["bash", "-c", limited], capture_output=True, text=True, timeout=120,
         env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},
@@ -349,12 +344,13 @@ def test_a_full_disk_ends_with_5(tmp_path):
     assert said.startswith("error: ") and said.endswith("File too large."), done.stderr
 
 
-def test_without_workdir_the_settings_name_the_folder(command, tmp_path):
-    outcome = command(main, "--epochs 1 --batch-schedule 400 --name quick")
-    assert outcome.code == 0
+def test_without_workdir_the_settings_name_the_folder(oracle, tmp_path):
+    process = start(*SHORT.split(), "--name", "quick", cwd=tmp_path)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("quick-") and len(folder.name) == len("quick-") + 8
-    lines = outcome.out.strip().splitlines()
+    lines = output.strip().splitlines()
     assert str(folder.relative_to(tmp_path)) in lines[0]
     assert str(folder.relative_to(tmp_path)) in lines[-1]
 

@@ -16,7 +16,7 @@ from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.loss_functions import weighted_mean
 from tests.runs.small_run import N, apply, train
 
-PLAN = make_plan("4, 1ep: 7, 2.3ep: 16", N, "4.2ep")
+PLAN = make_plan("4, 1ep: 14", N, "2.2ep")
 
 
 class Said(Progress):

@@ -107,10 +107,9 @@ def test_schedule_free_weights_are_evaluated_and_the_others_kept():
     for mesh in (None, data_mesh(jax.devices()[:2])):
         result = train(eval_params=eval_params, mesh=mesh, **options)
         state = result.state
-        weights = eval_params(state.opt_state, state.params)
-        by_hand = float(
-            mean_loss(weights, {**TEST.arrays, "weight": np.ones(17)}, TEST.arrays["x"])
-        )
+        weights = jax.jit(eval_params)(state.opt_state, state.params)
+        batch = {**TEST.arrays, "weight": np.ones(17)}
+        by_hand = float(jax.jit(mean_loss)(weights, batch, TEST.arrays["x"]))
         np.testing.assert_allclose(result.summary["test_loss"], by_hand, rtol=1e-5)
         trained = evaluate(options["eval_fn"], state, TEST, 17, mesh)["loss"]
         assert abs(trained - by_hand) > 1e-3
@@ -137,6 +136,11 @@ def test_a_callback_may_keep_copies_of_the_state(tmp_path):
 
 
 def test_metrics_of_eval_fn_that_are_none_are_named():
+    def quiet_loss(params, model_state, batch, rng):
+        return mean_loss(params, batch, batch["x"]), (model_state, {})
+
+    def no_dict(params, model_state, batch):
+        return weighted_mean(batch["x"][:, 0], batch["weight"])
+
     with pytest.raises(UsageError, match=r"eval_fn must return a dict of metrics, got a \w+\."):
-        train(eval_fn=lambda params, model_state, batch: weighted_mean(
-            batch["x"][:, 0], batch["weight"]))  # fmt: skip
+        train(tx=optax.sgd(0.1), loss_fn=quiet_loss, model_state={}, eval_fn=no_dict)

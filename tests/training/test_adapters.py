@@ -4,6 +4,8 @@ Every adapter trains one small network from the same weights, and must end where
 is written by hand ends.
 """
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -248,10 +250,15 @@ def fit_padded(adapter, num_devices, **options):
     return [row["train_loss"] for row in result.history], result.state
 
 
+@functools.cache
+def by_hand():
+    return fit_padded(batchnorm_by_hand, 1)
+
+
 @pytest.mark.parametrize("num_devices", [1, 4])
 @pytest.mark.parametrize("adapter", WITH_BATCHNORM)
 def test_batch_normalization_leaves_padding_out(adapter, num_devices):
-    expected_losses, expected = fit_padded(batchnorm_by_hand, 1)
+    expected_losses, expected = by_hand()
     losses, state = fit_padded(adapter, num_devices)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
     got, wanted = (sorted_weights(tree.params) for tree in (state, expected))
@@ -265,7 +272,7 @@ def test_batch_normalization_leaves_padding_out(adapter, num_devices):
 @pytest.mark.parametrize("adapter", WITH_BATCHNORM)
 def test_batch_normalization_without_a_mask_is_refused_where_it_is_padded(adapter):
     losses, _ = fit_padded(adapter, 1, is_masked=False)
-    np.testing.assert_allclose(losses, fit_padded(batchnorm_by_hand, 1)[0], rtol=1e-4)
+    np.testing.assert_allclose(losses, by_hand()[0], rtol=1e-4)
     with pytest.raises(UsageError, match="loss_fn sees padding"):
         fit_padded(adapter, 4, is_masked=False)
 
@@ -298,10 +305,15 @@ def sorted_weights(params):
     return sorted(leaves, key=np.size)
 
 
+@functools.cache
+def trained_by_hand(microbatch_size):
+    return train(handwritten, microbatch_size)
+
+
 @pytest.mark.parametrize("microbatch_size", [None, 8])
 @pytest.mark.parametrize("adapter", [from_linen, from_nnx, from_equinox])
 def test_frameworks_train_to_the_same_numbers(adapter, microbatch_size):
-    expected_losses, expected = train(handwritten, microbatch_size)
+    expected_losses, expected = trained_by_hand(microbatch_size)
     losses, params = train(adapter, microbatch_size)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
     for leaf, wanted in zip(sorted_weights(params), sorted_weights(expected), strict=True):

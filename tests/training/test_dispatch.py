@@ -21,6 +21,8 @@ N = 50
 X = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
 SOURCE = array_source({"x": X, "y": np.sin(X @ np.arange(6)).astype(np.float32)})
 PLAN = make_plan("4, 1ep: 12, 2ep: 7", num_examples=N, duration="3.5ep")
+# One size that 4 devices divide, one that nothing divides, and the rest at the end.
+SHORT_PLAN = make_plan("4, 1ep: 7", num_examples=N, duration="1.5ep")
 RATE = coupled_learning_rate(PLAN, 0.05)
 TX = optax.sgd(RATE, momentum=0.9)
 
@@ -84,7 +86,10 @@ def plain():
     ids=["plain", "micro-batches", "mesh"],
 )
 def test_resident_and_streaming_input_give_the_same_bits(plain, options):
-    options = options | ({"mesh": data_mesh(jax.devices()[:4])} if "mesh" in options else {})
+    if "mesh" in options:
+        options = options | {"mesh": data_mesh(jax.devices()[:4])}
+    if options:
+        options = options | {"plan": SHORT_PLAN}
     from_memory = train(**options) if options else plain
     assert equal_bits(from_memory, train(input="resident", **options))
     assert equal_bits(from_memory, train(input="streaming", **options))

@@ -82,7 +82,7 @@ def augment(keys, images):
     return random_flip(keys, random_crop(keys, images, padding=2))
 
 
-def functions_of(module, dtype="float32"):
+def functions_of(module, dtype="float32", augment=None):
     params, model_state, loss_fn, _ = models.functions(
         module, augment=augment, normalize=lambda images: images.astype(dtype) / 255
     )
@@ -95,7 +95,7 @@ def functions_of(module, dtype="float32"):
 def cnn(dtype="float32"):
     module = models.create("cnn_digits", image_shape=(8, 8, 1))
     assert module.dropout.rate > 0
-    return functions_of(module, dtype)
+    return functions_of(module, dtype, augment)
 
 
 @functools.cache
