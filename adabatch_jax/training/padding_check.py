@@ -48,7 +48,7 @@ def check_padding(
         where all weights are doubled (integers may then); or the batch has fewer than two
         examples, or a loss that isn't finite.
 
-    >>> import optax
+    >>> import jax.numpy as jnp, optax
     >>> from adabatch_jax import weighted_mean
     >>> def loss_fn(params, model_state, batch, rng):
     ...     centred = batch["x"] - batch["x"].mean()

@@ -149,6 +149,7 @@ class _Program:
         def step(state, batch, rng, constants):  # traced for each size of batch
             if update.microbatch_size is not None:
                 refuse_multi_steps(state.opt_state, "with microbatch_size in `make_train_step`")
+            update.check_batch(batch)
             num_rows.append(batch["weight"].size)
             warn_of_whole_batches(state.opt_state, num_rows)
             return update(state, batch, rng, constants)[:2]
