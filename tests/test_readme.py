@@ -106,7 +106,16 @@ def run_what_it_needs(text, checkout, lines=INSIDE):
             run(short(before), checkout)
 
 
-@pytest.mark.parametrize("line", INSIDE)
+# Timing repeats until it is sure, and studies and ResNets train; run these with -m slow.
+SLOW = ("--measure", "--suggest", "resnet20_fixed", "experiments.reproduce", "CUDA_VISIBLE_DEVICES")
+
+
+def marked(line):
+    marks = [pytest.mark.slow] if any(part in line for part in SLOW) else []
+    return pytest.param(line, marks=marks)
+
+
+@pytest.mark.parametrize("line", map(marked, INSIDE))
 def test_commands_inside_the_environment(checkout, line):
     assert re.match(r"(\w+=\S+ )?python -m (adabatch_jax\.|experiments\.reproduce )", line)
     if "fashion_mnist" in line and not Path("/usr/share/datasets/fashion-mnist").is_dir():

@@ -100,6 +100,7 @@ def test_moved_files_are_the_same_and_others_are_not(own, command):
     assert command(train.main, f"{longer} other.npz").code == 4
 
 
+@pytest.mark.slow
 def test_streamed_from_files_a_run_is_what_it_is_from_memory(own, command, monkeypatch):
     command(train.main, f"--dataset ./photos {SHORT} --workdir memory")
     monkeypatch.setattr("adabatch_jax.runs.configured_data._MEMORY_LIMIT_BYTES", 0)
@@ -115,6 +116,7 @@ def test_streamed_from_files_a_run_is_what_it_is_from_memory(own, command, monke
     )
 
 
+@pytest.mark.slow
 def test_what_is_prepared_from_a_folder_is_the_folder(own, command, refused):
     (own / "photos" / "cats" / "0.png").unlink()
     exif = Image.Exif()

@@ -23,6 +23,7 @@ from tests.faults.harness import (
 KILLED = killed_by(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_killed_stopped_poisoned_and_damaged(oracle, begin):
     whole, run = oracle("carry"), begin("carry")
     run.go("save.mid:2", code=KILLED)

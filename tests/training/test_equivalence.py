@@ -170,6 +170,7 @@ def test_batchnorm_groups_may_span_devices(group_size, layouts):
                 assert distance(tree, reference) <= 1e-12
 
 
+@pytest.mark.slow
 def test_resnet20_over_the_same_batchnorm_groups():
     network = functions_of(models.create("resnet20_cifar", 10, (28, 28, 1), group_size=8))
     batch = make_batch((28, 28, 1), 85)
