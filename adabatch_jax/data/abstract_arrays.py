@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from adabatch_jax.data.array_trees import map_arrays
 from adabatch_jax.data.batches import ADDED_TYPES, refuse_added_names, refuse_unfit_values
 from adabatch_jax.data.example_reading import SourceReader, reader_of
 from adabatch_jax.data.example_weights import example_weights
-from adabatch_jax.data.sources import Source, map_arrays
+from adabatch_jax.data.sources import Source
 
 Types = Mapping[str, Any]  # a `jax.ShapeDtypeStruct` of one row of each array, nested as they are
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from adabatch_jax.data.array_trees import arrays_by_name, map_arrays
 from adabatch_jax.data.epoch_order import example_indices, prepare_next_order
 from adabatch_jax.data.example_reading import SourceReader, check_source, reader_of
 from adabatch_jax.data.example_weights import example_weights
 from adabatch_jax.data.row_layout import BatchLayout, Layouts, host_table
-from adabatch_jax.data.sources import Source, arrays_by_name, map_arrays
+from adabatch_jax.data.sources import Source
 from adabatch_jax.schedules.plan import BatchPlan, Step, check_plan, step_beginning_at
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import checked_seed

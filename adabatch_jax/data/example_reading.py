@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from adabatch_jax.data.array_trees import arrays_by_name, is_list
 from adabatch_jax.system.errors import ExampleError, UsageError, one_line
 
 
@@ -39,7 +40,8 @@ class SourceReader:
         if not isinstance(given, Mapping):
             kind = type(given).__name__
             raise UsageError(f"{self._kind}.read must return a dict of arrays, got {kind}.")
-        leaves, structure = jax.tree.flatten(dict(given), is_leaf=_is_list)
+        given = dict(given)
+        leaves, structure = jax.tree.flatten(given, is_leaf=is_list)
         try:
             arrays = [np.asarray(leaf) for leaf in leaves]
         except Exception as error:
@@ -83,12 +85,12 @@ class SourceReader:
                 return int(indices[position])
         return None
 
-    def _no_array(self, given: Mapping[str, Any], reason: str) -> UsageError:
-        name = next(name for name, leaf in _by_name(dict(given)).items() if not _is_numpys(leaf))
+    def _no_array(self, given: dict[str, Any], reason: str) -> UsageError:
+        name = next(name for name, leaf in arrays_by_name(given).items() if not _is_numpys(leaf))
         return UsageError(f"{self._kind}.read returned {name!r}, which is no array: {reason}.")
 
-    def _wrong_length(self, given: Mapping[str, Any], count: int) -> UsageError:
-        shapes = {name: np.shape(leaf) for name, leaf in _by_name(dict(given)).items()}
+    def _wrong_length(self, given: dict[str, Any], count: int) -> UsageError:
+        shapes = {name: np.shape(leaf) for name, leaf in arrays_by_name(given).items()}
         name, shape = next((n, shape) for n, shape in shapes.items() if shape[:1] != (count,))
         what = f"{shape[0]} rows" if shape else "a scalar"
         return UsageError(
@@ -97,8 +99,8 @@ class SourceReader:
         )
 
     def _change(self, structure: Any, rows: list[tuple], indices: np.ndarray) -> ExampleError:
-        before = _by_name(_tree(self._structure, self._rows))
-        now = _by_name(_tree(structure, rows))
+        before = arrays_by_name(_tree(self._structure, self._rows))
+        now = arrays_by_name(_tree(structure, rows))
         changes = [f"{name!r} is missing" for name in before if name not in now]
         changes += [f"{name!r} is new" for name in now if name not in before]
         changes += [
@@ -203,10 +205,6 @@ def row_type_text(row: tuple) -> str:
     return f"{getattr(dtype, 'name', getattr(dtype, '__name__', dtype))}{list(shape)}"
 
 
-def _is_list(node: Any) -> bool:
-    return isinstance(node, list)
-
-
 def _is_numpys(leaf: Any) -> bool:
     try:
         np.asarray(leaf)
@@ -219,10 +217,3 @@ def _tree(structure: Any, rows: list[tuple]) -> Any:
     import jax
 
     return jax.tree.unflatten(structure, map(row_type_text, rows))
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    import jax
-
-    leaves = jax.tree.leaves_with_path(tree, is_leaf=_is_list)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -17,6 +17,7 @@ from adabatch_jax.data.abstract_arrays import (
     laid_out,
     tree_bytes,
 )
+from adabatch_jax.data.array_trees import map_arrays
 from adabatch_jax.data.batches import batch_rows, check, examples_of, put_rows, read_rows
 from adabatch_jax.data.epoch_order import prepare_next_order
 from adabatch_jax.data.example_digest import Share, shares_of_digest
@@ -25,7 +26,7 @@ from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.resident_examples import choose_placement, put_tables
 from adabatch_jax.data.row_layout import BatchLayout, Layouts
-from adabatch_jax.data.sources import ArraySource, Source, in_memory, map_arrays
+from adabatch_jax.data.sources import ArraySource, Source, in_memory
 from adabatch_jax.schedules.plan import BatchPlan, Step
 from adabatch_jax.system.errors import UsageError
 

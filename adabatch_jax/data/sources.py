@@ -1,11 +1,12 @@
 """Sources: where examples are read from, by index."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from adabatch_jax.data.array_digest import arrays_digest, is_sampled
+from adabatch_jax.data.array_trees import arrays_by_name, map_arrays
 from adabatch_jax.data.example_reading import SourceReader
 from adabatch_jax.system.errors import UsageError, check_type
 
@@ -27,32 +28,6 @@ class Source(Protocol):
         They may lie in further dicts and tuples. Names, and the shapes and dtypes of rows, are the
         same at each call.
         """
-
-
-def map_arrays(function: Callable[..., Any], arrays: Any, *others: Any) -> Any:
-    """Maps numpy arrays, or lists of numbers, in nested dicts and tuples; `others` are alike.
-
-    >>> map_arrays(len, {"x": [1, 2], "more": (np.zeros(3),)})
-    {'more': (3,), 'x': 2}
-    """
-    import jax
-
-    def mapped(array: Any, *others: Any) -> Any:
-        return function(np.asarray(array), *others)
-
-    return jax.tree.map(mapped, arrays, *others, is_leaf=lambda node: isinstance(node, list))
-
-
-def arrays_by_name(arrays: Any) -> dict[str, Any]:
-    """The arrays in nested dicts and tuples, by the names on the way to them.
-
-    >>> arrays_by_name({"x": 1, "more": {"y": (2,)}})
-    {'more.y.0': 2, 'x': 1}
-    """
-    import jax
-
-    leaves = jax.tree.leaves_with_path(arrays)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 class ArraySource:

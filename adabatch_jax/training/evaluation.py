@@ -16,12 +16,13 @@ from adabatch_jax.data.abstract_arrays import (
     laid_out,
     tree_bytes,
 )
+from adabatch_jax.data.array_trees import map_arrays
 from adabatch_jax.data.batches import batch_rows, examples_of, put_rows, read_rows
 from adabatch_jax.data.example_reading import check_source, reader_of
 from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh
 from adabatch_jax.data.prefetching import BackgroundThread, never, prefetched
 from adabatch_jax.data.row_layout import Layouts
-from adabatch_jax.data.sources import Source, map_arrays
+from adabatch_jax.data.sources import Source
 from adabatch_jax.schedules.plan import Step
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import reach
