@@ -92,9 +92,11 @@ def file_records(
         with open(folder / paths[number], "rb") as file:
             return file.read()
 
+    def key(number: int) -> bytes:
+        return os.fsencode(paths[number][below:])
+
     places = [f"{of}/{path}" for path in paths]
-    keys = [os.fsencode(path[below:]) for path in paths]
-    return Records(of, places, keys, labels, read, index)
+    return Records(of, places, labels, key, read, index)
 
 
 def _records(

@@ -1,7 +1,7 @@
 """Images with labels as they lie in a user's files: encoded, or as arrays."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ class Records:
     Attributes:
       of: what they are from, for errors, such as "./photos".
       places: what errors call each image: a path, or "row 17 of FILE".
-      keys: the bytes that decide for each, and for nothing else, on which side of a share it is.
       labels: int32, shape `(num_examples,)`.
+      key: returns the bytes that decide, by its number, on which side of a share an image is.
       read: returns an image's bytes by its number, may raise an OSError.
       index: returns what is known of all images, and reads those that aren't known yet; `True`
         keeps what it learns of them.
@@ -27,17 +27,17 @@ class Records:
 
     of: str
     places: Sequence[str]
-    keys: Sequence[bytes]
     labels: np.ndarray
+    key: Callable[[int], bytes]
     read: Callable[[int], bytes]
     index: Callable[[bool], ImageIndex]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def share_keys(self) -> Sequence[bytes]:
+    def share_keys(self) -> Iterable[bytes]:
         """What decides on which side of a share each is."""
-        return self.keys
+        return map(self.key, range(len(self)))
 
     def take(self, rows: np.ndarray) -> "Records":
         """Some of the images."""
@@ -49,8 +49,8 @@ class Records:
         return dataclasses.replace(
             self,
             places=[self.places[row] for row in numbers],
-            keys=[self.keys[row] for row in numbers],
             labels=self.labels[rows],
+            key=lambda number: self.key(numbers[number]),
             read=lambda number: self.read(numbers[number]),
             index=index,
         )
@@ -67,9 +67,9 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def share_keys(self) -> Sequence[bytes]:
+    def share_keys(self) -> Iterable[bytes]:
         """The images themselves: of equal ones all are on the same side."""
-        return [image.tobytes() for image in self.images]
+        return (image.tobytes() for image in self.images)
 
     def take(self, rows: np.ndarray) -> "Arrays":
         """Some of the images."""

@@ -6,7 +6,7 @@ moves none. Classes are shared out as it comes, not evenly.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import TypeVar
 
@@ -65,7 +65,7 @@ def shared_out(examples: Examples, shares: Mapping[str, Fraction]) -> dict[str, 
     return {"train": examples.take(np.flatnonzero(rest)), **parts}
 
 
-def fractions_of(keys) -> np.ndarray:
+def fractions_of(keys: Iterable[bytes]) -> np.ndarray:
     """Where each key lies in 0 .. 2**64 - 1: the first eight bytes of its sha256.
 
     >>> fractions_of([b"cat/1.png"]) / 2**64

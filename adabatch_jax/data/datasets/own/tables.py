@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,23 +115,10 @@ def _records(of: str, split: str, column: Any, labels: Any, files: list[Path]) -
         facts = [(kept_as[:64],)] * len(labels)
         return index_of_images(read, places, of, f"table {kept_as} {split}", facts, keep)
 
-    keys = _Contents(read, len(labels))
-    return Records(of, places, keys, labels, read, index)
+    def key(number: int) -> bytes:  # so equal images are on the same side
+        return hashlib.sha256(read(number)).digest()
 
-
-class _Contents(Sequence):
-    """The images' own bytes, by which they are shared out: equal ones are on the same side."""
-
-    def __init__(self, read: Any, length: int):
-        self._read, self._length = read, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, number: int) -> bytes:
-        if number >= self._length:
-            raise IndexError(number)
-        return hashlib.sha256(self._read(number)).digest()
+    return Records(of, places, labels, key, read, index)
 
 
 def _of_split(split: str) -> str:
