@@ -22,7 +22,9 @@ Examples = TypeVar("Examples", Records, Arrays)
 DEFAULT_SHARE = "20%"
 ALL = "all"  # the examples of data without splits
 TRAIN_NAMES = ("train", "training")
-EVAL_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
+TEST_NAMES = ("test", "testing")
+VALIDATION_NAMES = ("val", "valid", "validation", "dev")
+EVAL_NAMES = (*TEST_NAMES, *VALIDATION_NAMES)
 
 
 def chosen_splits(data: OwnData, settings: DataSettings) -> dict[str, Records | Arrays]:
@@ -33,10 +35,10 @@ def chosen_splits(data: OwnData, settings: DataSettings) -> dict[str, Records | 
     """
     splits = data.splits
     train = splits[
-        _named(data, settings.train_split or _first(splits, TRAIN_NAMES) or ALL, "train")
+        _named(data, settings.train_split or first_of(splits, TRAIN_NAMES) or ALL, "train")
     ]
     wanted = {
-        "test": settings.test_split or _first(splits, EVAL_NAMES) or DEFAULT_SHARE,
+        "test": settings.test_split or first_of(splits, EVAL_NAMES) or DEFAULT_SHARE,
         "holdout": settings.holdout_split,
     }
     wanted = {name: split for name, split in wanted.items() if split is not None}
@@ -77,10 +79,11 @@ def fractions_of(keys: Iterable[bytes]) -> np.ndarray:
 
 def has_eval_split(data: OwnData) -> bool:
     """Whether there are examples to evaluate on apart from the others."""
-    return _first(data.splits, EVAL_NAMES) is not None
+    return first_of(data.splits, EVAL_NAMES) is not None
 
 
-def _first(splits: Mapping[str, object], names: tuple[str, ...]) -> str | None:
+def first_of(splits: Mapping[str, object], names: tuple[str, ...]) -> str | None:
+    """The name that a split goes by, the first where there are several; None where it has none."""
     return next((name for name in names if name in splits), None)
 
 

@@ -1,10 +1,10 @@
-"""A user's own images as a dataset of tfds: described, and written as they are where they can be."""
+"""A user's own images as a dataset of tfds: described, and written as they are where that works."""
 
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,17 +12,21 @@ from adabatch_jax.config.settings import DataSettings
 from adabatch_jax.data.datasets.image_decoding import decode_image, decode_picture, resize_and_crop
 from adabatch_jax.data.datasets.own.opening import open_own
 from adabatch_jax.data.datasets.own.records import Arrays, Records
-from adabatch_jax.data.datasets.own.shares import chosen_splits, has_eval_split
+from adabatch_jax.data.datasets.own.shares import (
+    ALL,
+    TEST_NAMES,
+    TRAIN_NAMES,
+    VALIDATION_NAMES,
+    chosen_splits,
+    first_of,
+    has_eval_split,
+)
 from adabatch_jax.data.datasets.preparation.record_writing import WrittenSplit, encode_png
 from adabatch_jax.data.datasets.tfds_import import import_tfds
 from adabatch_jax.system.errors import StorageError, UsageError
 
 # As tfds calls them.
-_NAMES = {
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
-    "validation": ("val", "valid", "validation", "dev"),
-}
+_NAMES = {"train": (*TRAIN_NAMES, ALL), "test": TEST_NAMES, "validation": VALIDATION_NAMES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,8 @@ class _Images:
     examples: Records | Arrays
     num_channels: int
     image_size: int | None
-    names: Mapping[str, tuple[str, ...]]
+
+    names: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # which the builder tells
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -69,12 +74,10 @@ def described(
 ) -> tuple[type, dict[str, WrittenSplit]]:
     """The builder that describes a user's own images, and their splits."""
     data = open_own(dataset, path)
-    parts = dict(data.splits)
-    if not has_eval_split(data):
-        parts = chosen_splits(data, DataSettings())
-    else:
-        chosen_splits(data, DataSettings())  # finds what can't be trained on
-        parts = {new: parts[old] for new, olds in _NAMES.items() for old in olds if old in parts}
+    parts = chosen_splits(data, DataSettings())  # finds what can't be trained on
+    if has_eval_split(data):
+        named = {new: first_of(data.splits, olds) for new, olds in _NAMES.items()}
+        parts = {new: data.splits[old] for new, old in named.items() if old is not None}
     shapes = [_shapes(part) for part in parts.values()]
     num_channels = max(int(found[:, 2].max()) for found in shapes)
     if num_channels == 4:
@@ -84,7 +87,7 @@ def described(
     if image_size is None and len(sizes) == 1:
         size = tuple(sizes[0].tolist())
     base = builder_class(name, (*size, num_channels), data.class_names, dataset)
-    splits = {new: _Images(part, num_channels, image_size, {}) for new, part in parts.items()}
+    splits = {new: _Images(part, num_channels, image_size) for new, part in parts.items()}
     return base, splits
 
 

@@ -3,12 +3,14 @@
 import hashlib
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from adabatch_jax.config import DataSettings, TrainConfig
+from adabatch_jax.data.datasets.preparation.own_images import described
 from adabatch_jax.data.own_images import OwnImages
 from adabatch_jax.data.sources import ArraySource
 from adabatch_jax.runs.configured_data import describe_data, num_training_examples, open_data
@@ -77,6 +79,14 @@ def test_splits_that_are_there(photos, name):
     # The split's own name decides nothing.
     shared, whole = opened("split", test_split="20%"), opened()
     assert shared.evals["test"].digest() == whole.evals["test"].digest()
+
+
+def test_what_is_prepared_is_what_would_be_trained_on(photos):
+    for name, classes in {"train": photos, "training": photos, "val": photos}.items():
+        shutil.copytree(classes, photos.parent / "split" / name)
+    _, splits = described("split", Path("split"), "mine", None)
+    places = {name: split.examples.places[0] for name, split in splits.items()}
+    assert places == {"train": "split/train/cats/0.png", "validation": "split/val/cats/0.png"}
 
 
 def test_a_split_s_contents_are_its_own(photos):

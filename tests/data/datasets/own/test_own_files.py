@@ -4,11 +4,13 @@ import csv
 import hashlib
 import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from adabatch_jax.config import DataSettings, TrainConfig
+from adabatch_jax.data.datasets.preparation.own_images import described
 from adabatch_jax.runs.configured_data import num_training_examples, open_data
 from adabatch_jax.system.errors import StorageError, UsageError
 from tests.data.datasets.own.conftest import as_pillow_sees, encoded, picture
@@ -221,6 +223,15 @@ def test_a_folder_of_parquet_files(parquet):
     assert (len(data.train), len(data.evals["test"])) == (20, 10)
     images = everything(data.train)["image"]
     np.testing.assert_array_equal(images, [as_pillow_sees(c) for c in content[:20]])
+
+
+def test_what_has_no_split_s_name_is_prepared_to_train_on(parquet):
+    content = images_as_bytes(20)
+    parquet({"img": content[:10], "label": [0, 1] * 5}, "hub/data.parquet")
+    parquet({"img": content[10:], "label": [0, 1] * 5}, "hub/test-00000-of-00001.parquet")
+    _, splits = described("./hub", Path("hub"), "mine", None)
+    written = {name: [record["image"] for record in s.records()] for name, s in splits.items()}
+    assert written == {"train": content[:10], "test": content[10:]}
 
 
 @pytest.mark.parametrize(
