@@ -9,7 +9,7 @@ import numpy as np
 from adabatch_jax.data.datasets.image_decoding import decode_picture, resize_and_crop
 from adabatch_jax.data.datasets.own.image_index import ImageIndex
 from adabatch_jax.data.datasets.own.records import Records
-from adabatch_jax.data.parallel_reading import PartReader
+from adabatch_jax.data.parallel_reading import PartReader, checked_indices
 from adabatch_jax.system.errors import ExampleError, UsageError
 
 
@@ -58,9 +58,7 @@ class OwnImages:
           IndexError: an index is out of range.
           ExampleError: an image can't be read or decoded, or isn't the one that was looked at.
         """
-        indices = np.asarray(indices, np.int64)
-        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"indices {indices.min()} .. {indices.max()} of {len(self)} examples.")
+        indices = checked_indices(indices, len(self))
         images = np.empty((len(indices), *self.image_shape), np.uint8)
 
         def read_part(part: slice) -> None:

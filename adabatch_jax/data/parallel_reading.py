@@ -1,12 +1,27 @@
-"""Reading many small examples with several threads."""
+"""Reading many small examples by their indices, with several threads."""
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 # What a thread decodes in one go: 170 images of 32x32, 3 of 224x224. With less of the small ones
 # handing over costs more than it gains; the large ones of a batch must do for all processors.
 _BYTES_PER_TASK = 2**19
+
+
+def checked_indices(indices: np.ndarray, num_examples: int) -> np.ndarray:
+    """The indices as int64; raises an IndexError where one is out of range.
+
+    >>> checked_indices([3, 5], num_examples=5)
+    Traceback (most recent call last):
+    IndexError: indices 3 .. 5 of 5 examples.
+    """
+    indices = np.asarray(indices, np.int64)
+    if len(indices) and not 0 <= indices.min() <= indices.max() < num_examples:
+        raise IndexError(f"indices {indices.min()} .. {indices.max()} of {num_examples} examples.")
+    return indices
 
 
 class PartReader:

@@ -17,7 +17,7 @@ from adabatch_jax.data.datasets.known_datasets import open_builder
 from adabatch_jax.data.datasets.labelled_images import LabelledImages, labelled_images
 from adabatch_jax.data.datasets.prepared_folders import prepare_command
 from adabatch_jax.data.datasets.tfds_import import import_tfds
-from adabatch_jax.data.parallel_reading import PartReader
+from adabatch_jax.data.parallel_reading import PartReader, checked_indices
 from adabatch_jax.system.errors import (
     ExampleError,
     StorageError,
@@ -162,9 +162,7 @@ class TfdsSource:
           IndexError: an index is out of range.
           ExampleError: an example can't be read or decoded.
         """
-        indices = np.asarray(indices, np.int64)
-        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"indices {indices.min()} .. {indices.max()} of {len(self)} examples.")
+        indices = checked_indices(indices, len(self))
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
 
