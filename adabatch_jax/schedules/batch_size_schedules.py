@@ -1,5 +1,6 @@
 """Schedules: what the batch size should be, before any dataset is known."""
 
+import abc
 import dataclasses
 import decimal
 import math
@@ -35,7 +36,7 @@ def _rounded_growth(init_value: int, factor: Fraction, k: int, multiple_of: int)
     return _round_half_up(init_value * factor**k, multiple_of)
 
 
-class Schedule:
+class Schedule(abc.ABC):
     """Base class: a schedule tells its sizes; `str` gives its text.
 
     Attributes:
@@ -49,17 +50,14 @@ class Schedule:
     has_text = True
     is_listed = False
 
+    @abc.abstractmethod
     def sizes(self) -> Iterator[tuple[Duration, "Size"]]:
         """Yields (duration since the start, batch size from there on), beginning at 0.
 
         Instead of a size there may be a schedule, which begins anew there, or a function that
         makes the size of `position_in(unit)`, the exact position there. The sequence may be
         endless; the plan stops asking at the end of the run.
-
-        Raises:
-          NotImplementedError: the schedule of a class that has none.
         """
-        raise NotImplementedError
 
     def behind(self, num_begun: int) -> list[str]:
         """What its text names of the sizes behind the first `num_begun`, where there are some."""
