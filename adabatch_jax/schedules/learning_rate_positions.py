@@ -4,7 +4,7 @@ Positions are whole numbers and fractions of whole numbers on the integer clock,
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,13 @@ from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.strides import Stride
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
-COUNTS = ("steps", "samples", "epochs", "tokens")
+Counts = Literal["steps", "samples", "epochs", "tokens"]
+COUNTS: tuple[Counts, ...] = get_args(Counts)
 
 Position = Callable[[jax.Array], jax.Array]
 
 
-def position_of(plan: BatchPlan, counts: str | None, reference_batch_size: int) -> Position:
+def position_of(plan: BatchPlan, counts: Counts | None, reference_batch_size: int) -> Position:
     """Returns what turns a sample (int64) into the argument of a callable.
 
     It is float32, rounded down; steps that are whole at all updates are int32.

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from adabatch_jax.schedules.learning_rate_at_step import (
     resolve,
 )
 from adabatch_jax.schedules.learning_rate_pieces import unreached
-from adabatch_jax.schedules.learning_rate_positions import Position, position_of
+from adabatch_jax.schedules.learning_rate_positions import Counts, Position, position_of
 from adabatch_jax.schedules.learning_rate_text import LearningRate
 from adabatch_jax.schedules.plan import BatchPlan, check_plan
 from adabatch_jax.schedules.text_reader import exact
@@ -30,7 +30,7 @@ def coupled_learning_rate(
     base: float | LearningRate | Callable[[Any], Any],
     coupling: Coupling = "linear",
     reference_batch_size: int | None = None,
-    counts: Literal["steps", "samples", "epochs", "tokens"] | None = None,
+    counts: Counts | None = None,
 ) -> optax.Schedule:
     """Rescales a learning rate with the batch size (arXiv:1712.02029, section 3).
 
@@ -60,6 +60,10 @@ def coupled_learning_rate(
         thresholds out of order, more than 100,000 decays, `2**31` updates or more, a callable
         without `counts`, epochs of an endless stream, or tokens without `tokens_per_example`.
 
+    Warns:
+      UserWarning: what is listed of a rate, or decay, that no update of the run comes to; or the
+        end of a warm-up, or of a last part whose length is given.
+
     >>> from adabatch_jax import make_plan, parse_learning_rate
     >>> plan = make_plan("128 x2 every 20ep max 2048", num_examples=50_000, duration="100ep")
     >>> lr = coupled_learning_rate(plan, parse_learning_rate("0.1 x0.375 every 20ep"))
@@ -72,10 +76,6 @@ def coupled_learning_rate(
     >>> lr = coupled_learning_rate(plan, fixed, counts="steps")
     >>> round(float(lr(1_000)), 7), round(float(lr(plan.num_steps - 1) / 16), 7)
     (0.05, 0.0)
-
-    Warns:
-      UserWarning: what is listed of a rate, or decay, that no update of the run comes to; or the
-        end of a warm-up, or of a last part whose length is given.
     """
     check_plan(plan)
     if callable(base):
