@@ -8,9 +8,8 @@ import jax
 import numpy as np
 
 from adabatch_jax.data.array_trees import map_arrays
-from adabatch_jax.data.batches import ADDED_TYPES, refuse_added_names, refuse_unfit_values
+from adabatch_jax.data.batches import ADDED_TYPES, refuse_unfit_values, with_float_weights
 from adabatch_jax.data.example_reading import SourceReader, reader_of
-from adabatch_jax.data.example_weights import example_weights
 from adabatch_jax.data.sources import Source
 
 Types = Mapping[str, Any]  # a `jax.ShapeDtypeStruct` of one row of each array, nested as they are
@@ -24,16 +23,13 @@ def example_types(source: Source | SourceReader) -> Types:
     {'label': ShapeDtypeStruct(shape=(2,), dtype=int32)}
     """
     arrays = reader_of(source).example()
-    refuse_added_names(arrays)
     refuse_unfit_values(arrays)
-    if "weight" in arrays:
-        arrays["weight"] = example_weights(arrays["weight"])
 
     def row(array: np.ndarray) -> jax.ShapeDtypeStruct:
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         return jax.ShapeDtypeStruct(array.shape[1:], dtype)
 
-    return map_arrays(row, arrays)
+    return map_arrays(row, with_float_weights(arrays))
 
 
 def abstract_rows(

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -213,10 +213,7 @@ def read_rows(reader: SourceReader, rows: Rows) -> dict[str, Any]:
         place = np.empty(index.size, np.int64)
         place[is_real] = np.arange(real.size)
         place[~is_real] = order[np.searchsorted(wanted, padding, sorter=order)]
-    arrays = reader.read(wanted)
-    refuse_added_names(arrays)
-    if "weight" in arrays:
-        arrays["weight"] = example_weights(arrays["weight"])
+    arrays = with_float_weights(reader.read(wanted))
 
     def arranged(array: np.ndarray) -> np.ndarray:
         array = array if place is None else array[place]
@@ -228,16 +225,19 @@ def read_rows(reader: SourceReader, rows: Rows) -> dict[str, Any]:
     return arrays | added
 
 
-def refuse_added_names(names: Iterable[str]) -> None:
-    """Raises a UsageError if one of a source's arrays has a name that batches add themselves.
+def with_float_weights(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """A source's arrays, whose "weight" is multiplied into that of batches, as float32.
 
-    A "weight" isn't one of them: it is multiplied into theirs.
+    Raises a UsageError where it can't be, and where another array has a name that batches add.
     """
-    clash = [name for name in names if name in ADDED_TYPES and name != "weight"]
+    clash = [name for name in arrays if name in ADDED_TYPES and name != "weight"]
     if clash:
         raise UsageError(
             f"the source has an array named {clash[0]!r}, which batches add themselves; rename it."
         )
+    if "weight" not in arrays:
+        return dict(arrays)
+    return {**arrays, "weight": example_weights(arrays["weight"])}
 
 
 def put_rows(

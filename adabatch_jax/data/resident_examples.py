@@ -7,8 +7,7 @@ import jax
 import numpy as np
 
 from adabatch_jax.data.abstract_arrays import abstract_rows, example_types, tree_bytes
-from adabatch_jax.data.batches import refuse_unfit_values
-from adabatch_jax.data.example_weights import example_weights
+from adabatch_jax.data.batches import refuse_unfit_values, with_float_weights
 from adabatch_jax.data.mesh import BatchMesh
 from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.system.errors import UsageError
@@ -84,13 +83,12 @@ def put_tables(
     devices.
     """
     refuse_unfit_values(arrays)
-    if "weight" in arrays:
-        arrays = {**arrays, "weight": example_weights(arrays["weight"])}
+    arrays = with_float_weights(arrays)
     if mesh is None:
-        return jax.device_put(dict(arrays))
+        return jax.device_put(arrays)
     if spread:
-        return jax.tree.map(lambda array: _put_spread(array, mesh), dict(arrays))
-    return mesh.put_whole(dict(arrays))
+        return jax.tree.map(lambda array: _put_spread(array, mesh), arrays)
+    return mesh.put_whole(arrays)
 
 
 def gather(tables: Mapping[str, Any], inputs: Mapping[str, jax.Array]) -> dict[str, Any]:
