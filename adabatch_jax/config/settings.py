@@ -178,7 +178,6 @@ class Operation:
         None, OPERATION,
         help="What is told how it goes, by `log(row)`, `tick(step)` and `message(text)` inside of "
         "`with progress:`; none: nothing is shown.")
-
     trackers: Any = setting(
         ("tensorboard",), OPERATION,
         help="What is given the rows of metrics while they come: tensorboard, wandb, or an object "
@@ -211,8 +210,8 @@ class DataSettings:
         help="Split kept out of the training, such as train[90%:], or of own data a share such as "
         "10%, to choose by; none: no such split.")
     image_size: int | None = setting(
-        None, NUMBERS, at_least=1, below=2**15, help="Height and width to resize and crop images to; needed "
-        "where they differ in size.")
+        None, NUMBERS, at_least=1, below=2**15,
+        help="Height and width to resize and crop images to; needed where they differ in size.")
     mean: str | None = setting(
         None, NUMBERS, read=parse_channels, has_spaces=True,
         help="What is subtracted from pixels in 0..1, a number or one per channel; none: the "
@@ -221,8 +220,8 @@ class DataSettings:
         None, NUMBERS, read=parse_deviations, has_spaces=True,
         help="What they are divided by then; none: as for mean.")
     crop_padding: int = setting(
-        0, NUMBERS, at_least=0, below=2**15, is_changeable=True, help="Pixels of zeros on each side before a "
-        "random crop to the original size; 0: no crop.")
+        0, NUMBERS, at_least=0, below=2**15, is_changeable=True,
+        help="Pixels of zeros on each side before a random crop to the original size; 0: no crop.")
     flip: bool = setting(
         False, NUMBERS, is_changeable=True, help="Whether to flip images left to right at random.")
 
@@ -294,8 +293,8 @@ class TrainConfig:
         None, FUTURE, at_least=1,
         help="Tokens of an example, for durations in tokens such as 2.4Btok; none: not known.")
     seed: int = setting(
-        0, NUMBERS, at_least=0, below=SEED_LIMIT, help="Seed of the initial weights, the order of the "
-        "examples, augmentation and dropout.")
+        0, NUMBERS, at_least=0, below=SEED_LIMIT,
+        help="Seed of the initial weights, the order of the examples, augmentation and dropout.")
     microbatch_size: int | Auto | None = as_in(Layout, "microbatch_size")
     accumulation: Accumulation = as_in(Layout, "accumulation")
     steps_per_dispatch: int | Auto = as_in(Layout, "steps_per_dispatch")

@@ -93,13 +93,12 @@ def normalize(
 
     Do this on the device, inside jit: numpy rounds differently. Images (..., height, width,
     channels) are uint8, or floating-point with pixels in [0, 1]; `mean` and `std`, of pixels in
-    [0, 1], are one number or one per channel. The
-    arithmetic is float32 at least, whatever the result's `dtype`.
+    [0, 1], are one number or one per channel. The arithmetic is float32 at least, whatever the
+    result's `dtype`.
 
     >>> normalize(jnp.full((1, 1, 1, 3), 255, jnp.uint8), (0.5, 0.6, 0.75), 0.5).ravel().tolist()
     [1.0, 0.7999..., 0.5]
     """
-
     precise = jnp.promote_types(dtype, jnp.float32)
 
     def per_channel(values: ArrayLike) -> jax.Array:

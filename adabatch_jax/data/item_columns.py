@@ -74,8 +74,8 @@ class ItemColumns:
             if before != now:
                 raise UsageError(
                     f"{_names(item)[number]} changes from {row_type_text(before)} to "
-                    f"{row_type_text(now)} "
-                    f"at example {position}; all rows must have one shape and dtype."
+                    f"{row_type_text(now)} at example {position}; all rows must have one shape and "
+                    "dtype."
                 )
         return arrays
 

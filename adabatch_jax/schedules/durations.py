@@ -228,14 +228,14 @@ class Units:
         if duration.unit == "tok":
             if self.tokens_per_example is None:
                 raise UsageError(
-                    f"{what} is in tokens; give `tokens_per_example`, the "
-                    "tokens of an example, such as 2048."
+                    f"{what} is in tokens; give `tokens_per_example`, the tokens of an example, such "
+                    "as 2048."
                 )
             return duration.value / self.tokens_per_example
         if self.num_examples is None:
             raise UsageError(
-                f"{what} is in epochs, which an endless stream "
-                "(num_examples=None) doesn't have; give samples (sp), tokens (tok) or steps (st)."
+                f"{what} is in epochs, which an endless stream (num_examples=None) doesn't have; "
+                "give samples (sp), tokens (tok) or steps (st)."
             )
         return duration.value * self.num_examples
 

@@ -55,8 +55,8 @@ def index_of_images(
 ) -> ImageIndex:
     """What is known of images; those that aren't known are decoded, in parallel.
 
-    What is known is kept in the user's own folder. What is kept of an image is believed while its facts are
-    the same; whoever reads the image compares its sha256.
+    What is known is kept in the user's own folder. What is kept of an image is believed while its
+    facts are the same; whoever reads the image compares its sha256.
 
     Args:
       read: returns an image's bytes by its number.

@@ -1,4 +1,4 @@
-"""Encoded images with labels in Parquet files, and in datasets that Hugging Face's library saved."""
+"""Encoded images with labels in Parquet files, and in what Hugging Face's `datasets` saved."""
 
 import functools
 import hashlib

@@ -1,7 +1,7 @@
 """From a dataset's original files to a folder of array_record, which training reads.
 
-`prepare`, `prepare_own` and the `StageProgress` it reports may be imported from here. It knows how originals look
-and where they come from, and nothing of how they are read afterwards.
+`prepare`, `prepare_own` and the `StageProgress` they report may be imported from here. It knows how
+originals look and where they come from, and nothing of how they are read afterwards.
 """
 
 from adabatch_jax.data.datasets.preparation.prepare_dataset import prepare as prepare
