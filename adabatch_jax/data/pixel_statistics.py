@@ -1,17 +1,15 @@
 """Mean and standard deviation of training images, by which they are normalised."""
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
 
+from adabatch_jax.data.datasets import kept_facts
 from adabatch_jax.data.datasets.prepared_folders import user_folder
 from adabatch_jax.data.example_reading import SourceReader
 from adabatch_jax.data.own_images import OwnImages
 from adabatch_jax.data.sources import ArraySource, Source
 from adabatch_jax.data.tfds_images import TfdsSource
-from adabatch_jax.system.errors import StorageError
-from adabatch_jax.system.files import read_sealed, write_sealed
 
 _NUM_IMAGES = 10_000
 _NUM_AT_ONCE = 512
@@ -32,16 +30,11 @@ def pixel_statistics(source: Source) -> tuple[Channels, Channels]:
     ((0.5,), (0.5,))
     """
     path = _kept(source)
-    if path is not None:
-        with contextlib.suppress(StorageError, LookupError, TypeError):
-            if (content := read_sealed(path)) is not None:
-                return tuple(content["mean"]), tuple(content["std"])
+    if path is not None and (content := kept_facts.read_kept(path)) is not None:
+        return tuple(content["mean"]), tuple(content["std"])
     mean, std = _statistics(source)
     if path is not None:
-        # Nothing is lost where it can't be kept: it is computed again.
-        with contextlib.suppress(OSError, StorageError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_sealed(path, {"mean": mean, "std": std})
+        kept_facts.keep(path, {"mean": mean, "std": std})
     return mean, std
 
 

@@ -1,15 +1,14 @@
 """Digests of a prepared dataset's files, kept beside them: are they what was prepared?"""
 
-import contextlib
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adabatch_jax.data.datasets import kept_facts
 from adabatch_jax.data.datasets.prepared_folders import user_folder
-from adabatch_jax.system.errors import StorageError
-from adabatch_jax.system.files import read_sealed, storage_errors, write_sealed
+from adabatch_jax.system.files import storage_errors
 
 _DIGESTS = "digests.json"
 
@@ -87,9 +86,8 @@ def _places(folder: Path) -> list[Path]:
 def _read_kept(folder: Path) -> tuple[Path, _Entries]:
     """What is kept of a folder's files, and where; nothing where it's damaged: it is kept anew."""
     for path in _places(folder):
-        with contextlib.suppress(StorageError):
-            if (content := read_sealed(path)) is not None:
-                return path, content["files"]
+        if (content := kept_facts.read_kept(path)) is not None:
+            return path, content["files"]
     return folder / _DIGESTS, {}
 
 
@@ -97,8 +95,5 @@ def _keep(folder: Path, kept: _Entries, entries: _Entries) -> None:
     if entries == kept:
         return
     for path in _places(folder):
-        # Nothing is lost where it can't be kept: the files are read again next time.
-        with contextlib.suppress(OSError, StorageError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_sealed(path, {"files": entries})
+        if kept_facts.keep(path, {"files": entries}):
             return

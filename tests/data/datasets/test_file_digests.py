@@ -9,6 +9,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tensorflow_datasets.proto import tf_example_pb2
 
 from adabatch_jax.data.datasets import file_digests as module
+from adabatch_jax.data.datasets import kept_facts
 from adabatch_jax.data.datasets.file_digests import file_digests
 from adabatch_jax.data.datasets.preparation import prepare
 from adabatch_jax.data.sources import contents_digests, in_memory
@@ -114,14 +115,14 @@ def test_what_is_kept_is_verified_too(folder, large, num_read, damage):
 def test_of_a_folder_that_cannot_be_written_they_are_kept_elsewhere(
     folder, large, num_read, monkeypatch
 ):
-    write = module.write_sealed
+    write = kept_facts.write_sealed
 
     def refuse(path, content):
         if path.parent == folder:
             raise StorageError("read-only")
         write(path, content)
 
-    monkeypatch.setattr(module, "write_sealed", refuse)
+    monkeypatch.setattr(kept_facts, "write_sealed", refuse)
     first = file_digests(shards(folder), keep=True)
     assert file_digests(shards(folder)).digests == first.digests and num_read() == 3
     assert not (folder / "digests.json").exists()

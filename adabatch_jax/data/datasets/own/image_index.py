@@ -1,6 +1,5 @@
 """What is known of encoded images: the sha256 of each, and its size; kept, so it's read once."""
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from adabatch_jax.data.datasets import kept_facts
 from adabatch_jax.data.datasets.image_decoding import decode_picture
 from adabatch_jax.data.datasets.prepared_folders import user_folder
-from adabatch_jax.system.errors import StorageError, UsageError
-from adabatch_jax.system.files import read_sealed, write_sealed
+from adabatch_jax.system.errors import UsageError
 
 _NUM_NAMED = 20  # of the images that can't be read
 _IMAGES_PER_TASK = 64
@@ -69,8 +68,8 @@ def index_of_images(
     Raises:
       UsageError: images that can't be read, each named, up to some number.
     """
-    path = kept_index(kept_as)
-    known = _read_kept(path)
+    path = _kept_index(kept_as)
+    known = (kept_facts.read_kept(path) or {"images": {}})["images"]
     entries = [known.get(place, ((), None)) for place in places]
     found: list[Entry | None] = [
         tuple(entry) if tuple(before) == tuple(now) else None
@@ -84,14 +83,14 @@ def index_of_images(
             for place, fact, entry in zip(places, facts, found, strict=True)
             if entry is not None
         }
-        _keep(path, of, kept)
+        kept_facts.keep(path, {"of": of, "images": kept})
     if problems:
         raise UsageError(_problems_text(of, [(places[n], text) for n, text in problems]))
     shapes = np.array([entry[1:] for entry in found], np.int32).reshape(-1, 3)
     return ImageIndex([entry[0] for entry in found], shapes)
 
 
-def kept_index(kept_as: str) -> Path:
+def _kept_index(kept_as: str) -> Path:
     """The file in which an index is kept."""
     name = hashlib.sha256(kept_as.encode(errors="surrogateescape")).hexdigest()[:24]
     return user_folder() / "indexes" / f"{name}.json"
@@ -132,17 +131,3 @@ def _problems_text(of: str, problems: Sequence[tuple[str, str]]) -> str:
         f"{len(problems):,} {what} {of} can't be read: {', '.join(named)}{rest}; mend, replace or "
         "remove what is damaged."
     )
-
-
-def _read_kept(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(StorageError):  # it is made anew
-        if (content := read_sealed(path)) is not None:
-            return content["images"]
-    return {}
-
-
-def _keep(path: Path, of: str, images: dict[str, Any]) -> None:
-    # Nothing is lost where it can't be kept: the images are looked at again next time.
-    with contextlib.suppress(OSError, StorageError, UnicodeError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_sealed(path, {"of": of, "images": images})
