@@ -122,8 +122,3 @@ def advice(word: str, flags: Collection[str]) -> str | None:
 def flags_in(sentence: str) -> set[str]:
     """The flags that a sentence names."""
     return set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", sentence))
-
-
-def all_advice() -> dict[str, str]:
-    """Every sentence, by the name of each flag that leads to it, without dashes."""
-    return dict(_BY_NAME)

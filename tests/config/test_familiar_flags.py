@@ -2,9 +2,10 @@
 
 import pytest
 
+from adabatch_jax.config import familiar_flags
 from adabatch_jax.config.command_line import flag_of
 from adabatch_jax.config.declarations import declarations
-from adabatch_jax.config.familiar_flags import all_advice, flags_in
+from adabatch_jax.config.familiar_flags import flags_in
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.train import Options, main
 
@@ -48,7 +49,7 @@ def test_what_is_brought_leads_to_ours_in_one_sentence(capsys, brought, ours):
 
 
 def test_each_sentence_names_flags_that_there_are():
-    sentences = all_advice()
+    sentences = familiar_flags._BY_NAME
     assert not {f"--{name}" for name in sentences} & FLAGS
     for sentence in sentences.values():
         assert flags_in(sentence) and flags_in(sentence) <= FLAGS, sentence
