@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from adabatch_jax.data.datasets.prepared_folders import parse_name, prepare_command, prepared_path
@@ -11,7 +10,7 @@ from adabatch_jax.data.datasets.tfds_import import import_tfds
 from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean, one_line
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class DatasetSpec:
     """What is known of a dataset of labelled images.
 

@@ -19,8 +19,8 @@ class LabelledImages:
 
     Attributes:
       shape: (height, width, channels); height and width are None where they vary.
-      class_names: the name of each label, its number where it has none.
       is_encoded: whether images are stored as PNG or JPEG rather than as plain arrays.
+      class_names: the name of each label, its number where it has none.
     """
 
     image_key: str
@@ -28,7 +28,7 @@ class LabelledImages:
     num_classes: int
     shape: tuple[int | None, int | None, int]
     is_encoded: bool
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[str, ...]
 
     @property
     def fixed_shape(self) -> tuple[int, int, int] | None:
