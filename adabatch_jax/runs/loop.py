@@ -3,7 +3,7 @@
 import collections
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -96,7 +96,9 @@ class Loop:
         clocks.enter("input")
         is_ended = self._record.early_stop.ends_at(self._finished)
         run = () if is_cut_off or is_ended else self._feed.run(pieces, self._may_stop)
-        for piece, inputs in run if self._padding_trial is None else self._tried(run):
+        for piece, inputs in run:
+            if self._padding_trial is not None:
+                self._try(piece, inputs)
             if has_faults:
                 inputs = _with_fault(inputs)
             if not self._is_ready_for(piece.steps[0].num_real):
@@ -141,16 +143,11 @@ class Loop:
                 "return True."
             ) from error
 
-    def _tried(self, run: Iterable[tuple[Piece, Inputs]]) -> Iterator[tuple[Piece, Inputs]]:
-        """The same pieces; the loss is tried with the first ones, until they tell all."""
-        run = iter(run)
-        for piece, inputs in run:
-            with self._record.clocks.timed("compile"):
-                is_tried = self._padding_trial(self._state, piece, inputs)
-            yield piece, inputs
-            if is_tried:
-                break
-        yield from run
+    def _try(self, piece: Piece, inputs: Inputs) -> None:
+        """Tries the loss with one of the first pieces, until they tell all."""
+        with self._record.clocks.timed("compile"):
+            if self._padding_trial(self._state, piece, inputs):
+                self._padding_trial = None
 
     def _may_stop(self) -> bool:
         """Whether to stop here: a bad update that is in flight is first followed by its rollback.

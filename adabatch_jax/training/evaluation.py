@@ -121,9 +121,9 @@ class Evaluator:
             return jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=value.weak_type)
 
         evaluated = jax.tree.map(like, (params, state.model_state))
-        jitted, lies = self._jitted(state), self._shardings(state)
+        lies = self._shardings(state)
         with self._in_mesh():
-            return jitted.lower(*laid_out(evaluated, lies), self._batch(num_rows))
+            return self._jitted(lies).lower(*laid_out(evaluated, lies), self._batch(num_rows))
 
     def _in_mesh(self) -> contextlib.AbstractContextManager:
         """Where `eval_fn` is traced: a `PartitionSpec` alone means this mesh."""
@@ -140,11 +140,11 @@ class Evaluator:
 
         return jax.tree.map_with_path(lies, (state.params, state.model_state))
 
-    def _jitted(self, state: TrainState) -> Any:
-        """The program for states that lie as this one."""
+    def _jitted(self, lies: Any) -> Any:
+        """The program for parameters and model state that lie as `_shardings` says."""
         if self._mesh is None:
             return jax.jit(self._eval_fn)
-        leaves, structure = jax.tree.flatten(self._shardings(state)[0])
+        leaves, structure = jax.tree.flatten(lies[0])
         specs = tuple(leaf.spec for leaf in leaves)
         gathered = tuple(gathered_specs(specs, self._mesh))
         eval_fn = self._eval_fn
@@ -174,9 +174,10 @@ class Evaluator:
         params, model_state = state.params, state.model_state
         if self._params_of is not None:
             params = self._params_of(state.opt_state, params)
+        lies = self._shardings(state)
         if self._mesh is not None:
-            params, model_state = jax.device_put((params, model_state), self._shardings(state))
-        jitted = self._jitted(state)
+            params, model_state = jax.device_put((params, model_state), lies)
+        jitted = self._jitted(lies)
         counts, results, kept = [], [], []
         for step, batch in self._batches(should_stop):
             if self.num_bytes:

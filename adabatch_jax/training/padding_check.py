@@ -149,6 +149,7 @@ class PaddingTrial:
                 raise UsageError(f"loss_fn {verdict.fault}, or {self._way_out}.")
             self._num_decided += verdict.is_decided
             if verdict.is_final or self._num_decided == _MOST_UPDATES:
+                self._programs.clear()
                 return True
         return False
 
@@ -185,9 +186,8 @@ class PaddingTrial:
             batch = jax.tree.map(lambda leaf: leaf[0], batch)
         lies = (None,) * len(jax.tree.leaves(batch))
         if update.mesh is not None:
-            of_batch = update.mesh.of_batch(batch)
-            is_one = isinstance(of_batch, NamedSharding)
-            lies = (of_batch,) * len(lies) if is_one else tuple(jax.tree.leaves(of_batch))
+            of_batch = jax.tree.broadcast(update.mesh.of_batch(batch), batch)
+            lies = tuple(jax.tree.leaves(of_batch))
         rng = jax.random.fold_in(jax.random.fold_in(rng, state.step), 0)
         with update.in_mesh():
             named = _named(update.loss_of(constants), state.model_state, rng, lies)

@@ -208,10 +208,8 @@ def _changes(before: Any, after: Any) -> dict[str, str]:
             is_same = (gap <= tolerance * scale) | (one == other)
         is_same |= np.isnan(one) & np.isnan(other)
         if not is_same.all():
-            at, name = (
-                np.where(is_same, -1, np.where(np.isnan(gap), np.inf, gap)).argmax(),
-                _name(path),
-            )
+            name = _name(path)
+            at = np.where(is_same, -1, np.where(np.isnan(gap), np.inf, gap)).argmax()
             changes[name] = f"{name} changes from {one.flat[at]:.6g} to {other.flat[at]:.6g}"
     return changes
 

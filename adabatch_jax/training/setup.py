@@ -101,7 +101,9 @@ def set_up(
         limit = device_memory_bytes([d for d in devices if d.process_index == here])
     sizes = list(first_updates_by_size(plan, start_step))
     platform, weights = devices[0].platform, jax.tree.leaves(state.params)
-    traced_whole = functools.partial(_traced_whole, update, state, rng, example_types(source))
+    examples = example_types(source)
+    update = dataclasses.replace(update, may_weigh_nothing="weight" in examples)
+    traced_whole = functools.partial(_traced_whole, update, state, rng, examples)
     number = options.steps_per_dispatch
     if number == AUTO:
         number = 1 if options.accumulation == "split" else saved_layout.get("steps_per_dispatch")
@@ -160,11 +162,7 @@ def _build(
 ) -> Setup:
     """Builds what was chosen, and compiles the first and the largest program."""
     is_split, number = options.accumulation == "split", options.steps_per_dispatch
-    update = dataclasses.replace(
-        update,
-        microbatch_size=choice.microbatch_size,
-        may_weigh_nothing="weight" in example_types(source),
-    )
+    update = dataclasses.replace(update, microbatch_size=choice.microbatch_size)
     feed = Feed(
         source, plan, seed, mesh=update.mesh, microbatch_size=choice.microbatch_size,
         steps_per_dispatch=number, kind=choice.input, available_bytes=limit_bytes, split=is_split,

@@ -108,12 +108,13 @@ class TrainStep:
         else:
             leaves, structure = jax.tree.flatten(state)
             lies = structure, tuple(getattr(leaf, "sharding", None) for leaf in leaves)
-        if lies not in self._programs:
+        found = self._programs.get(lies)  # looked up once: it compares all leaves
+        if found is None:
             update = self._update.keeping(state)
             wanted = lies and (structure, tuple(jax.tree.leaves(update.state_shardings(state))))
             program, _ = self._programs.setdefault(wanted, (_Program(update), False))
-            self._programs[lies] = program, lies != wanted
-        return self._programs[lies]
+            found = self._programs[lies] = program, lies != wanted
+        return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,10 +150,10 @@ class _Program:
         def step(state, batch, rng, constants):  # traced for each size of batch
             if update.microbatch_size is not None:
                 refuse_multi_steps(state.opt_state, "with microbatch_size in `make_train_step`")
-            update.check_batch(batch)
+            updated = update(state, batch, rng, constants)
             num_rows.append(batch["weight"].size)
             warn_of_whole_batches(state.opt_state, num_rows)
-            return update(state, batch, rng, constants)[:2]
+            return updated[:2]
 
         return jax.jit(step, donate_argnums=0, **shardings)
 

@@ -68,6 +68,14 @@ def from_linen(weights):
     return params, variables, loss_fn
 
 
+def split_with(weights, model):
+    """An nnx module that has these weights, as `nnx.split` takes it apart."""
+    for number, layer in enumerate((model.hidden, model.out), start=1):
+        layer.kernel[...] = jnp.asarray(weights[f"w{number}"])
+        layer.bias[...] = jnp.asarray(weights[f"b{number}"])
+    return nnx.split(model, nnx.Param, ...)
+
+
 def from_nnx(weights):
     class MLP(nnx.Module):
         def __init__(self, rngs):
@@ -76,12 +84,7 @@ def from_nnx(weights):
         def __call__(self, x):
             return self.out(nnx.relu(self.hidden(x)))
 
-    model = MLP(nnx.Rngs(0))
-    for number, layer in enumerate((model.hidden, model.out), start=1):
-        layer.kernel[...] = jnp.asarray(weights[f"w{number}"])
-        layer.bias[...] = jnp.asarray(weights[f"b{number}"])
-
-    graphdef, params, model_state = nnx.split(model, nnx.Param, ...)
+    graphdef, params, model_state = split_with(weights, MLP(nnx.Rngs(0)))
 
     def loss_fn(params, model_state, batch, rng):
         model = nnx.merge(graphdef, params, model_state, copy=True)
@@ -164,11 +167,7 @@ def batchnorm_of_nnx(weights, is_masked=True):
         def __call__(self, x, mask):
             return self.out(nnx.relu(self.norm(self.hidden(x), mask=mask)))
 
-    model = MLP(nnx.Rngs(0))
-    for number, layer in enumerate((model.hidden, model.out), start=1):
-        layer.kernel[...] = jnp.asarray(weights[f"w{number}"])
-        layer.bias[...] = jnp.asarray(weights[f"b{number}"])
-    graphdef, params, model_state = nnx.split(model, nnx.Param, ...)
+    graphdef, params, model_state = split_with(weights, MLP(nnx.Rngs(0)))
 
     def loss_fn(params, model_state, batch, rng):
         model = nnx.merge(graphdef, params, model_state, copy=True)

@@ -169,6 +169,24 @@ def test_a_single_example_tells_nothing_and_the_next_phase_does():
     assert not run(normalizing(True), plan, 2).stopped
 
 
+def test_what_was_tried_does_not_stay_on_the_devices():
+    plan = make_plan(10, N, "80sp")
+    first = X[next(batches(SOURCE, plan))["index"]]
+    kept = []
+
+    def on_step(finished, state, metrics):
+        if finished == plan.num_steps:
+            rows = (leaf for leaf in jax.live_arrays() if leaf.shape == (1, 12, 3))
+            kept.append([np.array_equal(leaf[0, :10], first) for leaf in rows])
+
+    fit(
+        normalizing(True), TX, new_state(), SOURCE, plan, mesh=data_mesh(jax.devices()[:4]),
+        layout=Layout(None, steps_per_dispatch=1, input="streaming"), on_step=on_step,
+    )  # fmt: skip
+    (are_first,) = kept
+    assert are_first and not any(are_first)
+
+
 def test_split_and_resident_runs_are_tried_too():
     plan = make_plan(10, N, "20sp")
     for layout in ({"accumulation": "split", "microbatch_size": 4}, {"input": "resident"}):
