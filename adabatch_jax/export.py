@@ -7,10 +7,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.number_texts import printable
+
+if TYPE_CHECKING:
+    from adabatch_jax.runs.weights import Weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,10 +57,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.to)
     check_suffix(path, "--to")
-    chosen = {"best": arguments.best, "step": arguments.step}
-    weights = weights_of_run(arguments.run, **chosen)
+    weights = weights_of_run(arguments.run, arguments.best, arguments.step)
     if arguments.torch_names:
-        weights = _with_torch_names(arguments.run, weights, chosen)
+        weights = _with_torch_names(arguments.run, weights)
     beside = export_weights(path, weights, arguments.torch_names)
     count = sum(array.size for array in weights.arrays.values())
     print(
@@ -68,7 +71,7 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _with_torch_names(run: str, weights, chosen: dict):
+def _with_torch_names(run: str, weights: "Weights") -> "Weights":
     import dataclasses
 
     from adabatch_jax.models import names, to_torch_arrays
@@ -79,7 +82,8 @@ def _with_torch_names(run: str, weights, chosen: dict):
             f"--torch-names: the networks of this package have names in PyTorch, and {run} trained "
             f"{weights.about['network'] or 'one of your own'}."
         )
-    loaded = load_run(run, **chosen)
+    # The same one: a run that is trained in has newer ones meanwhile.
+    loaded = load_run(run, step=weights.about["step"])
     return dataclasses.replace(weights, arrays=to_torch_arrays(loaded.model))
 
 

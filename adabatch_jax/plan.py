@@ -77,11 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from adabatch_jax.runs.configured_data import num_training_examples
-
     options, config = parse_arguments(Options, argv, PROG, __doc__)
     num_examples = options.num_examples
     if num_examples is None:
+        from adabatch_jax.runs.configured_data import num_training_examples
+
         num_examples = num_training_examples(config)
     plan = config.plan(num_examples, options.divisible_by)
     if options.suggest:

@@ -1,12 +1,12 @@
 """Which of a run's checkpoints is read where nothing is trained: the newest, the best, a step's."""
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from adabatch_jax.config.settings import TrainConfig
+from adabatch_jax.runs.checkpoints.deleting_old import best_first
 from adabatch_jax.runs.checkpoints.verifying import (
     Damaged,
     Found,
@@ -97,7 +97,7 @@ def _existing(path: Path, step: int) -> int:
 
 
 def _best_first(path: Path) -> list[int]:
-    """The steps whose score is known, by it, best first; of equals the newest, as it is kept."""
+    """The steps whose score is known, the one that is kept as the best first."""
     runs: dict[int, Mapping[str, Any]] = {}
     for step in committed_steps(path / CHECKPOINTS):
         try:
@@ -106,18 +106,16 @@ def _best_first(path: Path) -> list[int]:
             continue
         if not_readable(run) is None:
             runs[step] = run
-    scores = {step: run.get("score") for step, run in runs.items()}
-    scores |= {step: score for step, score in _scores_of_rows(path, runs).items() if step in scores}
-    scored = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
-    if not scored:
+    steps = best_first(runs, _scores_of_rows(path, runs))
+    if not steps:
         raise UsageError(
             f"no checkpoint of the run in {path} has a score (--keep-best); there are "
             f"{', '.join(map(str, runs)) or 'none'}."
         )
-    return sorted(scored, key=lambda step: (scores[step], step), reverse=True)
+    return steps
 
 
-def _scores_of_rows(path: Path, runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float | None]:
+def _scores_of_rows(path: Path, runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
     """What was measured after a checkpoint was saved, as where a stop came between."""
     rows = path / "metrics.jsonl"
     newest = Found(max(runs), path, runs[max(runs)], {}) if runs else None

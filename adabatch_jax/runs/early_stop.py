@@ -47,6 +47,11 @@ class EarlyStop:
                 f"row, got {stop_when!r}."
             )
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether anything may end the run early: else rows needn't be seen."""
+        return bool(self._rules)
+
     def see(self, row: Mapping[str, Any]) -> None:
         """Looks at the next row."""
         self._seen |= dict.fromkeys(row)

@@ -106,9 +106,10 @@ class RunRecord:
             )
             # An evaluation that was cut off, and made since, left its row behind the checkpoint's.
             is_newer = is_evaluated and self.pending_row is not None
-            for row in self.store.read_rows() if is_newer else self.store.kept_rows():
-                if row["step"] <= self.start_step:
-                    self.early_stop.see(row)
+            if self.early_stop.has_rules:
+                for row in self.store.read_rows() if is_newer else self.store.kept_rows():
+                    if row["step"] <= self.start_step:
+                        self.early_stop.see(row)
             ends_here = self.early_stop.ends_at(self.start_step)
             self.is_done = is_evaluated and (ends_here or self.start_step == self.plan.num_steps)
             return state

@@ -1,7 +1,6 @@
 """The weights of a run or a file as named arrays, with what is known of them; written to a file."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from adabatch_jax.runs.chosen_checkpoint import config_of, from_checkpoint
 from adabatch_jax.runs.weight_files import SUFFIXES, read_arrays_of_file, write_arrays
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.files import read_file, storage_errors, write_json
+from adabatch_jax.training.weights_digest import digest_of_named
 
 _KEYS = {"network", "class_names", "normalization", "step"}
 
@@ -36,11 +36,7 @@ class Weights:
     @property
     def digest(self) -> str:
         """A hash of names, types, shapes and values, in hex."""
-        digest = hashlib.sha256()
-        for name, array in sorted(self.arrays.items()):
-            digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        return digest_of_named(self.arrays)
 
 
 def is_of_network(name: str) -> bool:

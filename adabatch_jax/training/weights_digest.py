@@ -1,6 +1,7 @@
 """A digest of the weights, by which runs are compared, and names for the leaves of pytrees."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -45,9 +46,13 @@ def weights_digest(state: TrainState) -> str:
     >>> weights_digest(state)[:8]
     'eec650a1'
     """
+    return digest_of_named(named_arrays({"params": state.params, "model_state": state.model_state}))
+
+
+def digest_of_named(arrays: Mapping[str, Any]) -> str:
+    """A hash of names, types, shapes and values, in hex."""
     digest = hashlib.sha256()
-    weights = {"params": state.params, "model_state": state.model_state}
-    for name, leaf in sorted(named_arrays(weights).items()):
+    for name, leaf in sorted(arrays.items()):
         value = np.ascontiguousarray(stored_numbers(leaf))
         digest.update(f"{name}:{value.dtype}:{value.shape};".encode())
         digest.update(value.tobytes())

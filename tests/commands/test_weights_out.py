@@ -120,6 +120,7 @@ def test_exported(trained, tmp_path, command, refused):
         np.testing.assert_array_equal(arrays["params.head.bias"], run.params["head"]["bias"])
     about = json.loads((tmp_path / "w.json").read_text())
     assert about["network"] == "cnn_digits" and about["class_names"] == list("0123456789")
+    assert about["weights_digest"] == summary_of(trained)["weights_digest"]
     assert about["normalization"] == {"divide_by": 255, "mean": [0.3052], "std": [0.376]}
     assert command(export.main, f"{trained} --to t.npz --torch-names --step 23").code == 0
     model = create("cnn_digits", 10, (8, 8, 1), seed=5)

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -138,14 +139,13 @@ def read_arrays(found: Found, names: Iterable[str]) -> dict[str, np.ndarray]:
       Damaged: what was read isn't what was saved.
       RestoreError, StorageError: as `restore`.
     """
-    names = list(names)
-    filled = [name for name in names if not found.arrays[name][0].endswith("[0]")]
-    read = _read(found, filled)
-    for name in filled:
+    arrays = {name: _without_elements(found.arrays[name][0]) for name in names}
+    arrays |= _read(found, [name for name, array in arrays.items() if array is None])
+    for name, array in arrays.items():
         description, digest = found.arrays[name]
-        if _digest(description, read[name]) != digest:
+        if _digest(description, array) != digest:
             raise Damaged(f"{name} has other values than were saved")
-    return {name: np.asarray(read[name]) for name in filled}
+    return {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def quieten_orbax() -> None:
@@ -239,6 +239,13 @@ def _described(leaf: Any) -> str:
     """The dtype and the shape of a leaf, as in "float32[2, 3]" or "key<fry>[]"."""
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _without_elements(description: str) -> np.ndarray | None:
+    """An array that `_described` says this of, if it has no elements: Orbax saves none of those."""
+    dtype, _, numbers = description.removesuffix("]").partition("[")
+    shape = tuple(map(int, numbers.split(", "))) if numbers else ()
+    return None if math.prod(shape) else np.zeros(shape, jnp.dtype(dtype))
 
 
 def _as_leaf(array: np.ndarray | None, like: Any) -> Any:

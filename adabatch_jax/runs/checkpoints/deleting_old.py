@@ -48,13 +48,12 @@ def old_steps(
     """The steps that need not be kept, oldest first.
 
     Kept are the newest, the newest `newest` that were due (a stop makes others be saved), the one
-    with the best score (of equals the newest) and those that are marked for good. A NaN would be
-    the best of all, so only finite scores count.
+    with the best score and those that are marked for good.
 
     Args:
       runs: the checkpoints' own values, by step: "score", "is_planned", "keep".
       newest: at least 1.
-      scores: larger is better; also those that were measured after a checkpoint was saved.
+      scores: as in `best_first`.
 
     >>> runs = {10: {"score": 0.7}, 20: {"score": 0.9}, 30: {"keep": True}, 40: {}, 50: {}}
     >>> old_steps(runs, newest=1, scores={})
@@ -63,12 +62,26 @@ def old_steps(
     [10, 20]
     """
     steps = sorted(runs)
-    known = {step: scores.get(step, runs[step].get("score")) for step in steps}
-    scored = [step for step in steps if known[step] is not None and math.isfinite(known[step])]
-    best = max(scored, key=lambda step: (known[step], step), default=None)
     planned = [step for step in steps if runs[step].get("is_planned", True)]
-    kept = {*planned[-newest:], *steps[-1:], best}
+    kept = {*planned[-newest:], *steps[-1:], *best_first(runs, scores)[:1]}
     return [step for step in steps if step not in kept and not runs[step].get("keep")]
+
+
+def best_first(runs: Mapping[int, Mapping[str, Any]], scores: Mapping[int, float]) -> list[int]:
+    """The steps whose score is known, by it, best first; of equals the newest.
+
+    A NaN would be the best of all, so only finite scores count.
+
+    Args:
+      runs: the checkpoints' own values, by step: "score".
+      scores: larger is better; also those that were measured after a checkpoint was saved.
+
+    >>> best_first({10: {"score": 0.7}, 20: {"score": 0.9}, 30: {}}, {10: 0.9, 40: 1.0})
+    [20, 10]
+    """
+    known = {step: scores.get(step, run.get("score")) for step, run in runs.items()}
+    scored = [step for step, score in known.items() if score is not None and math.isfinite(score)]
+    return sorted(scored, key=lambda step: (known[step], step), reverse=True)
 
 
 def delete_leftovers(directory: Path) -> None:

@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 
 from adabatch_jax.runs.checkpoints import checkpoint_files
-from adabatch_jax.runs.checkpoints.checkpoint_files import Contents, quieten_orbax, restore
+from adabatch_jax.runs.checkpoints.checkpoint_files import (
+    Contents,
+    quieten_orbax,
+    read_arrays,
+    restore,
+)
 from adabatch_jax.runs.checkpoints.manifest import read_manifest, write_manifest
 from adabatch_jax.runs.checkpoints.verifying import Damaged, check_checkpoint, newest_good
 from adabatch_jax.system.errors import RestoreError
@@ -76,6 +81,11 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
 
     found = written(tmp_path, state(1))
     assert bits(restore(found, state(2))) == bits(state(1))
+    params = {name: found.arrays[name] for name in found.arrays if name.startswith("params.")}
+    alone = read_arrays(found, params)
+    assert list(alone) == list(params)
+    for leaf, array in zip(jax.tree.leaves(state(1).params), alone.values(), strict=True):
+        np.testing.assert_array_equal(array, leaf, strict=True)
     assert found.arrays["params.a\\.b"][0] == "float32[]"
     assert found.arrays["model_state.key"][0] == "key<rbg>[]"
 
