@@ -16,6 +16,7 @@ from adabatch_jax.reporting.measured_metrics import (
     score_of,
     title_of,
     value_text,
+    words_of,
 )
 from adabatch_jax.reporting.planned_values import known_rates
 from adabatch_jax.reporting.planning.cost_notes import gain_text
@@ -124,7 +125,7 @@ def _origin(runs: Sequence[Run], panel: Panel) -> str:
 
 def _direction_note(keys: Sequence[str]) -> str:
     """By which rule a best value is chosen, as far as these metrics need it."""
-    words = {word for key in keys for word in key.lower().split("_")}
+    words = set().union(*map(words_of, keys))
     rules = [
         f"{which} of {', '.join(sorted(words & known))}"
         for which, known in (("the highest", HIGHER_IS_BETTER), ("the lowest", LOWER_IS_BETTER))
