@@ -115,7 +115,7 @@ def marked(line):
     return pytest.param(line, marks=marks)
 
 
-@pytest.mark.parametrize("line", map(marked, INSIDE))
+@pytest.mark.parametrize("line", [marked(line) for line in INSIDE])
 def test_commands_inside_the_environment(checkout, line):
     assert re.match(r"(\w+=\S+ )?python -m (adabatch_jax\.|experiments\.reproduce )", line)
     if "fashion_mnist" in line and not Path("/usr/share/datasets/fashion-mnist").is_dir():

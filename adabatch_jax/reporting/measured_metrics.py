@@ -88,6 +88,15 @@ def value_text(key: str, value: float) -> str:
     return percent_text(value, 2) if is_share(key, [value]) else f"{value:.5g}"
 
 
+def words_of(key: str) -> set[str]:
+    """What a metric's name is made of, in small letters.
+
+    >>> sorted(words_of("val_top5-Accuracy"))
+    ['accuracy', 'top5', 'val']
+    """
+    return set(re.findall(r"[a-z]+\d*", key.lower()))
+
+
 def score_of(key: str, config: Mapping[str, Any]) -> Score | None:
     """Which way a metric is better; None where its name doesn't say.
 
@@ -102,7 +111,7 @@ def score_of(key: str, config: Mapping[str, Any]) -> Score | None:
         kept = None
     if kept is not None and kept.metric == key:
         return kept
-    words = set(re.findall(r"[a-z]+\d*", key.lower()))
+    words = words_of(key)
     if words & HIGHER_IS_BETTER:
         return Score(key, is_loss=False)
     return Score(key, is_loss=True) if words & LOWER_IS_BETTER else None

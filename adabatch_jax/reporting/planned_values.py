@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from adabatch_jax.reporting.saved_run import Run
-from adabatch_jax.schedules.learning_rate_at_step import ResolvedRate, resolve
+from adabatch_jax.schedules.learning_rate_at_step import ResolvedRate, StepClock, resolve
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.schedules.strides import Stride
 from adabatch_jax.system.errors import UsageError
 
 # Of a smooth rate; steps of a piecewise one are all drawn.
@@ -138,10 +137,8 @@ def _resolved(run: Run) -> ResolvedRate | None:
 
 
 def _samples(run: Run, steps: np.ndarray) -> np.ndarray:
-    phases = run.plan["phases"]
-    columns = ("start_step", "start_sample", "batch_size")
-    begin, sample, size = (np.array([p[name] for p in phases], np.int64) for name in columns)
-    phase = np.searchsorted(begin, steps, side="right") - 1
-    rules = run.plan["num_examples"], run.plan["remainder"]
-    stride = Stride(sample[phase], size[phase], *rules)
-    return np.minimum(stride.begin(steps - begin[phase]), run.plan["num_samples"])
+    plan, columns = run.plan, ("start_step", "start_sample", "batch_size")
+    tables = (np.array([phase[name] for phase in plan["phases"]], np.int64) for name in columns)
+    clock = StepClock(*tables, plan["num_examples"], plan["remainder"], plan["num_steps"] - 1)
+    _, samples = clock.phase_and_sample(np, steps)
+    return np.minimum(samples, plan["num_samples"])

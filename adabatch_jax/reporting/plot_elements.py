@@ -45,6 +45,12 @@ STYLE = {
 }
 
 
+def line_look(number: int) -> tuple[str, str]:
+    """The colour and the style of one of many lines: all colours before the next style."""
+    style = number // len(COLOURS) % len(LINE_STYLES)
+    return COLOURS[number % len(COLOURS)], LINE_STYLES[style]
+
+
 def png(figure: Figure) -> bytes:
     """Returns a figure as a PNG file."""
     content = io.BytesIO()

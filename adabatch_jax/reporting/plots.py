@@ -32,8 +32,8 @@ from adabatch_jax.reporting.plot_elements import (
     BAND,
     COLOURS,
     INK,
-    LINE_STYLES,
     STYLE,
+    line_look,
     plain_number,
     set_batch_axis,
     set_value_axis,
@@ -216,15 +216,14 @@ def _draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel, axis: Axis) -> No
 def _look(curve: _Curve, panel: Panel, num_runs: int, num_points: int) -> dict[str, Any]:
     """A colour for each run, or for each metric of a single one; training's lines are thin."""
     source = panel.keys.index(curve.key)
-    number = curve.run if num_runs > 1 else source
+    colour, style = line_look(curve.run + len(COLOURS) * source if num_runs > 1 else source)
     # Not clipped, a marker at the edge stays whole; without a point there is no extent at all.
     is_thin = is_of_training(curve.key)
     few = 0 < num_points <= (1 if is_thin or panel.is_planned and curve.is_joined else _FEW_POINTS)
     has_marker = few or not curve.is_joined
-    style = (curve.run // len(COLOURS) + (source if num_runs > 1 else 0)) % len(LINE_STYLES)
     return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": LINE_STYLES[style] if curve.is_joined else "none",
+        "color": colour,
+        "linestyle": style if curve.is_joined else "none",
         "marker": "o" if has_marker else None,
         "markersize": 2.8 if few else 1.4,
         "clip_on": not few,
@@ -242,7 +241,7 @@ def _name_metrics(axes: Axes, panel: Panel, num_runs: int) -> None:
     if num_runs > 1:
         keys = [{**look, "color": INK} for look in keys]
     handles = [Line2D([], [], **look) for look in keys]
-    names = [printable(title_of(key).rpartition(" ")[0]) or title_of(key) for key in panel.keys]
+    names = [title_of(key).rpartition(" ")[0] or title_of(key) for key in panel.keys]
     axes.legend(handles, names, fontsize=8, loc="best", handlelength=1.8)
 
 
@@ -282,12 +281,8 @@ def _common_phases(runs: Sequence[Run], axis: Axis) -> list[_Band]:
 
 
 def _add_legend(figure: Figure, runs: Sequence[Run]) -> None:
-    handles = [
-        Line2D(
-            [], [], color=COLOURS[n % len(COLOURS)], linestyle=LINE_STYLES[n // len(COLOURS) % 4]
-        )
-        for n in range(len(runs))
-    ]
+    looks = map(line_look, range(len(runs)))
+    handles = [Line2D([], [], color=colour, linestyle=style) for colour, style in looks]
     # matplotlib leaves out labels with a leading underscore; a zero-width space saves them.
     labels = [f"\u200b{label}" if label[:1] == "_" else label for label in run_labels(runs)]
     columns = 3 if max(map(len, labels)) < 30 else 1

@@ -10,16 +10,20 @@ from adabatch_jax.reporting.measured_metrics import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
     best_value,
+    by_quantity,
+    is_of_training,
     metric_keys,
     score_of,
     title_of,
     value_text,
+    words_of,
 )
 from adabatch_jax.reporting.planned_values import known_rates
 from adabatch_jax.reporting.planning.cost_notes import gain_text
-from adabatch_jax.reporting.plot_elements import COLOURS, LINE_STYLES, inline_svg
+from adabatch_jax.reporting.plot_elements import COLOURS, inline_svg, line_look
 from adabatch_jax.reporting.plots import (
     AXES,
+    BATCH_SIZE,
     MOST_QUANTITIES,
     Panel,
     panel_csv,
@@ -93,13 +97,11 @@ def _curves(runs: Sequence[Run], caption: str) -> str:
         elements.append(html_elements.figure(f"figure_{number}", drawings, note, csv))
     key = ""
     if len(runs) > 1:
-        places = range(len(runs))
-        colours = [f"var(--line-{n % len(COLOURS)})" for n in places]
-        styles = [_BORDERS[LINE_STYLES[n // len(COLOURS) % len(LINE_STYLES)]] for n in places]
-        key = html_elements.key(run_labels(runs), colours, styles)
-    left_out = len(panels) - MOST_QUANTITIES == 2
+        colours, styles = zip(*map(line_look, range(len(runs))))
+        themed = [f"var(--line-{COLOURS.index(colour)})" for colour in colours]
+        key = html_elements.key(run_labels(runs), themed, [_BORDERS[style] for style in styles])
     notes = [caption, "What lies between two rows is a line; seconds between them are estimated."]
-    if left_out:
+    if len(by_quantity(metric_keys(runs))) > MOST_QUANTITIES:
         notes.append(f"Of the metrics {MOST_QUANTITIES} are drawn; metrics.csv has all.")
     return html_elements.section(
         "Curves",
@@ -111,7 +113,7 @@ def _curves(runs: Sequence[Run], caption: str) -> str:
 
 def _origin(runs: Sequence[Run], panel: Panel) -> str:
     """What a panel that isn't made of rows is made of."""
-    if panel.keys == ("batch_size",):
+    if panel == BATCH_SIZE:
         return "As planned."
     known = [known_rates(run) for run in runs]
     if all(rates.resolved is not None and not rates.since for rates in known):
@@ -123,7 +125,7 @@ def _origin(runs: Sequence[Run], panel: Panel) -> str:
 
 def _direction_note(keys: Sequence[str]) -> str:
     """By which rule a best value is chosen, as far as these metrics need it."""
-    words = {word for key in keys for word in key.lower().split("_")}
+    words = set().union(*map(words_of, keys))
     rules = [
         f"{which} of {', '.join(sorted(words & known))}"
         for which, known in (("the highest", HIGHER_IS_BETTER), ("the lowest", LOWER_IS_BETTER))
@@ -161,7 +163,7 @@ def _result_table(run: Run) -> str:
     shown, keys = {}, metric_keys([run])
     for key in keys:
         shown[title_of(key)] = value_text(key, run.final(key))
-        if score_of(key, run.config) is not None and not key.startswith("train_"):
+        if score_of(key, run.config) is not None and not is_of_training(key):
             best = best_value(run, key)
             if best is not None:
                 shown[f"best {title_of(key)}"] = value_text(key, best)

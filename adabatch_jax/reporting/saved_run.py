@@ -168,7 +168,7 @@ def _check_figures(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def is_figure(value: Any) -> bool:
-    """Whether a value is a number that pages and plots can count on; None and NaN are none too."""
+    """Whether a value is a number that pages and plots can count on, or what rows have for none."""
     if isinstance(value, float):
         return not math.isinf(value)  # for which rows have null
     return value is None or (isinstance(value, int) and abs(value) <= _MAX_COUNT)

@@ -13,10 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from adabatch_jax.reporting.plot_elements import (
-    COLOURS,
     INK,
-    LINE_STYLES,
     STYLE,
+    line_look,
     plain_number,
     set_batch_axis,
     set_value_axis,
@@ -136,16 +135,10 @@ def _panels(
 
 
 def _looks(experiment: ExperimentResult) -> list[tuple[ArmResult, dict[str, Any]]]:
+    looks = map(line_look, range(len(experiment.arms)))
     return [
-        (
-            arm,
-            {
-                "color": COLOURS[number % len(COLOURS)],
-                "linestyle": LINE_STYLES[number // len(COLOURS) % len(LINE_STYLES)],
-                "linewidth": 1.6,
-            },
-        )
-        for number, arm in enumerate(experiment.arms)
+        (arm, {"color": colour, "linestyle": style, "linewidth": 1.6})
+        for arm, (colour, style) in zip(experiment.arms, looks)
     ]
 
 
