@@ -163,16 +163,37 @@ class BatchMesh:
 
     def put_whole(self, tree: Any) -> Any:
         """Puts what all processes have alike on every device."""
-        if not self.mesh.is_multi_process:
-            return jax.device_put(tree, self.whole)
-        return jax.tree.map(self._put_whole, tree)
+        return self.put_as(tree, self.whole)
 
-    def _put_whole(self, leaf: Any) -> jax.Array:
-        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
-            bits = self._put_whole(jax.random.key_data(leaf))
-            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
-        array = np.asarray(leaf)
-        return jax.make_array_from_callback(array.shape, self.whole, lambda place: array[place])
+    def put_as(self, tree: Any, shardings: Any) -> Any:
+        """Puts what all processes have alike, or on their devices already, where it is to lie.
+
+        `shardings` is one for each leaf, or one for all.
+        """
+        if not self.mesh.is_multi_process:
+            return jax.device_put(tree, shardings)
+        return jax.tree.map(_put_alike, tree, jax.tree.broadcast(shardings, tree))
+
+
+def _put_alike(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    # `device_put` would take neither keys nor committed arrays, and compare the rest by sending it.
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf if leaf.sharding == sharding else resharded(leaf, sharding)
+    if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        # Its axes are those of the key, and one more that is never sharded.
+        bits = _put_alike(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
+    array = np.asarray(leaf)
+    return jax.make_array_from_callback(array.shape, sharding, lambda place: array[place])
+
+
+def resharded(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """The same array on the same devices, of whatever processes, which all call this alike."""
+    return jax.jit(_same, out_shardings=sharding)(array)
+
+
+def _same(array: jax.Array) -> jax.Array:
+    return array
 
 
 def as_batch_mesh(

@@ -20,7 +20,8 @@ from adabatch_jax.runs.background_compilation import compile_in_background
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.early_stop import EarlyStop, StopWhen
-from adabatch_jax.runs.folder.run_folder import RunFolder, run_store
+from adabatch_jax.runs.folder.followed_folder import run_store
+from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.kept_layout import check_microbatches, kept
 from adabatch_jax.runs.loop import Loop, StepCallback
 from adabatch_jax.runs.metric_rows import Rows
@@ -40,7 +41,6 @@ from adabatch_jax.training.device_memory import device_bytes
 from adabatch_jax.training.evaluation import EvalFn, EvalParams, Evaluator
 from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.optimizers import refuse_multi_steps
-from adabatch_jax.training.parameter_sharding import check_in_one_process
 from adabatch_jax.training.setup import Setup, keep_what_fits, set_up
 from adabatch_jax.training.step_timing import seconds_by_size
 from adabatch_jax.training.time_prediction import predict
@@ -193,18 +193,22 @@ def fit(
         has_stop_rule=stop_when is not None,
     )
     early_stop = EarlyStop(stop_when, plan, due)
-    tracking = Tracking(operation.trackers)
+    processes = processes_of(mesh)
+    tracking = Tracking(() if processes.index else operation.trackers)
     policy = operation.nan_policy
     progress = Progress() if operation.progress is None else operation.progress
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(run_store(workdir, allow_change))
+        stack.enter_context(ending_together(processes))
+        store = stack.enter_context(run_store(workdir, allow_change, processes))
         trace = make_profile(operation.profile, store.path, plan.num_steps)
         log_path = None if store.path is None else store.path / "stalls.log"
         watchdog = stack.enter_context(Watchdog(operation.stall_timeout, log_path))
+        is_compared = store.path is not None or processes.count > 1
+        digests = data_digests(source, eval_sources) if is_compared else {}
+        check_alike(processes, "run", _what_must_be_alike(plan, seed, identity, digests, layout))
         record = RunRecord(
             plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress,
-            data_digests(source, eval_sources) if store.path is not None else {}, allow_change,
-            early_stop, tracking,
+            digests, allow_change, early_stop, tracking, processes,
         )  # fmt: skip
         stack.push(store.close)
         stack.callback(tracking.finish)
@@ -215,7 +219,6 @@ def fit(
             layout.shard_params, skip_nonfinite=policy.kind == "skip",
         ).keeping(state)  # fmt: skip
         state = update.place(state)
-        check_in_one_process(state)
         state = record.restored(state)
         if not record.is_done:
             check_microbatches(saved_layout, layout, plan, independent_groups, allow_change)
@@ -232,6 +235,7 @@ def fit(
             )
             for name, examples in eval_sources.items()
         }
+        layout = _with_agreed_memory(layout, processes)
         reach("compile.first")
         # A run whose last evaluation is still to come needs no update, and is set up for its last.
         next_step = min(record.start_step, plan.num_steps - 1)
@@ -246,7 +250,7 @@ def fit(
             )  # fmt: skip
         stack.callback(setup.close)
         free_bytes = keep_what_fits(evaluators.values(), setup.free_bytes)
-        record.keep_layout(setup.layout)
+        record.keep_layout(setup.layout | {"processes": processes.count})
         _predict(record, setup, plan, next_step, state)
         has_room = device_bytes(state) <= free_bytes
         compile_in_background(setup, evaluators, state, has_room)
@@ -320,6 +324,41 @@ def check_arguments(
         )
 
 
+def _what_must_be_alike(
+    plan: BatchPlan,
+    seed: int,
+    identity: Mapping[str, Any] | None,
+    digests: Digests,
+    layout: Layout,
+) -> dict[str, Any]:
+    """What all processes of a run must have the same of, by what a sentence calls it."""
+    versions = {f"the version of {name}": text for name, text in package_versions().items()}
+    settings = flattened_values({} if identity is None else dict(identity))
+    return {
+        **versions,
+        "the code of adabatch_jax": code_digest(),
+        **settings,
+        "the plan": plan.fingerprint(),
+        "the seed": seed,
+        **{name: ", ".join(known) for name, known in digests.items()},
+        "the layout": str(layout),
+    }
+
+
+def _with_agreed_memory(layout: Layout, processes: Processes) -> Layout:
+    """A layout for the device with the least memory, so that all processes choose alike."""
+    if processes.count == 1 or layout.device_memory is not None:
+        return layout
+    known = from_all(processes, "memory", lambda: device_memory_bytes(jax.local_devices()))
+    least = min(known)
+    return layout if math.isinf(least) else dataclasses.replace(layout, device_memory=int(least))
+
+
+def _clock_of(processes: Processes) -> Callable[[], float]:
+    """The first process's clock, so that all decide alike by what it shows."""
+    return lambda: from_first(processes, "clock", time.perf_counter)
+
+
 def _period(plan: BatchPlan, name: str, duration: str | int) -> Period:
     """The period that an argument of that name says."""
     try:
@@ -343,7 +382,7 @@ def _predict(
         return
     with record.clocks.timed("compile"):
         seconds = seconds_by_size(
-            setup.dispatch, setup.feed, plan, next_step, state, setup.limit_bytes
+            setup.dispatch, setup.feed, plan, next_step, state, setup.limit_bytes, _clock_of(processes)
         )
     if seconds:
         record.store.write_prediction(plan, predict(plan, seconds).to_dict())

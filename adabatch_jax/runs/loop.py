@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from adabatch_jax.cluster.agreed_stop import AgreedStop
 from adabatch_jax.data.feeds import Inputs, Piece
 from adabatch_jax.runs.background_compilation import evaluation_program
 from adabatch_jax.runs.display.progress import Progress
@@ -77,6 +78,8 @@ class Loop:
         self._in_flight, self._settled = InFlight(), record.start_step
         self._ready_for: int | None = None  # the number of examples whose programs are there
         self._copies = StateCopies(record, recovery)
+        self._is_alone = record.processes.count == 1
+        self._agreed, self._wants_stop = AgreedStop(record.processes), False
         self._stop_time = _StopTime(interruption, record)
 
     def run(self) -> tuple[TrainState, bool]:
@@ -95,7 +98,7 @@ class Loop:
         has_faults = are_asked_for()  # asking at every update would cost a small network 5 %
         clocks.enter("input")
         is_ended = self._record.early_stop.ends_at(self._finished)
-        run = () if is_cut_off or is_ended else self._feed.run(pieces, self._may_stop)
+        run = () if is_cut_off or is_ended else self._feed.run(pieces, self._may_break_off)
         for piece, inputs in run:
             if self._padding_trial is not None:
                 self._try(piece, inputs)
@@ -119,14 +122,15 @@ class Loop:
                 self._record.store.check_saves()
                 if self._on_step is not None or self._finished == next_stop:
                     clocks.enter(None)
-                wants_stop = self._on_step and self._called(dispatched.metrics)
+                if self._on_step is not None and self._called(dispatched.metrics):
+                    self._wants_stop = True
                 if self._finished == next_stop:
                     is_cut_off = not self._do_what_is_due()
                     is_ended = self._record.early_stop.ends_at(self._finished)
                     next_stop = self._due.next_stop(self._finished)
                     if not is_cut_off:
                         self._check_stop_rule()
-                if wants_stop or is_cut_off or is_ended:
+                if is_cut_off or is_ended or (self._wants_stop and self._is_alone):
                     break
             if self._may_stop():
                 break
@@ -158,8 +162,25 @@ class Loop:
             return False
         return not (self._recovery.rolls_back and self._in_flight.holds_bad_update())
 
+    def _may_break_off(self) -> bool:
+        """Whether to stop while waiting for something.
+
+        Several processes stop between two pieces only: each waits at other times.
+        """
+        return self._is_alone and self._may_stop()
+
     def _is_asked_to_stop(self) -> bool:
-        return self._interruption is not None and self._interruption.requested
+        """Whether any process is; all of them ask at the same places."""
+        reason = self._agreed.reason(self._wish())
+        if reason is not None and self._interruption is not None:
+            self._interruption.adopt(reason)
+        return reason is not None
+
+    def _wish(self) -> str | None:
+        """Why this process is to stop, as a user knows it."""
+        if self._interruption is not None and self._interruption.requested:
+            return self._interruption.name
+        return "on_step" if self._wants_stop and not self._is_alone else None
 
     def _announce(self, piece: Piece) -> None:
         """Says that a phase begins, and begins or ends a trace of the profiler."""
@@ -194,7 +215,7 @@ class Loop:
             return True
         with self._record.clocks.timed("compile"):
             while not programs.wait(name, _ASKING_SECONDS):
-                if self._may_stop():
+                if self._may_break_off():
                     return False
             programs.get(name)
         self._stop_time.skip()  # stopping needs no new program
@@ -294,7 +315,9 @@ class Loop:
                     return False
                 evaluator.programs[num_rows] = self._dispatch.programs.get(program).compiled
             with self._record.clocks.timed("evaluation"):
-                results = evaluator(self._state, self._is_asked_to_stop, self._watchdog.beat)
+                results = evaluator(
+                    self._state, self._is_asked_to_stop, self._watchdog.beat, self._may_break_off
+                )
             if results is None:
                 return False
             if not all(map(math.isfinite, results.values())):

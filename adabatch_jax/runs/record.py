@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from adabatch_jax.cluster.processes import ALONE, Processes
 from adabatch_jax.config.settings import Keep
 from adabatch_jax.data.example_digest import ExamplesDigest
 from adabatch_jax.runs.checkpoints.verifying import Found
@@ -45,6 +46,7 @@ class RunRecord:
       pending_row: a row whose evaluation was cut off by a stop, without its figures; or None.
       is_done: whether no update and no evaluation is left.
       early_stop: whether the run ends before its plan does.
+      processes: those that train together.
     """
 
     def __init__(
@@ -61,12 +63,13 @@ class RunRecord:
         allow_change: Collection[str],
         early_stop: EarlyStop,
         tracking: Tracking,
+        processes: Processes = ALONE,
     ):
         self.plan, self._seed, self.store = plan, seed, store
         self._keep, self._on_save_error, self._identity = keep, on_save_error, dict(identity)
         self._watchdog, self._progress = watchdog, progress
         self._data, self._allow_change = dict(data), allow_change
-        self.early_stop, self._tracking = early_stop, tracking
+        self.early_stop, self._tracking, self.processes = early_stop, tracking, processes
         self._data_change: Change | None = None
         self._layout: dict[str, Any] = {}
         self._numerics: dict[str, Any] = {}

@@ -56,8 +56,8 @@ def weights_of_run(
     def read(found: Found) -> Weights:
         names = [
             name
-            for name, (description, _) in found.arrays.items()
-            if is_of_network(name) and not description.startswith("key<")  # which are no weights
+            for name, array in found.arrays.items()
+            if is_of_network(name) and not array.description.startswith("key<")  # which are no weights
         ]
         return Weights(read_arrays(found, names), about_checkpoint(found))
 

@@ -78,6 +78,16 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+@functools.cache
+def code_digest() -> str:
+    """A hash of this package's files of Python, by which processes know that they run the same."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)};".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def rounding_variables() -> dict[str, list[str]]:
     """What variables tell XLA of how to compute, each as sorted words."""
     flags = os.environ.get("XLA_FLAGS", "").strip()

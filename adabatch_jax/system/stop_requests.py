@@ -88,6 +88,10 @@ class Interruption:
             self._name = _TIME_LIMIT
         return self._name is not None
 
+    def adopt(self, name: str) -> None:
+        """Takes over what another process was asked to stop by, as this one stops with it."""
+        self._name = self._name or name
+
     @property
     def is_time_up(self) -> bool:
         """Whether the limit of its time asked first."""

@@ -40,12 +40,14 @@ def seconds_by_size(
     start_step: int,
     state: TrainState,
     limit_bytes: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[int, float]:
     """Times updates of the sizes whose programs are compiled, on a copy of the state.
 
     The first size is always timed; another one if that takes no more than a percent of the time
     that the whole run should take. One is left out where a device's memory, `limit_bytes`, has no
-    room for the copy. Returns seconds per update, input left out, by its number of examples.
+    room for the copy. Processes that time their updates together are given one clock. Returns seconds
+    per update, input left out, by its number of examples.
     """
     copy_bytes = device_bytes(state)
     firsts = first_updates_by_size(plan, start_step)
@@ -68,7 +70,7 @@ def seconds_by_size(
             if FEWEST_UPDATES * per_example * size > budget:
                 continue
         run = _Updates(dispatch, feed, firsts[size], plan.num_steps, state)
-        seconds[size] = seconds_per_update(run, budget) / run.num_updates
+        seconds[size] = seconds_per_update(run, budget, clock) / run.num_updates
     return seconds
 
 

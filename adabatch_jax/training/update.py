@@ -174,7 +174,7 @@ class Update:
         if self.mesh is None:
             return tree
         if isinstance(tree, TrainState):
-            return jax.device_put(tree, self.state_shardings(tree))
+            return self.mesh.put_as(tree, self.state_shardings(tree))
         return self.mesh.put_whole(tree)
 
     def state_shardings(self, state: TrainState) -> Any:

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from adabatch_jax.data.mesh import resharded
 from adabatch_jax.training.train_state import TrainState
 
 
@@ -33,6 +35,15 @@ def stored_numbers(leaf: Any) -> jax.Array | np.ndarray:
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
+def on_host(leaf: Any) -> np.ndarray:
+    """All numbers of a leaf; processes that share them out call this alike."""
+    numbers = stored_numbers(leaf)
+    if isinstance(numbers, jax.Array) and not numbers.is_fully_addressable:
+        if not numbers.is_fully_replicated:
+            numbers = resharded(numbers, NamedSharding(numbers.sharding.mesh, PartitionSpec()))
+    return np.asarray(numbers)
+
+
 def is_key(leaf: Any) -> bool:
     """Whether a leaf is an array of typed random keys (`jax.random.key`)."""
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -53,7 +64,7 @@ def digest_of_named(arrays: Mapping[str, Any]) -> str:
     """A hash of names, types, shapes and values, in hex."""
     digest = hashlib.sha256()
     for name, leaf in sorted(arrays.items()):
-        value = np.ascontiguousarray(stored_numbers(leaf))
+        value = np.ascontiguousarray(on_host(leaf))
         digest.update(f"{name}:{value.dtype}:{value.shape};".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()

@@ -57,7 +57,7 @@ def _later_copy_with_other_step(checkpoint: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "bit flipped in the arrays": lambda c: flip_bit(arrays(c)),
     "first bit flipped in the arrays": lambda c: flip_bit(arrays(c), 0),
-    "bit flipped in the manifest of the arrays": lambda c: flip_bit(c / "state" / "manifest.ocdbt"),
+    "bit flipped in the manifest of the arrays": lambda c: flip_bit(c / "state" / "0" / "manifest.ocdbt"),
     "bit flipped in the manifest": lambda c: flip_bit(c / "manifest"),
     "bit flipped at the manifest's beginning": lambda c: flip_bit(c / "manifest", 0.01),
     "bit flipped in a digest of an array": lambda c: flip_bit(c / "manifest", 0.1),
@@ -71,7 +71,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "manifest deleted": lambda c: (c / "manifest").unlink(),
     "state deleted": lambda c: shutil.rmtree(c / "state"),
     "state a file": lambda c: _replace_by_file(c / "state"),
-    "manifest.ocdbt deleted": lambda c: (c / "state" / "manifest.ocdbt").unlink(),
+    "manifest.ocdbt deleted": lambda c: (c / "state" / "0" / "manifest.ocdbt").unlink(),
     "empty folder": _replace_by_empty_folder,
     "a file in its place": _replace_by_file,
     "gone": shutil.rmtree,

@@ -220,7 +220,7 @@ def test_a_link_to_the_folder_will_do(oracle, begin):
     assert_same(run, oracle("carry"))
 
 
-@pytest.mark.parametrize("part", [".", "manifest", "state", "state/d", "state/manifest.ocdbt"])
+@pytest.mark.parametrize("part", [".", "manifest", "state", "state/0/d", "state/0/manifest.ocdbt"])
 def test_what_this_user_may_not_read_is_not_damaged(oracle, begin, part):
     run = begin("carry")
     run.go("step.end:30:sigterm", code=143)

@@ -7,6 +7,7 @@ Nor is its asynchronous checkpointer: its saves keep the training thread for 20 
 arrays, where copying them to the host, which their digests need anyway, takes 1 ms.
 """
 
+import collections
 import contextlib
 import errno
 import hashlib
@@ -19,7 +20,7 @@ import secrets
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,24 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adabatch_jax.runs.checkpoints.manifest import STATE, Damaged, write_manifest
+from adabatch_jax.cluster.agreement import from_all, from_first
+from adabatch_jax.cluster.processes import ALONE, Processes
+from adabatch_jax.runs.checkpoints.array_parts import (
+    WHOLE,
+    cut_out,
+    is_whole_here,
+    overlap,
+    own_parts,
+    slices_of,
+)
+from adabatch_jax.runs.checkpoints.manifest import (
+    STATE,
+    Damaged,
+    Part,
+    SavedArray,
+    write_manifest,
+    written_files,
+)
 from adabatch_jax.runs.checkpoints.verifying import UNFINISHED, Found, check_checkpoint
 from adabatch_jax.system.errors import RestoreError, StorageError, one_line
 from adabatch_jax.system.fault_points import reach
@@ -41,70 +59,111 @@ _OPEN_FILES = Path("/proc/self/fd")
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint is to hold, as it was when this was made.
+    """What this process's part of a checkpoint is to hold, as it was when this was made.
 
     Attributes:
       run: the run's own values; "step", the number of finished updates, is the checkpoint's name.
       descriptions: dtype and shape of each array, by its name.
-      arrays: the values, on the host.
+      parts: the values that this process saves, on the host, by the array's name and their place.
     """
 
     run: Mapping[str, Any]
     descriptions: Mapping[str, str]
-    arrays: Mapping[str, np.ndarray]
+    parts: Mapping[str, Mapping[str, np.ndarray]]
 
     @classmethod
-    def of(cls, state: Any, run: Mapping[str, Any]) -> "Contents":
+    def of(cls, state: Any, run: Mapping[str, Any], process_index: int = 0) -> "Contents":
         """Copies a state of arrays and scalars, however sharded, which may be donated then.
 
         Raises a TypeError where `run` holds something that JSON can't.
         """
         leaves = named_arrays(state)
         descriptions = {name: _described(leaf) for name, leaf in leaves.items()}
-        # Copies also on a CPU: while a view of an array lives, it can't be donated.
-        arrays = {name: np.array(stored_numbers(leaf), order="C") for name, leaf in leaves.items()}
-        return cls(json.loads(json.dumps(run)), descriptions, arrays)
+        parts = {name: own_parts(leaf, process_index) for name, leaf in leaves.items()}
+        return cls(json.loads(json.dumps(run)), descriptions, parts)
 
 
-def write_checkpoint(path: Path, contents: Contents) -> None:
+def write_checkpoint(path: Path, contents: Contents, processes: Processes = ALONE) -> None:
     """Writes a checkpoint; the folder gets its name, the step, when all is on the disk.
 
-    Raises a StorageError where a file can't be written.
+    Several processes call it alike: each writes its part, and the first one the rest when all
+    have done so.
+
+    Raises a StorageError where a file can't be written, by whichever process.
     """
     try:
-        _write(path, contents)
+        _write(path, contents, processes)
     except Exception as error:  # Orbax raises many kinds, some of them bare
         raise StorageError(
             f"a checkpoint in {path.parent} can't be written: {_reason(error)}."
         ) from error
 
 
-def _write(path: Path, contents: Contents) -> None:
+def _write(path: Path, contents: Contents, processes: Processes) -> None:
+    temporary = path.parent / from_first(processes, "checkpoint folder", lambda: _begun(path))
+    written = from_all(
+        processes, "checkpoint parts", lambda: _write_parts(temporary, contents, processes.index)
+    )
+    from_first(processes, "checkpoint", lambda: _complete(temporary, path, contents, written))
+
+
+def _begun(path: Path) -> str:
+    """Makes the folder that a checkpoint is written to, and returns its name."""
     # Another name each time: after an error Orbax may go on writing for a while.
     temporary = path.with_name(f"{path.name}{UNFINISHED}-{secrets.token_hex(4)}")
     path.parent.mkdir(exist_ok=True)  # not those above: a disk that has gone is not to be filled in
     temporary.mkdir()
+    (temporary / STATE).mkdir()
+    return temporary.name
+
+
+def _write_parts(temporary: Path, contents: Contents, process_index: int) -> dict[str, Any]:
+    """Writes what this process has; returns the digests of its parts and of its files."""
+    folder = f"{STATE}/{process_index}"
     # Orbax doesn't save arrays without elements.
-    arrays = {name: array for name, array in contents.arrays.items() if array.size}
-    with (
-        _plainly_named(path.parent) as parent,
-        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
-    ):
-        checkpointer.save(parent / temporary.name / STATE, args=ocp.args.PyTreeSave(arrays))
+    arrays = {
+        _stored_name(name, place): values
+        for name, parts in contents.parts.items()
+        for place, values in parts.items()
+        if values.size
+    }
+    if arrays:
+        with _plainly_named(temporary.parent) as parent, _checkpointer() as checkpointer:
+            target = parent / temporary.name / folder
+            checkpointer.save(target, args=ocp.args.PyTreeSave(arrays))
     reach("save.mid")
     digests = {
-        name: (text, _digest(text, contents.arrays[name]))
-        for name, text in contents.descriptions.items()
+        name: {place: [_digest(values), folder] for place, values in parts.items()}
+        for name, parts in contents.parts.items()
+        if parts
     }
-    write_manifest(temporary, contents.run, digests)
-    for folder, _, _ in os.walk(temporary):
-        sync_folder(Path(folder))
+    files = written_files(temporary, folder) if arrays else {}
+    for made, _, _ in os.walk(temporary / folder):
+        sync_folder(Path(made))
+    return {"parts": digests, "files": files}
+
+
+def _complete(
+    temporary: Path, path: Path, contents: Contents, written: list[dict[str, Any]]
+) -> None:
+    """Writes the manifest of what all processes wrote, and gives the checkpoint its name."""
+    parts: dict[str, dict[str, Part]] = {name: {} for name in contents.descriptions}
+    for theirs in written:
+        for name, digests in theirs["parts"].items():
+            parts[name] |= {place: Part(*digest) for place, digest in digests.items()}
+    arrays = {name: SavedArray(text, parts[name]) for name, text in contents.descriptions.items()}
+    files = {path: tuple(facts) for theirs in written for path, facts in theirs["files"].items()}
+    write_manifest(temporary, contents.run, arrays, files)
+    for folder in (temporary / STATE, temporary):
+        sync_folder(folder)
     os.rename(temporary, path)
     sync_folder(path.parent)
 
 
 def restore(found: Found, like: Any) -> Any:
     """Reads a checkpoint's state and compares every array with its digest.
+
+    Of arrays that lie on the devices of several processes each process reads what it needs.
 
     Args:
       found: a checkpoint whose files were verified.
@@ -117,16 +176,13 @@ def restore(found: Found, like: Any) -> Any:
       StorageError: one of its files can't be read any more.
     """
     leaves = named_arrays(like)
-    descriptions = {name: _described(leaf) for name, leaf in leaves.items()}
-    _compare(found, descriptions)
-    read = _read(found, [name for name, leaf in leaves.items() if np.size(leaf)])
+    _compare(found, {name: _described(leaf) for name, leaf in leaves.items()})
+    wanted = {name: _needed(found.arrays[name].parts, leaf) for name, leaf in leaves.items()}
+    read = _read(found, wanted)
     try:
-        restored = {name: _as_leaf(read.get(name), leaf) for name, leaf in leaves.items()}
+        restored = {name: _as_leaf(read[name], leaf) for name, leaf in leaves.items()}
         for name, leaf in restored.items():
-            # Of what reached the devices.
-            digest = _digest(descriptions[name], np.asarray(stored_numbers(leaf)))
-            if (descriptions[name], digest) != found.arrays[name]:
-                raise Damaged(f"{name} has other values than were saved")
+            _check_values(name, found.arrays[name].parts, _that_reached(leaf, read[name]))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         raise _not_restored(found, error) from error
     return jax.tree.unflatten(jax.tree.structure(like), restored.values())
@@ -139,13 +195,11 @@ def read_arrays(found: Found, names: Iterable[str]) -> dict[str, np.ndarray]:
       Damaged: what was read isn't what was saved.
       RestoreError, StorageError: as `restore`.
     """
-    arrays = {name: _without_elements(found.arrays[name][0]) for name in names}
-    arrays |= _read(found, [name for name, array in arrays.items() if array is None])
+    arrays = {name: found.arrays[name] for name in names}
+    read = _read(found, {name: list(array.parts) for name, array in arrays.items()})
     for name, array in arrays.items():
-        description, digest = found.arrays[name]
-        if _digest(description, array) != digest:
-            raise Damaged(f"{name} has other values than were saved")
-    return {name: np.asarray(array) for name, array in arrays.items()}
+        _check_values(name, array.parts, read[name])
+    return {name: _whole(array, read[name]) for name, array in arrays.items()}
 
 
 def quieten_orbax() -> None:
@@ -174,7 +228,7 @@ class _WithoutClosedLoop:
 
 
 def _compare(found: Found, wanted: Mapping[str, str]) -> None:
-    saved = {name: description for name, (description, _) in found.arrays.items()}
+    saved = {name: array.description for name, array in found.arrays.items()}
     for name in sorted({*saved, *wanted}):
         if saved.get(name) != wanted.get(name):
             raise RestoreError(
@@ -183,21 +237,66 @@ def _compare(found: Found, wanted: Mapping[str, str]) -> None:
             )
 
 
-def _read(found: Found, names: list[str]) -> dict[str, np.ndarray]:
+def _needed(parts: Collection[str], like: Any) -> list[str]:
+    """The places of the parts that this process needs for a leaf."""
+    numbers = stored_numbers(like)
+    if is_whole_here(numbers):
+        return list(parts)
+    indices = numbers.sharding.addressable_devices_indices_map(numbers.shape).values()
+    return [
+        place
+        for place in parts
+        if any(overlap(slices_of(place, numbers.shape), index, numbers.shape) for index in indices)
+    ]
+
+
+def _read(found: Found, wanted: Mapping[str, list[str]]) -> dict[str, dict[str, np.ndarray]]:
+    """Reads parts of arrays, given and returned by the array's name and by their place."""
+    by_folder: dict[str, dict[str, tuple[str, str]]] = collections.defaultdict(dict)
+    read: dict[str, dict[str, np.ndarray]] = {name: {} for name in wanted}
+    for name, places in wanted.items():
+        array = found.arrays[name]
+        for place in places:
+            empty = _without_elements(array.description)
+            if empty is None:
+                by_folder[array.parts[place].folder][_stored_name(name, place)] = (name, place)
+            else:
+                read[name][place] = empty
+    for folder, stored in by_folder.items():
+        for text, values in _read_folder(found, folder, list(stored)).items():
+            name, place = stored[text]
+            read[name][place] = values
+    return read
+
+
+def _read_folder(found: Found, folder: str, names: list[str]) -> dict[str, np.ndarray]:
     args = ocp.args.PyTreeRestore(
         item=dict.fromkeys(names, 0),
         restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names},
         partial_restore=True,
     )
     try:
-        with (
-            _plainly_named(found.path.parent) as parent,
-            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
-        ):
-            return checkpointer.restore(parent / found.path.name / STATE, args=args)
+        with _plainly_named(found.path.parent) as parent, _checkpointer() as checkpointer:
+            return checkpointer.restore(parent / found.path.name / folder, args=args)
     except Exception as error:  # Orbax raises many kinds, some of them bare
         check_checkpoint(found.path)  # the files may have changed since they were verified
         raise _not_restored(found, error) from error
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax's, for this process alone: what its own barriers wait for we agree on ourselves."""
+    if not jax.distributed.is_initialized():
+        return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _stored_name(name: str, place: str) -> str:
+    return name if place == WHOLE else f"{name}@{place.replace(':', '-')}"
 
 
 def _not_restored(found: Found, error: Exception) -> RestoreError:
@@ -243,25 +342,66 @@ def _described(leaf: Any) -> str:
 
 def _without_elements(description: str) -> np.ndarray | None:
     """An array that `_described` says this of, if it has no elements: Orbax saves none of those."""
-    dtype, _, numbers = description.removesuffix("]").partition("[")
-    shape = tuple(map(int, numbers.split(", "))) if numbers else ()
+    dtype, shape = _dtype_and_shape(description)
     return None if math.prod(shape) else np.zeros(shape, jnp.dtype(dtype))
 
 
-def _as_leaf(array: np.ndarray | None, like: Any) -> Any:
-    """The leaf whose `stored_numbers` is `array`, of the kind and with the sharding of `like`."""
-    if array is None:
+def _dtype_and_shape(description: str) -> tuple[str, tuple[int, ...]]:
+    dtype, _, numbers = description.removesuffix("]").partition("[")
+    return dtype, tuple(map(int, numbers.split(", "))) if numbers else ()
+
+
+def _whole(array: SavedArray, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All of an array that is no key's, from all of its parts."""
+    if list(parts) == [WHOLE]:
+        return np.asarray(parts[WHOLE])
+    shape = _dtype_and_shape(array.description)[1]
+    return cut_out(parts, tuple(slice(0, size) for size in shape), shape)
+
+
+def _as_leaf(parts: Mapping[str, np.ndarray], like: Any) -> Any:
+    """The leaf whose `stored_numbers` these parts are, of the kind and sharding of `like`."""
+    if not np.size(like):
         return like
     if not isinstance(like, jax.Array):
+        array = parts[WHOLE]
         return array if isinstance(like, np.ndarray) else type(like)(array[()])
+    numbers = jax.eval_shape(stored_numbers, like)
+
+    def piece(index: tuple[slice, ...]) -> np.ndarray:
+        return cut_out(parts, index, numbers.shape)
+
+    if not like.is_fully_addressable:
+        sharding = stored_numbers(like).sharding
+        array = jax.make_array_from_callback(numbers.shape, sharding, piece)
+        return (
+            jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+            if is_key(like)
+            else array
+        )
+    array = piece(tuple(slice(0, size) for size in numbers.shape))
     if is_key(like):
         array = jax.random.wrap_key_data(jnp.array(array), impl=jax.random.key_impl(like))
     # Programs for arrays that JAX may move are others, and would be compiled anew.
     return jax.device_put(array, like.sharding) if like.committed else jnp.array(array)
 
 
-def _digest(description: str, values: np.ndarray) -> str:
-    """sha256 of an array's dtype, shape and values, wherever they lay and however sharded."""
-    digest = hashlib.sha256(f"{description};".encode())
+def _that_reached(leaf: Any, read: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The parts of a restored leaf as they lie on the devices; of one in several, as read."""
+    numbers = stored_numbers(leaf)
+    if list(read) == [WHOLE] and is_whole_here(numbers):
+        return {WHOLE: np.asarray(numbers)}
+    return read
+
+
+def _check_values(name: str, parts: Mapping[str, Part], values: Mapping[str, np.ndarray]) -> None:
+    for place, array in values.items():
+        if _digest(array) != parts[place].sha256:
+            raise Damaged(f"{name} has other values than were saved")
+
+
+def _digest(values: np.ndarray) -> str:
+    """sha256 of an array's dtype, shape and values."""
+    digest = hashlib.sha256(f"{values.dtype}{list(values.shape)};".encode())
     digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
     return digest.hexdigest()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adabatch_jax.cluster.agreement import from_first
+from adabatch_jax.cluster.processes import ALONE, Processes
 from adabatch_jax.config.value_texts import Score
 from adabatch_jax.runs.checkpoints.checkpoint_files import (
     Contents,
@@ -44,7 +46,7 @@ class _Save:
 
 
 class Checkpoints:
-    """Saves and restores in a folder that no other process writes to.
+    """Saves and restores in a folder that no other run's process writes to.
 
     A save copies the state to the host and leaves the rest to a thread. What fails there is raised
     by the next call, `save`, `check`, `wait` or `close`, as one StorageError, or with `on_error`
@@ -60,6 +62,7 @@ class Checkpoints:
       watchdog: looks after saves.
       progress: told about what isn't as it should be.
       on_saved: called with the step when a checkpoint is there.
+      processes: those that train together, which all save and restore alike.
 
     Attributes:
       latest: the newest step that was saved or restored here; None before.
@@ -78,11 +81,13 @@ class Checkpoints:
         watchdog: Watchdog,
         progress: Progress,
         on_saved: Callable[[int], None],
+        processes: Processes = ALONE,
     ):
         self._directory = directory.absolute()
         self._newest, self._best, self._every = newest, best, every
         self._on_error, self._on_saved = on_error, on_saved
         self._watchdog, self._progress = watchdog, progress
+        self._processes = processes
         self._scores: dict[int, float] = {}
         self._warned: set[str] = set()
         self._under_way: _Save | None = None
@@ -93,7 +98,8 @@ class Checkpoints:
         with storage_errors(directory):
             self._directory.mkdir(parents=True, exist_ok=True)
             self._folder_around = os.stat(self._directory.parent)
-        delete_leftovers(self._directory)
+        if not processes.index:
+            delete_leftovers(self._directory)
 
     def save(self, step: int, state: TrainState, run: Mapping[str, Any]) -> None:
         """Begins to save a checkpoint, when an earlier save has ended; the state may be donated.
@@ -106,19 +112,25 @@ class Checkpoints:
         is_kept = self._every is not None and self._every.is_passed(self.latest or 0, step)
         own = {"step": step, "score": self._scores.get(step), "keep": is_kept}
         with self._minding_errors():
-            self._check_is_there()
-            self.check_space(state)
-            reach("save.before")
-            if os.path.lexists(path):
-                set_aside(self._directory, step)  # not this run's: it hasn't been here before
-            contents = Contents.of(state, {**run, **own})
+            from_first(self._processes, "save", lambda: self._make_way(path, state))
+            contents = Contents.of(state, {**run, **own}, self._processes.index)
             written = self._thread.submit(self._write, path, contents)
-            cleared = self._thread.submit(
-                delete_old, self._directory, step, self._newest, self._scores
-            )
+            cleared = self._thread.submit(self._delete_old, step)
             watch = self._watchdog.begin("a checkpoint")
             self._under_way = _Save(step, began, watch, written, cleared)
             reach("save.scheduled")
+
+    def _make_way(self, path: Path, state: TrainState) -> None:
+        self._check_is_there()
+        self.check_space(state)
+        reach("save.before")
+        if os.path.lexists(path):
+            set_aside(self._directory, path.name)  # not this run's: it hasn't been here before
+
+    def _delete_old(self, step: int) -> list[StorageError]:
+        if self._processes.index:
+            return []
+        return delete_old(self._directory, step, self._newest, self._scores)
 
     def check(self) -> None:
         """Looks whether a save has ended, in microseconds."""
@@ -200,7 +212,7 @@ class Checkpoints:
 
     def _write(self, path: Path, contents: Contents) -> None:
         self._check_is_there()  # again: the thread may have begun later
-        write_checkpoint(path, contents)
+        write_checkpoint(path, contents, self._processes)
         reach("save.committed")
 
     @contextlib.contextmanager

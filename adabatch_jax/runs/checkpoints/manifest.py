@@ -1,8 +1,9 @@
 """The manifest of a checkpoint: its own values and the digests of all else; standard library only.
 
-A checkpoint is a folder `<step>/` with the arrays in the folder `state/` and the file `manifest`:
-one line with the sha256 of all that follows in it, and then JSON. `state/` holds what the manifest
-lists and nothing else; what lies beside them is never read, so it can't do harm.
+A checkpoint is a folder `<step>/` with the arrays in the folder `state/`, in one folder for each
+process that saved some, and the file `manifest`: one line with the sha256 of all that follows in it,
+and then JSON. `state/` holds what the manifest lists and nothing else; what lies beside them is never
+read, so it can't do harm.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adabatch_jax.system.files import storage_errors
 
@@ -32,32 +33,65 @@ class Damaged(Exception):
     """
 
 
+class Part(NamedTuple):
+    """Where a part of an array is saved, mostly all of it.
+
+    Attributes:
+      sha256: of its dtype, shape and values.
+      folder: which, below the checkpoint.
+    """
+
+    sha256: str
+    folder: str
+
+
+class SavedArray(NamedTuple):
+    """An array as a checkpoint holds it.
+
+    Attributes:
+      description: its dtype and shape.
+      parts: what it is made of, by the place in it; one, "", where that is all of it.
+    """
+
+    description: str
+    parts: Mapping[str, Part]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a checkpoint must hold.
 
     Attributes:
       run: the run's own values, from JSON.
-      arrays: dtype and shape, and sha256 of each array, by its name.
+      arrays: what is saved of each array, by its name.
       files: size in bytes and sha256 of each file, by its path below the checkpoint.
     """
 
     run: Mapping[str, Any]
-    arrays: Mapping[str, tuple[str, str]]
+    arrays: Mapping[str, SavedArray]
     files: Mapping[str, tuple[int, str]]
 
 
-def write_manifest(
-    checkpoint: Path, run: Mapping[str, Any], arrays: Mapping[str, tuple[str, str]]
-) -> None:
-    """Completes a checkpoint by its manifest, when all files are there."""
+def written_files(checkpoint: Path, folder: str = STATE) -> dict[str, tuple[int, str]]:
+    """Size and sha256 of the files in a folder that was just written, which then are on the disk."""
     files = {}
-    for path in _listed_files(checkpoint):
+    for path in _listed_files(checkpoint, folder):
         with open(checkpoint / path, "rb") as content:
             os.fsync(content.fileno())  # not all who write them do
             digest = hashlib.file_digest(content, "sha256").hexdigest()
             files[path] = (os.fstat(content.fileno()).st_size, digest)
-    body = {"run": dict(run), "arrays": dict(arrays), "files": files}
+    return files
+
+
+def write_manifest(
+    checkpoint: Path,
+    run: Mapping[str, Any],
+    arrays: Mapping[str, SavedArray],
+    files: Mapping[str, tuple[int, str]] | None = None,
+) -> None:
+    """Completes a checkpoint by its manifest, when all files are there; None: see for yourself."""
+    files = written_files(checkpoint) if files is None else files
+    body = {"run": dict(run), "arrays": dict(arrays), "files": dict(files)}
     text = json.dumps(body, sort_keys=True).encode()
     with open(checkpoint / MANIFEST, "wb") as manifest:
         manifest.write(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
@@ -79,7 +113,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
         body = json.loads(text)
         return Manifest(
             run=dict(body["run"]),
-            arrays={str(name): (str(d), str(sha)) for name, (d, sha) in body["arrays"].items()},
+            arrays={str(name): _saved_array(*array) for name, array in body["arrays"].items()},
             files={str(path): (int(size), str(sha)) for path, (size, sha) in body["files"].items()},
         )
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
@@ -105,6 +139,11 @@ def check_files(checkpoint: Path, manifest: Manifest) -> None:
                 raise Damaged(f"{path} was changed")
 
 
+def _saved_array(description: Any, parts: Mapping[str, Any]) -> SavedArray:
+    read = {str(place): Part(str(sha), str(folder)) for place, (sha, folder) in parts.items()}
+    return SavedArray(str(description), read)
+
+
 def _content(checkpoint: Path) -> bytes:
     """The manifest's bytes, if it is no link or device and of no absurd size."""
     with _reading(checkpoint, MANIFEST):
@@ -114,9 +153,9 @@ def _content(checkpoint: Path) -> bytes:
         return (checkpoint / MANIFEST).read_bytes()
 
 
-def _listed_files(checkpoint: Path) -> Iterator[str]:
-    """The paths of the files in `state/`; raises `Damaged` where one is a link or a device."""
-    folders = [STATE]
+def _listed_files(checkpoint: Path, folder: str = STATE) -> Iterator[str]:
+    """The paths of the files in a folder; raises `Damaged` where one is a link or a device."""
+    folders = [folder]
     while folders:
         folder = folders.pop()
         with _reading(checkpoint, folder):

@@ -17,6 +17,7 @@ from adabatch_jax.runs.checkpoints.manifest import (
     STATE,
     Damaged,
     Manifest,
+    SavedArray,
     check_files,
     read_manifest,
 )
@@ -36,13 +37,13 @@ class Found:
       step: finished updates.
       path: its folder.
       run: the run's own values, from JSON.
-      arrays: dtype and shape, and sha256 of each array, by its name.
+      arrays: what is saved of each array, by its name.
     """
 
     step: int
     path: Path
     run: Mapping[str, Any]
-    arrays: Mapping[str, tuple[str, str]]
+    arrays: Mapping[str, SavedArray]
 
 
 def committed_steps(directory: Path) -> list[int]:
@@ -64,6 +65,15 @@ def check_checkpoint(path: Path) -> Found:
     """
     manifest = _manifest(path)
     check_files(path, manifest)
+    return Found(int(path.name), path, manifest.run, manifest.arrays)
+
+
+def read_checkpoint(path: Path) -> Found:
+    """A checkpoint by its manifest alone, whose files another process verified.
+
+    Raises as `check_checkpoint`.
+    """
+    manifest = _manifest(path)
     return Found(int(path.name), path, manifest.run, manifest.arrays)
 
 

@@ -38,7 +38,7 @@ BEFORE_SUMMARY = (
 _REPORT = ("report.html", *(f"curves_{axis}.png" for axis in ("epochs", "updates", "seconds")))
 
 # What a checkpoint's own values are laid out as; others are another program's.
-FORMAT = 5
+FORMAT = 6
 _KEYS = {
     "step", "samples", "seed", "plan", "fingerprint", "examples_digest", "order_digest", "data",
     "decisions", "pending_row", "seconds", "phase_seconds", "layout", "restarts", "identity",

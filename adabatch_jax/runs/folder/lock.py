@@ -107,6 +107,11 @@ def lock_owner(workdir: Path) -> Owner | None:
     return _owner(text, is_alive) if text.strip() or is_alive else None
 
 
+def lock_text(workdir: Path) -> str:
+    """What the lock's file says of its owner, by which processes know that they see one folder."""
+    return (workdir / LOCK_NAME).read_text(errors="replace")
+
+
 def _taken(path: Path, flag: str, wait_seconds: float, take_over: bool) -> int:
     """Opens and locks the file, or with leave puts a new one in the place of one that is held."""
     until = time.monotonic() + wait_seconds

@@ -5,14 +5,16 @@ import dataclasses
 import json
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
+from adabatch_jax.cluster.agreement import from_all, from_first
+from adabatch_jax.cluster.processes import ALONE, Processes
 from adabatch_jax.config.settings import Keep, settings_digest
-from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, set_aside
+from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, read_checkpoint, set_aside
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.folder.finished_run import (
     Finished,
@@ -33,8 +35,7 @@ from adabatch_jax.runs.folder.folder_reading import (
     position_of_rows,
     read_last_checkpoint,
 )
-from adabatch_jax.runs.folder.in_memory import InMemory
-from adabatch_jax.runs.folder.lock import LOCK_SECONDS, locked
+from adabatch_jax.runs.folder.lock import LOCK_SECONDS, lock_text, locked
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition, MetricsWriter, read_metrics
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.schedules.plan import BatchPlan
@@ -66,6 +67,7 @@ class RunFolder:
       flag: where the user named it, for errors.
       allow_change: with "rows" among it a run goes on without rows of metrics that were lost.
       lock_seconds, take_over: as in `locked`.
+      processes: those that train together; this is the first of them.
 
     Attributes:
       dataset: what is known of the dataset, for dataset.json; None where nobody told.
@@ -88,8 +90,10 @@ class RunFolder:
         allow_change: Collection[str] = (),
         lock_seconds: float = LOCK_SECONDS,
         take_over: bool = False,
+        processes: Processes = ALONE,
     ):
         self.path = Path(path).absolute()  # the program may change its current folder
+        self.processes = processes
         self.checkpoint: Found | None = None
         self.dataset: Mapping[str, Any] | None = None
         self.notes: list[str] = []
@@ -106,16 +110,39 @@ class RunFolder:
         self._rows: MetricsWriter | None = None
 
     def __enter__(self) -> "RunFolder":
-        with storage_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._lock)
-            self._find()
+            from_first(self.processes, "run folder", lambda: self._take(stack))
+            from_all(self.processes, "run folder is seen", lambda: None)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.close()
+
+    def _take(self, stack: contextlib.ExitStack) -> dict[str, Any]:
+        """Locks the folder, and finds what is in it."""
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(self._lock)
+        self._find()
+        return self._found()
+
+    def _found(self) -> dict[str, Any]:
+        """What other processes are told of what is there, as JSON values."""
+        return {
+            "lock": lock_text(self.path),
+            "run_id": self._run_id,
+            "step": None if self.checkpoint is None else self.checkpoint.step,
+            "rows": None if self._position is None else dataclasses.asdict(self._position),
+        }
+
+    def _find_again(self) -> None:
+        def find() -> dict[str, Any]:
+            self._find()
+            return self._found()
+
+        from_first(self.processes, "run folder", find)
+        from_all(self.processes, "run folder is seen", lambda: None)
 
     def _find(self) -> None:
         """Finds the checkpoint to go on from, and whether its rows are lost; changes nothing."""
@@ -139,6 +166,15 @@ class RunFolder:
 
     def put_right(self) -> None:
         """Sets aside what the run can't go on with, when nothing refuses the run any more."""
+        self.processes.barrier("run folder is read")
+
+        def put() -> list[dict[str, Any]]:
+            self._put_right()
+            return self.changes
+
+        self.changes = from_first(self.processes, "run folder is put right", put)
+
+    def _put_right(self) -> None:
         here = self.checkpoint.step
         self._last = read_last_checkpoint(self.path)
         if self._last.run_id != self._run_id:
@@ -217,6 +253,7 @@ class RunFolder:
             watchdog=watchdog,
             progress=progress,
             on_saved=self._note_saved,
+            processes=self.processes,
         )
 
     def begin(
@@ -271,7 +308,9 @@ class RunFolder:
 
     def wants_prediction(self, plan: BatchPlan) -> bool:
         """Whether nothing was predicted for this very plan."""
-        return self._prediction(plan) is None
+        return from_first(
+            self.processes, "no prediction", lambda: self._prediction(plan) is None
+        )
 
     def write_prediction(self, plan: BatchPlan, prediction: Mapping[str, Any]) -> None:
         """Adds what the run should take to plan.json."""
@@ -303,6 +342,15 @@ class RunFolder:
 
     def find_finished(self, identity: Mapping[str, Any]) -> Finished:
         """What is there of this run, if it was finished with these settings."""
+
+        def find() -> tuple[Any, ...]:
+            there = self._find_finished(identity)
+            return there.summary, there.changed, there.run_id
+
+        summary, changed, run_id = from_first(self.processes, "finished run", find)
+        return Finished(summary, tuple(changed), run_id)
+
+    def _find_finished(self, identity: Mapping[str, Any]) -> Finished:
         there = find_finished(self.path, settings_digest(identity), self.checkpoint)
         if there.summary is not None and there.run_id != self._run_id:
             there = Finished(None, (SUMMARY,))
@@ -323,11 +371,20 @@ class RunFolder:
         """The state of the newest checkpoint that can be restored, if `check` raises no error."""
         while True:
             check(self.checkpoint)
-            try:
-                return self._checkpoints.restore(self.checkpoint, like)
-            except Damaged as error:
-                self._rejected.append((self.checkpoint.step, str(error)))
-                self._find()
+            restored: list[TrainState] = []
+
+            def restore() -> str | None:
+                try:
+                    restored.append(self._checkpoints.restore(self.checkpoint, like))
+                except Damaged as error:
+                    return str(error)
+                return None
+
+            reasons = from_all(self.processes, "restored", restore)
+            if not any(reasons):
+                return restored[0]
+            self._rejected.append((self.checkpoint.step, next(filter(None, reasons))))
+            self._find_again()
 
     def restore_saved(self, found: Found, like: TrainState) -> TrainState:
         """Reads a checkpoint that this process saved; raises a RestoreError where it can't be."""
@@ -341,11 +398,25 @@ class RunFolder:
     def newest_planned_checkpoint(self) -> Found | None:
         """Waits for a save under way; the newest sound checkpoint that no stop made be saved."""
         self.wait_for_saves()
+        found: list[Found | None] = []
+
+        def find() -> int | None:
+            found.append(self._newest_planned())
+            return None if found[0] is None else found[0].step
+
+        step = from_first(self.processes, "newest planned checkpoint", find)
+        return found[0] if found or step is None else self._seen(step)
+
+    def _newest_planned(self) -> Found | None:
         return newest_usable(
             self.path,
             self._run_id,
             lambda found: None if found.run["is_planned"] else "a stop made it be saved",
         )[0]
+
+    def _seen(self, step: int) -> Found:
+        """A checkpoint that the first process verified."""
+        return read_checkpoint(self.path / CHECKPOINTS / str(step))
 
     @property
     def save_seconds(self) -> float:
@@ -354,7 +425,7 @@ class RunFolder:
 
     def check_space(self, state: TrainState) -> None:
         """Warns where there is little room for checkpoints; a StorageError where there is none."""
-        self._checkpoints.check_space(state)
+        from_first(self.processes, "room", lambda: self._checkpoints.check_space(state))
 
     def save(self, step: int, state: TrainState, run: Mapping[str, Any]) -> None:
         """Begins to save a checkpoint; rows before it are on disk, and the state may be donated."""
@@ -396,15 +467,3 @@ class RunFolder:
             raise first
 
 
-@contextlib.contextmanager
-def run_store(
-    workdir: str | os.PathLike | RunFolder | None, allow_change: Collection[str] = ()
-) -> Iterator[RunFolder | InMemory]:
-    """Where a run leaves what it leaves: in a folder, held already or from now on, or nowhere."""
-    if workdir is None:
-        yield InMemory()
-    elif isinstance(workdir, RunFolder):
-        yield workdir
-    else:
-        with RunFolder(workdir, "workdir", allow_change) as folder:
-            yield folder

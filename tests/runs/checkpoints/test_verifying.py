@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from adabatch_jax.runs.checkpoints.manifest import MANIFEST, write_manifest
+from adabatch_jax.runs.checkpoints.manifest import MANIFEST, Part, SavedArray, write_manifest
 from adabatch_jax.runs.checkpoints.verifying import (
     Damaged,
     check_checkpoint,
@@ -24,7 +24,12 @@ from adabatch_jax.runs.checkpoints.verifying import (
 )
 from adabatch_jax.system.errors import StorageError
 
-ARRAYS = {"params.w": ("float32[2]", "ab" * 32), "step": ("int32[]", "cd" * 32)}
+ARRAYS = {
+    "params.w": SavedArray(
+        "float32[2]", {"0:1": Part("ab" * 32, "state"), "1:2": Part("", "state")}
+    ),
+    "step": SavedArray("int32[]", {"": Part("cd" * 32, "state")}),
+}
 
 
 def write_checkpoint(directory, step, named=None, **run):

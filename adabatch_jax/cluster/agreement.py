@@ -1,0 +1,136 @@
+"""What several processes decide together: one decides for all, or all say what they have."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from adabatch_jax.cluster.processes import Processes
+from adabatch_jax.system.errors import (
+    AdabatchError,
+    DivergedError,
+    RestoreError,
+    StorageError,
+    UsageError,
+    explained_error,
+    one_line,
+)
+
+Value = TypeVar("Value")
+
+# What whoever starts jobs takes for "please start again".
+RESTART_EXIT_CODE = 42
+
+
+class PeerError(AdabatchError):
+    """Another process of the run is gone, so this one can't go on; a new start may help.
+
+    >>> PeerError("process 1 was killed.").exit_code
+    42
+    """
+
+    exit_code = RESTART_EXIT_CODE
+
+
+def peer_error(index: int, sentence: str, exit_code: int) -> AdabatchError:
+    """The error to raise for one that another process had: of its kind, where it is a user's.
+
+    >>> peer_error(1, "no such folder.", 2)
+    UsageError('process 1: no such folder.')
+    """
+    kinds = {kind.exit_code: kind for kind in (UsageError, DivergedError, RestoreError, StorageError)}
+    return kinds.get(exit_code, PeerError)(f"process {index}: {sentence}")
+
+
+def failure_of(error: BaseException) -> tuple[str, int]:
+    """What other processes are told of an error: a sentence and an exit code."""
+    explained = explained_error(error) if isinstance(error, Exception) else None
+    if explained is not None:
+        return str(explained), explained.exit_code
+    return f"{type(error).__name__}: {one_line(error)}", 1
+
+
+def from_first(processes: Processes, name: str, make: Callable[[], Value]) -> Value:
+    """Returns to all processes what `make` returns in the first one, the only one to call it.
+
+    Args:
+      processes: those that call this alike.
+      name: what it is about.
+      make: returns JSON values; a process that is alone gets whatever it returns.
+
+    Raises:
+      AdabatchError: it raised an error there, which is raised in the first process as it is, and in
+        others as `peer_error` says.
+
+    >>> from adabatch_jax.cluster.processes import ALONE
+    >>> from_first(ALONE, "the newest checkpoint", lambda: 351)
+    351
+    """
+    if processes.count == 1:
+        return make()
+    if processes.index:
+        return _value(json.loads(processes.take(name)), 0)
+    value, error = _outcome(make)
+    processes.give(name, json.dumps(value))
+    if error is not None:
+        raise error
+    return _value(json.loads(json.dumps(value)), 0)
+
+
+def from_all(processes: Processes, name: str, make: Callable[[], Value]) -> list[Value]:
+    """Returns to all processes what `make` returns in each, by their number.
+
+    Raises:
+      AdabatchError: it raised an error in a process, which is raised there as it is, and in others
+        as `peer_error` says.
+
+    >>> from adabatch_jax.cluster.processes import ALONE
+    >>> from_all(ALONE, "free memory", lambda: 2**30)
+    [1073741824]
+    """
+    if processes.count == 1:
+        return [make()]
+    value, error = _outcome(make)
+    told = [json.loads(text) for text in processes.exchange(name, json.dumps(value))]
+    if error is not None:
+        raise error
+    return [_value(said, index) for index, said in enumerate(told)]
+
+
+def _outcome(make: Callable[[], Any]) -> tuple[dict[str, Any], Exception | None]:
+    try:
+        return {"value": make()}, None
+    except Exception as error:
+        sentence, code = failure_of(error)
+        return {"failure": sentence, "exit_code": code}, error
+
+
+def _value(said: Mapping[str, Any], index: int) -> Any:
+    if "failure" in said:
+        raise peer_error(index, said["failure"], said["exit_code"])
+    return said["value"]
+
+
+def check_alike(processes: Processes, name: str, facts: Mapping[str, Any]) -> None:
+    """Raises a UsageError, in all processes, where one has other facts than the first one has.
+
+    Args:
+      processes: those that call this alike.
+      name: what the facts are about.
+      facts: JSON values, by what a sentence calls them.
+
+    >>> from adabatch_jax.cluster.processes import ALONE
+    >>> check_alike(ALONE, "versions", {"jax": "0.10.2"})
+    """
+    first, *others = from_all(processes, name, lambda: dict(facts))
+    for index, theirs in enumerate(others, 1):
+        for fact in dict.fromkeys([*first, *theirs]):
+            here, there = first.get(fact), theirs.get(fact)
+            if here != there:
+                raise UsageError(
+                    f"process {index} has {_text(there)} for {fact}, and process 0 has "
+                    f"{_text(here)}; all processes of a run must be started alike."
+                )
+
+
+def _text(value: Any) -> str:
+    return "nothing" if value is None else f"{value}"
