@@ -70,10 +70,20 @@ _MODULES = {
         "UsageError",
     ),
 }
-_PACKAGES = ("config", "data", "models", "reporting", "runs", "schedules", "system", "training")
+_PACKAGES = (
+    "cluster",
+    "config",
+    "data",
+    "models",
+    "reporting",
+    "runs",
+    "schedules",
+    "system",
+    "training",
+)
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = sorted([*_HOMES, "models"])
+__all__ = sorted([*_HOMES, "cluster", "models"])
 __docformat__ = "google"  # of docstrings, to whom renders them
 
 

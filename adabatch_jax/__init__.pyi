@@ -1,5 +1,6 @@
 # The public names as type checkers and editors see them; __init__.py loads them when used.
 
+from adabatch_jax import cluster as cluster
 from adabatch_jax import models as models
 from adabatch_jax.config.settings import Keep, Layout, Operation
 from adabatch_jax.data.augmentation import example_keys
@@ -52,7 +53,7 @@ __all__ = [
     "Operation", "Phase", "Rebatched", "RestoreError", "Schedule", "Step", "StorageError",
     "TrainState", "TrainStep", "UsageError",
     "accumulation_schedule", "array_source", "batch_indices", "batch_size_schedule", "batches",
-    "check_padding", "compile_ahead", "constant", "coupled_learning_rate", "data_mesh", "epoch_order",
+    "check_padding", "cluster", "compile_ahead", "constant", "coupled_learning_rate", "data_mesh", "epoch_order",
     "evaluate", "example_indices", "example_keys", "exponential_growth", "fit",
     "growth_from_decay", "host_rows", "joined", "linear_ramp", "load_run", "make_plan", "make_train_step",
     "models", "parse_duration", "parse_learning_rate", "parse_schedule", "piecewise_constant",

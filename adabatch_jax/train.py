@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from adabatch_jax.cluster.local_processes import end_with_parent, run_locally
 from adabatch_jax.config.command_line import flag_of, flags_parser, parse_arguments
 from adabatch_jax.config.declarations import as_in, check, flag
 from adabatch_jax.config.settings import TRACKERS, Operation, TrainConfig
@@ -71,6 +72,23 @@ class Options:
         None, "Without an accelerator: how many devices to make of the CPU, best one per core."
     )
 
+    coordinator: str | None = flag(
+        None,
+        "Of several processes: HOST:PORT of process 0, whose port must be free; none: what started "
+        "them says it (SLURM, Open MPI, torchrun, SkyPilot, Cloud TPU).",
+    )
+    num_processes: int | None = flag(
+        None, "How many processes train together; 1 trains alone, whatever started this.",
+        at_least=1,
+    )  # fmt: skip
+    process_id: int | None = flag(None, "Which of them this one is, counted from 0.", at_least=0)
+    local_processes: int | None = flag(
+        None,
+        "Start so many processes on this machine, with a share of its GPUs each, or of "
+        "--cpu-devices as many each, and end all when one fails.",
+        at_least=1,
+    )
+
     def __post_init__(self):
         check(self, flag_of)
 
@@ -95,6 +113,11 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     from adabatch_jax.runs.folder.workdir_choice import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
+    if options.local_processes is not None:
+        return run_locally(
+            "adabatch_jax.train", sys.argv[1:] if argv is None else argv, options.local_processes
+        )
+    end_with_parent()
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)
     lock_wait = parse_seconds(options.lock_wait)
     finished = find_finished(workdir, config.digest)
@@ -106,6 +129,10 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
 
     max_seconds = None if options.max_time is None else parse_seconds(options.max_time)
     with Interruption(max_seconds, started) as interruption:
+        from adabatch_jax.cluster.start_up import initialize
+
+        initialize(options.coordinator, options.num_processes, options.process_id)
+
         from adabatch_jax.data.mesh import check_backend
         from adabatch_jax.report import write_report
         from adabatch_jax.runs.configured_run import train

@@ -10,7 +10,9 @@ import pytest
 import adabatch_jax as ab
 
 PUBLIC = {f"ab.{name}": getattr(ab, name) for name in ab.__all__} | {
-    f"ab.models.{name}": getattr(ab.models, name) for name in ab.models.__all__
+    f"ab.{room.__name__.rpartition('.')[2]}.{name}": getattr(room, name)
+    for room in (ab.cluster, ab.models)
+    for name in room.__all__
 }
 CALLED = [name for name, thing in PUBLIC.items() if not inspect.ismodule(thing)]
 # Classes that are not called by users, and what makes them.

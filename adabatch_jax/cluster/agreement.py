@@ -37,7 +37,9 @@ def peer_error(index: int, sentence: str, exit_code: int) -> AdabatchError:
     >>> peer_error(1, "no such folder.", 2)
     UsageError('process 1: no such folder.')
     """
-    kinds = {kind.exit_code: kind for kind in (UsageError, DivergedError, RestoreError, StorageError)}
+    kinds = {
+        kind.exit_code: kind for kind in (UsageError, DivergedError, RestoreError, StorageError)
+    }
     return kinds.get(exit_code, PeerError)(f"process {index}: {sentence}")
 
 

@@ -66,7 +66,9 @@ def _known_reason(processes: Processes, error: Exception) -> AdabatchError | Non
         time.sleep(_LOOK_SECONDS / 4)
     if not is_lost:
         return None
-    return PeerError(f"another process of the run is gone ({one_line(error)}); start all of them again.")
+    return PeerError(
+        f"another process of the run is gone ({one_line(error)}); start all of them again."
+    )
 
 
 def _look(processes: Processes, ended: threading.Event) -> None:

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from adabatch_jax.cluster.agreement import check_alike, from_all, from_first
+from adabatch_jax.cluster.ending_together import ending_together
+from adabatch_jax.cluster.processes import ALONE, Processes, joined_already
+from adabatch_jax.config.declarations import flattened
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.epoch_order import prepare_order
 from adabatch_jax.data.example_reading import ReadOnce, check_source
@@ -29,15 +35,16 @@ from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import make_profile
 from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.runs.resuming import check_allowed
-from adabatch_jax.runs.same_data import data_digests
+from adabatch_jax.runs.same_data import Digests, data_digests
 from adabatch_jax.runs.tracking.trackers import Tracking
 from adabatch_jax.schedules.periods import Period, every
 from adabatch_jax.schedules.plan import BatchPlan, check_plan
+from adabatch_jax.system.environment import code_digest, package_versions
 from adabatch_jax.system.errors import UsageError, check_call, check_type
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.quantities import checked_seed
 from adabatch_jax.system.watchdog import Watchdog
-from adabatch_jax.training.device_memory import device_bytes
+from adabatch_jax.training.device_memory import device_bytes, device_memory_bytes
 from adabatch_jax.training.evaluation import EvalFn, EvalParams, Evaluator
 from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.optimizers import refuse_multi_steps
@@ -193,7 +200,7 @@ def fit(
         has_stop_rule=stop_when is not None,
     )
     early_stop = EarlyStop(stop_when, plan, due)
-    processes = processes_of(mesh)
+    processes = _processes_of(mesh)
     tracking = Tracking(() if processes.index else operation.trackers)
     policy = operation.nan_policy
     progress = Progress() if operation.progress is None else operation.progress
@@ -324,6 +331,19 @@ def check_arguments(
         )
 
 
+def _processes_of(mesh: BatchMesh | None) -> Processes:
+    """Those whose devices the mesh has; on its own devices alone each process trains apart."""
+    if mesh is None or not mesh.mesh.is_multi_process:
+        return ALONE
+    processes = joined_already()
+    if len({device.process_index for device in mesh.mesh.devices.flat}) < processes.count:
+        raise UsageError(
+            f"`mesh` has devices of some of the {processes.count} processes only; make it of all "
+            "`jax.devices()`, or of one process's own, `jax.local_devices()`."
+        )
+    return processes
+
+
 def _what_must_be_alike(
     plan: BatchPlan,
     seed: int,
@@ -333,7 +353,7 @@ def _what_must_be_alike(
 ) -> dict[str, Any]:
     """What all processes of a run must have the same of, by what a sentence calls it."""
     versions = {f"the version of {name}": text for name, text in package_versions().items()}
-    settings = flattened_values({} if identity is None else dict(identity))
+    settings = flattened({} if identity is None else dict(identity))
     return {
         **versions,
         "the code of adabatch_jax": code_digest(),
@@ -382,7 +402,13 @@ def _predict(
         return
     with record.clocks.timed("compile"):
         seconds = seconds_by_size(
-            setup.dispatch, setup.feed, plan, next_step, state, setup.limit_bytes, _clock_of(processes)
+            setup.dispatch,
+            setup.feed,
+            plan,
+            next_step,
+            state,
+            setup.limit_bytes,
+            _clock_of(processes),
         )
     if seconds:
         record.store.write_prediction(plan, predict(plan, seconds).to_dict())

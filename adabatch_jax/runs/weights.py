@@ -57,7 +57,8 @@ def weights_of_run(
         names = [
             name
             for name, array in found.arrays.items()
-            if is_of_network(name) and not array.description.startswith("key<")  # which are no weights
+            if is_of_network(name)
+            and not array.description.startswith("key<")  # which are no weights
         ]
         return Weights(read_arrays(found, names), about_checkpoint(found))
 

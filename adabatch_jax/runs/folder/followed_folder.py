@@ -10,7 +10,7 @@ from adabatch_jax.cluster.processes import ALONE, Processes
 from adabatch_jax.config.settings import settings_digest
 from adabatch_jax.runs.checkpoints.verifying import Damaged
 from adabatch_jax.runs.folder.in_memory import InMemory
-from adabatch_jax.runs.folder.lock import LOCK_SECONDS, lock_text
+from adabatch_jax.runs.folder.lock import lock_text
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.schedules.plan import BatchPlan
@@ -92,7 +92,9 @@ class FollowedFolder(RunFolder):
         pass
 
 
-def run_folder(workdir: str | os.PathLike, *args: Any, processes: Processes, **kwargs: Any) -> RunFolder:
+def run_folder(
+    workdir: str | os.PathLike, *args: Any, processes: Processes, **kwargs: Any
+) -> RunFolder:
     """The folder of a run that these processes train together, to be entered; see `RunFolder`."""
     kind = FollowedFolder if processes.index else RunFolder
     return kind(workdir, *args, processes=processes, **kwargs)

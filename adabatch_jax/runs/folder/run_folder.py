@@ -308,9 +308,7 @@ class RunFolder:
 
     def wants_prediction(self, plan: BatchPlan) -> bool:
         """Whether nothing was predicted for this very plan."""
-        return from_first(
-            self.processes, "no prediction", lambda: self._prediction(plan) is None
-        )
+        return from_first(self.processes, "no prediction", lambda: self._prediction(plan) is None)
 
     def write_prediction(self, plan: BatchPlan, prediction: Mapping[str, Any]) -> None:
         """Adds what the run should take to plan.json."""
@@ -465,5 +463,3 @@ class RunFolder:
                 first = first or error
         if first is not failure:
             raise first
-
-

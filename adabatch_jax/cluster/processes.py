@@ -1,0 +1,239 @@
+"""What processes of one job say to each other beside the devices, through JAX's key-value store.
+
+The only file that touches what JAX keeps to itself: the store has no public name.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from adabatch_jax.cluster.rendezvous import named
+from adabatch_jax.system.errors import AdabatchError, UsageError
+
+_ROOT = "adabatch_jax"
+_FAILURE = f"{_ROOT}/failure"
+# How often whoever waits looks whether another process has failed meanwhile.
+_LOOK_SECONDS = 1.0
+# How long process 0, with whom the store goes, waits for the others to have read of a failure.
+_READ_SECONDS = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """How a process ended that couldn't go on.
+
+    Attributes:
+      process_id: which one.
+      sentence: what it said.
+      code: its exit code.
+
+    >>> alone = Processes()
+    >>> alone.say_failure("the disk is full.", code=5)
+    >>> alone.failure()
+    Failure(process_id=0, sentence='the disk is full.', code=5)
+    """
+
+    process_id: int
+    sentence: str
+    code: int
+
+
+class PeerFailed(AdabatchError):
+    """Another process of the job has failed; `exit_code` is its.
+
+    >>> error = PeerFailed(Failure(process_id=1, sentence="the disk is full.", code=5))
+    >>> str(error), error.exit_code
+    ('process 1 has failed: the disk is full.', 5)
+    """
+
+    def __init__(self, failure: Failure):
+        super().__init__(f"process {failure.process_id} has failed: {failure.sentence}")
+        self.exit_code = failure.code
+
+
+class Processes:
+    """The processes of one job, as one of them sees them.
+
+    All calls may come from any thread. A name may be used again and again: the n-th use of it by
+    one process belongs to the n-th of every other. Alone, nothing is asked of JAX.
+
+    Args:
+      index: which process this is, counted from 0.
+      count: how many there are.
+
+    >>> alone = Processes()
+    >>> alone.index, alone.count, alone.exchange("settings", "abc", timeout=10)
+    (0, 1, ('abc',))
+    """
+
+    def __init__(self, index: int = 0, count: int = 1):
+        self.index, self.count = index, count
+        self._uses: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._own_failure: Failure | None = None
+
+    def __repr__(self) -> str:
+        return f"Processes(index={self.index}, count={self.count})"
+
+    def exchange(self, name: str, text: str, timeout: float) -> tuple[str, ...]:
+        """Says a text to all, and returns what each said, by its number.
+
+        Args:
+          name: what it is about, the same on all processes.
+          text: what this process says, of less than a megabyte.
+          timeout: how long to wait for the others, in seconds.
+
+        Raises:
+          UsageError: some didn't say theirs in time; it names them.
+          PeerFailed: another process has failed meanwhile.
+        """
+        with self._lock:
+            use = self._uses[name] = self._uses.get(name, 0) + 1
+        if self.count == 1:
+            return (text,)
+        # Process 0 reads each text once and hands all on: 2 N requests, not N * N.
+        folder, deadline = f"{_ROOT}/exchange/{name}/{use}", time.monotonic() + timeout
+        _store().key_value_set(f"{folder}/said/{self.index}", text)
+        if self.index > 0:
+            answer = self._wait_for(f"{folder}/all", deadline)
+            if answer is None:
+                raise self._late(name, folder, timeout)
+            return tuple(json.loads(answer))
+        texts = []
+        for number in range(self.count):
+            said = self._wait_for(f"{folder}/said/{number}", deadline)
+            if said is None:
+                raise self._late(name, folder, timeout)
+            texts.append(said)
+        _store().key_value_set(f"{folder}/all", json.dumps(texts))
+        if use > 1:  # which all have read, as they are here now
+            _store().key_value_delete(f"{_ROOT}/exchange/{name}/{use - 1}/")
+        return tuple(texts)
+
+    def barrier(self, name: str, timeout: float) -> None:
+        """Waits until all processes are here; raises as `exchange` does."""
+        self.exchange(f"barrier/{name}", "", timeout)
+
+    def say_failure(self, sentence: str, code: int) -> None:
+        """Tells all others that this process can't go on: why, and its exit code.
+
+        The first one of a job counts.
+        """
+        failure = Failure(self.index, sentence, code)
+        with self._lock:
+            self._own_failure = self._own_failure or failure
+        if self.count > 1:
+            with contextlib.suppress(Exception):  # another one was first, or the store has gone
+                _store().key_value_set(_FAILURE, json.dumps(dataclasses.asdict(failure)))
+
+    def failure(self) -> Failure | None:
+        """The first failure that a process told of; None as long as there is none.
+
+        It waits for nothing but one answer of the store, below a millisecond.
+        """
+        if self.count == 1:
+            return self._own_failure
+        try:
+            told = _store().key_value_try_get(_FAILURE)
+        except Exception:  # there is none, or no store any more
+            return self._own_failure
+        with contextlib.suppress(Exception):
+            _store().key_value_set(f"{_ROOT}/read/{self.index}", "", allow_overwrite=True)
+        return Failure(**json.loads(told))
+
+    def end_now(self, code: int) -> None:
+        """Ends this process at once: a normal end would wait for the others.
+
+        After a failure process 0 first lets the others read of it, as the store goes with it.
+        """
+        if self.index == 0 and self.count > 1 and self.failure() is not None:
+            deadline = time.monotonic() + _READ_SECONDS
+            while time.monotonic() < deadline and self._num_readers() < self.count:
+                time.sleep(0.05)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
+
+    def _num_readers(self) -> int:
+        with contextlib.suppress(Exception):
+            return len(_store().key_value_dir_get(f"{_ROOT}/read/"))
+        return self.count
+
+    def _wait_for(self, key: str, deadline: float) -> str | None:
+        """A value of the store when it is there; None where it isn't in time."""
+        for is_first in itertools.chain([True], itertools.repeat(False)):
+            left = deadline - time.monotonic()
+            if left <= 0 and not is_first:
+                return None
+            try:
+                wait = max(1, int(1000 * min(left, _LOOK_SECONDS)))
+                return _store().blocking_key_value_get(key, wait)
+            except Exception as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+            failure = self.failure()
+            if failure is not None and failure.process_id != self.index:
+                raise PeerFailed(failure)
+        return None
+
+    def _late(self, name: str, folder: str, timeout: float) -> UsageError:
+        said = {
+            int(key.rpartition("/")[2]) for key, _ in _store().key_value_dir_get(folder + "/said/")
+        }
+        missing = [number for number in range(self.count) if number not in said] or [0]
+        return UsageError(
+            f"{named(missing)} of {self.count} didn't answer within {timeout:g} s ({name}); look at "
+            "the output of each process."
+        )
+
+
+def _store() -> Any:
+    from jax._src import distributed
+
+    if distributed.global_state.client is None:
+        raise RuntimeError("the processes aren't joined; call adabatch_jax.cluster.initialize()")
+    return distributed.global_state.client
+
+
+def joined_already() -> Processes | None:
+    """The processes that this program has joined with `jax.distributed.initialize`, if it has."""
+    if "jax" not in sys.modules:
+        return None
+    from jax._src import distributed
+
+    state = distributed.global_state
+    return None if state.client is None else Processes(state.process_id, state.num_processes)
+
+
+def devices_are_in_use() -> bool:
+    """Whether JAX has opened its devices already."""
+    from jax._src import xla_bridge
+
+    return xla_bridge.backends_are_initialized()
+
+
+def detected_by_jax(names: tuple[str, ...], timeout: int) -> tuple[str, str, int, int] | None:
+    """What JAX's own detection finds, of the kinds of clusters of these class names.
+
+    Returns:
+      The kind, the coordinator's "host:port", the number of processes and this one's; None where
+      it is none of them.
+    """
+    from jax._src import clusters
+
+    for name in names:
+        cluster = getattr(clusters, name, None)
+        if cluster is not None and cluster.is_env_present():
+            port = os.environ.get("JAX_COORDINATOR_PORT")
+            address = cluster.get_coordinator_address(
+                timeout_secs=timeout, override_coordinator_port=port
+            )
+            return name, address, cluster.get_process_count(), cluster.get_process_id()
+    return None
