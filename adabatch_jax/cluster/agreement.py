@@ -4,43 +4,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from adabatch_jax.cluster.processes import Processes
-from adabatch_jax.system.errors import (
-    AdabatchError,
-    DivergedError,
-    RestoreError,
-    StorageError,
-    UsageError,
-    explained_error,
-    one_line,
-)
+from adabatch_jax.cluster.processes import Failure, Processes, peer_error
+from adabatch_jax.system.errors import UsageError, explained_error, one_line
 
 Value = TypeVar("Value")
-
-# What whoever starts jobs takes for "please start again".
-RESTART_EXIT_CODE = 42
-
-
-class PeerError(AdabatchError):
-    """Another process of the run is gone, so this one can't go on; a new start may help.
-
-    >>> PeerError("process 1 was killed.").exit_code
-    42
-    """
-
-    exit_code = RESTART_EXIT_CODE
-
-
-def peer_error(index: int, sentence: str, exit_code: int) -> AdabatchError:
-    """The error to raise for one that another process had: of its kind, where it is a user's.
-
-    >>> peer_error(1, "no such folder.", 2)
-    UsageError('process 1: no such folder.')
-    """
-    kinds = {
-        kind.exit_code: kind for kind in (UsageError, DivergedError, RestoreError, StorageError)
-    }
-    return kinds.get(exit_code, PeerError)(f"process {index}: {sentence}")
 
 
 def failure_of(error: BaseException) -> tuple[str, int]:
@@ -108,7 +75,7 @@ def _outcome(make: Callable[[], Any]) -> tuple[dict[str, Any], Exception | None]
 
 def _value(said: Mapping[str, Any], index: int) -> Any:
     if "failure" in said:
-        raise peer_error(index, said["failure"], said["exit_code"])
+        raise peer_error(Failure(index, said["failure"], said["exit_code"]))
     return said["value"]
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from adabatch_jax.cluster.agreement import failure_of
-from adabatch_jax.cluster.processes import PeerError, Processes, peer_error
+from adabatch_jax.cluster.processes import PeerFailed, Processes, peer_error
 from adabatch_jax.system.errors import AdabatchError, one_line
 from adabatch_jax.system.number_texts import printable
 from adabatch_jax.system.stop_requests import say_at_once
@@ -31,7 +31,7 @@ def ending_together(processes: Processes) -> Iterator[None]:
     seconds. Inside another one it does nothing.
 
     Raises:
-      PeerError: the devices or the connections of another process are gone.
+      PeerFailed: the devices or the connections of another process are gone.
     """
     if processes.count == 1 or _watched:
         yield
@@ -60,13 +60,13 @@ def _known_reason(processes: Processes, error: Exception) -> AdabatchError | Non
     while True:
         failure = processes.failure()
         if failure is not None and failure.process_id != processes.index:
-            return peer_error(failure.process_id, failure.sentence, failure.code)
+            return peer_error(failure)
         if time.monotonic() >= until:
             break
         time.sleep(_LOOK_SECONDS / 4)
     if not is_lost:
         return None
-    return PeerError(
+    return PeerFailed(
         f"another process of the run is gone ({one_line(error)}); start all of them again."
     )
 
@@ -77,7 +77,7 @@ def _look(processes: Processes, ended: threading.Event) -> None:
         if failure is None or failure.process_id == processes.index:
             continue
         if not ended.wait(_OWN_END_SECONDS):
-            error = peer_error(failure.process_id, failure.sentence, failure.code)
+            error = peer_error(failure)
             say_at_once(printable(f"error: {error}") + "\n")
             processes.end_now(error.exit_code)
         return

@@ -3,10 +3,13 @@
 The only file that touches what JAX keeps to itself: the store has no public name.
 """
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
+import math
 import os
 import sys
 import threading
@@ -14,7 +17,13 @@ import time
 from typing import Any
 
 from adabatch_jax.cluster.rendezvous import named
-from adabatch_jax.system.errors import AdabatchError, UsageError
+from adabatch_jax.system.errors import (
+    AdabatchError,
+    DivergedError,
+    RestoreError,
+    StorageError,
+    UsageError,
+)
 
 _ROOT = "adabatch_jax"
 _FAILURE = f"{_ROOT}/failure"
@@ -45,16 +54,26 @@ class Failure:
 
 
 class PeerFailed(AdabatchError):
-    """Another process of the job has failed; `exit_code` is its.
+    """Another process of the job is gone, so this one can't go on; a new start may help.
 
-    >>> error = PeerFailed(Failure(process_id=1, sentence="the disk is full.", code=5))
-    >>> str(error), error.exit_code
-    ('process 1 has failed: the disk is full.', 5)
+    >>> PeerFailed("process 1 was killed.").exit_code
+    42
     """
 
-    def __init__(self, failure: Failure):
-        super().__init__(f"process {failure.process_id} has failed: {failure.sentence}")
-        self.exit_code = failure.code
+    exit_code = 42
+
+
+def peer_error(failure: Failure) -> AdabatchError:
+    """The error to raise for another process's: of its kind, where a new start wouldn't help.
+
+    >>> peer_error(Failure(1, "no such folder.", 2))
+    UsageError('process 1: no such folder.')
+    """
+    kinds = {
+        kind.exit_code: kind for kind in (UsageError, DivergedError, RestoreError, StorageError)
+    }
+    kind = kinds.get(failure.code, PeerFailed)
+    return kind(f"process {failure.process_id}: {failure.sentence}")
 
 
 class Processes:
@@ -74,14 +93,14 @@ class Processes:
 
     def __init__(self, index: int = 0, count: int = 1):
         self.index, self.count = index, count
-        self._uses: dict[str, int] = {}
+        self._uses: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
         self._own_failure: Failure | None = None
 
     def __repr__(self) -> str:
         return f"Processes(index={self.index}, count={self.count})"
 
-    def exchange(self, name: str, text: str, timeout: float) -> tuple[str, ...]:
+    def exchange(self, name: str, text: str, timeout: float = math.inf) -> tuple[str, ...]:
         """Says a text to all, and returns what each said, by its number.
 
         Args:
@@ -91,10 +110,9 @@ class Processes:
 
         Raises:
           UsageError: some didn't say theirs in time; it names them.
-          PeerFailed: another process has failed meanwhile.
+          AdabatchError: another process has failed meanwhile; see `peer_error`.
         """
-        with self._lock:
-            use = self._uses[name] = self._uses.get(name, 0) + 1
+        use = self._use(name)
         if self.count == 1:
             return (text,)
         # Process 0 reads each text once and hands all on: 2 N requests, not N * N.
@@ -116,9 +134,36 @@ class Processes:
             _store().key_value_delete(f"{_ROOT}/exchange/{name}/{use - 1}/")
         return tuple(texts)
 
-    def barrier(self, name: str, timeout: float) -> None:
+    def barrier(self, name: str, timeout: float = math.inf) -> None:
         """Waits until all processes are here; raises as `exchange` does."""
         self.exchange(f"barrier/{name}", "", timeout)
+
+    def give(self, name: str, text: str) -> None:
+        """Says a text to those who `take` it: one process to all others."""
+        if self.count > 1:
+            _store().key_value_set(f"{_ROOT}/given/{name}/{self._use(name)}", text)
+
+    def take(self, name: str) -> str:
+        """Waits for the text that another process gives; raises as `exchange` does."""
+        return self._wait_for(f"{_ROOT}/given/{name}/{self._use(name)}", math.inf)
+
+    def post(self, name: str, text: str) -> None:
+        """Says a text, once under each name, to whoever looks with `posted`."""
+        _store().key_value_set(f"{_ROOT}/posted/{name}/{self.index}", text)
+
+    def posted(self, name: str) -> dict[int, str]:
+        """What was posted so far, by the process; waits for nothing but the store's answer."""
+        found = _store().key_value_dir_get(f"{_ROOT}/posted/{name}/")
+        return {int(key.rpartition("/")[2]): text for key, text in found}
+
+    def numbered(self, name: str) -> str:
+        """The name with another number at each call, the n-th the same in all processes."""
+        return f"{name}-{self._use(f'numbered/{name}')}"
+
+    def _use(self, name: str) -> int:
+        with self._lock:
+            self._uses[name] += 1
+            return self._uses[name]
 
     def say_failure(self, sentence: str, code: int) -> None:
         """Tells all others that this process can't go on: why, and its exit code.
@@ -180,7 +225,7 @@ class Processes:
                     raise
             failure = self.failure()
             if failure is not None and failure.process_id != self.index:
-                raise PeerFailed(failure)
+                raise peer_error(failure)
         return None
 
     def _late(self, name: str, folder: str, timeout: float) -> UsageError:
@@ -192,6 +237,10 @@ class Processes:
             f"{named(missing)} of {self.count} didn't answer within {timeout:g} s ({name}); look at "
             "the output of each process."
         )
+
+
+ALONE = Processes()
+"""A process that trains alone, with devices of its own."""
 
 
 def _store() -> Any:
@@ -209,7 +258,12 @@ def joined_already() -> Processes | None:
     from jax._src import distributed
 
     state = distributed.global_state
-    return None if state.client is None else Processes(state.process_id, state.num_processes)
+    return None if state.client is None else _joined(state.process_id, state.num_processes)
+
+
+@functools.cache  # its names are counted, and must be counted once
+def _joined(index: int, count: int) -> Processes:
+    return Processes(index, count)
 
 
 def devices_are_in_use() -> bool:

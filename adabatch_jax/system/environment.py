@@ -1,5 +1,7 @@
 """What a run was made with: versions, machine, devices and the command."""
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
