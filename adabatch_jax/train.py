@@ -3,6 +3,7 @@
 With nothing at all it trains the embedded default, a small CNN on handwritten digits.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -128,10 +129,16 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         return 0
 
     max_seconds = None if options.max_time is None else parse_seconds(options.max_time)
-    with Interruption(max_seconds, started) as interruption:
+    with contextlib.ExitStack() as stack:
+        interruption = stack.enter_context(Interruption(max_seconds, started))
+        from adabatch_jax.cluster.ending_together import ending_together
         from adabatch_jax.cluster.start_up import initialize
 
-        initialize(options.coordinator, options.num_processes, options.process_id)
+        processes = stack.enter_context(
+            ending_together(
+                initialize(options.coordinator, options.num_processes, options.process_id)
+            )
+        )
 
         from adabatch_jax.data.mesh import check_backend
         from adabatch_jax.report import write_report
@@ -141,7 +148,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         from adabatch_jax.training.numerics import settle_for_commands
 
         for note in (keep_threads(workdir, options.cpu_devices), *settle_for_commands()):
-            if note is not None:
+            if note is not None and not processes.index:
                 print(note)
         check_backend(options.cpu_devices)
         compilation_cache.enable()
@@ -154,8 +161,11 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         )
         result = train(
             config, workdir, operation, options.allow_change, write_report, lock_wait,
-            options.take_over,
+            options.take_over, processes,
         )  # fmt: skip
+        processes.leave()
+        if processes.index:
+            return interruption.exit_code if result.stopped else 0
         if result.stopped:
             command = command_lines.command_text(
                 [*PROG.split(), *(sys.argv[1:] if argv is None else argv)]

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from adabatch_jax.config import TrainConfig
-from adabatch_jax.runs.checkpoints.manifest import write_manifest
+from adabatch_jax.runs.checkpoints.manifest import Part, SavedArray, write_manifest
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.folder.finished_run import digests_of_files
 from adabatch_jax.runs.folder.folder_reading import FORMAT
@@ -73,7 +73,9 @@ def write_checkpoint(folder, step, **changes):
     checkpoint = folder / "checkpoints" / str(step)
     (checkpoint / "state").mkdir(parents=True)
     (checkpoint / "state" / "data").write_bytes(bytes(range(256)) * step)
-    write_manifest(checkpoint, run, {"params/w": ("float32[]", "0" * 64)})
+    write_manifest(
+        checkpoint, run, {"params/w": SavedArray("float32[]", {"": Part("0" * 64, "state")})}
+    )
     return checkpoint
 
 

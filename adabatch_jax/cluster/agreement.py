@@ -1,6 +1,7 @@
 """What several processes decide together: one decides for all, or all say what they have."""
 
 import json
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -63,6 +64,29 @@ def from_all(processes: Processes, name: str, make: Callable[[], Value]) -> list
     if error is not None:
         raise error
     return [_value(said, index) for index, said in enumerate(told)]
+
+
+def in_turn(processes: Processes, make: Callable[[], Value]) -> Value:
+    """Returns what `make` returns, called so that what one process prepares the others find there.
+
+    The first process calls it while all others wait; then one on each other machine, whose folder
+    may be another one; then the rest.
+
+    >>> from adabatch_jax.cluster.processes import ALONE
+    >>> in_turn(ALONE, lambda: "opened")
+    'opened'
+    """
+    if processes.count == 1:
+        return make()
+    hosts = processes.exchange("host", socket.gethostname())
+    is_first_there = hosts.index(hosts[processes.index]) == processes.index
+    own_turn = 0 if processes.index == 0 else 1 if is_first_there else 2
+    made: list[Value] = []
+    for turn in range(3):
+        if turn == own_turn:
+            made.append(make())
+        processes.barrier("turn")
+    return made[0]
 
 
 def _outcome(make: Callable[[], Any]) -> tuple[dict[str, Any], Exception | None]:

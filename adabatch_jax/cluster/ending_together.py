@@ -46,6 +46,7 @@ def ending_together(processes: Processes) -> Iterator[None]:
         known = _known_reason(processes, error)
         if known is None:
             processes.say_failure(*failure_of(error))
+            processes.wait_for_readers()
             raise
         raise known from error
     finally:

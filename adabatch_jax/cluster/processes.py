@@ -192,15 +192,23 @@ class Processes:
             _store().key_value_set(f"{_ROOT}/read/{self.index}", "", allow_overwrite=True)
         return Failure(**json.loads(told))
 
-    def end_now(self, code: int) -> None:
-        """Ends this process at once: a normal end would wait for the others.
+    def leave(self) -> None:
+        """Waits for the others to come here, and leaves them: nothing can be said any more."""
+        if self.count > 1:
+            import jax
 
-        After a failure process 0 first lets the others read of it, as the store goes with it.
-        """
+            jax.distributed.shutdown()
+
+    def wait_for_readers(self) -> None:
+        """Has process 0, with whom the store goes, let the others read of a failure first."""
         if self.index == 0 and self.count > 1 and self.failure() is not None:
             deadline = time.monotonic() + _READ_SECONDS
             while time.monotonic() < deadline and self._num_readers() < self.count:
                 time.sleep(0.05)
+
+    def end_now(self, code: int) -> None:
+        """Ends this process at once: a normal end would wait for the others."""
+        self.wait_for_readers()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()

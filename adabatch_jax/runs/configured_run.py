@@ -8,13 +8,18 @@ from typing import Any
 import jax
 import optax
 
+from adabatch_jax.cluster.agreement import from_first, in_turn
+from adabatch_jax.cluster.processes import ALONE, Processes
 from adabatch_jax.config.settings import Operation, TrainConfig
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.runs.configured_data import ConfiguredData, open_data
 from adabatch_jax.runs.configured_model import configured_model
+from adabatch_jax.runs.display.process_logs import own_log
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.display.stream_choice import make_progress
 from adabatch_jax.runs.fit import FitResult, fit
+from adabatch_jax.runs.folder.folder_reading import LOGS
+from adabatch_jax.runs.folder.followed_folder import run_folder
 from adabatch_jax.runs.folder.lock import LOCK_SECONDS
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.folder.workdir_choice import check_workdir
@@ -35,30 +40,38 @@ def train(
     on_done: Callable[[Path], Any] = lambda workdir: None,
     lock_seconds: float = LOCK_SECONDS,
     take_over: bool = False,
+    processes: Processes = ALONE,
 ) -> FitResult:
     """Trains as configured, or goes on with what the workdir holds.
 
     Args:
       operation: its `on_nan` is that of the settings; without `progress` the terminal shows it.
       allow_change, lock_seconds, take_over: as in `RunFolder` and `plan_of_run`.
-      on_done: called with the workdir at the plan's end, while no other process may use it.
+      on_done: called with the workdir at the plan's end, while no other process may use it; of
+        several processes by the first one.
+      processes: those that train together, on the devices of all.
     """
-    data = open_data(config).in_memory().with_statistics(config.data)
-    check_workdir(workdir)
-    with RunFolder(
-        workdir, allow_change=allow_change, lock_seconds=lock_seconds, take_over=take_over
-    ) as folder:
+    data = in_turn(processes, lambda: open_data(config).in_memory().with_statistics(config.data))
+    from_first(processes, "workdir", lambda: check_workdir(workdir))
+    with (
+        own_log(workdir / LOGS, processes) as log,
+        run_folder(
+            workdir, allow_change=allow_change, lock_seconds=lock_seconds, take_over=take_over,
+            processes=processes,
+        ) as folder,
+    ):  # fmt: skip
         plan, changes = plan_of_run(
             config, len(data.train), folder.checkpoint, workdir, allow_change
         )
         folder.changes += [change.to_dict() for change in changes]
         folder.notes += [*data.notes, *(f"note: {change}" for change in changes)]
-        progress = operation.progress or make_progress(plan)
+        progress = operation.progress or make_progress(plan, log=log)
         operation = dataclasses.replace(operation, on_nan=config.on_nan, progress=progress)
         folder.dataset = data.spec.to_dict()
         result = _fit(config, folder, plan, operation, allow_change, data)
-        if not result.stopped:
+        if not result.stopped and not processes.index:
             on_done(workdir)
+        processes.barrier("done")
         return result
 
 
@@ -80,7 +93,7 @@ def _fit(
         folder.changes.append(given.to_dict())
     if network.eval_fn is None:
         folder.notes.append(f"note: {config.model} has no eval_fn, so nothing is evaluated")
-    mesh = data_mesh() if jax.local_device_count() > 1 else None
+    mesh = data_mesh(jax.devices()) if jax.device_count() > 1 else None
     layout = config.layout
     if mesh is None:  # one device has it all
         layout = dataclasses.replace(layout, shard_params=False)

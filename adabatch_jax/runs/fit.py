@@ -408,7 +408,7 @@ def _predict(
             next_step,
             state,
             setup.limit_bytes,
-            _clock_of(processes),
+            _clock_of(record.processes),
         )
     if seconds:
         record.store.write_prediction(plan, predict(plan, seconds).to_dict())

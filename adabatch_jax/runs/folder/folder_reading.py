@@ -25,6 +25,7 @@ from adabatch_jax.system.errors import NotAsWritten, RestoreError, StorageError
 from adabatch_jax.system.files import read_file, read_sealed, storage_errors, temporary_path
 
 CHECKPOINTS = "checkpoints"
+LOGS = "logs"  # of each process, where there are several
 LAST_CHECKPOINT = "last_checkpoint.json"
 SUMMARY = "summary.json"
 DATASET = "dataset.json"

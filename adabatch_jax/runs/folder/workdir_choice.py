@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from adabatch_jax.config.settings import TrainConfig
-from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS
+from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, LOGS
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.files import read_file
 
@@ -23,7 +23,8 @@ def check_workdir(workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         # What begins with a dot may be left of a process that was killed; a disk has the other.
         names = sorted(path.name for path in workdir.iterdir())
-        content = [name for name in names if name[0] != "." and name != "lost+found"]
+        # A start of several processes that failed has left their logs.
+        content = [name for name in names if name[0] != "." and name not in ("lost+found", LOGS)]
         if content and not is_run(workdir):
             raise UsageError(
                 f"--workdir: {str(workdir)!r} holds {content[0]!r} but no run (no config.json of "
