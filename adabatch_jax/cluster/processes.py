@@ -5,6 +5,7 @@ The only file that touches what JAX keeps to itself: the store has no public nam
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -202,14 +203,33 @@ def _store() -> Any:
     return distributed.global_state.client
 
 
-def joined_already() -> Processes | None:
-    """The processes that this program has joined with `jax.distributed.initialize`, if it has."""
+def are_joined() -> bool:
+    """Whether this program has joined others, with or without `adabatch_jax.cluster`."""
     if "jax" not in sys.modules:
-        return None
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def current() -> Processes:
+    """The processes that this program has joined; alone where it has joined none.
+
+    Every call returns the same ones: how often a name was used is known to all that use it.
+
+    >>> current()
+    Processes(index=0, count=1)
+    """
+    if not are_joined():
+        return Processes()
     from jax._src import distributed
 
-    state = distributed.global_state
-    return None if state.client is None else Processes(state.process_id, state.num_processes)
+    return _joined(distributed.global_state.process_id, distributed.global_state.num_processes)
+
+
+@functools.cache
+def _joined(index: int, count: int) -> Processes:
+    return Processes(index, count)
 
 
 def devices_are_in_use() -> bool:
