@@ -83,6 +83,14 @@ class Options:
         at_least=1,
     )  # fmt: skip
     process_id: int | None = flag(None, "Which of them this one is, counted from 0.", at_least=0)
+    start_timeout: str = flag(
+        "2m", "How long to wait at the start until all processes are there.", read=parse_seconds
+    )
+    heartbeat_timeout: str = flag(
+        "30s",
+        "After how long without a sign of life a process counts as dead, which ends the others.",
+        read=parse_seconds,
+    )
     local_processes: int | None = flag(
         None,
         "Start so many processes on this machine, with a share of its GPUs each, or of "
@@ -134,11 +142,14 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         from adabatch_jax.cluster.ending_together import ending_together
         from adabatch_jax.cluster.start_up import initialize
 
-        processes = stack.enter_context(
-            ending_together(
-                initialize(options.coordinator, options.num_processes, options.process_id)
-            )
+        processes = initialize(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            parse_seconds(options.start_timeout),
+            parse_seconds(options.heartbeat_timeout),
         )
+        stack.enter_context(ending_together(processes))
 
         from adabatch_jax.data.mesh import check_backend
         from adabatch_jax.report import write_report

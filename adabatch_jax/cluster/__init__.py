@@ -9,7 +9,7 @@ nothing of batches, and only `processes` knows what JAX keeps to itself.
 (0, 1)
 """
 
-from adabatch_jax.cluster.processes import Failure, PeerFailed, Processes
+from adabatch_jax.cluster.processes import Failure, PeerFailed, Processes, current
 from adabatch_jax.cluster.start_up import initialize
 
-__all__ = ["Failure", "PeerFailed", "Processes", "initialize"]
+__all__ = ["Failure", "PeerFailed", "Processes", "current", "initialize"]

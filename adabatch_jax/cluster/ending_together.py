@@ -23,7 +23,7 @@ _watched: set[int] = set()
 
 
 @contextlib.contextmanager
-def ending_together(processes: Processes) -> Iterator[Processes]:
+def ending_together(processes: Processes) -> Iterator[None]:
     """Tells other processes of an error inside, and ends this process when another one tells.
 
     A process that waits for the devices of one that has failed hears nothing of it: whoever uses
@@ -34,14 +34,14 @@ def ending_together(processes: Processes) -> Iterator[Processes]:
       PeerFailed: the devices or the connections of another process are gone.
     """
     if processes.count == 1 or _watched:
-        yield processes
+        yield
         return
     ended = threading.Event()
     _watched.add(processes.index)
     thread = threading.Thread(target=_look, args=(processes, ended), name="peers", daemon=True)
     thread.start()
     try:
-        yield processes
+        yield
     except Exception as error:
         known = _known_reason(processes, error)
         if known is None:

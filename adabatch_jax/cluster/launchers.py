@@ -100,7 +100,10 @@ def _half_torchrun(environment: Environment) -> Told | None:
 def _mpi(environment: Environment) -> Told | None:
     """Open MPI 4 says where mpirun is; 5, and MPICH's and Intel's, only how many there are."""
     is_open_mpi = bool(environment.get("OMPI_COMM_WORLD_SIZE"))
-    if not is_open_mpi and (not environment.get("PMI_SIZE") or "SLURM_STEP_ID" in environment):
+    is_mpiexec = bool(environment.get("PMI_SIZE"))
+    if "SLURM_STEP_ID" in environment and "MPI_LOCALRANKID" not in environment:
+        is_mpiexec = False  # srun sets PMI_SIZE too
+    if not is_open_mpi and not is_mpiexec:
         return None
     start = "OMPI_COMM_WORLD_" if is_open_mpi else "PMI_"
     local = ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")

@@ -62,7 +62,7 @@ def run_locally(
     gpus = visible_gpus(os.environ)
     shares = [share(gpus, index, num_processes) for index in range(num_processes)]
     own_end, their_end = os.pipe() if os.name == "posix" else (None, None)
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     if own_end is not None:
         environment[PARENT_VARIABLE] = str(own_end)
@@ -116,7 +116,7 @@ def _start(command: Sequence[str], environment: dict, pipe: int | None) -> subpr
     )  # fmt: skip
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that nobody listens on now."""
     ports = [*_PORTS]
     random.SystemRandom().shuffle(ports)

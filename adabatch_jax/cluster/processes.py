@@ -31,6 +31,8 @@ _FAILURE = f"{_ROOT}/failure"
 _LOOK_SECONDS = 1.0
 # How long process 0, with whom the store goes, waits for the others to have read of a failure.
 _READ_SECONDS = 3.0
+# Texts that one process gives again and again: no other is so many behind.
+_KEPT = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +143,10 @@ class Processes:
     def give(self, name: str, text: str) -> None:
         """Says a text to those who `take` it: one process to all others."""
         if self.count > 1:
-            _store().key_value_set(f"{_ROOT}/given/{name}/{self._use(name)}", text)
+            use = self._use(name)
+            _store().key_value_set(f"{_ROOT}/given/{name}/{use}", text)
+            if use > _KEPT:
+                _store().key_value_delete(f"{_ROOT}/given/{name}/{use - _KEPT}")
 
     def take(self, name: str) -> str:
         """Waits for the text that another process gives; raises as `exchange` does."""
@@ -259,17 +264,31 @@ def _store() -> Any:
     return distributed.global_state.client
 
 
-def joined_already() -> Processes | None:
-    """The processes that this program has joined with `jax.distributed.initialize`, if it has."""
+def are_joined() -> bool:
+    """Whether this program has joined others, with or without `adabatch_jax.cluster`."""
     if "jax" not in sys.modules:
-        return None
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def current() -> Processes:
+    """The processes that this program has joined; alone where it has joined none.
+
+    Every call returns the same ones: how often a name was used is known to all that use it.
+
+    >>> current()
+    Processes(index=0, count=1)
+    """
+    if not are_joined():
+        return Processes()
     from jax._src import distributed
 
-    state = distributed.global_state
-    return None if state.client is None else _joined(state.process_id, state.num_processes)
+    return _joined(distributed.global_state.process_id, distributed.global_state.num_processes)
 
 
-@functools.cache  # its names are counted, and must be counted once
+@functools.cache
 def _joined(index: int, count: int) -> Processes:
     return Processes(index, count)
 

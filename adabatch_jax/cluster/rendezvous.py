@@ -60,12 +60,18 @@ def meet(place: Membership, timeout: float, resolve_timeout: float) -> None:
         with contextlib.suppress(_NoAnswer):
             _ask(place.coordinator, myself, time.monotonic() + _LATE_SECONDS)
         raise UsageError(_why_not_listening(place.coordinator, error)) from None
-    gathering = threading.Thread(
-        target=_gather, args=(listening, place, deadline), name="rendezvous", daemon=True
-    )
-    gathering.start()
-    _join(place.coordinator, myself, deadline, timeout)
-    gathering.join()  # the port is JAX's from here on
+    heard: list[str] = []  # where the address leads to another process 0, what that says
+
+    def come_too() -> None:
+        try:
+            _join(place.coordinator, myself, deadline, timeout)
+        except UsageError as error:
+            heard.append(str(error))
+
+    threading.Thread(target=come_too, name="rendezvous", daemon=True).start()
+    sentence = _gather(listening, place, deadline, heard)
+    if sentence:
+        raise UsageError(sentence)
 
 
 def _check_host(coordinator: str, deadline: float) -> None:
@@ -159,8 +165,8 @@ def _ask(coordinator: str, myself: Mapping[str, Any], deadline: float) -> None:
         raise UsageError(answer["sentence"])
 
 
-def _gather(listening: socket.socket, place: Membership, deadline: float) -> None:
-    """Process 0: answers all when all are there, or when something is wrong."""
+def _gather(listening: socket.socket, place: Membership, deadline: float, heard: list[str]) -> str:
+    """Process 0: answers all when all are there, or when something is wrong; returns what is."""
     there: dict[int, tuple[dict, socket.socket]] = {}
     sentence = ""
     with selectors.DefaultSelector() as selector, listening:
@@ -169,6 +175,8 @@ def _gather(listening: socket.socket, place: Membership, deadline: float) -> Non
         while len(there) < place.num_processes and not sentence:
             if time.monotonic() >= deadline:
                 sentence = _who_is_missing(place, there)
+            elif heard:
+                sentence = heard[0]
             for key, _ in selector.select(_RETRY_SECONDS):
                 if key.fileobj is listening:
                     with contextlib.suppress(OSError):
@@ -192,6 +200,7 @@ def _gather(listening: socket.socket, place: Membership, deadline: float) -> Non
         if connection is not listening:
             with contextlib.suppress(OSError), connection:
                 connection.send(answer)
+    return sentence
 
 
 def _read(connection: socket.socket, buffer: bytearray) -> dict | None:
@@ -239,6 +248,11 @@ def _conflict(hello: Mapping[str, Any], there: Mapping, place: Membership) -> st
 
 def _who_is_missing(place: Membership, there: Mapping) -> str:
     missing = [number for number in range(place.num_processes) if number not in there]
+    if 0 in missing:
+        return (
+            f"process 0 is here ({socket.gethostname()}), and {place.coordinator} doesn't lead to "
+            "it; give all processes the address of process 0's machine as the coordinator."
+        )
     return (
         f"{named(missing)} of {place.num_processes} didn't come to {place.coordinator} in time; "
         "start all processes, or wait longer for them."

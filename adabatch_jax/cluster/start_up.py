@@ -4,19 +4,21 @@ import importlib.util
 import math
 import os
 
+from adabatch_jax.cluster.addresses import host_and_port
 from adabatch_jax.cluster.gpus import visible_gpus
 from adabatch_jax.cluster.launchers import Told
 from adabatch_jax.cluster.membership import FLAGS, Membership, membership
 from adabatch_jax.cluster.processes import (
     Processes,
+    are_joined,
+    current,
     detected_by_jax,
     devices_are_in_use,
-    joined_already,
 )
 from adabatch_jax.cluster.rendezvous import meet
 from adabatch_jax.system.errors import UsageError, one_line
 
-START_SECONDS = 120.0
+_START_SECONDS = 120.0
 _HEARTBEAT_SECONDS = 30.0
 _SHUTDOWN_SECONDS = 60.0
 # JAX's own time to join, where all are known to be there: it ends with an abort.
@@ -31,7 +33,7 @@ def initialize(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    start_timeout: float = START_SECONDS,
+    start_timeout: float = _START_SECONDS,
     heartbeat_timeout: float = _HEARTBEAT_SECONDS,
     shutdown_timeout: float = _SHUTDOWN_SECONDS,
 ) -> Processes:
@@ -70,9 +72,8 @@ def initialize(
     ):
         if not 0 < value < math.inf:
             raise UsageError(f"`{name}` must be a number of seconds above 0, got {value}.")
-    joined = joined_already()
-    if joined is not None:
-        return joined
+    if are_joined():
+        return current()
     flags = (coordinator, num_processes, process_id)
     told = _told_by_jax(flags, start_timeout) if None in flags and num_processes != 1 else None
     place = membership(os.environ, *flags, gpus=visible_gpus(os.environ), told=told)
@@ -87,12 +88,17 @@ def initialize(
     is_in_kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ
     meet(place, start_timeout, start_timeout if is_in_kubernetes else _RESOLVE_SECONDS)
     _join(place, heartbeat_timeout, shutdown_timeout)
-    return joined_already()
+    return current()
 
 
 def _join(place: Membership, heartbeat_timeout: float, shutdown_timeout: float) -> None:
     import jax
 
+    # JAX's connections would go through a proxy for the web, and never arrive.
+    without = [os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")]
+    without.append(host_and_port(place.coordinator)[0])
+    os.environ["no_grpc_proxy"] = ",".join(filter(None, without))
+    jax.config.update("jax_check_proxy_envs", False)
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_enable_recoverability", False)  # survivors would end with 0
     jax.distributed.initialize(

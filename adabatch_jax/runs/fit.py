@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from adabatch_jax.cluster.agreement import check_alike, from_all, from_first
 from adabatch_jax.cluster.ending_together import ending_together
-from adabatch_jax.cluster.processes import ALONE, Processes, joined_already
+from adabatch_jax.cluster.processes import ALONE, Processes, current
 from adabatch_jax.config.declarations import flattened
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.epoch_order import prepare_order
@@ -335,7 +335,7 @@ def _processes_of(mesh: BatchMesh | None) -> Processes:
     """Those whose devices the mesh has; on its own devices alone each process trains apart."""
     if mesh is None or not mesh.mesh.is_multi_process:
         return ALONE
-    processes = joined_already()
+    processes = current()
     if len({device.process_index for device in mesh.mesh.devices.flat}) < processes.count:
         raise UsageError(
             f"`mesh` has devices of some of the {processes.count} processes only; make it of all "

@@ -11,19 +11,10 @@ import sys
 import threading
 import time
 
-parser = argparse.ArgumentParser()
-parser.add_argument("what", nargs="?", default="sum")
-parser.add_argument("--coordinator")
-parser.add_argument("--num-processes", type=int)
-parser.add_argument("--process-id", type=int)
-parser.add_argument("--start-timeout", type=float, default=20.0)
-arguments = parser.parse_args()
-
 from adabatch_jax import cluster
 from adabatch_jax.system.errors import AdabatchError
 
 HEARD = []
-signal.signal(signal.SIGTERM, lambda number, frame: HEARD.append(number))
 
 
 def say(**told):
@@ -66,7 +57,7 @@ def talk(processes):
 def late(processes):
     """The last process says nothing."""
     if processes.index == processes.count - 1:
-        time.sleep(6)
+        time.sleep(2.5)
         return {}
     try:
         processes.exchange("plan", "x", 1.5)
@@ -94,19 +85,37 @@ def stop(processes):
     return {"heard": HEARD}
 
 
-KINDS = {"sum": sum_over_devices, "talk": talk, "late": late, "fail": fail, "stop": stop}
+def all_of_it(processes):
+    told = sum_over_devices(processes) | talk(processes) | stop(processes)
+    return told | {"again": cluster.initialize().index if cluster.current() is processes else None}
 
-if arguments.what == "devices first":
-    import jax
 
-    jax.devices()
-try:
-    processes = cluster.initialize(
-        arguments.coordinator, arguments.num_processes, arguments.process_id,
-        start_timeout=arguments.start_timeout, heartbeat_timeout=10, shutdown_timeout=10,
-    )  # fmt: skip
-except AdabatchError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
-say(index=processes.index, count=processes.count, **KINDS[arguments.what](processes))
-processes.barrier("all have done it", 30)
+KINDS = {"all": all_of_it, "sum": sum_over_devices, "talk": talk, "late": late, "fail": fail}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", nargs="?", default="sum")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: HEARD.append(number))
+    if arguments.what == "devices first":
+        import jax
+
+        jax.devices()
+    try:
+        processes = cluster.initialize(
+            arguments.coordinator, arguments.num_processes, arguments.process_id,
+            start_timeout=20, heartbeat_timeout=10, shutdown_timeout=10,
+        )  # fmt: skip
+    except AdabatchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    say(index=processes.index, count=processes.count, **KINDS[arguments.what](processes))
+    processes.barrier("all have done it", 30)
+
+
+if __name__ == "__main__":
+    main()
