@@ -27,6 +27,7 @@ from adabatch_jax.system.files import read_file, read_sealed, storage_errors, te
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last_checkpoint.json"
 SUMMARY = "summary.json"
+STOPPED_AT_PHASE = "stopped_at_phase"  # in the summary of a run that isn't finished yet
 DATASET = "dataset.json"
 ENVIRONMENT = "environment.json"
 # What a finished run's summary has the digests of.
