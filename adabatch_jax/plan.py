@@ -15,9 +15,11 @@ from adabatch_jax import train
 from adabatch_jax.config.command_line import command_arguments, flags_parser, parse_arguments
 from adabatch_jax.config.declarations import flag
 from adabatch_jax.config.settings import AUTO, TrainConfig
+from adabatch_jax.reporting.planning.scaling_efficiency import Network
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.number_texts import table_lines
+from adabatch_jax.system.quantities import parse_bandwidth, parse_counts, parse_latency
 
 if TYPE_CHECKING:
     from adabatch_jax.schedules.plan import BatchPlan
@@ -30,11 +32,12 @@ class Options(train.Options):
     """Those of train, so that a command of its can be planned, and those of this command alone."""
 
     num_examples: int | None = flag(None, "Examples per epoch; none: the dataset's.")
-    devices: int | None = flag(
+    devices: str | None = flag(
         None,
-        "Number of devices to lay the batches out on; none: 1, and where updates are timed all "
-        "that this machine has.",
-        at_least=1,
+        "Number of devices to lay the batches out on, or several, such as 1,4,16: what each phase "
+        "has for each of them to do, and with --measure how much of them it would use; none: 1, and "
+        "where updates are timed all that this machine has.",
+        read=parse_counts,
     )
     divisible_by: int = flag(1, "Refuse batch sizes that are no multiple of this number.")
     memory: bool = flag(
@@ -53,6 +56,24 @@ class Options(train.Options):
     max_batch: int | None = flag(
         None, "Largest batch that --suggest may propose; none: the dataset's size."
     )
+    devices_per_host: int = flag(
+        Network.devices_per_host,
+        "For predictions about several --devices: devices of a host, connected by links. This and "
+        "the defaults of the next four are assumptions, about servers of eight H100s.",
+        at_least=1,
+    )
+    link_bandwidth: str = flag(
+        "450GB/s", "What each device sends to others of its host.", read=parse_bandwidth
+    )
+    link_latency: str = flag(
+        "3us", "What a message between them takes beside its bytes.", read=parse_latency
+    )
+    host_bandwidth: str = flag(
+        "50GB/s", "What each device sends to other hosts, such as 400Gbit/s.", read=parse_bandwidth
+    )
+    host_latency: str = flag(
+        "15us", "What a message between hosts takes beside its bytes.", read=parse_latency
+    )
     wide: bool = flag(
         False, "Print all columns of the table, also where the terminal has no room for them."
     )
@@ -62,8 +83,33 @@ class Options(train.Options):
         super().__post_init__()
         if self.max_batch is not None and not self.suggest:
             raise UsageError("--max-batch: bounds what --suggest proposes; give --suggest too.")
+        if self.suggest and len(self.counts) > 1:
+            raise UsageError(
+                f"--suggest times updates on one number of --devices, got {self.devices}."
+            )
+        if self.network != Network() and not (self.measure and len(self.counts) > 1):
+            raise UsageError(
+                "--devices-per-host, --link-... and --host-...: they are for predictions from "
+                "measured times; give --measure and several numbers of --devices too."
+            )
         if self.suggest and self.measure:
             raise UsageError("--suggest and --measure: give one of them, each times the updates.")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of devices that were asked for; none where none was."""
+        return () if self.devices is None else parse_counts(self.devices)
+
+    @property
+    def network(self) -> Network:
+        """What connects the devices."""
+        return Network(
+            self.devices_per_host,
+            parse_bandwidth(self.link_bandwidth),
+            parse_latency(self.link_latency),
+            parse_bandwidth(self.host_bandwidth),
+            parse_latency(self.host_latency),
+        )
 
 
 def parser() -> command_lines.Parser:
@@ -86,6 +132,8 @@ def _main(argv: Sequence[str] | None) -> int:
     plan = config.plan(num_examples, options.divisible_by)
     if options.suggest:
         return _suggest(options, config, plan)
+    if len(options.counts) > 1:
+        return _show_devices(options, config, plan)
     return _show(options, config, plan)
 
 
@@ -132,6 +180,49 @@ def _show(options: Options, config: TrainConfig, plan: "BatchPlan") -> int:
     print(*table_lines(table), sep="\n")
     if left_out:
         notes.append(f"Not shown, for want of room: {', '.join(left_out)} (--wide shows all).")
+    _print_sentences(notes)
+    return 0
+
+
+def _show_devices(options: Options, config: TrainConfig, plan: "BatchPlan") -> int:
+    """Prints what each phase has for several numbers of devices to do."""
+    _check_network(config)
+    from adabatch_jax.reporting.planning.devices_table import (
+        devices_notes,
+        devices_table,
+        layout_on,
+        legal_devices,
+        rows_by_devices,
+    )
+    from adabatch_jax.reporting.planning.plan_table import plan_as_json, plan_rows
+
+    layouts = [layout_on(config, size, n) for size in plan.batch_sizes for n in options.counts]
+    layouts = [layout for layout in layouts if layout.num_devices <= layout.microbatch_size]
+    if not layouts:
+        raise UsageError(
+            f"--devices: {min(options.counts)} are more than the largest batch has examples "
+            f"({max(plan.batch_sizes)}), so some would never work; give at most that."
+        )
+    measured = None
+    if options.measure:
+        _before_compiling(options)
+        from adabatch_jax.reporting.planning.plan_costs import timed_rows
+
+        measured = timed_rows(config, layouts)
+    rows = plan_rows(config, plan, layouts=None)
+    for row in rows:
+        on = rows_by_devices(config, row["batch_size"], options.counts, measured, options.network)
+        row |= {"legal_devices": legal_devices(on), "by_devices": on}
+    notes = devices_notes(config, plan, rows, measured, options.network)
+    if options.json:
+        content = {
+            **plan_as_json(config, plan, options.counts, rows, notes, costs=None),
+            "measured": measured and measured.to_dict(),
+            "network": dataclasses.asdict(options.network),
+        }
+        print(json.dumps(content, indent=2))
+        return 0
+    print(*table_lines(devices_table(rows)), sep="\n")
     _print_sentences(notes)
     return 0
 
@@ -208,7 +299,7 @@ def _num_devices(options: Options) -> int:
         import jax
 
         return jax.local_device_count()
-    return options.devices or 1
+    return options.counts[0] if options.counts else 1
 
 
 def _print_sentences(sentences: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from adabatch_jax.cluster.local_processes import end_with_parent, run_locally
 from adabatch_jax.config.command_line import flag_of, flags_parser, parse_arguments
 from adabatch_jax.config.declarations import as_in, check, flag
-from adabatch_jax.config.settings import TRACKERS, Operation, TrainConfig
+from adabatch_jax.config.settings import TRACKERS, Next, Operation, TrainConfig
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.number_texts import printable
@@ -24,6 +24,7 @@ from adabatch_jax.system.stop_requests import Interruption, exit_on_signals
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from adabatch_jax.runs.fit import FitResult
     from adabatch_jax.runs.folder.finished_run import Finished
 
 PROG = "python -m adabatch_jax.train"
@@ -62,6 +63,7 @@ class Options:
         "Train in a folder whose lock can't be had: of a machine that is gone, or on a disk that "
         "knows no locks. No other process may be at work there.",
     )
+    stop_at_phase: int | Next | None = as_in(Operation, "stop_at_phase")
     profile: str | None = as_in(Operation, "profile")
     track: tuple[str, ...] = flag(
         ("tensorboard",),
@@ -118,7 +120,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
 
     from adabatch_jax.runs.checkpoints.verifying import committed_steps
     from adabatch_jax.runs.folder.finished_run import find_finished
-    from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS
+    from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, STOPPED_AT_PHASE
     from adabatch_jax.runs.folder.workdir_choice import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
@@ -167,6 +169,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             interruption=interruption,
             on_save_error=options.on_save_error,
             stall_timeout=options.stall_timeout,
+            stop_at_phase=options.stop_at_phase,
             profile=options.profile,
             trackers=options.track,
         )
@@ -182,6 +185,9 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
                 [*PROG.split(), *(sys.argv[1:] if argv is None else argv)]
             )
             step = result.summary["step"]
+            if STOPPED_AT_PHASE in result.summary:
+                _tell_phase_stop(result, workdir)
+                return 0
             if interruption.is_time_up and step == result.start_step:
                 raise UsageError(
                     f"--max-time: {options.max_time} were over before an update was done, starting "
@@ -196,6 +202,21 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     where = f"report {workdir / 'report.html'}; run folder {workdir}"
     print(printable(f"done: {_result(result.summary)}; {where}"))
     return 0
+
+
+def _tell_phase_stop(result: "FitResult", workdir: "Path") -> None:
+    """Says that a run stands before the phase that it was asked to stop at."""
+    from adabatch_jax.runs.folder.folder_reading import STOPPED_AT_PHASE
+
+    summary = result.summary
+    done = "already, nothing was trained" if summary["step"] == result.start_step else "as asked"
+    print(
+        printable(
+            f"stopped before phase {summary[STOPPED_AT_PHASE]}, after update {summary['step']:,}, "
+            f"{done}; everything is saved in {workdir}, and the same command goes on with another "
+            "--stop-at-phase, with --stop-at-phase next, or without it"
+        )
+    )
 
 
 def _tell_finished(

@@ -49,6 +49,8 @@ NUMBERS, FUTURE, LAYOUT, OPERATION = Role
 
 AUTO = "auto"  # left to the program
 Auto = Literal["auto"]
+NEXT = "next"  # the phase behind the one in which a run is when it begins
+Next = Literal["next"]
 Accumulation = Literal["auto", "fused", "split"]
 Input = Literal["auto", "resident", "streaming"]
 
@@ -170,6 +172,12 @@ class Operation:
         None, OPERATION, read=parse_seconds, above=0,
         help="The longest that an update, a batch or a checkpoint may take, such as 10m: then all "
         "stacks are written to stalls.log, and the exit code is 42.")
+    stop_at_phase: int | Next | None = setting(
+        None, OPERATION, at_least=2,
+        help="Stop before the first update of this phase, counted from 1 as plan prints them, or "
+        "of the next one behind that in which the run is when it begins: all is saved there, the "
+        "exit code is 0, and the run goes on, on as many devices as there are then, when it is "
+        "asked for without this or with another phase.")
     profile: str | None = setting(
         None, OPERATION, read=parse_profiled,
         help="Updates to trace with JAX's profiler, such as 10:20; the trace goes into the run's "

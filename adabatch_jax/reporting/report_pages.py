@@ -20,6 +20,8 @@ from adabatch_jax.reporting.measured_metrics import (
 )
 from adabatch_jax.reporting.planned_values import known_rates
 from adabatch_jax.reporting.planning.cost_notes import gain_text
+from adabatch_jax.reporting.planning.devices_table import network_text
+from adabatch_jax.reporting.planning.scaling_efficiency import Network
 from adabatch_jax.reporting.plot_elements import COLOURS, inline_svg, line_look
 from adabatch_jax.reporting.plots import (
     AXES,
@@ -29,6 +31,11 @@ from adabatch_jax.reporting.plots import (
     panel_csv,
     panel_figure,
     panels_of,
+)
+from adabatch_jax.reporting.predicted_scaling import (
+    predicted_phases,
+    scaling_csv,
+    scaling_figure,
 )
 from adabatch_jax.reporting.saved_run import Run, run_labels
 from adabatch_jax.system.number_texts import count_text, percent_text, seconds_text
@@ -53,6 +60,7 @@ def run_page(run: Run) -> str:
             html_elements.section("Result", _result_table(run)),
             _time_section(run),
             *_prediction_section(run),
+            *_scaling_section(run),
             html_elements.section("Settings", _one_column(flattened(run.config))),
             html_elements.section("Environment", _one_column(flattened(run.environment))),
         ],
@@ -231,6 +239,31 @@ def _prediction_section(run: Run) -> list[str]:
     return [
         html_elements.section(
             "Predicted and measured time", html_elements.table(header, rows), *notes
+        )
+    ]
+
+
+def _scaling_section(run: Run) -> list[str]:
+    """How far the run would scale, where its own times tell anything about more devices."""
+    phases = predicted_phases(run)
+    if not phases:
+        return []
+    drawing = inline_svg(scaling_figure(phases), "scaling")
+    caption = (
+        "Predicted, not measured: how much of so many devices each phase's batch would use, a line "
+        "for each batch size, if all of the all-reduce were hidden behind the computation (solid) or "
+        "nothing of it (dashed)."
+    )
+    note = (
+        "Made of the run's own seconds per update, of at least as few rows on a device, and of an "
+        f"assumed network: {network_text(Network())}. plan --measure --devices 8,64,512 predicts "
+        "with yours."
+    )
+    return [
+        html_elements.section(
+            "Predicted scaling",
+            html_elements.figure("figure_scaling", drawing, caption, scaling_csv(phases)),
+            html_elements.paragraph(note, "note"),
         )
     ]
 

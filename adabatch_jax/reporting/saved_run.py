@@ -10,7 +10,7 @@ from typing import Any
 
 from adabatch_jax.reporting.html_elements import is_sealed
 from adabatch_jax.runs.folder.finished_run import has_figures
-from adabatch_jax.runs.folder.folder_reading import SUMMARY
+from adabatch_jax.runs.folder.folder_reading import STOPPED_AT_PHASE, SUMMARY
 from adabatch_jax.runs.folder.metrics_files import COLUMNS, read_metrics
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean
@@ -84,7 +84,7 @@ def load_run(directory: os.PathLike | str) -> Run:
         config=config,
         plan=plan,
         rows=rows,
-        summary=summary,
+        summary=None if summary is None or STOPPED_AT_PHASE in summary else summary,
         environment=_read_json_if_there(directory / "environment.json") or {},
     )
 

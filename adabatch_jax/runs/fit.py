@@ -24,11 +24,11 @@ from adabatch_jax.data.mesh import BatchMesh, as_batch_mesh, check_backend
 from adabatch_jax.data.sources import Source
 from adabatch_jax.runs.background_compilation import compile_in_background
 from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.runs.due import Due
+from adabatch_jax.runs.due import Due, phase_stop
 from adabatch_jax.runs.early_stop import EarlyStop, StopWhen
 from adabatch_jax.runs.folder.followed_folder import run_store
 from adabatch_jax.runs.folder.run_folder import RunFolder
-from adabatch_jax.runs.kept_layout import check_microbatches, kept
+from adabatch_jax.runs.kept_layout import check_microbatches, chosen_anew, kept
 from adabatch_jax.runs.loop import Loop, StepCallback
 from adabatch_jax.runs.metric_rows import Rows
 from adabatch_jax.runs.nonfinite_recovery import Recovery
@@ -66,8 +66,8 @@ class FitResult:
       state: the last state.
       history: the rows of metrics, oldest first, those before a restart included.
       summary: final figures and where the seconds went.
-      stopped: whether `on_step` or an interruption ended the run before the plan, or `stop_when`,
-        did.
+      stopped: whether `on_step`, an interruption or `operation.stop_at_phase` ended the run before
+        the plan, or `stop_when`, did; of the last the summary says "stopped_at_phase".
       start_step: the update that this call began with.
 
     >>> FitResult(None, [{"step": 5}], {"train_loss": 0.5}, stopped=False, start_step=0).history
@@ -220,7 +220,8 @@ def fit(
         stack.push(store.close)
         stack.callback(tracking.finish)
         saved_layout = record.open()
-        layout = kept(saved_layout, layout, 1 if mesh is None else mesh.num_shards)
+        num_shards = 1 if mesh is None else mesh.num_shards
+        layout = kept(saved_layout, layout, num_shards)
         update = Update(
             loss_fn, tx, mesh, None, sequential_model_state, independent_groups,
             layout.shard_params, skip_nonfinite=policy.kind == "skip",
@@ -229,11 +230,16 @@ def fit(
         state = record.restored(state)
         if not record.is_done:
             check_microbatches(saved_layout, layout, plan, independent_groups, allow_change)
+            stop = phase_stop(operation.stop_at_phase, plan, record.start_step)
+            due = dataclasses.replace(due, phase_stop=stop)
         record.begin()
-        if record.is_done:
+        if record.pending_row is None:
+            record.note_phase_stop(record.start_step, due.phase_stop)
+        is_there = record.stopped_at_phase is not None
+        if record.is_done or is_there:
             record.save_given(state)
-            summary = record.finish(state, False)
-            return FitResult(state, record.history, summary, False, record.start_step)
+            summary = record.finish(state, is_there)
+            return FitResult(state, record.history, summary, is_there, record.start_step)
         store.check_space(state)
         rng = update.place(jax.random.fold_in(jax.random.key(seed), _RUN_KEY))
         evaluators = {
@@ -250,9 +256,12 @@ def fit(
         if plan.num_examples is None:
             source = ReadOnce(source, begin)
         prepare_order(plan.num_examples, seed, begin, plan.num_samples)  # while programs compile
+        left_layout, note = chosen_anew(saved_layout, plan, independent_groups, num_shards)
+        if note is not None and layout.microbatch_size == AUTO:
+            progress.message(note)
         with record.clocks.timed("compile"):
             setup = set_up(
-                update, state, rng, source, plan, next_step, seed, layout, saved_layout,
+                update, state, rng, source, plan, next_step, seed, layout, left_layout,
                 progress.message,
             )  # fmt: skip
         stack.callback(setup.close)

@@ -1,4 +1,4 @@
-"""The layout that a run was begun with, which it keeps unless its user says otherwise."""
+"""The layout that a run was begun with: kept on as many devices, unless its user says otherwise."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -29,6 +29,48 @@ def kept(saved: Mapping[str, Any], layout: Layout, num_devices: int) -> Layout:
         sharded = num_devices > 1 and saved.get("shard_params", False)
     return dataclasses.replace(
         layout, microbatch_size=size, accumulation=accumulation, shard_params=sharded
+    )
+
+
+def chosen_anew(
+    saved: Mapping[str, Any], plan: BatchPlan, independent_groups: int | None, num_shards: int
+) -> tuple[dict[str, Any], str | None]:
+    """What of a run's layout stays where another number of devices shares a batch out.
+
+    Micro-batches count examples over all devices: what was fast and fitted on one device leaves
+    sixteen of them a sixteenth of the rows each. So they, and the updates per dispatch, are chosen
+    anew, but where other micro-batches would change what is computed together, see
+    `check_microbatches`.
+
+    Returns:
+      The saved layout without what is to be chosen anew, and a sentence where micro-batches stay
+      although the devices are others; or None.
+
+    >>> from adabatch_jax import make_plan
+    >>> plan = make_plan("8", num_examples=80, duration="1ep")
+    >>> saved = {"batch_shards": 1, "microbatch_size": 4, "steps_per_dispatch": 2}
+    >>> chosen_anew(saved, plan, 2, num_shards=1)[0] == saved
+    True
+    >>> chosen_anew(saved, plan, 2, num_shards=2)
+    ({'batch_shards': 1}, None)
+    >>> chosen_anew(saved, plan, None, num_shards=2)
+    ({'batch_shards': 1, 'microbatch_size': 4}, 'note: the run keeps micro-batches of 4 on 2 ...')
+    """
+    if saved.get("batch_shards", num_shards) == num_shards:
+        return dict(saved), None
+    left = {name: value for name, value in saved.items() if name != "steps_per_dispatch"}
+    size = saved["microbatch_size"]
+    if all(_keeps(Layouts(size).of(batch), independent_groups) for batch in plan.batch_sizes):
+        del left["microbatch_size"]
+        return left, None
+    if size is None or size >= max(plan.batch_sizes):
+        return left, None  # whole batches, which are what is chosen where they fit
+    rows = Layouts(size, num_shards).of(max(plan.batch_sizes)).rows_per_device
+    return left, (
+        f"note: the run keeps micro-batches of {size} on {num_shards} devices, {rows} rows on each: "
+        "others could change what BatchNorm normalizes together; with --batchnorm-group-size (in "
+        "`fit` independent_groups) they are chosen anew, and --microbatch-size N --allow-change "
+        "microbatch_size takes others from here on"
     )
 
 

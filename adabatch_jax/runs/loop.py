@@ -97,7 +97,7 @@ class Loop:
         next_stop = self._due.next_stop(self._finished)
         has_faults = are_asked_for()  # asking at every update would cost a small network 5 %
         clocks.enter("input")
-        is_ended = self._record.early_stop.ends_at(self._finished)
+        is_ended = self._is_end(self._finished)
         run = () if is_cut_off or is_ended else self._feed.run(pieces, self._may_break_off)
         for piece, inputs in run:
             if self._padding_trial is not None:
@@ -126,7 +126,7 @@ class Loop:
                     self._wants_stop = True
                 if self._finished == next_stop:
                     is_cut_off = not self._do_what_is_due()
-                    is_ended = self._record.early_stop.ends_at(self._finished)
+                    is_ended = self._is_end(self._finished)
                     next_stop = self._due.next_stop(self._finished)
                     if not is_cut_off:
                         self._check_stop_rule()
@@ -136,7 +136,14 @@ class Loop:
                 break
             clocks.enter("input")
         self._save_all()
-        return self._state, is_cut_off or not (is_ended or self._finished == num_steps)
+        if not is_cut_off:
+            self._record.note_phase_stop(self._finished, self._due.phase_stop)
+        is_left = is_cut_off or not (is_ended or self._finished == num_steps)
+        return self._state, is_left or self._record.stopped_at_phase is not None
+
+    def _is_end(self, finished: int) -> bool:
+        """Whether nothing is trained behind so many updates: a rule ends the run, or a phase."""
+        return finished == self._due.phase_stop or self._record.early_stop.ends_at(finished)
 
     def _called(self, metrics: Mapping[str, jax.Array]) -> bool | None:
         try:
@@ -267,8 +274,12 @@ class Loop:
 
     def _num_to_leave(self, piece: Piece, is_whole: bool) -> int:
         """How many pieces stay in flight: the newest alone, where a row waits to be written."""
-        if self._recovery.rolls_back and piece.microbatch is not None and is_whole:
-            return 0  # the next update's sums would begin with weights that may be lost
+        if self._recovery.rolls_back and is_whole:
+            step = piece.steps[-1]
+            if piece.microbatch is not None:
+                return 0  # the next update's sums would begin with weights that may be lost
+            if step.index + 1 == self._record.plan.phases[step.phase].stop_step:
+                return 0  # what is left out doesn't depend on a stop between two phases
         return 1 if self._in_flight.holds_rows else _PIECES_IN_FLIGHT
 
     def _settle(self, num_to_leave: int) -> None:

@@ -13,7 +13,7 @@ from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.early_stop import EarlyStop
 from adabatch_jax.runs.folder.finished_run import Finished
-from adabatch_jax.runs.folder.folder_reading import ENVIRONMENT, FORMAT
+from adabatch_jax.runs.folder.folder_reading import ENVIRONMENT, FORMAT, STOPPED_AT_PHASE
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.kept_layout import change_text, setting_changes
@@ -47,6 +47,8 @@ class RunRecord:
       is_done: whether no update and no evaluation is left.
       early_stop: whether the run ends before its plan does.
       processes: those that train together.
+      stopped_at_phase: the phase, from 1, before whose first update the run was asked to stop, and
+        stands with nothing left to do before it; None: it doesn't.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class RunRecord:
         self.start_step = 0
         self.pending_row: dict[str, Any] | None = None
         self.is_done = False
+        self.stopped_at_phase: int | None = None
 
     def open(self) -> dict[str, Any]:
         """Opens the store; returns the layout that the run was begun with, or nothing."""
@@ -247,8 +250,13 @@ class RunRecord:
             kind = {"is_planned": True, "pending_row": None}
             self.save(state, self.position(self.start_step) | kind)
 
+    def note_phase_stop(self, finished: int, step: int | None) -> None:
+        """Takes note that the run stands where it was asked to stop, if it does."""
+        if finished == step and not self.early_stop.ends_at(finished):
+            self.stopped_at_phase = self.plan.phase_at(step).index + 1
+
     def finish(self, state: TrainState, stopped: bool) -> dict[str, Any]:
-        """Waits for the last checkpoint and, at the plan's end, writes the summary."""
+        """Waits for the last checkpoint; writes the summary, unless something stopped the run."""
         if self._finished is not None:
             return dict(self._finished)
         step = int(state.step)
@@ -258,7 +266,9 @@ class RunRecord:
             summary = self._summary(state)
         else:  # it knows more of the seconds than the checkpoint, and figures of rows that are lost
             summary = {**self._summary_there, "decisions": self.decisions}
-        return summary if stopped else self.store.write_summary(summary, self._identity)
+        if stopped and self.stopped_at_phase is None:
+            return summary
+        return self.store.write_summary(summary, self._identity)
 
     def _summary(self, state: TrainState) -> dict[str, Any]:
         last = self.history[-1] if self.history else {}
@@ -276,6 +286,7 @@ class RunRecord:
             "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "decisions": self.decisions,
             **({"stopped_by": self.early_stop.met} if self._ended_early(step) else {}),
+            **({STOPPED_AT_PHASE: self.stopped_at_phase} if self.stopped_at_phase else {}),
             **{f"{name}_seconds": self.clocks.of(name) for name in ACTIVITIES},
             "total_seconds": self.clocks.elapsed_seconds(),
             "phase_training_seconds": self.clocks.phase_seconds,

@@ -1,4 +1,4 @@
-"""Sizes in bytes and spans of time, as people write them, and seeds; no third-party import."""
+"""Bytes, times, bandwidths and counts as people write them, and seeds; no third-party import."""
 
 import operator
 import re
@@ -78,3 +78,48 @@ def parse_seconds(text: str) -> float:
     if not 0 < total < float("inf"):
         raise UsageError(f"the time {text!r} must be longer than nothing, and finite.")
     return float(total)
+
+
+_BANDWIDTH = re.compile(r"(\d{1,30}(?:\.\d+)?)\s*([kMGT])(B|bit)/s")
+
+
+def parse_bandwidth(text: str) -> float:
+    """Reads bytes per second, such as "25GB/s" or, an eighth of it, "25Gbit/s" (10**9 each).
+
+    >>> parse_bandwidth("25GB/s"), parse_bandwidth("400Gbit/s")
+    (25000000000.0, 50000000000.0)
+    """
+    match = _BANDWIDTH.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        raise UsageError(
+            f"{text!r} is no bandwidth; write it as '50GB/s' (bytes) or '400Gbit/s' (bits)."
+        )
+    return float(match[1]) * _UNITS[match[2].lower()] / (8 if match[3] == "bit" else 1)
+
+
+_LATENCY = re.compile(r"(\d{1,30}(?:\.\d+)?)\s*(ns|us|µs|ms|s)")
+_PER_SECOND = {"ns": 1e9, "us": 1e6, "µs": 1e6, "ms": 1e3, "s": 1.0}
+
+
+def parse_latency(text: str) -> float:
+    """Reads a short time such as "5us", "0.5ms" or "0s", in seconds.
+
+    >>> parse_latency("5us"), parse_latency("0s")
+    (5e-06, 0.0)
+    """
+    match = _LATENCY.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no latency; write it as '5us' or '0.1ms'.")
+    return float(match[1]) / _PER_SECOND[match[2]]
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Reads whole numbers of at least 1 with commas between, smallest first, each once.
+
+    >>> parse_counts("16, 1,4"), parse_counts("8")
+    ((1, 4, 16), (8,))
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and int(word) for word in words):
+        raise UsageError(f"{text!r} must be numbers of at least 1, such as 8 or 1,4,16.")
+    return tuple(sorted(set(map(int, words))))

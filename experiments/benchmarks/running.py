@@ -22,6 +22,7 @@ BENCHMARKS = {
     "prediction": 1,
     "checkpoints": 1,
     "sharded_parameters": 8,
+    "scaling": 1,
     "host_memory": 1,
     "against_pytorch": 2,
 }

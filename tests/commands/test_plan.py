@@ -239,6 +239,68 @@ def test_a_suggested_schedule_ends_where_growth_stops_paying(command, monkeypatc
     assert content["batch_schedule"] is None and 64 in content["could_end_at"]
 
 
+SEVERAL = "--batch-schedule 32 x2 every 1ep max 128 --epochs 3"
+
+
+def test_several_numbers_of_devices(command):
+    content = json.loads(command(main, f"{SEVERAL} --devices 1,4,48 --json").out)
+    assert content["num_devices"] == [1, 4, 48] and content["measured"] is None
+    rows = content["rows"]
+    assert [row["legal_devices"] for row in rows] == [[1, 4], [1, 4, 48], [1, 4, 48]]
+    for row in rows:
+        for on in row["by_devices"]:
+            count, batch = on["num_devices"], row["batch_size"]
+            assert on["rows_per_device"] == -(-batch // count)
+            assert on["padding_share"] == pytest.approx(1 - batch / (count * -(-batch // count)))
+            assert on["is_legal"] == (count <= batch) and on["predicted_efficiency"] is None
+    cut = json.loads(command(main, f"{SEVERAL} --devices 2,16 --microbatch-size 8 --json").out)
+    on = [on for row in cut["rows"] for on in row["by_devices"]]
+    # Eight of sixteen devices have no example of any micro-batch.
+    assert [(o["rows_per_device"], o["is_legal"]) for o in on] == [
+        (16, True), (4, False), (32, True), (8, False), (64, True), (16, False),
+    ]  # fmt: skip
+
+
+def test_the_table_of_several_numbers_of_devices_fits(command, monkeypatch):
+    out = command(main, f"{SEVERAL} --devices 1,4,48").out
+    assert "predicted" not in out.splitlines()[0] and "--measure" in out
+    timings = {1: Timing(0.001, 0.0), 8: Timing(0.002, 0.0), 128: Timing(0.0160004, 0.0)}
+    monkeypatch.setattr(plan_costs, "measured_timings", lambda *_: timings)
+    counts = ",".join(str(2**k) for k in range(15))
+    arguments = f"{SEVERAL} --devices {counts} --measure"
+    lines = command(main, arguments).out.splitlines()
+    assert lines[0].split()[-4:] == ["predicted", "efficiency", "predicted", "update"]
+    table = [line for line in lines if line[:1] in " p0123456789" and "updates for" not in line]
+    assert len(table) == 1 + 6 + 7 + 8 and max(map(len, table)) <= 80
+    assert any("Measured on one cpu device" in line for line in lines)
+    (network,) = (line for line in lines if line.startswith("All-reduce of"))
+    assert "8 devices per host, links of 450 GB/s and 3 us" in network
+    slow = command(main, f"{arguments} --link-bandwidth 25GB/s --json").out
+    content = json.loads(slow)
+    assert content["network"]["link_bandwidth"] == 25e9
+    on = content["rows"][2]["by_devices"]
+    assert on[0]["predicted_efficiency"]["all_hidden"] == pytest.approx(1.0)
+    assert on[4]["predicted_efficiency"]["compute_seconds"] == 0.002  # 128 on 16
+    num_bytes = content["measured"]["gradient_bytes"]
+    expected = 2 * 7 / 8 * num_bytes / 25e9 + 14 * 3e-6 + num_bytes / 8 / 50e9 + 2 * 15e-6
+    assert on[4]["predicted_efficiency"]["all_reduce_seconds"] == pytest.approx(expected)
+
+
+def test_rows_are_measured_on_one_device(command, monkeypatch):
+    monkeypatch.setattr(repeated_timing, "_FEWEST_SECONDS", 0.0)
+    monkeypatch.setattr(plan_costs, "_BUDGET_SECONDS", 1.0)
+    arguments = "--batch-schedule 32 --epochs 1 --devices 1,8,32 --measure --json"
+    content = json.loads(command(main, arguments).out)
+    measured = content["measured"]
+    assert [timing["rows"] for timing in measured["timings"]] == [1, 4, 32]
+    on = content["rows"][0]["by_devices"]
+    assert all(0 < o["predicted_efficiency"]["none_hidden"] <= 1 for o in on)
+    seconds = {t["rows"]: t["update_seconds"] for t in measured["timings"]}
+    assert [o["predicted_efficiency"]["compute_seconds"] for o in on] == [
+        seconds[32], seconds[4], seconds[1],
+    ]  # fmt: skip
+
+
 def test_command_arguments_give_the_configuration_back():
     config = TrainConfig(
         batch_schedule="32 x2 every 4ep max 64",
@@ -276,6 +338,13 @@ def test_nothing_is_written(command, tmp_path):
         ("--device-memory 100kB --batch-schedule 8", "micro-batch 1 … device_memory"),
         ("--devices 0", "--devices: … 0"),
         ("--devices 513", "--devices: 513 … 512"),
+        ("--devices 513,600", "--devices: 513 … 512"),
+        ("--devices 1,x", "--devices: '1,x' … 1,4,16"),
+        ("--devices 1,2 --suggest", "--suggest … --devices … 1,2"),
+        ("--devices 1,2 --measure --link-bandwidth 25", "--link-bandwidth: '25' … 50GB/s"),
+        ("--devices 1,2 --measure --link-bandwidth 25Gb/s", "--link-bandwidth: … 400Gbit/s"),
+        ("--devices 1,2 --measure --host-latency 5", "--host-latency: '5' … 5us"),
+        ("--devices 1,2 --host-latency 5us", "--host-... … --measure"),
         ("--num-examples 0", "`num_examples` … 0"),
         ("--lr 0.1 x", "lr: … '0.1 x' … 'x' … 5"),
         ("--lr 0.1, 9ep: 0.01, 3ep: 0.1", "'0.1, 9ep: 0.01, 3ep: 0.1' … 3ep … 4,326 … 12,978"),

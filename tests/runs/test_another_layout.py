@@ -135,3 +135,46 @@ def test_micro_batches_that_cut_groups_are_refused(tmp_path):
         )  # fmt: skip
     with pytest.raises(UsageError, match="^microbatch_size: .* with 8, .*--allow-change"):
         train(plan, tmp_path / "run", layout=Layout(microbatch_size=6), **options)
+
+
+def test_other_devices_get_micro_batches_of_their_own_where_nothing_is_normalized(tmp_path):
+    """Those of one device would leave each of many a share of their rows."""
+
+    def plain_loss(params, model_state, batch, rng):  # which draws nothing from the step's key
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            apply(params, batch["x"]), batch["y"]
+        )
+        return weighted_mean(losses, batch["weight"]), (model_state, {})
+
+    plan, stop = make_plan("60", N, "6ep"), {"on_step": lambda finished, *_: finished == 3}
+    options = {"independent_groups": 1, "layout": Layout(steps_per_dispatch=1)}
+    options["loss_fn"] = plain_loss
+    whole = train(plan, **options)
+    train(plan, tmp_path, **options, **stop)
+    said = Said()
+    operation = Operation(progress=said)
+    mesh = data_mesh(jax.devices()[:2])
+    result = train(plan, tmp_path, **options, mesh=mesh, operation=operation)
+    changes = {d["setting"]: (d["from"], d["to"]) for d in result.summary["decisions"]}
+    # 32 rows on each: two devices have the whole batch.
+    assert changes.pop("microbatch_size") == (32, None)
+    assert changes == {"devices": (1, 2), "batch_shards": (1, 2)}
+    assert not any("keeps" in text for text in said.texts)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        result.state.params, whole.state.params,
+    )  # fmt: skip
+
+
+def test_other_devices_keep_the_micro_batches_that_may_be_normalized(tmp_path):
+    plan = make_plan("24", N, "3ep")
+    layout = Layout(microbatch_size=8, steps_per_dispatch=2)
+    train(plan, tmp_path, layout=layout, on_step=lambda finished, *_: finished == 2)
+    said = Said()
+    mesh = data_mesh(jax.devices()[:4])
+    result = train(plan, tmp_path, layout=Layout(), mesh=mesh, operation=Operation(progress=said))
+    changes = {d["setting"]: d["to"] for d in result.summary["decisions"]}
+    assert "microbatch_size" not in changes and changes["batch_shards"] == 4
+    (kept,) = (text for text in said.texts if "keeps" in text)
+    assert "keeps micro-batches of 8 on 4 devices, 2 rows on each" in kept
+    assert json.loads((tmp_path / "environment.json").read_text())["layout"]["microbatch_size"] == 8

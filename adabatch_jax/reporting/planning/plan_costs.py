@@ -2,19 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 
 from adabatch_jax.config.settings import AUTO, TrainConfig
 from adabatch_jax.data.abstract_arrays import tree_bytes
 from adabatch_jax.data.row_layout import BatchLayout, Layouts
+from adabatch_jax.reporting.planning.devices_table import Measured
 from adabatch_jax.reporting.planning.memory_by_layout import UpdateMemory, update_memory
 from adabatch_jax.reporting.planning.microbatch_comparison import (
     MicrobatchComparison,
     compare_microbatches,
 )
 from adabatch_jax.reporting.planning.repeated_timing import Timing, repeated_timings
+from adabatch_jax.reporting.planning.scaling_efficiency import rows_to_measure
 from adabatch_jax.reporting.planning.schedule_suggestion import sizes_to_try
 from adabatch_jax.reporting.planning.timed_updates import Updates, configured_updates
 from adabatch_jax.schedules.batch_size_schedules import ExponentialGrowth
@@ -103,6 +105,22 @@ def timed_doublings(
     layouts = resolved_layouts(config, updates, max(sizes))
     timings = measured_timings(updates, [layouts.of(size) for size in sizes])
     return timings, [size for size in sizes if size not in timings]
+
+
+def timed_rows(config: TrainConfig, layouts: Sequence[BatchLayout]) -> Measured:
+    """Times the updates on one device that these layouts, on any number of them, are made of.
+
+    Raises:
+      UsageError: not even the fewest rows fit.
+    """
+    updates = configured_updates(config)
+    rows = rows_to_measure(layouts, updates.update.independent_groups)
+    if config.microbatch_size == AUTO:
+        on_one = resolved_layouts(config, updates, max(rows))
+    else:
+        on_one = Layouts()  # these are the rows of a micro-batch already
+    timings = measured_timings(updates, [on_one.of(number) for number in rows])
+    return Measured(timings, tree_bytes(updates.params), updates.device_kind)
 
 
 def resolved_layouts(config: TrainConfig, updates: Updates, batch_size: int) -> Layouts:

@@ -185,7 +185,7 @@ def narrowed(
 def plan_as_json(
     config: TrainConfig,
     plan: BatchPlan,
-    num_devices: int,
+    num_devices: int | Sequence[int],
     rows: Sequence[Row],
     notes: Sequence[str],
     costs: "PlanCosts | None",

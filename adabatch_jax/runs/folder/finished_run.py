@@ -11,6 +11,7 @@ from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, check_checkp
 from adabatch_jax.runs.folder.folder_reading import (
     BEFORE_SUMMARY,
     CHECKPOINTS,
+    STOPPED_AT_PHASE,
     SUMMARY,
     not_readable,
 )
@@ -21,12 +22,14 @@ from adabatch_jax.system.files import read_file, read_sealed, storage_errors
 def read_summary(path: Path) -> dict[str, Any] | None:
     """The figures of the finished run in a folder; None where there are none.
 
+    One that was asked to stop at a phase, and has the rest of its plan before it, is not finished.
+
     Raises a NotAsWritten where summary.json isn't what a run wrote.
     """
     summary = read_sealed(path / SUMMARY)
     if summary is not None and not has_figures(summary):
         raise NotAsWritten(f"{path / SUMMARY} is damaged: it lacks the run's figures.")
-    return summary
+    return None if summary is None or STOPPED_AT_PHASE in summary else summary
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ CHECKPOINTS = "checkpoints"
 LOGS = "logs"  # of each process, where there are several
 LAST_CHECKPOINT = "last_checkpoint.json"
 SUMMARY = "summary.json"
+STOPPED_AT_PHASE = "stopped_at_phase"  # in the summary of a run that isn't finished yet
 DATASET = "dataset.json"
 ENVIRONMENT = "environment.json"
 # What a finished run's summary has the digests of.
