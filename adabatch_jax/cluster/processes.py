@@ -161,6 +161,18 @@ class Processes:
         found = _store().key_value_dir_get(f"{_ROOT}/posted/{name}/")
         return {int(key.rpartition("/")[2]): text for key, text in found}
 
+    def say_busy(self, is_busy: bool) -> None:
+        """Says that this process is at something that has no limit, or is so no more."""
+        if self.count > 1:
+            text = "busy" if is_busy else ""
+            _store().key_value_set(f"{_ROOT}/busy/{self.index}", text, allow_overwrite=True)
+
+    def any_busy(self) -> bool:
+        """Whether any process said so; False where the store doesn't answer."""
+        with contextlib.suppress(Exception):
+            return any(text for _, text in _store().key_value_dir_get(f"{_ROOT}/busy/"))
+        return False
+
     def numbered(self, name: str) -> str:
         """The name with another number at each call, the n-th the same in all processes."""
         return f"{name}-{self._use(f'numbered/{name}')}"

@@ -171,7 +171,8 @@ class Operation:
     stall_timeout: float | str | None = setting(
         None, OPERATION, read=parse_seconds, above=0,
         help="The longest that an update, a batch or a checkpoint may take, such as 10m: then all "
-        "stacks are written to stalls.log, and the exit code is 42.")
+        "stacks are written to stalls.log, and the exit code is 42; none: as long as it likes, or of "
+        "several processes 60s.")
     stop_at_phase: int | Next | None = setting(
         None, OPERATION, at_least=2,
         help="Stop before the first update of this phase, counted from 1 as plan prints them, or "

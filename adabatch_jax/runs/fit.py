@@ -56,6 +56,8 @@ from adabatch_jax.training.update import Update
 
 # Apart from the keys of examples, which are folded from the same seed.
 _RUN_KEY = 0x5EED
+# Of several processes, where the user doesn't say.
+_STALL_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,7 @@ def fit(
         store = stack.enter_context(run_store(workdir, allow_change, processes))
         trace = make_profile(operation.profile, store.path, plan.num_steps)
         log_path = None if store.path is None else store.path / "stalls.log"
-        watchdog = stack.enter_context(Watchdog(operation.stall_timeout, log_path))
+        watchdog = stack.enter_context(_watchdog(operation, log_path, processes))
         is_compared = store.path is not None or processes.count > 1
         digests = data_digests(source, eval_sources) if is_compared else {}
         check_alike(processes, "run", _what_must_be_alike(plan, seed, identity, digests, layout))
@@ -338,6 +340,13 @@ def check_arguments(
             f"there are {mesh.num_shards} devices to share a batch out to, more than the largest has "
             f"examples ({largest}), so some would never work; use at most {largest}."
         )
+
+
+def _watchdog(operation: Operation, log_path: Path | None, processes: Processes) -> Watchdog:
+    """Sees what hangs; of several processes always, as one that hangs holds up all others."""
+    if processes.count == 1:
+        return Watchdog(operation.stall_timeout, log_path)
+    return Watchdog(operation.stall_timeout or _STALL_SECONDS, log_path, processes.any_busy)
 
 
 def _processes_of(mesh: BatchMesh | None) -> Processes:

@@ -79,7 +79,7 @@ class RunRecord:
         # The summary of a finished run that is left alone, and of one in which all else is put right.
         self._finished: Mapping[str, Any] | None = None
         self._summary_there: Mapping[str, Any] | None = None
-        self.clocks = Clocks(len(plan.phases), watchdog)
+        self.clocks = Clocks(len(plan.phases), watchdog, processes)
         self.history: list[dict[str, Any]] = []
         self.examples = ExamplesDigest()
         self.means = MetricMeans()

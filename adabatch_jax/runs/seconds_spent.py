@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from adabatch_jax.cluster.processes import ALONE, Processes
 from adabatch_jax.system.watchdog import Watchdog
 
 ACTIVITIES = ("compile", "step", "input", "evaluation", "checkpoint", "background_compile")
@@ -26,15 +27,16 @@ class Clocks:
     Args:
       num_phases: how many phases the plan has.
       watchdog: told what the run is at.
+      processes: told when this one compiles, which may take as long as it likes.
 
     Attributes:
       phase: the phase that seconds of training are spent on now.
       phase_seconds: seconds of training in each phase.
     """
 
-    def __init__(self, num_phases: int, watchdog: Watchdog):
+    def __init__(self, num_phases: int, watchdog: Watchdog, processes: Processes = ALONE):
         self._seconds: Counter[str] = Counter()
-        self._watchdog = watchdog
+        self._watchdog, self._processes = watchdog, processes
         self._since = time.monotonic()
         self._activity: str | None = None
         self._began, self._watch = self._since, None
@@ -50,6 +52,8 @@ class Clocks:
                 self.phase_seconds[self.phase] += now - self._began
         if self._watch is not None:
             self._watchdog.end(self._watch)
+        if "compile" in (activity, before) and activity != before:
+            self._processes.say_busy(activity == "compile")
         watched = _WATCHED.get(activity)
         self._watch = None if watched is None else self._watchdog.begin(watched)
         self._activity, self._began = activity, now

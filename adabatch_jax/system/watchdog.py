@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adabatch_jax.system.errors import UsageError
@@ -30,6 +30,7 @@ class _Watch:
     what: str  # for people
     thread: int | None  # whose beats count for it
     since: float  # when it began or last got on, by the watchdog's clock
+    more_seconds: float  # that it may take beyond the watchdog's limit
 
 
 class Watchdog:
@@ -44,6 +45,7 @@ class Watchdog:
     Args:
       timeout_seconds: how long anything watched may go without an end or a beat, above 0.
       log_path: a text file that the stacks of all threads are appended to; None: stderr.
+      is_excused: asked before the process is ended: True gives what is overdue its time once more.
 
     >>> with Watchdog(timeout_seconds=600, log_path=None) as watchdog:
     ...     save = watchdog.begin("the checkpoint of update 10")
@@ -53,10 +55,16 @@ class Watchdog:
     ...     watchdog.end(save)
     """
 
-    def __init__(self, timeout_seconds: float | None, log_path: Path | None):
+    def __init__(
+        self,
+        timeout_seconds: float | None,
+        log_path: Path | None,
+        is_excused: Callable[[], bool] = lambda: False,
+    ):
         if timeout_seconds is not None and not timeout_seconds > 0:
             raise UsageError(f"`timeout_seconds` must be above 0, got {timeout_seconds}.")
         self._timeout, self._log_path = timeout_seconds, log_path
+        self._is_excused = is_excused
         self._interval = min((timeout_seconds or 0) / 4, _LONGEST_INTERVAL_SECONDS)
         self._clock = 0.0
         self._watches: dict[int, _Watch] = {}
@@ -98,9 +106,12 @@ class Watchdog:
             self.end(token)
             self.beat()
 
-    def begin(self, what: str) -> int:
-        """Watches what goes on in the background, until `end` with the returned token."""
-        return self._add(what, None)
+    def begin(self, what: str, more_seconds: float = 0.0) -> int:
+        """Watches what goes on in the background, until `end` with the returned token.
+
+        It may take `more_seconds` longer than anything else.
+        """
+        return self._add(what, None, more_seconds)
 
     def end(self, token: int) -> None:
         """Ends what `begin` began; again is fine."""
@@ -118,12 +129,12 @@ class Watchdog:
                 if watch.thread == thread:
                     watch.since = self._now()
 
-    def _add(self, what: str, thread: int | None) -> int:
+    def _add(self, what: str, thread: int | None, more_seconds: float = 0.0) -> int:
         if self._timeout is None:  # costs nothing at every update
             return -1
         with self._lock:
             token = next(self._tokens)
-            self._watches[token] = _Watch(what, thread, self._now())
+            self._watches[token] = _Watch(what, thread, self._now(), more_seconds)
             if not self._is_watching:
                 self._is_watching = True
                 self._write("w")
@@ -149,9 +160,16 @@ class Watchdog:
             self._is_watching = bool(self._watches)
             # After a longer gap this thread, and so the whole process, was stopped meanwhile.
             self._clock += min(elapsed, 2 * self._interval)
-            late = (w for w in self._watches.values() if self._clock - w.since > self._timeout)
-            watch = min(late, key=lambda watch: watch.since, default=None)
-        return None if watch is None else watch.what
+            late = [
+                watch
+                for watch in self._watches.values()
+                if self._clock - watch.since > self._timeout + watch.more_seconds
+            ]
+        if late and self._is_excused():
+            for watch in late:
+                watch.since = self._now()
+            return None
+        return min(late, key=lambda watch: watch.since).what if late else None
 
     def _write(self, text: str) -> None:
         if self._process is not None:

@@ -32,6 +32,8 @@ from adabatch_jax.training.train_state import TrainState
 
 # Slow enough for most disks, as long as no save was seen to its end.
 _EXPECTED_BYTES_PER_SECOND = 100e6
+# A save that hangs is told from a slow one by what one takes, over how long anything may take.
+_PATIENCE = 5
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Checkpoints:
             contents = Contents.of(state, {**run, **own}, self._processes.index)
             written = self._thread.submit(self._write, path, contents)
             cleared = self._thread.submit(self._delete_old, step)
-            watch = self._watchdog.begin("a checkpoint")
+            watch = self._watchdog.begin("a checkpoint", _PATIENCE * self.save_seconds)
             self._under_way = _Save(step, began, watch, written, cleared)
             reach("save.scheduled")
 
