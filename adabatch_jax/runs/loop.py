@@ -179,7 +179,7 @@ class Loop:
     def _is_asked_to_stop(self) -> bool:
         """Whether any process is; all of them ask at the same places."""
         reason = self._agreed.reason(self._wish())
-        if reason is not None and self._interruption is not None:
+        if reason is not None and self._interruption is not None and not self._is_alone:
             self._interruption.adopt(reason)
         return reason is not None
 
