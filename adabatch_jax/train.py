@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from adabatch_jax.cluster.local_processes import end_with_parent, run_locally
+from adabatch_jax.cluster.local_processes import as_given, end_with_parent, run_locally
 from adabatch_jax.config.command_line import flag_of, flags_parser, parse_arguments
 from adabatch_jax.config.declarations import as_in, check, flag
 from adabatch_jax.config.settings import TRACKERS, Operation, TrainConfig
@@ -121,10 +121,9 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     from adabatch_jax.runs.folder.workdir_choice import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
+    given = as_given(sys.argv[1:] if argv is None else argv)
     if options.local_processes is not None:
-        return run_locally(
-            "adabatch_jax.train", sys.argv[1:] if argv is None else argv, options.local_processes
-        )
+        return run_locally("adabatch_jax.train", given, options.local_processes)
     end_with_parent()
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)
     lock_wait = parse_seconds(options.lock_wait)
@@ -171,9 +170,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             options.take_over,
         )  # fmt: skip
         if result.stopped:
-            command = command_lines.command_text(
-                [*PROG.split(), *(sys.argv[1:] if argv is None else argv)]
-            )
+            command = command_lines.command_text([*PROG.split(), *given])
             step = result.summary["step"]
             if interruption.is_time_up and step == result.start_step:
                 raise UsageError(
