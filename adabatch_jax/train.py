@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from adabatch_jax.cluster.local_processes import end_with_parent, run_locally
+from adabatch_jax.cluster.local_processes import as_given, end_with_parent, run_locally
 from adabatch_jax.config.command_line import flag_of, flags_parser, parse_arguments
 from adabatch_jax.config.declarations import as_in, check, flag
 from adabatch_jax.config.settings import TRACKERS, Next, Operation, TrainConfig
@@ -124,10 +124,9 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     from adabatch_jax.runs.folder.workdir_choice import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
+    given = as_given(sys.argv[1:] if argv is None else argv)
     if options.local_processes is not None:
-        return run_locally(
-            "adabatch_jax.train", sys.argv[1:] if argv is None else argv, options.local_processes
-        )
+        return run_locally("adabatch_jax.train", given, options.local_processes)
     end_with_parent()
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)
     lock_wait = parse_seconds(options.lock_wait)
@@ -181,9 +180,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         if processes.index:
             return interruption.exit_code if result.stopped else 0
         if result.stopped:
-            command = command_lines.command_text(
-                [*PROG.split(), *(sys.argv[1:] if argv is None else argv)]
-            )
+            command = command_lines.command_text([*PROG.split(), *given])
             step = result.summary["step"]
             if STOPPED_AT_PHASE in result.summary:
                 _tell_phase_stop(result, workdir)

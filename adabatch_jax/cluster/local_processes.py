@@ -72,11 +72,8 @@ def run_locally(
             for index in range(num_processes):
                 if gpus:
                     environment["CUDA_VISIBLE_DEVICES"] = ",".join(shares[index])
-                command = [
-                    sys.executable, "-m", module, *arguments, "--local-processes", "none",
-                    "--coordinator", address, "--num-processes", str(num_processes),
-                    "--process-id", str(index),
-                ]  # fmt: skip
+                given = [*arguments, *_appended(address, num_processes, index)]
+                command = [sys.executable, "-m", module, *given]
                 children.append(_start(command, environment, own_end))
             return _watch(children, end_seconds, stop_seconds)
         finally:
@@ -85,6 +82,24 @@ def run_locally(
                 child.wait()
             for end in filter(None, (own_end, their_end)):
                 os.close(end)
+
+
+def as_given(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a process that `run_locally` started, as its user gave them.
+
+    >>> as_given([*"--epochs 2 --local-processes 2".split(), *_appended("n1:9", 2, 0)])
+    ['--epochs', '2', '--local-processes', '2']
+    """
+    num = len(_appended("", 0, 0))
+    is_appended = list(arguments[-num:][:2]) == _appended("", 0, 0)[:2]
+    return list(arguments[:-num] if is_appended else arguments)
+
+
+def _appended(address: str, num_processes: int, index: int) -> list[str]:
+    return [
+        "--local-processes", "none", "--coordinator", address,
+        "--num-processes", str(num_processes), "--process-id", str(index),
+    ]  # fmt: skip
 
 
 def end_with_parent() -> None:

@@ -71,13 +71,16 @@ def membership(
         raise UsageError(f"--num-processes: must be at least 1, got {num_processes}.")
     if num_processes == 1 and process_id in (None, 0):
         return None
+    names = dict(FLAGS)
+    if coordinator is None and environment.get("JAX_COORDINATOR_ADDRESS"):
+        flags["coordinator"] = environment["JAX_COORDINATOR_ADDRESS"]
+        names["coordinator"] = "JAX_COORDINATOR_ADDRESS"
     if None in flags.values():
         told = told or told_by_launcher(environment)
-        flags["coordinator"] = coordinator or environment.get("JAX_COORDINATOR_ADDRESS") or None
     else:
         told = None  # nothing is left to find out
     names = {
-        name: FLAGS[name] if told is None or flags[name] is not None else told.names[name]
+        name: names[name] if told is None or flags[name] is not None else told.names[name]
         for name in flags
     }
     values = {n: getattr(told, n, None) if flag is None else flag for n, flag in flags.items()}

@@ -107,7 +107,7 @@ class Processes:
 
         Args:
           name: what it is about, the same on all processes.
-          text: what this process says, of less than a megabyte.
+          text: what this process says.
           timeout: how long to wait for the others, in seconds.
 
         Raises:

@@ -53,6 +53,7 @@ def meet(place: Membership, timeout: float, resolve_timeout: float) -> None:
     if place.process_id > 0:
         _join(place.coordinator, myself, deadline, timeout)
         return
+    _allow_connections(place.num_processes)
     try:
         listening = _listen(place.coordinator)
     except OSError as error:
@@ -99,12 +100,21 @@ def _listen(coordinator: str) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=4096)
     port = host_and_port(coordinator)[1]
     if socket.has_dualstack_ipv6():
-        with contextlib.suppress(OSError):
-            probe = socket.create_server(
-                ("", port), family=socket.AF_INET6, backlog=4096, dualstack_ipv6=True
-            )
-            return probe
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, backlog=4096, dualstack_ipv6=True
+        )
     return socket.create_server(("", port), backlog=4096)
+
+
+def _allow_connections(num_processes: int) -> None:
+    """Lifts the limit of open files, often 1,024, for as many connections; JAX needs them too."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows
+        import resource
+
+        least, (soft, hard) = 3 * num_processes + 256, resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < least:
+            most = least if hard == resource.RLIM_INFINITY else min(least, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _why_not_listening(coordinator: str, error: OSError) -> str:
@@ -115,7 +125,7 @@ def _why_not_listening(coordinator: str, error: OSError) -> str:
             "another one in --coordinator HOST:PORT (or JAX_COORDINATOR_PORT) to all processes."
         )
     return (
-        f"process 0 can't listen on the coordinator's port {port} ({os.strerror(error.errno)}); "
+        f"process 0 can't listen on the coordinator's port {port} ({error.strerror}); "
         "give another one in --coordinator HOST:PORT to all processes."
     )
 
@@ -193,7 +203,7 @@ def _gather(listening: socket.socket, place: Membership, deadline: float, heard:
                     there = {n: pair for n, pair in there.items() if pair[1] is not key.fileobj}
                     continue
                 sentence = sentence or _conflict(hello, there, place)
-                there.setdefault(hello["process_id"], (hello, key.fileobj))
+                there[hello["process_id"]] = (hello, key.fileobj)
         connections = [key.fileobj for key in selector.get_map().values()]
     answer = (json.dumps({"greeting": _GREETING, "sentence": sentence}) + "\n").encode()
     for connection in connections:
@@ -225,7 +235,7 @@ def _read(connection: socket.socket, buffer: bytearray) -> dict | None:
         return None
     del buffer[:]
     is_sound = all(type(n) is int for n in numbers) and all(type(t) is str for t in texts)
-    return hello if is_ours and is_sound else None
+    return hello if is_ours and is_sound and 0 <= numbers[0] < numbers[1] else None
 
 
 def _conflict(hello: Mapping[str, Any], there: Mapping, place: Membership) -> str:

@@ -22,9 +22,15 @@ _LEADS = {
         "growth is written into --batch-schedule, such as --batch-schedule 128 x2 every 20ep max "
         "2048",
     "gpus gpu gpu-id num-gpus ngpus ngpu n-gpu num-devices devices device tpu-cores accelerator "
-    "nproc-per-node device-ids use-cuda cuda no-cuda world-size local-rank gpu-ids":
+    "device-ids use-cuda cuda no-cuda gpu-ids":
         "all devices that JAX sees are used; choose some with CUDA_VISIBLE_DEVICES=0,1 before the "
         "command, or with --cpu-devices 2 parts of a CPU",
+    "nproc-per-node nproc num-procs np local-rank processes-per-node":
+        "--local-processes 4 starts four processes on this machine, each with a share of its GPUs",
+    "world-size rank node-rank nnodes num-nodes nodes num-machines machine-rank master-addr "
+    "master-port main-process-ip main-process-port init-method dist-url dist-backend":
+        "SLURM, mpirun and torchrun say it by variables; by hand it is --coordinator HOST:PORT "
+        "--num-processes 4 --process-id 0",
     "resume resume-from resume-from-checkpoint resume-path auto-resume continue checkpoint ckpt "
     "ckpt-path checkpoint-path load restart":
         "the same command goes on by itself from the newest checkpoint of its folder, --workdir",

@@ -38,7 +38,7 @@ def without(environment, *names):
     [
         ({}, FLAGS, ("n1:99", 2, 1, None, "flags")),
         (BATCH | {"RANK": "7"}, FLAGS, ("n1:99", 2, 1, None, "flags")),
-        ({"JAX_COORDINATOR_ADDRESS": "n5:7"}, without(FLAGS, "coordinator"), ("n5:7", 2, 1, None, "flags")),
+        (BATCH | {"JAX_COORDINATOR_ADDRESS": "n5:7"}, without(FLAGS, "coordinator"), ("n5:7", 2, 1, None, "flags")),
         (TORCHRUN, {}, ("n0:29500", 4, 1, None, "torchrun")),
         (TORCHRUN | {"MASTER_ADDR": "fe80::1"}, {}, ("[fe80::1]:29500", 4, 1, None, "torchrun")),
         (TORCHRUN | {"TORCHELASTIC_USE_AGENT_STORE": "True"}, {}, ("n0:29501", 4, 1, None, "torchrun")),
@@ -94,7 +94,8 @@ def test_alone(environment, flags):
         ({}, without(FLAGS, "process_id"), "--process-id isn't set … --coordinator and --num-processes are"),
         ({}, {"process_id": 3}, "--coordinator and --num-processes aren't set … --process-id is"),
         ({}, {"coordinator": "a:1"}, "--num-processes and --process-id aren't set … --coordinator is"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, {}, "--num-processes and --process-id aren't set"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, {}, "--num-processes and --process-id aren't set … JAX_COORDINATOR_ADDRESS is"),
+        (SLURM | {"JAX_COORDINATOR_ADDRESS": "n1"}, {}, "JAX_COORDINATOR_ADDRESS … HOST:PORT"),
         ({}, FLAGS | {"coordinator": "n1"}, "--coordinator … HOST:PORT … 'n1'"),
         ({}, FLAGS | {"coordinator": "n1:http"}, "--coordinator … 1 to 65535 … 'http'"),
         ({}, FLAGS | {"coordinator": "n1:0"}, "--coordinator … 1 to 65535"),

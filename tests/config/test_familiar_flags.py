@@ -19,6 +19,8 @@ BROUGHT = {
     "--lr-scheduler cosine": "--lr",
     "--gpus 2": "CUDA_VISIBLE_DEVICES",
     "--devices 2": "CUDA_VISIBLE_DEVICES",
+    "--nproc_per_node 2": "--local-processes",
+    "--master-addr n1": "--coordinator",
     "--resume": "--workdir",
     "--checkpoint x.pt": "--workdir",
     "--output-dir runs": "--workdir",
