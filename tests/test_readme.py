@@ -107,7 +107,10 @@ def run_what_it_needs(text, checkout, lines=INSIDE):
 
 
 # Timing repeats until it is sure, and studies and ResNets train; run these with -m slow.
-SLOW = ("--measure", "--suggest", "resnet20_fixed", "experiments.reproduce", "CUDA_VISIBLE_DEVICES")
+SLOW = (
+    "--measure", "--suggest", "--stop-at-phase", "resnet20_fixed", "experiments.reproduce",
+    "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
 
 
 def marked(line):

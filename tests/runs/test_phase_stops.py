@@ -14,6 +14,7 @@ from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.runs.due import Due
 from adabatch_jax.runs.fit import fit
+from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.periods import every
 from adabatch_jax.schedules.plan import make_plan
@@ -239,3 +240,16 @@ def test_without_a_folder_the_state_goes_on():
     result = noting_run(None, 1, state=again.state)
     np.testing.assert_array_equal(result.state.model_state["noted"], expected_ids(7, NUM_SAMPLES))
     assert not result.stopped
+
+
+def test_ended_between_the_last_save_and_the_summary(tmp_path, monkeypatch):
+    whole = train(PLAN, tmp_path / "whole", **OTHERWISE)
+    run = tmp_path / "run"
+    with monkeypatch.context() as killed:
+        killed.setattr(RunFolder, "write_summary", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(PLAN, run, **OTHERWISE, **stopping(2))
+    assert (run / "checkpoints" / "8").is_dir() and not (run / "summary.json").exists()
+    again = train(PLAN, run, **OTHERWISE, **stopping(2))
+    assert again.start_step == 8 and summary_of(run)["stopped_at_phase"] == 2
+    assert_same(train(PLAN, run, **OTHERWISE), whole)
