@@ -178,16 +178,14 @@ class Loop:
 
     def _is_asked_to_stop(self) -> bool:
         """Whether any process is; all of them ask at the same places."""
-        reason = self._agreed.reason(self._wish())
-        if reason is not None and self._interruption is not None and not self._is_alone:
+        is_asked = self._interruption is not None and self._interruption.requested
+        if self._is_alone:
+            return is_asked
+        wish = self._interruption.name if is_asked else "on_step" if self._wants_stop else None
+        reason = self._agreed.reason(wish)
+        if reason is not None and self._interruption is not None:
             self._interruption.adopt(reason)
         return reason is not None
-
-    def _wish(self) -> str | None:
-        """Why this process is to stop, as a user knows it."""
-        if self._interruption is not None and self._interruption.requested:
-            return self._interruption.name
-        return "on_step" if self._wants_stop and not self._is_alone else None
 
     def _announce(self, piece: Piece) -> None:
         """Says that a phase begins, and begins or ends a trace of the profiler."""
