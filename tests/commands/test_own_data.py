@@ -144,6 +144,25 @@ def test_what_is_prepared_from_a_folder_is_the_folder(own, command, refused):
     refused(prepare.main, "mnist --image-size 8", "--image-size is for own images")
 
 
+def test_a_name_stands_for_the_images_it_was_prepared_from(own, command, refused):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    np.savez(own / "arrays.npz", image=pixels, label=np.arange(60) % 3)
+    for dataset in ("./photos", "./arrays.npz"):
+        name = f"of_{dataset[2:8]}"
+        assert command(prepare.main, f"{dataset} --name {name}").code == 0
+        again = command(prepare.main, f"{dataset} --name {name}")
+        assert again.code == 0 and "is ready" in again.out
+    # Another file or folder, another size, and the same folder with one image fewer.
+    others = "--name: 'of_photos' is there already, and not of the same images as"
+    refused(prepare.main, "./arrays.npz --name of_photos", f"{others} ./arrays.npz")
+    refused(prepare.main, "./photos --name of_photos --image-size 5", f"{others} ./photos")
+    refused(prepare.main, "./photos --name of_arrays", "or add --overwrite to replace it.")
+    sorted((own / "photos" / "cats").iterdir())[0].unlink()
+    refused(prepare.main, "./photos --name of_photos", f"{others} ./photos")
+    assert command(prepare.main, "./photos --name of_photos --overwrite").code == 0
+    assert command(prepare.main, "./photos --name of_photos").code == 0
+
+
 def test_resized_when_prepared(own, command):
     assert command(prepare.main, "./photos --name small --image-size 5").code == 0
     assert tfds_source("small").image_shape == (5, 5, 3)
