@@ -42,6 +42,13 @@ def numbers(): return 1, 2
 def fails(): raise KeyError("gone")
 def floats(): return {"train": {"image": X / 255, "label": Y}, "test": {"image": X, "label": Y}}
 def others(): return {"x": X}, {"x": X}
+def unlike(images, labels): return {"image": X, "label": Y}, {"image": images, "label": labels}
+def without_label(): return {"image": X, "label": Y}, {"image": X}
+def lower(): return unlike(X[:, :4], Y)
+def float_test(): return unlike(X / 255, Y)
+def more_classes(): return unlike(X, Y + 1)
+def named(): return unlike(X, np.array(["a", "b", "c"])[Y])
+def below_0(): return {"image": X, "label": Y - 1}, {"image": X, "label": Y}
 """
 
 
@@ -185,6 +192,12 @@ REFUSED = {
     "mydata:fails": "mydata:fails fails with KeyError",
     "mydata:floats": "cnn_digits takes uint8 images and labels",
     "mydata:others": "cnn_digits takes uint8 images and labels",
+    "mydata:without_label": "mydata:without_label returns as 'test' examples without 'label'",
+    "mydata:lower": "the 'test' images … are uint8, 4x8x1, and those to train on uint8, 8x8x1",
+    "mydata:float_test": "the 'test' images … are float64, 8x8x1, and those to train on uint8",
+    "mydata:more_classes": "'test' the label 3, of example 2, and there are 3 classes",
+    "mydata:named": "as 'test' labels of type <U1",
+    "mydata:below_0": "'train' the label -1, of example 0, and there are 2 classes",
     "mydata:none": "'mydata' has no 'none'",
     "nodata:load": "there is no module 'nodata'",
     "mydata:by_name --data.test-split 20%": "mydata:by_name returns its splits itself",
