@@ -170,6 +170,13 @@ def test_a_name_stands_for_the_images_it_was_prepared_from(own, command, refused
     assert command(prepare.main, "./photos --name of_photos").code == 0
 
 
+def test_few_examples_refuse_a_schedule_that_nobody_gave_by_its_name(own, refused):
+    default = "batch_schedule: with the default, '32 x2 every 20% max 512', batch size 32"
+    refused(train.main, "--dataset ./photos", f"{default} … cap it with `max 21`")
+    refused(plan.main, "--dataset ./photos", default)
+    refused(plan.main, "--dataset ./photos --batch-schedule 64", "error: batch size 64 of phase 1")
+
+
 def test_resized_when_prepared(own, command):
     assert command(prepare.main, "./photos --name small --image-size 5").code == 0
     assert tfds_source("small").image_shape == (5, 5, 3)
