@@ -252,9 +252,11 @@ def _report_again(workdir: "Path", lock_wait: float, take_over: bool) -> None:
 
 
 def _result(summary: Mapping) -> str:
+    from adabatch_jax.runs.display.status import result_text
+
     text = f"{summary['step']:,} updates, {summary['total_seconds']:.0f} s"
-    if "test_accuracy" in summary:
-        text = f"test accuracy {100 * summary['test_accuracy']:.2f} %, {text}"
+    if result := result_text(summary):
+        text = f"{result}, {text}"
     if "stopped_by" in summary:
         text += ", ended by {rule} at update {step:,}".format(**summary["stopped_by"])
     return text

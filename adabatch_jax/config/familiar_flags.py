@@ -107,7 +107,9 @@ _LEADS = {
         "on a terminal a bar is shown and elsewhere lines; --log-every says how often a row is made",
 }  # fmt: skip
 
-_BY_NAME = {name: sentence for names, sentence in _LEADS.items() for name in names.split()}
+_BY_NAME = {
+    name.replace("-", ""): sentence for names, sentence in _LEADS.items() for name in names.split()
+}
 
 
 def advice(word: str, flags: Collection[str]) -> str | None:
@@ -117,10 +119,12 @@ def advice(word: str, flags: Collection[str]) -> str | None:
 
     >>> advice("--bs", {"--batch-schedule"})
     '--batch-schedule 128 is a fixed batch, over all devices together, and ...'
+    >>> advice("--batchsize", {"--batch-schedule"}) == advice("--bs", {"--batch-schedule"})
+    True
     >>> advice("--bs", {"--seeds"}), advice("--not-known", {"--lr"})
     (None, None)
     """
-    sentence = _BY_NAME.get(word.lstrip("-").lower())
+    sentence = _BY_NAME.get(word.replace("-", "").lower())
     is_ours = sentence is not None and flags_in(sentence) <= set(flags)
     return sentence if is_ours else None
 

@@ -403,7 +403,15 @@ class TrainConfig:
         What it never reaches of the schedule is for the commands to tell.
         """
         rules = self.remainder, divisible_by, self.tokens_per_example
-        plan = untold_plan(self.schedule, num_examples, self.length, *rules)
+        try:
+            plan = untold_plan(self.schedule, num_examples, self.length, *rules)
+        except UsageError as error:
+            if self.batch_schedule != type(self).batch_schedule:
+                raise
+            # Of what nobody wrote, the sentence would name a phase that nobody knows.
+            raise UsageError(
+                f"batch_schedule: with the default, {self.batch_schedule!r}, {error}"
+            ) from None
         group = self.batchnorm_group_size
         for size in plan.batch_sizes:
             rows = min(self.microbatch_size, size) if type(self.microbatch_size) is int else size

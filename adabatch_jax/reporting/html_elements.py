@@ -52,6 +52,7 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 figure { margin: 0 0 1.2rem; } figure svg { width: 100%; height: auto; display: block; }
 figure > a { color: inherit; cursor: zoom-in; } figcaption a { margin-right: .6rem; }
 a { color: var(--line-0); } figure .close, figure:target .zoom { display: none; }
+figure .keys { display: none; } figure:target .keys { display: block; }
 figure:target .close { display: inline; }
 figure:target { position: fixed; inset: 0; z-index: 1; margin: 0; padding: 1rem; overflow: auto;
   background: var(--paper); } figure:target > a { cursor: default; }
@@ -129,7 +130,9 @@ def paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{escaped(kind)}">{escaped(text)}</p>'
 
 
-def figure(name: str, drawing: str, caption: str, csv: str | None = None) -> str:
+def figure(
+    name: str, drawing: str, caption: str, csv: str | None = None, enlarged_key: str = ""
+) -> str:
     """A drawing that a click enlarges, with its caption and, as a file to save, its data.
 
     Args:
@@ -137,6 +140,7 @@ def figure(name: str, drawing: str, caption: str, csv: str | None = None) -> str
       drawing: an element; what is in a part of it can be chosen with `choice`.
       caption: what is said below it.
       csv: the data.
+      enlarged_key: the `key` of its lines, for when it covers the one that the page has.
     """
     links = [f'<a class="zoom" href="#{name}">enlarge</a>']
     links.append(f'<a class="close" href="#at-{name}">close</a>')
@@ -144,7 +148,7 @@ def figure(name: str, drawing: str, caption: str, csv: str | None = None) -> str
         data = urllib.parse.quote(csv, safe=",")
         links.append(f'<a download="{name}.csv" href="data:text/csv;charset=utf-8,{data}">CSV</a>')
     return (
-        f'<div id="at-{name}"><figure id="{name}">\n<a href="#{name}">{drawing}</a>\n'
+        f'<div id="at-{name}"><figure id="{name}">\n{enlarged_key}<a href="#{name}">{drawing}</a>\n'
         f"<figcaption>{escaped(caption)} {' '.join(links)}</figcaption>\n</figure></div>"
     )
 

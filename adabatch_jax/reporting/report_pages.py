@@ -92,6 +92,11 @@ def comparison_page(runs: Sequence[Run]) -> str:
 
 
 def _curves(runs: Sequence[Run], caption: str) -> str:
+    key = ""
+    if len(runs) > 1:
+        colours, styles = zip(*map(line_look, range(len(runs))))
+        themed = [f"var(--line-{COLOURS.index(colour)})" for colour in colours]
+        key = html_elements.key(run_labels(runs), themed, [_BORDERS[style] for style in styles])
     panels, elements = panels_of(runs), []
     for number, panel in enumerate(panels):
         drawings = "".join(
@@ -102,12 +107,7 @@ def _curves(runs: Sequence[Run], caption: str) -> str:
         )
         note = _origin(runs, panel) if panel.is_planned else ""
         csv = panel_csv(runs, panel)
-        elements.append(html_elements.figure(f"figure_{number}", drawings, note, csv))
-    key = ""
-    if len(runs) > 1:
-        colours, styles = zip(*map(line_look, range(len(runs))))
-        themed = [f"var(--line-{COLOURS.index(colour)})" for colour in colours]
-        key = html_elements.key(run_labels(runs), themed, [_BORDERS[style] for style in styles])
+        elements.append(html_elements.figure(f"figure_{number}", drawings, note, csv, key))
     notes = [caption, "What lies between two rows is a line; seconds between them are estimated."]
     if len(by_quantity(metric_keys(runs))) > MOST_QUANTITIES:
         notes.append(f"Of the metrics {MOST_QUANTITIES} are drawn; metrics.csv has all.")

@@ -21,7 +21,7 @@ from adabatch_jax.data.example_reading import SourceReader
 from adabatch_jax.data.own_images import OwnImages
 from adabatch_jax.data.own_sources import known_classes, sources_of_function
 from adabatch_jax.data.pixel_statistics import pixel_statistics
-from adabatch_jax.data.sources import Source, array_source, in_memory
+from adabatch_jax.data.sources import ArraySource, Source, array_source, in_memory
 from adabatch_jax.data.tfds_images import TfdsSource, tfds_source
 from adabatch_jax.runs.same_data import check_data, data_digests, differing_sources
 from adabatch_jax.system.errors import UsageError
@@ -69,6 +69,35 @@ class ConfiguredData:
             mean = _per_channel("mean", settings.mean, mean, shape[-1])
             std = _per_channel("std", settings.std, std, shape[-1])
         return dataclasses.replace(self, spec=dataclasses.replace(self.spec, mean=mean, std=std))
+
+    def check_evaluated(self) -> None:
+        """Looks at a user's own sources, before a network of images is trained on them.
+
+        Raises:
+          UsageError: what it is to be evaluated on differs from what it is trained on, or a label
+            is no class.
+        """
+        trained = SourceReader(self.train).example()
+        for name, source in {"train": self.train, **self.evals}.items():
+            returned = f"dataset: {self.spec.name} returns as {name!r}"
+            example = SourceReader(source).example()
+            for array in ("image", "label"):
+                if array not in example:
+                    raise UsageError(f"{returned} examples without {array!r}, which training has.")
+            if (given := _kind(example["image"])) != (wanted := _kind(trained["image"])):
+                raise UsageError(
+                    f"dataset: the {name!r} images of {self.spec.name} are {given}, and those to "
+                    f"train on {wanted}."
+                )
+            labels = source.arrays["label"] if isinstance(source, ArraySource) else example["label"]
+            if labels.dtype.kind not in "iu":
+                raise UsageError(f"{returned} labels of type {labels.dtype}, not whole numbers.")
+            wrong = np.flatnonzero((labels < 0) | (labels >= self.spec.num_classes))
+            if len(wrong):
+                raise UsageError(
+                    f"{returned} the label {labels.flat[wrong[0]]}, of example {wrong[0]}, and "
+                    f"there are {self.spec.num_classes} classes, from 0 on."
+                )
 
 
 def open_data(config: TrainConfig, keep: bool = True) -> ConfiguredData:
@@ -195,6 +224,10 @@ def _of_function(config: TrainConfig) -> ConfiguredData:
         names and tuple(names), "uint8" if image is None else str(image.dtype),
     )  # fmt: skip
     return ConfiguredData(train, sources, spec)
+
+
+def _kind(images: np.ndarray) -> str:
+    return f"{images.dtype}, {'x'.join(map(str, images.shape[1:]))}"
 
 
 def _are_pixels(source: Source) -> bool:

@@ -10,6 +10,7 @@ import optax
 
 from adabatch_jax.cluster.agreement import from_first, in_turn
 from adabatch_jax.cluster.processes import ALONE, Processes
+from adabatch_jax.config.own_functions import is_reference
 from adabatch_jax.config.settings import Operation, TrainConfig
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.runs.configured_data import ConfiguredData, open_data
@@ -87,6 +88,8 @@ def _fit(
     learning_rate = rate_schedule(rate)
     tx = make_optimizer(config, learning_rate)
     network = configured_model(config, data.spec)
+    if network.module is not None and is_reference(config.dataset):
+        data.check_evaluated()
     if config.init_from is not None and folder.checkpoint is None:
         network, given = with_given_weights(config, data.spec, network)
         folder.notes.append(f"note: {given}")

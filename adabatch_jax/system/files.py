@@ -36,6 +36,8 @@ def storage_errors(path: os.PathLike | str, action: str = "write") -> Iterator[N
         if error.errno in _IN_THE_WAY:
             where = error.filename2 or where  # what was to be replaced
             reason = f"{reason}; move it away"
+        elif os.fspath(where) == os.fspath(temporary_path(Path(path))):
+            where = path  # whose name a reader knows
         raise StorageError(f"cannot {action} {os.fspath(where)}: {reason}.") from error
 
 

@@ -42,6 +42,13 @@ def numbers(): return 1, 2
 def fails(): raise KeyError("gone")
 def floats(): return {"train": {"image": X / 255, "label": Y}, "test": {"image": X, "label": Y}}
 def others(): return {"x": X}, {"x": X}
+def unlike(images, labels): return {"image": X, "label": Y}, {"image": images, "label": labels}
+def without_label(): return {"image": X, "label": Y}, {"image": X}
+def lower(): return unlike(X[:, :4], Y)
+def float_test(): return unlike(X / 255, Y)
+def more_classes(): return unlike(X, Y + 1)
+def named(): return unlike(X, np.array(["a", "b", "c"])[Y])
+def below_0(): return {"image": X, "label": Y - 1}, {"image": X, "label": Y}
 """
 
 
@@ -144,6 +151,32 @@ def test_what_is_prepared_from_a_folder_is_the_folder(own, command, refused):
     refused(prepare.main, "mnist --image-size 8", "--image-size is for own images")
 
 
+def test_a_name_stands_for_the_images_it_was_prepared_from(own, command, refused):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    np.savez(own / "arrays.npz", image=pixels, label=np.arange(60) % 3)
+    for dataset in ("./photos", "./arrays.npz"):
+        name = f"of_{dataset[2:8]}"
+        assert command(prepare.main, f"{dataset} --name {name}").code == 0
+        again = command(prepare.main, f"{dataset} --name {name}")
+        assert again.code == 0 and "is ready" in again.out
+    # Another file or folder, another size, and the same folder with one image fewer.
+    others = "--name: 'of_photos' is there already, and not of the same images as"
+    refused(prepare.main, "./arrays.npz --name of_photos", f"{others} ./arrays.npz")
+    refused(prepare.main, "./photos --name of_photos --image-size 5", f"{others} ./photos")
+    refused(prepare.main, "./photos --name of_arrays", "or add --overwrite to replace it.")
+    sorted((own / "photos" / "cats").iterdir())[0].unlink()
+    refused(prepare.main, "./photos --name of_photos", f"{others} ./photos")
+    assert command(prepare.main, "./photos --name of_photos --overwrite").code == 0
+    assert command(prepare.main, "./photos --name of_photos").code == 0
+
+
+def test_few_examples_refuse_a_schedule_that_nobody_gave_by_its_name(own, refused):
+    default = "batch_schedule: with the default, '32 x2 every 20% max 512', batch size 32"
+    refused(train.main, "--dataset ./photos", f"{default} … cap it with `max 21`")
+    refused(plan.main, "--dataset ./photos", default)
+    refused(plan.main, "--dataset ./photos --batch-schedule 64", "error: batch size 64 of phase 1")
+
+
 def test_resized_when_prepared(own, command):
     assert command(prepare.main, "./photos --name small --image-size 5").code == 0
     assert tfds_source("small").image_shape == (5, 5, 3)
@@ -166,6 +199,12 @@ REFUSED = {
     "mydata:fails": "mydata:fails fails with KeyError",
     "mydata:floats": "cnn_digits takes uint8 images and labels",
     "mydata:others": "cnn_digits takes uint8 images and labels",
+    "mydata:without_label": "mydata:without_label returns as 'test' examples without 'label'",
+    "mydata:lower": "the 'test' images … are uint8, 4x8x1, and those to train on uint8, 8x8x1",
+    "mydata:float_test": "the 'test' images … are float64, 8x8x1, and those to train on uint8",
+    "mydata:more_classes": "'test' the label 3, of example 2, and there are 3 classes",
+    "mydata:named": "as 'test' labels of type <U1",
+    "mydata:below_0": "'train' the label -1, of example 0, and there are 2 classes",
     "mydata:none": "'mydata' has no 'none'",
     "nodata:load": "there is no module 'nodata'",
     "mydata:by_name --data.test-split 20%": "mydata:by_name returns its splits itself",

@@ -127,7 +127,7 @@ def test_comparison_on_a_terminal_fits_it(make_run, tmp_path, capsys, monkeypatc
         (
             ["growing", "--out", "no/page.html"],
             5,
-            "error: cannot write no/.page_epochs.png.tmp: No ",
+            "error: cannot write no/page_epochs.png: No ",
         ),
         (["damaged"], 5, "error: damaged/plan.json is damaged: it is not JSON"),
         (["growing", "fixed"], 2, "error: there is no run directory 'fixed'"),

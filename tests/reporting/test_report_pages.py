@@ -200,6 +200,16 @@ def test_every_figure_can_be_enlarged_and_carries_its_data(make_run, make_page):
     assert first.count("\n") > 20 and ",0.1," not in first.splitlines()[0]
 
 
+def test_an_enlarged_figure_of_several_runs_names_them(make_run):
+    runs = [load_run(make_run("a", name="one")), load_run(make_run("b", name="two"))]
+    page = comparison_page(runs)
+    keys = re.findall(r'<figure id="\w+">\n<p class="keys">(.*?)</p><a', page)
+    assert len(keys) == page.count("<figure ") > 3
+    assert all(">one</span>" in key and ">two</span>" in key for key in keys)
+    assert "figure .keys { display: none; }" in page  # else the one above them will do
+    assert '<figure id="figure_0">\n<a' in run_page(runs[0])
+
+
 def test_comparison_of_equal_settings_has_none_that_differ(make_run):
     run = load_run(make_run())
     assert "Settings that differ" not in plain(comparison_page([run, run]))

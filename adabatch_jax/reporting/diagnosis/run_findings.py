@@ -20,6 +20,7 @@ from adabatch_jax.reporting.diagnosis.findings import (
 from adabatch_jax.reporting.diagnosis.resumption_findings import resumption_findings
 from adabatch_jax.reporting.saved_run import is_reported, read_json
 from adabatch_jax.runs.checkpoints.verifying import Found, committed_steps
+from adabatch_jax.runs.display.status import result_text
 from adabatch_jax.runs.folder.finished_run import Finished, find_finished, read_summary
 from adabatch_jax.runs.folder.folder_reading import (
     CHECKPOINTS,
@@ -157,10 +158,10 @@ def _summary(workdir: Path, newest: Found | None) -> Iterator[Finding]:
         return
     if summary is None:
         return
-    name, step, accuracy = SUMMARY, summary["step"], summary.get("test_accuracy")
+    name, step = SUMMARY, summary["step"]
     text = f"finished after update {step:,}"
-    if isinstance(accuracy, float):
-        text += f", test accuracy {100 * accuracy:.2f} %"
+    if result := result_text(summary):
+        text += f", {result}"
     if newest is None or step != newest.step:
         text += f"; checkpoint {step}, its last, is not among the good ones."
         yield note(name, text, step=step)

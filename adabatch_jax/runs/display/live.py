@@ -11,7 +11,12 @@ from rich.text import Text
 
 from adabatch_jax.runs.display.pace import Pace
 from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.runs.display.status import aligned_line, is_evaluation, status_parts
+from adabatch_jax.runs.display.status import (
+    aligned_line,
+    evaluated_labels,
+    is_evaluation,
+    status_parts,
+)
 from adabatch_jax.system.number_texts import printable
 from adabatch_jax.system.output_streams import is_terminal
 
@@ -89,7 +94,7 @@ def _history_line(parts: Mapping[str, str], width: int) -> Text:
 
 def _details(parts: Mapping[str, str]) -> list[Text]:
     """The figures below the bar."""
-    labels = ("phase", "batch", "lr", "loss", "test acc", "speed")
+    labels = ("phase", "batch", "lr", "loss", *evaluated_labels(parts), "speed")
     return [
         Text.assemble(("" if label == "speed" else f"{label} ", "dim"), parts[label].strip())
         for label in labels

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from adabatch_jax.schedules.plan import BatchPlan
 
 # Widths of the values whose greatest width the plan doesn't know.
-_WIDTHS = {"lr": 8, "loss": 8, "speed": 12, "left": 10, "test acc": 7}
+_WIDTHS = {"lr": 9, "loss": 8, "speed": 12, "left": 10}
 # Values that say themselves what they are.
 _WITHOUT_LABEL = ("speed", "left")
 
@@ -41,9 +41,35 @@ def status_parts(
     if pace and step < plan.num_steps:
         seconds = (plan.num_samples - plan.samples_at(step)) / pace
         parts["left"] = f"{duration_text(seconds)} left"
-    if "test_accuracy" in row:
-        parts["test acc"] = percent_text(row["test_accuracy"])
-    return parts
+    return {**parts, **_evaluated(row)}
+
+
+def result_text(figures: Mapping[str, Any]) -> str:
+    """What a run reached on its test set, as far as that was measured.
+
+    >>> result_text({"step": 30, "test_loss": 0.1, "test_accuracy": 0.98765})
+    'test accuracy 98.77 %'
+    >>> result_text({"step": 30, "test_loss": 0.1, "test_bits": 3.8774})
+    'test loss 0.1000, test bits 3.8774'
+    """
+    accuracy = figures.get("test_accuracy")
+    if isinstance(accuracy, float):
+        return f"test accuracy {100 * accuracy:.2f} %"
+    return ", ".join(f"{label} {value}" for label, value in _evaluated(figures).items())
+
+
+def _evaluated(row: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of the test set that are shown: the accuracy, or else the first two."""
+    figures = {name: value for name, value in row.items() if is_of_test_set(name)}
+    figures = {name: value for name, value in figures.items() if isinstance(value, float)}
+    if "test_accuracy" in figures:
+        return {"test acc": percent_text(figures["test_accuracy"])}
+    return {name.replace("_", " "): loss_text(figures[name]) for name in [*figures][:2]}
+
+
+def evaluated_labels(parts: Mapping[str, str]) -> list[str]:
+    """The labels of those parts that were measured on the test set."""
+    return [label for label in parts if label.startswith("test ")]
 
 
 def labelled(label: str, value: str) -> str:
@@ -53,9 +79,10 @@ def labelled(label: str, value: str) -> str:
 
 def aligned_line(parts: Mapping[str, str], without: Collection[str] = ()) -> str:
     """The parts in one line, with room for those that aren't known yet, so that lines align."""
-    known = [label for label in parts if label not in _WIDTHS]
+    last = evaluated_labels(parts)
+    known = [label for label in parts if label not in (*_WIDTHS, *last)]
     cells = []
-    for label in (*known, *_WIDTHS):
+    for label in (*known, *_WIDTHS, *last):
         if label in without:
             continue
         width, value = _WIDTHS.get(label, 0), parts.get(label, "")

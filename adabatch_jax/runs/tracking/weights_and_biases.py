@@ -62,7 +62,7 @@ class WeightsAndBiases:
         """Sends a row's numbers, once in a run's life."""
         if row["step"] > self._last_step:
             self._last_step = row["step"]
-            self._keep()  # first: after a kill in between a row is missing there, and never twice
+            self._keep()  # first: after a kill rows may be missing there, and none is twice
             self._run.log(scalars_of(row), step=row["step"], commit=True)
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:

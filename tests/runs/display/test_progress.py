@@ -68,6 +68,16 @@ def test_line_says_where_the_run_is():
     )
 
 
+def test_a_line_shows_what_a_run_measures_instead_of_an_accuracy():
+    stream, clock = io.StringIO(), Clock()
+    progress = LineProgress(PLAN, stream, clock)
+    progress.log(row(50))
+    progress.log(row(391, test_error=0.25, test_bits=2.5, test_more=1.0))
+    lines = stream.getvalue().splitlines()
+    assert lines[0].endswith("loss 0.4321") and len(lines) == 2
+    assert lines[1].split("loss 0.4321")[1].split() == "test error 0.2500 test bits 2.5000".split()
+
+
 def test_lines_align():
     stream, clock = io.StringIO(), Clock()
     progress = LineProgress(PLAN, stream, clock)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,6 +49,16 @@ class _Images:
         for image, label in zip(encoded, self.examples.labels.tolist(), strict=True):
             yield {"image": image, "label": label}
 
+    def digest(self) -> str:
+        """Equal for the same images with the same labels, to be written in the same way."""
+        if isinstance(self.examples, Arrays):
+            images = self.examples.images
+            of_images = [images.shape, hashlib.sha256(np.ascontiguousarray(images)).hexdigest()]
+        else:
+            of_images = self.examples.index(True).digests
+        known = [of_images, self.examples.labels.tolist(), self.num_channels, self.image_size]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
     def _of_arrays(self) -> Iterator[bytes]:
         return map(encode_png, self.examples.resized(self.image_size).images)
 
@@ -86,13 +97,21 @@ def described(
     size = (image_size, image_size) if image_size else (None, None)
     if image_size is None and len(sizes) == 1:
         size = tuple(sizes[0].tolist())
-    base = builder_class(name, (*size, num_channels), data.class_names, dataset)
     splits = {new: _Images(part, num_channels, image_size) for new, part in parts.items()}
+    digests = {new: images.digest() for new, images in splits.items()}
+    known = json.dumps([data.class_names, digests]).encode()
+    digest = hashlib.sha256(known).hexdigest()
+    base = builder_class(name, (*size, num_channels), data.class_names, dataset, digest)
     return base, splits
 
 
-def builder_class(name: str, shape: tuple, class_names: tuple[str, ...], dataset: str) -> type:
-    """The tfds builder of a dataset of labelled images; it isn't registered."""
+def builder_class(
+    name: str, shape: tuple, class_names: tuple[str, ...], dataset: str, digest: str
+) -> type:
+    """The tfds builder of a dataset of labelled images; it isn't registered.
+
+    `digest`, of what it is prepared from, is its `source_digest`, and kept in its metadata.
+    """
     tfds = import_tfds()
 
     class OwnImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -111,10 +130,10 @@ def builder_class(name: str, shape: tuple, class_names: tuple[str, ...], dataset
                 features=tfds.features.FeaturesDict(features),
                 supervised_keys=("image", "label"),
                 disable_shuffling=True,
-                metadata=tfds.core.MetadataDict(own_images=True),
+                metadata=tfds.core.MetadataDict(own_images=digest),
             )
 
-    OwnImages.name = name
+    OwnImages.name, OwnImages.source_digest = name, digest
     return OwnImages
 
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from adabatch_jax.data.datasets.known_datasets import is_known, require_known
+from adabatch_jax.data.datasets.known_datasets import is_known, open_builder, require_known
 from adabatch_jax.data.datasets.preparation.stage_progress import (
     Report,
     discarded_output,
@@ -98,7 +98,8 @@ def prepare_own(
       image_size: height and width to resize and crop the images to; None keeps them as they are.
 
     Raises:
-      UsageError: another dataset has this name, or something in the data can't work.
+      UsageError: another dataset has this name, or what is prepared under it is of other images;
+        or something in the data can't work.
       StorageError: files can't be read or written.
     """
     path = Path(dataset).expanduser()
@@ -107,13 +108,23 @@ def prepare_own(
     if is_known(name):
         raise UsageError(f"--name: {name!r} is another dataset's name; choose one of your own.")
 
-    def write(staging: Path, report: Report) -> Path:
-        from adabatch_jax.data.datasets.preparation import own_images, record_writing
+    from adabatch_jax.data.datasets.preparation import own_images, record_writing
 
+    root = resolve_data_dir(data_dir)
+    if not overwrite and prepared_path(name, root) is not None:
+        base, _ = own_images.described(dataset, path, name, image_size)
+        metadata = open_builder(name, root).info.metadata or {}
+        if metadata.get("own_images") != base.source_digest:
+            raise UsageError(
+                f"--name: {name!r} is there already, and not of the same images as {dataset}; "
+                "choose another name, or add --overwrite to replace it."
+            )
+
+    def write(staging: Path, report: Report) -> Path:
         base, splits = own_images.described(dataset, path, name, image_size)
         return record_writing.write(base, splits, staging, report)
 
-    return _prepared(name, resolve_data_dir(data_dir), progress, overwrite, write)
+    return _prepared(name, root, progress, overwrite, write)
 
 
 def _prepared(
