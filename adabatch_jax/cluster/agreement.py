@@ -103,18 +103,21 @@ def _value(said: Mapping[str, Any], index: int) -> Any:
     return said["value"]
 
 
-def check_alike(processes: Processes, name: str, facts: Mapping[str, Any]) -> None:
+def check_alike(processes: Processes, name: str, facts: Callable[[], Mapping[str, Any]]) -> None:
     """Raises a UsageError, in all processes, where one has other facts than the first one has.
 
     Args:
       processes: those that call this alike.
       name: what the facts are about.
-      facts: JSON values, by what a sentence calls them.
+      facts: returns JSON values, by what a sentence calls them; not called in a process that is
+        alone.
 
     >>> from adabatch_jax.cluster.processes import ALONE
-    >>> check_alike(ALONE, "versions", {"jax": "0.10.2"})
+    >>> check_alike(ALONE, "versions", lambda: {"jax": "0.10.2"})
     """
-    first, *others = from_all(processes, name, lambda: dict(facts))
+    if processes.count == 1:
+        return
+    first, *others = from_all(processes, name, lambda: dict(facts()))
     for index, theirs in enumerate(others, 1):
         for fact in dict.fromkeys([*first, *theirs]):
             here, there = first.get(fact), theirs.get(fact)

@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import math
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,7 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from adabatch_jax.cluster.agreement import check_alike, from_all, from_first
 from adabatch_jax.cluster.ending_together import ending_together
-from adabatch_jax.cluster.processes import ALONE, Processes, current
-from adabatch_jax.config.declarations import flattened
 from adabatch_jax.config.settings import AUTO, Keep, Layout, Operation
 from adabatch_jax.data.epoch_order import prepare_order
 from adabatch_jax.data.example_reading import ReadOnce, check_source
@@ -35,16 +30,21 @@ from adabatch_jax.runs.nonfinite_recovery import Recovery
 from adabatch_jax.runs.profiling import make_profile
 from adabatch_jax.runs.record import RunRecord
 from adabatch_jax.runs.resuming import check_allowed
-from adabatch_jax.runs.same_data import Digests, data_digests
+from adabatch_jax.runs.same_data import data_digests
+from adabatch_jax.runs.several_processes import (
+    check_started_alike,
+    clock_of_first,
+    processes_of,
+    stall_watchdog,
+    with_agreed_memory,
+)
 from adabatch_jax.runs.tracking.trackers import Tracking
 from adabatch_jax.schedules.periods import Period, every
 from adabatch_jax.schedules.plan import BatchPlan, check_plan
-from adabatch_jax.system.environment import code_digest, package_versions
 from adabatch_jax.system.errors import UsageError, check_call, check_type
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.quantities import checked_seed
-from adabatch_jax.system.watchdog import Watchdog
-from adabatch_jax.training.device_memory import device_bytes, device_memory_bytes
+from adabatch_jax.training.device_memory import device_bytes
 from adabatch_jax.training.evaluation import EvalFn, EvalParams, Evaluator
 from adabatch_jax.training.loss_functions import LossFn
 from adabatch_jax.training.optimizers import refuse_multi_steps
@@ -56,8 +56,6 @@ from adabatch_jax.training.update import Update
 
 # Apart from the keys of examples, which are folded from the same seed.
 _RUN_KEY = 0x5EED
-# Of several processes, where the user doesn't say.
-_STALL_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +200,7 @@ def fit(
         has_stop_rule=stop_when is not None,
     )
     early_stop = EarlyStop(stop_when, plan, due)
-    processes = _processes_of(mesh)
+    processes = processes_of(mesh)
     tracking = Tracking(() if processes.index else operation.trackers)
     policy = operation.nan_policy
     progress = Progress() if operation.progress is None else operation.progress
@@ -211,10 +209,14 @@ def fit(
         store = stack.enter_context(run_store(workdir, allow_change, processes))
         trace = make_profile(operation.profile, store.path, plan.num_steps)
         log_path = None if store.path is None else store.path / "stalls.log"
-        watchdog = stack.enter_context(_watchdog(operation, log_path, processes))
+        watchdog = stack.enter_context(stall_watchdog(operation, log_path, processes))
         is_compared = store.path is not None or processes.count > 1
         digests = data_digests(source, eval_sources) if is_compared else {}
-        check_alike(processes, "run", _what_must_be_alike(plan, seed, identity, digests, layout))
+        check_started_alike(
+            processes, plan, seed, state, identity or {}, digests,
+            due=due, layout=layout, keep=keep, stop_when=stop_when, on_nan=operation.on_nan,
+            stop_at_phase=operation.stop_at_phase, eval_batch_size=eval_batch_size,
+        )  # fmt: skip
         record = RunRecord(
             plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress,
             digests, allow_change, early_stop, tracking, processes,
@@ -250,7 +252,7 @@ def fit(
             )
             for name, examples in eval_sources.items()
         }
-        layout = _with_agreed_memory(layout, processes)
+        layout = with_agreed_memory(layout, processes)
         reach("compile.first")
         # A run whose last evaluation is still to come needs no update, and is set up for its last.
         next_step = min(record.start_step, plan.num_steps - 1)
@@ -342,61 +344,6 @@ def check_arguments(
         )
 
 
-def _watchdog(operation: Operation, log_path: Path | None, processes: Processes) -> Watchdog:
-    """Sees what hangs; of several processes always, as one that hangs holds up all others."""
-    if processes.count == 1:
-        return Watchdog(operation.stall_timeout, log_path)
-    return Watchdog(operation.stall_timeout or _STALL_SECONDS, log_path, processes.any_busy)
-
-
-def _processes_of(mesh: BatchMesh | None) -> Processes:
-    """Those whose devices the mesh has; on its own devices alone each process trains apart."""
-    if mesh is None or not mesh.mesh.is_multi_process:
-        return ALONE
-    processes = current()
-    if len({device.process_index for device in mesh.mesh.devices.flat}) < processes.count:
-        raise UsageError(
-            f"`mesh` has devices of some of the {processes.count} processes only; make it of all "
-            "`jax.devices()`, or of one process's own, `jax.local_devices()`."
-        )
-    return processes
-
-
-def _what_must_be_alike(
-    plan: BatchPlan,
-    seed: int,
-    identity: Mapping[str, Any] | None,
-    digests: Digests,
-    layout: Layout,
-) -> dict[str, Any]:
-    """What all processes of a run must have the same of, by what a sentence calls it."""
-    versions = {f"the version of {name}": text for name, text in package_versions().items()}
-    settings = flattened({} if identity is None else dict(identity))
-    return {
-        **versions,
-        "the code of adabatch_jax": code_digest(),
-        **settings,
-        "the plan": plan.fingerprint(),
-        "the seed": seed,
-        **{name: ", ".join(known) for name, known in digests.items()},
-        "the layout": str(layout),
-    }
-
-
-def _with_agreed_memory(layout: Layout, processes: Processes) -> Layout:
-    """A layout for the device with the least memory, so that all processes choose alike."""
-    if processes.count == 1 or layout.device_memory is not None:
-        return layout
-    known = from_all(processes, "memory", lambda: device_memory_bytes(jax.local_devices()))
-    least = min(known)
-    return layout if math.isinf(least) else dataclasses.replace(layout, device_memory=int(least))
-
-
-def _clock_of(processes: Processes) -> Callable[[], float]:
-    """The first process's clock, so that all decide alike by what it shows."""
-    return lambda: from_first(processes, "clock", time.perf_counter)
-
-
 def _period(plan: BatchPlan, name: str, duration: str | int) -> Period:
     """The period that an argument of that name says."""
     try:
@@ -426,7 +373,7 @@ def _predict(
             next_step,
             state,
             setup.limit_bytes,
-            _clock_of(record.processes),
+            clock_of_first(record.processes),
         )
     if seconds:
         record.store.write_prediction(plan, predict(plan, seconds).to_dict())
