@@ -71,10 +71,14 @@ def check_started_alike(
             "the seed": seed,
             "the state": digest_of_named(own)[:16],
             **{name: ", ".join(known) for name, known in data.items()},
-            **{f"`{name}`": str(value) for name, value in arguments.items()},
+            **{f"`{name}`": _text(value) for name, value in arguments.items()},
         }
 
     check_alike(processes, "run", facts)
+
+
+def _text(value: Any) -> str:
+    return getattr(value, "__qualname__", str(value))  # a function's text has its address
 
 
 def with_agreed_memory(layout: Layout, processes: Processes) -> Layout:
