@@ -118,9 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str] | None, started: float) -> int:
     from pathlib import Path
 
-    from adabatch_jax.runs.checkpoints.verifying import committed_steps
-    from adabatch_jax.runs.folder.finished_run import find_finished
-    from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, STOPPED_AT_PHASE
+    from adabatch_jax.runs.folder.folder_reading import STOPPED_AT_PHASE
     from adabatch_jax.runs.folder.workdir_choice import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
@@ -130,16 +128,10 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     end_with_parent()
     workdir = Path(options.workdir) if options.workdir else default_workdir(config)
     lock_wait = parse_seconds(options.lock_wait)
-    finished = find_finished(workdir, config.digest)
-    if finished.summary is not None and (
-        finished.is_whole or not committed_steps(workdir / CHECKPOINTS)
-    ):
-        _tell_finished(config, workdir, finished, options)
-        return 0
-
     max_seconds = None if options.max_time is None else parse_seconds(options.max_time)
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption(max_seconds, started))
+        from adabatch_jax.cluster.agreement import from_first
         from adabatch_jax.cluster.ending_together import ending_together
         from adabatch_jax.cluster.start_up import initialize
 
@@ -151,6 +143,9 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
             parse_seconds(options.heartbeat_timeout),
         )
         stack.enter_context(ending_together(processes))
+        if from_first(processes, "finished run", lambda: _was_finished(config, workdir, options)):
+            processes.leave()
+            return 0
 
         from adabatch_jax.data.mesh import check_backend
         from adabatch_jax.report import write_report
@@ -214,6 +209,21 @@ def _tell_phase_stop(result: "FitResult", workdir: "Path") -> None:
             "--stop-at-phase, with --stop-at-phase next, or without it"
         )
     )
+
+
+def _was_finished(config: TrainConfig, workdir: "Path", options: Options) -> bool:
+    """Whether there is nothing to train, which is told then."""
+    from adabatch_jax.runs.checkpoints.verifying import committed_steps
+    from adabatch_jax.runs.folder.finished_run import find_finished
+    from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS
+
+    finished = find_finished(workdir, config.digest)
+    if finished.summary is None or not (
+        finished.is_whole or not committed_steps(workdir / CHECKPOINTS)
+    ):
+        return False
+    _tell_finished(config, workdir, finished, options)
+    return True
 
 
 def _tell_finished(

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from adabatch_jax.cluster.processes import Processes
 
-# A stop takes up to twice as long to be heard of; what the processes tell each other for it, some
-# three messages in such a time, is less than a thousandth of it.
+# What the processes tell each other for it, some three messages in such a time, is less than a
+# thousandth of it.
 _LEASE_SECONDS = 0.5
 
 
@@ -22,6 +22,9 @@ class AgreedStop:
       processes: those that make one of these alike.
       clock: in seconds.
 
+    Attributes:
+      delay_seconds: how long it takes until all stop whom one asks to.
+
     >>> from adabatch_jax.cluster.processes import ALONE
     >>> stop = AgreedStop(ALONE)
     >>> stop.reason(None), stop.reason("SIGTERM")
@@ -30,6 +33,7 @@ class AgreedStop:
 
     def __init__(self, processes: Processes, clock: Callable[[], float] = time.monotonic):
         self._processes, self._clock = processes, clock
+        self.delay_seconds = 0.0 if processes.count == 1 else 2 * _LEASE_SECONDS
         self._name = processes.numbered("stop")
         self._place = 0  # how many were passed
         self._passable = 0  # how many may be

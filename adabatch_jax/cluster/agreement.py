@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from adabatch_jax.cluster.processes import Failure, Processes, peer_error
+from adabatch_jax.system.command_lines import INTERRUPTED
 from adabatch_jax.system.errors import UsageError, explained_error, one_line
 
 Value = TypeVar("Value")
@@ -16,7 +17,8 @@ def failure_of(error: BaseException) -> tuple[str, int]:
     explained = explained_error(error) if isinstance(error, Exception) else None
     if explained is not None:
         return str(explained), explained.exit_code
-    return f"{type(error).__name__}: {one_line(error)}", 1
+    code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    return f"{type(error).__name__}: {one_line(error)}", code
 
 
 def from_first(processes: Processes, name: str, make: Callable[[], Value]) -> Value:

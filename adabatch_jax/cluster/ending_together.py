@@ -1,7 +1,10 @@
 """When one process of a run fails all end: by its reason, at once, and never with success."""
 
+import atexit
 import contextlib
+import functools
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +13,7 @@ from adabatch_jax.cluster.agreement import failure_of
 from adabatch_jax.cluster.processes import PeerFailed, Processes, peer_error
 from adabatch_jax.system.errors import AdabatchError, one_line
 from adabatch_jax.system.number_texts import printable
-from adabatch_jax.system.stop_requests import say_at_once
+from adabatch_jax.system.stop_requests import last_words, say_at_once
 
 _LOOK_SECONDS = 1.0
 # How long to wait for the reason of a process whose connections broke.
@@ -38,15 +41,24 @@ def ending_together(processes: Processes) -> Iterator[None]:
         return
     ended = threading.Event()
     _watched.add(processes.index)
+    end_at_once_after_failure(processes)
     thread = threading.Thread(target=_look, args=(processes, ended), name="peers", daemon=True)
     thread.start()
+
+    def say(why: str, code: int) -> None:
+        processes.say_failure(why, code)
+        processes.wait_to_end()
+
     try:
-        yield
+        with last_words(say):
+            yield
     except Exception as error:
+        ended.set()  # this is its own end
         known = _known_reason(processes, error)
         if known is None:
             processes.say_failure(*failure_of(error))
-            processes.wait_for_readers()
+        processes.wait_to_end()
+        if known is None:
             raise
         raise known from error
     finally:
@@ -54,9 +66,41 @@ def ending_together(processes: Processes) -> Iterator[None]:
         _watched.clear()
 
 
-def _known_reason(processes: Processes, error: Exception) -> AdabatchError | None:
-    """What another process has said that explains an error; None for one of this process's own."""
-    is_lost = not isinstance(error, AdabatchError) and bool(_LOST.search(str(error)))
+@functools.cache
+def end_at_once_after_failure(processes: Processes) -> None:
+    """Has this process's end wait for no others where one of them has failed, this one included.
+
+    JAX's own end waits for all, and then aborts. An error that ended the program, in a loop of its
+    own as elsewhere, is told to them, or where it follows from another's that one is shown.
+    """
+
+    def end() -> None:
+        error = getattr(sys, "last_value", None)  # which Python has just shown
+        if error is not None:
+            known = _known_reason(processes, error)
+            if known is None:
+                processes.say_failure(*failure_of(error))
+                known = error
+            elif error is not known:
+                say_at_once(printable(f"error: {known}") + "\n")
+            processes.end_now(failure_of(known)[1])
+        failure = processes.failure()
+        if failure is not None:
+            is_own = failure.process_id == processes.index
+            processes.end_now(failure.code if is_own else peer_error(failure).exit_code)
+
+    # It runs before what JAX has registered.
+    atexit.register(end)
+
+
+def _known_reason(processes: Processes, error: BaseException) -> AdabatchError | None:
+    """What another process has said that explains an error; None for one of this process's own.
+
+    An expected error says it all: it is one's own, or was heard of another one.
+    """
+    if isinstance(error, AdabatchError):
+        return None
+    is_lost = bool(_LOST.search(str(error)))
     until = time.monotonic() + (_REASON_SECONDS if is_lost else 0.0)
     while True:
         failure = processes.failure()

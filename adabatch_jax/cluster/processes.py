@@ -29,8 +29,9 @@ _ROOT = "adabatch_jax"
 _FAILURE = f"{_ROOT}/failure"
 # How often whoever waits looks whether another process has failed meanwhile.
 _LOOK_SECONDS = 1.0
-# How long process 0, with whom the store goes, waits for the others to have read of a failure.
-_READ_SECONDS = 3.0
+# How long process 0, with whom the store goes, waits for the others to end after a failure: as long
+# as they have for it, and what it takes them to hear of it.
+_OTHERS_SECONDS = 8.0
 # Texts that one process gives again and again: no other is so many behind.
 _KEPT = 100
 
@@ -205,8 +206,6 @@ class Processes:
             told = _store().key_value_try_get(_FAILURE)
         except Exception:  # there is none, or no store any more
             return self._own_failure
-        with contextlib.suppress(Exception):
-            _store().key_value_set(f"{_ROOT}/read/{self.index}", "", allow_overwrite=True)
         return Failure(**json.loads(told))
 
     def leave(self) -> None:
@@ -216,24 +215,28 @@ class Processes:
 
             jax.distributed.shutdown()
 
-    def wait_for_readers(self) -> None:
-        """Has process 0, with whom the store goes, let the others read of a failure first."""
-        if self.index == 0 and self.count > 1 and self.failure() is not None:
-            deadline = time.monotonic() + _READ_SECONDS
-            while time.monotonic() < deadline and self._num_readers() < self.count:
+    def wait_to_end(self) -> None:
+        """Has process 0 end after the others where one has failed: their reason goes with it."""
+        if self.count == 1:
+            return
+        with contextlib.suppress(Exception):
+            _store().key_value_set(f"{_ROOT}/ended/{self.index}", "", allow_overwrite=True)
+        if self.index == 0 and self.failure() is not None:
+            deadline = time.monotonic() + _OTHERS_SECONDS
+            while time.monotonic() < deadline and self._num_ended() < self.count:
                 time.sleep(0.05)
 
     def end_now(self, code: int) -> None:
         """Ends this process at once: a normal end would wait for the others."""
-        self.wait_for_readers()
+        self.wait_to_end()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
         os._exit(code)
 
-    def _num_readers(self) -> int:
+    def _num_ended(self) -> int:
         with contextlib.suppress(Exception):
-            return len(_store().key_value_dir_get(f"{_ROOT}/read/"))
+            return len(_store().key_value_dir_get(f"{_ROOT}/ended/"))
         return self.count
 
     def _wait_for(self, key: str, deadline: float) -> str | None:

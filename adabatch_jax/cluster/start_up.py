@@ -5,6 +5,7 @@ import math
 import os
 
 from adabatch_jax.cluster.addresses import host_and_port
+from adabatch_jax.cluster.ending_together import end_at_once_after_failure
 from adabatch_jax.cluster.gpus import visible_gpus
 from adabatch_jax.cluster.launchers import Told
 from adabatch_jax.cluster.membership import FLAGS, Membership, membership
@@ -88,6 +89,7 @@ def initialize(
     is_in_kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ
     meet(place, start_timeout, start_timeout if is_in_kubernetes else _RESOLVE_SECONDS)
     _join(place, heartbeat_timeout, shutdown_timeout)
+    end_at_once_after_failure(current())
     return current()
 
 

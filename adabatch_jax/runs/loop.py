@@ -80,7 +80,7 @@ class Loop:
         self._copies = StateCopies(record, recovery)
         self._is_alone = record.processes.count == 1
         self._agreed, self._wants_stop = AgreedStop(record.processes), False
-        self._stop_time = _StopTime(interruption, record)
+        self._stop_time = _StopTime(interruption, record, self._agreed.delay_seconds)
 
     def run(self) -> tuple[TrainState, bool]:
         """Runs to the plan's end, or until it is stopped.
@@ -348,10 +348,10 @@ def _with_fault(inputs: Inputs) -> Inputs:
 
 
 class _StopTime:
-    """Tells an interruption how long stopping takes: what is in flight, and a checkpoint."""
+    """Tells an interruption how long stopping takes: a delay, what is in flight, a checkpoint."""
 
-    def __init__(self, interruption: Interruption | None, record: RunRecord):
-        self._interruption, self._record = interruption, record
+    def __init__(self, interruption: Interruption | None, record: RunRecord, delay: float):
+        self._interruption, self._record, self._delay = interruption, record, delay
         self._since, self._longest = time.monotonic(), 0.0
 
     def observe(self) -> None:
@@ -361,7 +361,7 @@ class _StopTime:
         if self._interruption is not None:
             saving = self._record.store.save_seconds
             pieces = (_PIECES_IN_FLIGHT + 1) * self._longest
-            self._interruption.expect(pieces + 2 * saving + 1)
+            self._interruption.expect(self._delay + pieces + 2 * saving + 1)
 
     def skip(self) -> None:
         """What passed since the last piece says nothing about pieces."""

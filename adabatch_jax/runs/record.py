@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from adabatch_jax.cluster.agreement import from_first
 from adabatch_jax.cluster.processes import ALONE, Processes
 from adabatch_jax.config.settings import Keep
 from adabatch_jax.data.example_digest import ExamplesDigest
@@ -202,6 +203,9 @@ class RunRecord:
 
     def write_row(self, row: dict[str, Any]) -> None:
         """Adds a row of metrics."""
+        if self.early_stop.has_rules:
+            # All decide by the first one's: seconds differ, and a rule may be about them.
+            row = from_first(self.processes, "row", lambda: row)
         self.history.append(row)
         self.store.write_row(row)
         self.early_stop.see(row)

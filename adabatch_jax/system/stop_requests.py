@@ -7,6 +7,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,8 @@ _PREEMPTED = 143
 # Launchers that pass a signal on to a process group that had it already make one look like two.
 _SAME_SIGNAL_SECONDS = 0.1
 _SHOW_CURSOR = "\x1b[?25h\n"
+_LAST_WORDS_SECONDS = 10.0
+_last_words: list[Callable[[str, int], None]] = []
 
 
 class Interruption:
@@ -110,16 +113,15 @@ class Interruption:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         now, name = time.monotonic(), _NAMES[number]
         if not self._deferred:
-            say_at_once(
-                f"stopped by {name} before the first update: there is nothing new to save\n"
-            )
-            exit_at_once(_exit_code(name))
+            why = f"stopped by {name} before the first update"
+            say_at_once(f"{why}: there is nothing new to save\n")
+            exit_at_once(_exit_code(name), f"{why}.")
         if self._first_heard is None:
             self._first_heard = now
             self._name = self._name or name
             say_at_once(f"{name}: stopping and saving; once more to stop at once\n")
         elif now - self._first_heard > _SAME_SIGNAL_SECONDS:
-            exit_at_once(_exit_code(name))
+            exit_at_once(_exit_code(name), f"stopped at once by {name}.")
 
 
 def exit_on_signals() -> None:
@@ -136,11 +138,26 @@ def _exit_code(name: str) -> int:
     return 130 if name == _NAMES[signal.SIGINT] else _PREEMPTED
 
 
-def exit_at_once(code: int) -> None:
-    """Ends the process, whatever its other threads do."""
+def exit_at_once(code: int, why: str) -> None:
+    """Ends the process, whatever its other threads do, after its `last_words`, if they are short."""
     if os.isatty(1):
         say_at_once(_SHOW_CURSOR, 1)  # the live display hides it
+    while _last_words:  # once: who asks again doesn't wait for them
+        thread = threading.Thread(target=_last_words.pop(), args=(why, code), daemon=True)
+        thread.start()
+        thread.join(_LAST_WORDS_SECONDS)
     os._exit(code)
+
+
+@contextlib.contextmanager
+def last_words(say: Callable[[str, int], None]) -> Iterator[None]:
+    """Has `exit_at_once` call `say(why, code)` first, for at most ten seconds."""
+    _last_words.append(say)
+    try:
+        yield
+    finally:
+        if say in _last_words:
+            _last_words.remove(say)
 
 
 def say_at_once(text: str, fd: int = 2) -> None:

@@ -180,7 +180,7 @@ class Watchdog:
         said = f"{what} took longer than {self._timeout:g} s"
         where = self._dump(said)
         say_at_once(f"error: {said} (--stall-timeout); the stacks of all threads are {where}.\n")
-        exit_at_once(RESTART_EXIT_CODE)
+        exit_at_once(RESTART_EXIT_CODE, f"{said} (--stall-timeout).")
 
     def _dump(self, said: str) -> str:
         """Writes the stacks; returns what to say of where."""

@@ -76,9 +76,13 @@ def rolled_back(saved: TrainState, current: TrainState) -> TrainState:
 def poisoned(weight: Any, place: Any = ...) -> Any:
     """Returns a batch's weights, spoiled at `place`: its loss and gradients are not finite then."""
     # A NaN would not do: a micro-batch whose weights don't sum up to more than 0 is left out.
-    spoiled = np.array(jax.device_get(weight))
-    spoiled[place] = np.inf
-    return jax.device_put(spoiled, weight.sharding)
+    is_spoiled = np.zeros(weight.shape, bool)
+    is_spoiled[place] = True
+    shards = [  # of several processes each has its own only
+        jax.device_put(np.where(is_spoiled[shard.index], np.inf, shard.data), shard.device)
+        for shard in weight.addressable_shards
+    ]
+    return jax.make_array_from_single_device_arrays(weight.shape, weight.sharding, shards)
 
 
 def _is_float(leaf: Any) -> bool:

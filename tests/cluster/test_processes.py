@@ -40,7 +40,7 @@ def test_who_does_not_answer_in_time_is_named(run_together):
 def test_a_failure_of_process_0_ends_the_others_with_its_code_and_sentence(run_together):
     first, second = run_together("fail", 2)
     assert (first.code, second.code) == (5, 5)
-    assert second.told[0]["error"] == "process 0 has failed: the disk is full."
+    assert second.told[0]["error"] == "process 0: the disk is full."
 
 
 def test_devices_that_are_in_use_already_are_refused():

@@ -60,6 +60,16 @@ def slices_of(place: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice(*map(int, bounds.split(":"))) for bounds in place.split(","))
 
 
+def place_shape(place: str) -> tuple[int, ...]:
+    """The shape of the part that lies at a place, if that isn't all of its array.
+
+    >>> place_shape("0:6,64:128")
+    (6, 64)
+    """
+    bounds = (map(int, axis.split(":")) for axis in place.split(","))
+    return tuple(stop - start for start, stop in bounds)
+
+
 def overlap(
     part: tuple[slice, ...], index: tuple[slice, ...], shape: tuple[int, ...]
 ) -> list[tuple[int, int]] | None:
@@ -91,6 +101,9 @@ def cut_out(
     """
     wanted = [axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True)]
     piece = None
+    if any(start >= stop for start, stop in wanted):  # no part reaches into nothing
+        dtype = next(iter(parts.values())).dtype
+        return np.empty([stop - start for start, stop in wanted], dtype)
     for place, values in parts.items():
         part = slices_of(place, shape)
         both = overlap(part, index, shape)

@@ -31,13 +31,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from adabatch_jax.cluster.agreement import from_all, from_first
-from adabatch_jax.cluster.processes import ALONE, Processes
+from adabatch_jax.cluster.processes import ALONE, PeerFailed, Processes
 from adabatch_jax.runs.checkpoints.array_parts import (
     WHOLE,
     cut_out,
     is_whole_here,
     overlap,
     own_parts,
+    place_shape,
     slices_of,
 )
 from adabatch_jax.runs.checkpoints.manifest import (
@@ -89,10 +90,14 @@ def write_checkpoint(path: Path, contents: Contents, processes: Processes = ALON
     Several processes call it alike: each writes its part, and the first one the rest when all
     have done so.
 
-    Raises a StorageError where a file can't be written, by whichever process.
+    Raises:
+      StorageError: a file can't be written, by whichever process.
+      PeerFailed: another process is gone.
     """
     try:
         _write(path, contents, processes)
+    except PeerFailed:
+        raise  # the disk has nothing to do with it
     except Exception as error:  # Orbax raises many kinds, some of them bare
         raise StorageError(
             f"a checkpoint in {path.parent} can't be written: {_reason(error)}."
@@ -119,28 +124,33 @@ def _begun(path: Path) -> str:
 
 def _write_parts(temporary: Path, contents: Contents, process_index: int) -> dict[str, Any]:
     """Writes what this process has; returns the digests of its parts and of its files."""
-    folder = f"{STATE}/{process_index}"
-    # Orbax doesn't save arrays without elements.
-    arrays = {
-        _stored_name(name, place): values
-        for name, parts in contents.parts.items()
-        for place, values in parts.items()
-        if values.size
-    }
+    whole, pieces = f"{STATE}/{process_index}", f"{STATE}/parts-{process_index}"
+    arrays, files, digests = {}, {}, {}
+    for name, parts in contents.parts.items():
+        for place, values in parts.items():
+            path = whole if place == WHOLE else f"{pieces}/{len(files)}"
+            digests.setdefault(name, {})[place] = [_digest(values), path]
+            if place != WHOLE:
+                files[path] = values
+            elif values.size:  # Orbax saves no others
+                arrays[name] = values
     if arrays:
         with _plainly_named(temporary.parent) as parent, _checkpointer() as checkpointer:
-            target = parent / temporary.name / folder
+            target = parent / temporary.name / whole
             checkpointer.save(target, args=ocp.args.PyTreeSave(arrays))
+    if files:
+        # Orbax writes numpy arrays in the first process only, and takes no `jax.Array` of one.
+        (temporary / pieces).mkdir()
+        for path, values in files.items():
+            values.tofile(temporary / path)
     reach("save.mid")
-    digests = {
-        name: {place: [_digest(values), folder] for place, values in parts.items()}
-        for name, parts in contents.parts.items()
-        if parts
-    }
-    files = written_files(temporary, folder) if arrays else {}
-    for made, _, _ in os.walk(temporary / folder):
-        sync_folder(Path(made))
-    return {"parts": digests, "files": files}
+    written = {}
+    for folder in (whole, pieces):
+        if (temporary / folder).exists():
+            written |= written_files(temporary, folder)
+        for made, _, _ in os.walk(temporary / folder):
+            sync_folder(Path(made))
+    return {"parts": digests, "files": written}
 
 
 def _complete(
@@ -252,21 +262,32 @@ def _needed(parts: Collection[str], like: Any) -> list[str]:
 
 def _read(found: Found, wanted: Mapping[str, list[str]]) -> dict[str, dict[str, np.ndarray]]:
     """Reads parts of arrays, given and returned by the array's name and by their place."""
-    by_folder: dict[str, dict[str, tuple[str, str]]] = collections.defaultdict(dict)
+    by_folder: dict[str, list[str]] = collections.defaultdict(list)
     read: dict[str, dict[str, np.ndarray]] = {name: {} for name in wanted}
     for name, places in wanted.items():
         array = found.arrays[name]
         for place in places:
-            empty = _without_elements(array.description)
-            if empty is None:
-                by_folder[array.parts[place].folder][_stored_name(name, place)] = (name, place)
-            else:
+            empty, path = _without_elements(array.description), array.parts[place].path
+            if empty is not None:
                 read[name][place] = empty
-    for folder, stored in by_folder.items():
-        for text, values in _read_folder(found, folder, list(stored)).items():
-            name, place = stored[text]
-            read[name][place] = values
+            elif place == WHOLE:
+                by_folder[path].append(name)
+            else:
+                read[name][place] = _read_piece(found, path, array.description, place)
+    for folder, names in by_folder.items():
+        for name, values in _read_folder(found, folder, names).items():
+            read[name][WHOLE] = values
     return read
+
+
+def _read_piece(found: Found, path: str, description: str, place: str) -> np.ndarray:
+    kind = _dtype_and_shape(description)[0]
+    dtype = np.uint32 if kind.startswith("key<") else jnp.dtype(kind)
+    try:
+        return np.fromfile(found.path / path, dtype).reshape(place_shape(place))
+    except Exception as error:
+        check_checkpoint(found.path)  # the file may have changed since it was verified
+        raise _not_restored(found, error) from error
 
 
 def _read_folder(found: Found, folder: str, names: list[str]) -> dict[str, np.ndarray]:
@@ -293,10 +314,6 @@ def _checkpointer() -> ocp.Checkpointer:
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def _stored_name(name: str, place: str) -> str:
-    return name if place == WHOLE else f"{name}@{place.replace(':', '-')}"
 
 
 def _not_restored(found: Found, error: Exception) -> RestoreError:

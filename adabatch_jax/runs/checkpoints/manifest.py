@@ -1,6 +1,6 @@
 """The manifest of a checkpoint: its own values and the digests of all else; standard library only.
 
-A checkpoint is a folder `<step>/` with the arrays in the folder `state/`, in one folder for each
+A checkpoint is a folder `<step>/` with the arrays in the folder `state/`, in folders of each
 process that saved some, and the file `manifest`: one line with the sha256 of all that follows in it,
 and then JSON. `state/` holds what the manifest lists and nothing else; what lies beside them is never
 read, so it can't do harm.
@@ -38,11 +38,11 @@ class Part(NamedTuple):
 
     Attributes:
       sha256: of its dtype, shape and values.
-      folder: which, below the checkpoint.
+      path: below the checkpoint: of all of an array Orbax's folder, else the file of its values.
     """
 
     sha256: str
-    folder: str
+    path: str
 
 
 class SavedArray(NamedTuple):
@@ -140,7 +140,7 @@ def check_files(checkpoint: Path, manifest: Manifest) -> None:
 
 
 def _saved_array(description: Any, parts: Mapping[str, Any]) -> SavedArray:
-    read = {str(place): Part(str(sha), str(folder)) for place, (sha, folder) in parts.items()}
+    read = {str(place): Part(str(sha), str(path)) for place, (sha, path) in parts.items()}
     return SavedArray(str(description), read)
 
 
