@@ -52,6 +52,7 @@ from adabatch_jax.runs.checkpoints.verifying import UNFINISHED, Found, check_che
 from adabatch_jax.system.errors import RestoreError, StorageError, one_line
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import sync_folder
+from adabatch_jax.system.mirrored_folder import WorkFolder
 from adabatch_jax.training.weights_digest import is_key, named_arrays, stored_numbers
 
 _OPEN_FILES = Path("/proc/self/fd")
@@ -83,28 +84,47 @@ class Contents:
         return cls(json.loads(json.dumps(run)), descriptions, parts)
 
 
-def write_checkpoint(path: Path, contents: Contents, processes: Processes = ALONE) -> None:
+def write_checkpoint(
+    path: Path,
+    contents: Contents,
+    processes: Processes = ALONE,
+    folder: WorkFolder | None = None,
+) -> None:
     """Writes a checkpoint; the folder gets its name, the step, when all is on the disk.
 
     Several processes call it alike: each writes its part, and the first one the rest when all
-    have done so.
+    have done so. Where the run's `folder` is the copy of one in a store, each brings its part there
+    under the name that it will have, and the manifest, which comes last, makes them a checkpoint.
 
     Raises a StorageError where a file can't be written, by whichever process.
     """
     try:
-        _write(path, contents, processes)
+        _write(path, contents, processes, folder or WorkFolder(path.parent))
     except Exception as error:  # Orbax raises many kinds, some of them bare
         raise StorageError(
             f"a checkpoint in {path.parent} can't be written: {_reason(error)}."
         ) from error
 
 
-def _write(path: Path, contents: Contents, processes: Processes) -> None:
-    temporary = path.parent / from_first(processes, "checkpoint folder", lambda: _begun(path))
-    written = from_all(
-        processes, "checkpoint parts", lambda: _write_parts(temporary, contents, processes.index)
-    )
-    from_first(processes, "checkpoint", lambda: _complete(temporary, path, contents, written))
+def _write(path: Path, contents: Contents, processes: Processes, folder: WorkFolder) -> None:
+    def begin() -> str:
+        folder.clear(path)
+        return _begun(path)
+
+    def write_parts() -> dict[str, Any]:
+        written = _write_parts(temporary, contents, processes.index)
+        folder.push_part(temporary, path)
+        return written
+
+    def complete() -> None:
+        _complete(temporary, path, contents, written)
+        folder.push()
+
+    temporary = path.parent / from_first(processes, "checkpoint folder", begin)
+    written = from_all(processes, "checkpoint parts", write_parts)
+    from_first(processes, "checkpoint", complete)
+    if processes.index:
+        folder.drop(temporary)
 
 
 def _begun(path: Path) -> str:
@@ -120,6 +140,7 @@ def _begun(path: Path) -> str:
 def _write_parts(temporary: Path, contents: Contents, process_index: int) -> dict[str, Any]:
     """Writes what this process has; returns the digests of its parts and of its files."""
     folder = f"{STATE}/{process_index}"
+    (temporary / STATE).mkdir(parents=True, exist_ok=True)  # where others don't see the first's
     # Orbax doesn't save arrays without elements.
     arrays = {
         _stored_name(name, place): values
