@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.serialization import type_handler_registry, type_handlers
 
 from adabatch_jax.cluster.agreement import from_all, from_first
 from adabatch_jax.cluster.processes import ALONE, Processes
@@ -312,8 +313,33 @@ def _checkpointer() -> ocp.Checkpointer:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
     )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    registry = type_handler_registry.create_type_handler_registry((np.ndarray, _OwnArrays()))
+    handler = ocp.PyTreeCheckpointHandler(
+        multiprocessing_options=alone, type_handler_registry=registry
+    )
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+class _OwnArrays(type_handlers.NumpyHandler):
+    """Writes the arrays of this process; Orbax's own takes all for the same, and only 0 writes."""
+
+    async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
+        # The method asks for the process's number where it decides whether to write.
+        for value, info, arg in zip(values, infos, args, strict=True):
+            await info.await_path_creation()
+            spec = type_handlers.ts_utils.build_array_write_spec(
+                info=info,
+                arg=arg,
+                global_shape=value.shape,
+                local_shape=value.shape,
+                dtype=value.dtype,
+                use_ocdbt=info.is_ocdbt_checkpoint,
+                process_index=type_handlers.ocdbt_utils.get_process_index_for_subdir(
+                    use_ocdbt=info.is_ocdbt_checkpoint
+                ),
+                metadata_key=self._metadata_key,
+            )
+            await self._open_and_write(value, spec.json, info.ts_context)
 
 
 def _stored_name(name: str, place: str) -> str:
