@@ -19,7 +19,7 @@ class MemoryStore:
     def folder(self, spec, **arguments):
         if not isinstance(spec, dict) or spec["driver"] != "gcs":  # Orbax's
             return self._open(spec, **arguments)
-        return _Folder(self, f"{spec['bucket']}/{spec['path']}")
+        return _Folder(self, f"{spec['bucket']}/")
 
     def opened(self, path):
         spec = {"driver": "memory", "path": path}

@@ -120,14 +120,18 @@ class MirroredFolder(WorkFolder):
             finally:
                 self._lock = None
 
+    def names(self) -> list[str]:
+        """What is in the store."""
+        return self._store.names()
+
     def fetch(self) -> None:
         with self._one_at_a_time:
-            there = self._store.names()
-            for name in self._here().keys() - {*there}:
+            there = dict.fromkeys(self._store.names())
+            for name in self._here().keys() - there.keys():
                 (self.path / name).unlink()
             self._known = {name: facts for name, facts in self._known.items() if name in there}
             marks = {self._mark_of(name) for name in there} - {None}
-            changed = self._changed(marks.intersection(there))
+            changed = self._changed(marks & there.keys())
             wanted = [name for name in there if self._is_wanted(name, there, changed)]
             self._read(wanted)
             # The marks come last: what was deleted meanwhile is then not taken for damaged.
@@ -248,7 +252,7 @@ class MirroredFolder(WorkFolder):
 def mirrored(
     url: str, flag: str, mark_of: Callable[[str], str | None], rank: Callable[[str], int]
 ) -> Iterator[MirroredFolder]:
-    """A copy of a folder in an object store, in the system's folder for temporary files.
+    """An empty copy of a folder in an object store, in the system's folder for temporary files.
 
     It is removed at the end; one that a kill has left is by whoever makes the next. Errors name
     the store's folder where they would name the copy.
@@ -258,7 +262,6 @@ def mirrored(
         path = copies / name  # reports call a run after its folder
         path.mkdir()
         folder = MirroredFolder(url, path, flag, mark_of, rank)
-        folder.fetch()
         try:
             yield folder
         except AdabatchError as error:

@@ -5,6 +5,7 @@ at. Its owner adds a beat to `.beat` every few seconds; where none comes for lon
 and the next one takes its place. One that was only asleep finds that out before it commits anything.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -66,8 +67,10 @@ class ObjectLock:
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self._beats.join()
-        if self._is_ours():
-            self._store.delete([LOCK, BEAT])
+        with contextlib.suppress(StorageError):  # the next one then waits a little
+            lock = self._store.see(LOCK)
+            if lock.content == self.text and self._store.replace(LOCK, None, lock.state):
+                self._store.delete([BEAT])
 
     def check(self) -> None:
         """Raises a StorageError where another process has taken the folder meanwhile."""

@@ -47,12 +47,17 @@ def parsed(url: str, flag: str) -> tuple[str, str]:
         )
     bucket, _, folder = rest.partition("/")
     folder = folder.strip("/")
-    if slashes != "//" or not bucket or not folder or "//" in folder:
+    if slashes != "//" or not bucket or not _is_plain(folder):
         raise UsageError(
             f"{flag}: {url!r} names no folder in a bucket; write it as a text like "
             "'gs://bucket/folder'."
         )
     return bucket, folder
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file below a folder: no placeholder "a/", and no way out."""
+    return not {"", ".", ".."}.intersection(name.split("/"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,23 +87,27 @@ class ObjectFolder:
         import tensorstore
 
         bucket, folder = parsed(url, flag)
-        self._url = url
+        self._url, self._prefix = url, f"{folder}/"
+        # "0" follows "/": all names that begin with the prefix.
+        self._range = tensorstore.KvStore.KeyRange(self._prefix, f"{folder}0")
         spec = {
             "driver": "gcs",
             "bucket": bucket,
-            "path": f"{folder}/",
             "context": {"gcs_request_retries": _RETRIES},
         }
         self._store = self._done("open", "", tensorstore.KvStore.open(spec))
 
     def names(self) -> list[str]:
-        """The names of all objects, sorted."""
-        found = self._done("list", "", self._store.list())
-        return sorted(name.decode(errors="surrogateescape") for name in found)
+        """The names of all objects that can be files, sorted."""
+        found = self._done("list", "", self._store.list(self._range))
+        names = (name.decode(errors="surrogateescape") for name in found)
+        # Emulators answer with all of the bucket.
+        own = (name[len(self._prefix) :] for name in names if name.startswith(self._prefix))
+        return sorted(filter(_is_plain, own))
 
     def see(self, name: str) -> Seen:
         """Reads an object, and which state of it that is."""
-        read = self._done("read", name, self._store.read(name))
+        read = self._done("read", name, self._store.read(self._prefix + name))
         state = read.stamp.generation
         is_told = read.state == "missing" or any(state[1:])  # emulators leave it out
         content = None if read.state == "missing" else read.value
@@ -109,12 +118,16 @@ class ObjectFolder:
 
         None says that it was in another. Where `state` is None it may be in any.
         """
-        written = self._store.write(name, content, if_equal=state)
+        written = self._store.write(self._prefix + name, content, if_equal=state)
         return self._done("write", name, written).generation or None
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Reads objects, some at a time; those that have gone meanwhile are left out."""
-        for name, read in self._some_at_a_time("read", names, self._store.read):
+
+        def begin(name: str) -> Any:
+            return self._store.read(self._prefix + name)
+
+        for name, read in self._some_at_a_time("read", names, begin):
             if read.state != "missing":
                 yield name, read.value
 
@@ -122,7 +135,7 @@ class ObjectFolder:
         """Writes objects, some at a time, in no order; each content is asked for just before."""
 
         def write(name: str) -> Any:
-            return self._store.write(name, contents[name]())
+            return self._store.write(self._prefix + name, contents[name]())
 
         for _ in self._some_at_a_time("write", contents, write):
             pass
@@ -131,7 +144,7 @@ class ObjectFolder:
         """Deletes objects, in no order; those that aren't there are no error."""
 
         def delete(name: str) -> Any:
-            return self._store.write(name, None)
+            return self._store.write(self._prefix + name, None)
 
         for _ in self._some_at_a_time("delete", names, delete):
             pass

@@ -51,6 +51,7 @@ def test_a_path_of_this_machine_is_no_address(path):
         ("gs://b", ("no folder",)),
         ("gs://b/", ("no folder",)),
         ("gs://b/x//y", ("no folder",)),
+        ("gs://b/x/..", ("no folder",)),
     ],
 )
 def test_another_address_is_refused_in_one_sentence_with_the_way_out(url, names):
@@ -71,6 +72,15 @@ def test_an_object_is_replaced_in_the_state_that_was_seen_and_in_no_other(folder
     assert folder.see("x").content == b"3"
     assert not folder.replace("x", None, first) and folder.replace("x", None, folder.see("x").state)
     assert folder.names() == []
+
+
+def test_a_folder_is_not_its_neighbours(folder, store):
+    neighbours = ["runs/a", "runs/ab/x", "runs/a0", "runs/b/x", "runs/", "other/runs/a/x"]
+    store.fill("bucket/", dict.fromkeys([*neighbours, "runs/a/x", "runs/a/y/z"], b""))
+    assert folder.names() == ["x", "y/z"]
+    # A server that knows no ranges gives all.
+    folder._range = type(folder._range)()
+    assert folder.names() == ["x", "y/z"]
 
 
 def test_many_objects_at_once(folder, store):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from adabatch_jax.runs.checkpoints.manifest import MANIFEST
 from adabatch_jax.runs.checkpoints.verifying import is_leftover
-from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, LAST_CHECKPOINT, SUMMARY
+from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS, LAST_CHECKPOINT, LOGS, SUMMARY
 from adabatch_jax.runs.folder.lock import LOCK_SECONDS, locked
+from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.mirrored_folder import MirroredFolder, WorkFolder, mirrored
 from adabatch_jax.system.object_store import is_url
 
@@ -31,9 +32,22 @@ def opened(workdir: str | os.PathLike, flag: str = "--workdir") -> Iterator[Work
         yield workdir
     elif is_url(workdir):
         with mirrored(str(workdir), flag, mark_of, rank) as folder:
+            _check_is_run(folder, flag)
+            folder.fetch()
             yield folder
     else:
         yield WorkFolder(Path(workdir))
+
+
+def _check_is_run(folder: MirroredFolder, flag: str) -> None:
+    """Raises a UsageError where a store's folder holds something else: all of it would be copied."""
+    names = {name.partition("/")[0] for name in folder.names() if not name.startswith(".")}
+    others = sorted(names - {LOGS})
+    if others and not names & {"config.json", CHECKPOINTS}:
+        raise UsageError(
+            f"{flag}: {str(folder)!r} holds {others[0]!r} but no run (no config.json of this "
+            "program)."
+        )
 
 
 def locked_folder(

@@ -214,6 +214,21 @@ def test_a_copy_that_a_kill_left_goes_with_the_next_start_and_one_in_use_stays(s
         assert first.path.is_dir() and second.path.is_dir() and first.path != second.path
 
 
+def test_a_folder_of_something_else_is_neither_copied_nor_written_to(store, tmp_path):
+    foreign = {"images/1.png": b"x", "images/2.png": b"y"}
+    store.fill(PATH, foreign)
+    with pytest.raises(UsageError, match="'gs://bucket/run' holds 'images' but no run"):
+        in_store()
+    assert store.objects(PATH) == foreign
+
+
+def test_no_object_leads_out_of_the_copy(store, tmp_path):
+    store.fill(PATH, {"config.json": b"{}", "../out": b"x", "a//b": b"x", "tensorboard/": b""})
+    with opened(URL) as folder:
+        assert [path.name for path in folder.path.rglob("*")] == ["config.json"]
+        assert [path.name for path in folder.path.parent.iterdir()] == ["run"]
+
+
 def test_a_copy_becomes_what_is_there_now(store):
     in_store()
     with opened(URL) as folder:
