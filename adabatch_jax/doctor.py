@@ -4,17 +4,18 @@ It reads and writes nothing: neither in the run's folder nor in any other.
 """
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adabatch_jax.system import command_lines
 
 if TYPE_CHECKING:
     from adabatch_jax.reporting.diagnosis.findings import Finding
+    from adabatch_jax.system.mirrored_folder import WorkFolder
 
 _EPILOG = """\
 The exit code is 0, or that of the first problem: 2 for the environment and for a folder that is
@@ -37,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("workdir", nargs="?", metavar="WORKDIR", help="a run's folder")
+    parser.add_argument(
+        "workdir", nargs="?", metavar="WORKDIR", help="a run's folder, or gs://bucket/folder"
+    )
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
@@ -49,19 +52,32 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _examine(arguments: argparse.Namespace) -> int:
+    if arguments.workdir is None:
+        return _examined(None, arguments)
+    from adabatch_jax.runs.folder.opened_folder import opened
+
+    with opened(arguments.workdir, "WORKDIR") as folder:
+        return _examined(folder, arguments)
+
+
+def _examined(folder: "WorkFolder | None", arguments: argparse.Namespace) -> int:
     from adabatch_jax.reporting.diagnosis.environment_findings import environment_findings
     from adabatch_jax.reporting.diagnosis.run_findings import run_findings
     from adabatch_jax.runs.folder.workdir_choice import saved_config
     from adabatch_jax.runs.kept_numerics import keep_threads
+    from adabatch_jax.system.mirrored_folder import MirroredFolder
 
-    workdir = None if arguments.workdir is None else Path(arguments.workdir)
+    workdir = None if folder is None else folder.path
     if workdir is not None:
         keep_threads(workdir)  # as training there would, before JAX has its devices
     settings = None if workdir is None else saved_config(workdir)
     data_dir = arguments.data_dir or (settings.data.dir if settings else None)
     sections = {"environment": list(environment_findings(workdir, data_dir))}
     if workdir is not None:
-        sections["run"] = list(run_findings(workdir))
+        found = run_findings(workdir, is_copy=isinstance(folder, MirroredFolder))
+        sections["run"] = [
+            dataclasses.replace(finding, text=folder.named(finding.text)) for finding in found
+        ]
     codes = [f.exit_code for findings in sections.values() for f in findings if f.exit_code]
     exit_code = codes[0] if codes else 0
     if arguments.json:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.number_texts import printable
+from adabatch_jax.system.object_store import is_url
 
 if TYPE_CHECKING:
     from adabatch_jax.runs.weights import Weights
@@ -55,6 +56,10 @@ def _export(arguments: argparse.Namespace) -> int:
     from adabatch_jax.runs.weight_files import check_suffix
     from adabatch_jax.runs.weights import export_weights, weights_of_run
 
+    if is_url(arguments.to):
+        raise UsageError(
+            f"--to: the weights are written to a folder of this machine, not {arguments.to!r}."
+        )
     path = Path(arguments.to)
     check_suffix(path, "--to")
     weights = weights_of_run(arguments.run, arguments.best, arguments.step)

@@ -1,6 +1,7 @@
 """`python -m adabatch_jax.report RUN [RUN ...]`: reports on runs and compares them."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.number_texts import printable
+from adabatch_jax.system.object_store import is_url
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
         "several, and the curves as PNG.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run directory, or gs://bucket/folder"
+    )
     parser.add_argument(
         "--out",
         metavar="FILE.html",
@@ -81,14 +85,23 @@ def _report(arguments: argparse.Namespace) -> int:
     directories, out = arguments.runs, arguments.out
     if out is not None and Path(out).suffix not in (".html", ".htm"):
         raise UsageError(f"--out is an HTML file such as report.html, got {out!r}.")
-    if len(directories) == 1:
-        print(printable(f"Report: {write_report(directories[0], out)}"))
-        return 0
-    from adabatch_jax.reporting.saved_run import load_run
+    if out is not None and is_url(out):
+        raise UsageError(f"--out: the page is written to a folder of this machine, not {out!r}.")
+    from adabatch_jax.runs.folder.folder_reading import REPORT
+    from adabatch_jax.runs.folder.opened_folder import opened
 
-    runs = [load_run(directory) for directory in directories]
-    path = Path(out or "report.html")
-    write_comparison(runs, path)
+    with contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(opened(directory, "RUN")) for directory in directories]
+        if len(folders) == 1:
+            path = write_report(folders[0].path, out)
+            folders[0].push(REPORT)
+            print(printable(f"Report: {f'{folders[0]}/{path.name}' if out is None else path}"))
+            return 0
+        from adabatch_jax.reporting.saved_run import load_run
+
+        runs = [load_run(folder.path) for folder in folders]
+        path = Path(out or "report.html")
+        write_comparison(runs, path)
     _print_comparison(runs)
     print(printable(f"Report: {path}"))
     return 0

@@ -22,10 +22,9 @@ from adabatch_jax.system.quantities import parse_seconds
 from adabatch_jax.system.stop_requests import Interruption, exit_on_signals
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from adabatch_jax.runs.fit import FitResult
     from adabatch_jax.runs.folder.finished_run import Finished
+    from adabatch_jax.system.mirrored_folder import WorkFolder
 
 PROG = "python -m adabatch_jax.train"
 
@@ -38,7 +37,8 @@ class Options:
         None, "Python file that defines `config = TrainConfig(...)`, or a run's config.json."
     )
     workdir: str | None = flag(
-        None, "Folder of the run; none: runs/<name>-<digest of the settings>."
+        None,
+        "Folder of the run, or gs://bucket/folder; none: runs/<name>-<digest of the settings>.",
     )
     max_time: str | None = flag(
         None,
@@ -116,9 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: Sequence[str] | None, started: float) -> int:
-    from pathlib import Path
-
-    from adabatch_jax.runs.folder.folder_reading import STOPPED_AT_PHASE
+    from adabatch_jax.runs.folder.opened_folder import opened
     from adabatch_jax.runs.folder.workdir_choice import default_workdir
 
     options, config = parse_arguments(Options, argv, PROG, __doc__)
@@ -126,7 +124,19 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     if options.local_processes is not None:
         return run_locally("adabatch_jax.train", given, options.local_processes)
     end_with_parent()
-    workdir = Path(options.workdir) if options.workdir else default_workdir(config)
+    with opened(options.workdir or default_workdir(config)) as workdir:
+        return _train_in(workdir, config, options, given, started)
+
+
+def _train_in(
+    workdir: "WorkFolder",
+    config: TrainConfig,
+    options: Options,
+    given: Sequence[str],
+    started: float,
+) -> int:
+    from adabatch_jax.runs.folder.folder_reading import STOPPED_AT_PHASE
+
     lock_wait = parse_seconds(options.lock_wait)
     max_seconds = None if options.max_time is None else parse_seconds(options.max_time)
     with contextlib.ExitStack() as stack:
@@ -154,7 +164,7 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
         from adabatch_jax.training import compilation_cache
         from adabatch_jax.training.numerics import settle_for_commands
 
-        for note in (keep_threads(workdir, options.cpu_devices), *settle_for_commands()):
+        for note in (keep_threads(workdir.path, options.cpu_devices), *settle_for_commands()):
             if note is not None and not processes.index:
                 print(note)
         check_backend(options.cpu_devices)
@@ -191,12 +201,12 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
                 f"command goes on: {command}"
             )
             return interruption.exit_code
-    where = f"report {workdir / 'report.html'}; run folder {workdir}"
+    where = f"report {workdir}/report.html; run folder {workdir}"
     print(printable(f"done: {_result(result.summary)}; {where}"))
     return 0
 
 
-def _tell_phase_stop(result: "FitResult", workdir: "Path") -> None:
+def _tell_phase_stop(result: "FitResult", workdir: "WorkFolder") -> None:
     """Says that a run stands before the phase that it was asked to stop at."""
     from adabatch_jax.runs.folder.folder_reading import STOPPED_AT_PHASE
 
@@ -211,13 +221,13 @@ def _tell_phase_stop(result: "FitResult", workdir: "Path") -> None:
     )
 
 
-def _was_finished(config: TrainConfig, workdir: "Path", options: Options) -> bool:
+def _was_finished(config: TrainConfig, workdir: "WorkFolder", options: Options) -> bool:
     """Whether there is nothing to train, which is told then."""
     from adabatch_jax.runs.checkpoints.verifying import committed_steps
     from adabatch_jax.runs.folder.finished_run import find_finished
     from adabatch_jax.runs.folder.folder_reading import CHECKPOINTS
 
-    finished = find_finished(workdir, config.digest)
+    finished = find_finished(workdir.path, config.digest)
     if finished.summary is None or not (
         finished.is_whole or not committed_steps(workdir / CHECKPOINTS)
     ):
@@ -227,12 +237,12 @@ def _was_finished(config: TrainConfig, workdir: "Path", options: Options) -> boo
 
 
 def _tell_finished(
-    config: TrainConfig, workdir: "Path", finished: "Finished", options: Options
+    config: TrainConfig, workdir: "WorkFolder", finished: "Finished", options: Options
 ) -> None:
     """Leaves a finished run alone, but for its report; raises an error if its data are others."""
     from adabatch_jax.runs.configured_data import check_prepared_data
 
-    check_prepared_data(config, finished.run, workdir, options.allow_change)
+    check_prepared_data(config, finished.run, workdir.path, options.allow_change)
     if finished.is_whole:
         _report_again(workdir, parse_seconds(options.lock_wait), options.take_over)
     else:
@@ -245,20 +255,21 @@ def _tell_finished(
     print(printable(f"finished already: {_result(finished.summary)}; run folder {workdir}"))
 
 
-def _report_again(workdir: "Path", lock_wait: float, take_over: bool) -> None:
+def _report_again(workdir: "WorkFolder", lock_wait: float, take_over: bool) -> None:
     """Writes a finished run's report, where it is missing or was changed."""
     from adabatch_jax.reporting.saved_run import is_reported
 
-    if not is_reported(workdir):
+    if not is_reported(workdir.path):
         from adabatch_jax.report import write_report
         from adabatch_jax.runs.folder.folder_reading import check_no_obstacles
-        from adabatch_jax.runs.folder.lock import locked
+        from adabatch_jax.runs.folder.opened_folder import locked_folder
 
         if (workdir / "report.html").exists():  # else killed before it was written
             print("note: report.html isn't what the finished run left there, and is written anew")
-        with locked(workdir, "--workdir", lock_wait, take_over):
-            check_no_obstacles(workdir)
-            write_report(workdir)
+        with locked_folder(workdir, "--workdir", lock_wait, take_over):
+            check_no_obstacles(workdir.path)
+            write_report(workdir.path)
+            workdir.push()
 
 
 def _result(summary: Mapping) -> str:

@@ -21,6 +21,7 @@ from adabatch_jax.runs.folder.folder_reading import (
     run_here,
 )
 from adabatch_jax.runs.folder.metrics_files import read_metrics
+from adabatch_jax.runs.folder.opened_folder import opened
 from adabatch_jax.runs.folder.workdir_choice import is_run
 from adabatch_jax.system.errors import RestoreError, UsageError
 
@@ -44,7 +45,11 @@ def from_checkpoint(
       RestoreError: none of those that may be taken is sound.
       StorageError: they can't be read.
     """
-    path = Path(workdir)
+    with opened(workdir, "workdir") as folder:
+        return _from_folder(folder.path, best, step, use)
+
+
+def _from_folder(path: Path, best: bool, step: int | None, use: Callable[[Found], T]) -> T:
     if best and step is not None:
         raise UsageError("best and step: give one of them, each chooses a checkpoint.")
     if not path.is_dir():

@@ -30,12 +30,13 @@ from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_pieces import unreached
 from adabatch_jax.schedules.learning_rate_schedule import rate_schedule
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.system.mirrored_folder import WorkFolder
 from adabatch_jax.training.train_state import TrainState
 
 
 def train(
     config: TrainConfig,
-    workdir: Path,
+    workdir: Path | WorkFolder,
     operation: Operation = Operation(),
     allow_change: Sequence[str] = (),
     on_done: Callable[[Path], Any] = lambda workdir: None,
@@ -46,6 +47,7 @@ def train(
     """Trains as configured, or goes on with what the workdir holds.
 
     Args:
+      workdir: the folder, or one that was `opened`.
       operation: its `on_nan` is that of the settings; without `progress` the terminal shows it.
       allow_change, lock_seconds, take_over: as in `RunFolder` and `plan_of_run`.
       on_done: called with the workdir at the plan's end, while no other process may use it; of
@@ -53,17 +55,16 @@ def train(
       processes: those that train together, on the devices of all.
     """
     data = in_turn(processes, lambda: open_data(config).in_memory().with_statistics(config.data))
-    from_first(processes, "workdir", lambda: check_workdir(workdir))
+    path = Path(workdir)
+    from_first(processes, "workdir", lambda: check_workdir(path))
     with (
-        own_log(workdir / LOGS, processes) as log,
+        own_log(path / LOGS, processes) as log,
         run_folder(
             workdir, allow_change=allow_change, lock_seconds=lock_seconds, take_over=take_over,
             processes=processes,
         ) as folder,
     ):  # fmt: skip
-        plan, changes = plan_of_run(
-            config, len(data.train), folder.checkpoint, workdir, allow_change
-        )
+        plan, changes = plan_of_run(config, len(data.train), folder.checkpoint, path, allow_change)
         folder.changes += [change.to_dict() for change in changes]
         folder.notes += [*data.notes, *(f"note: {change}" for change in changes)]
         progress = operation.progress or make_progress(plan, log=log)
@@ -71,7 +72,7 @@ def train(
         folder.dataset = data.spec.to_dict()
         result = _fit(config, folder, plan, operation, allow_change, data)
         if not result.stopped and not processes.index:
-            on_done(workdir)
+            on_done(path)
         processes.barrier("done")
         return result
 
@@ -100,7 +101,7 @@ def _fit(
     layout = config.layout
     if mesh is None:  # one device has it all
         layout = dataclasses.replace(layout, shard_params=False)
-    _introduce(config, plan, folder.path, mesh, operation.progress)
+    _introduce(config, plan, folder.where, mesh, operation.progress)
     return fit(
         network.loss_fn,
         tx,
@@ -128,7 +129,7 @@ def _fit(
 
 
 def _introduce(
-    config: TrainConfig, plan: BatchPlan, workdir: Path, mesh: Any, progress: Progress
+    config: TrainConfig, plan: BatchPlan, workdir: str, mesh: Any, progress: Progress
 ) -> None:
     sizes = plan.batch_sizes
     batch = f"batch {sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else "")

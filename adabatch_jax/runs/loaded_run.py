@@ -21,6 +21,7 @@ from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_schedule import rate_schedule
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.object_store import is_url
 from adabatch_jax.training.train_state import TrainState, on_devices
 
 
@@ -29,7 +30,7 @@ class LoadedRun:
     """A run at one of its checkpoints.
 
     Attributes:
-      path: its folder.
+      path: its folder; a text where that is in an object store.
       step: the finished updates.
       state: the whole `TrainState`, on the default device.
       plan: the batch plan.
@@ -45,7 +46,7 @@ class LoadedRun:
     LoadedRun(path=PosixPath('runs/mine'), step=351)
     """
 
-    path: Path
+    path: Path | str
     step: int
     state: TrainState = dataclasses.field(repr=False)
     plan: BatchPlan = dataclasses.field(repr=False)
@@ -132,7 +133,7 @@ def load_run(
     is made by calling the function that the settings name: load such runs only if you trust them.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder, or gs://bucket/folder.
       best: load the checkpoint with the best score (`--keep-best`) instead of the newest.
       step: load that of this update.
       like: of a run of `fit`: a state as it was begun with, made in the same way.
@@ -158,9 +159,10 @@ def load_run(
     if like is not None and not isinstance(like, TrainState):
         raise UsageError(f"`like` must be a TrainState, got one of type {type(like).__name__}.")
     quieten_orbax()
+    place = str(workdir) if is_url(workdir) else Path(workdir)
 
     def load(found: Found) -> LoadedRun:
-        plan, path = BatchPlan.from_dict(found.run["plan"]), Path(workdir)
+        plan, path = BatchPlan.from_dict(found.run["plan"]), place
         if like is not None:
             return LoadedRun(path, found.step, restore(found, on_devices(like)), plan)
         config = config_of(found)
@@ -173,7 +175,7 @@ def load_run(
     return from_checkpoint(workdir, best, step, load)
 
 
-def _of_command(path: Path, found: Found, plan: BatchPlan, config: TrainConfig) -> LoadedRun:
+def _of_command(path: Path | str, found: Found, plan: BatchPlan, config: TrainConfig) -> LoadedRun:
     data = DatasetSpec.from_dict(found.run["dataset"])
     network = configured_model(config, data)
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)

@@ -15,6 +15,7 @@ from adabatch_jax.runs.chosen_checkpoint import config_of, from_checkpoint
 from adabatch_jax.runs.weight_files import SUFFIXES, read_arrays_of_file, write_arrays
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.files import read_file, storage_errors, write_json
+from adabatch_jax.system.object_store import is_url
 from adabatch_jax.training.weights_digest import digest_of_named
 
 _KEYS = {"network", "class_names", "normalization", "step"}
@@ -73,6 +74,8 @@ def weights_of(source: str, setting: str) -> Weights:
       StorageError: the file is damaged, or can't be read.
       RestoreError: the run has no sound checkpoint.
     """
+    if is_url(source):
+        return weights_of_run(source)
     path = Path(source).expanduser()
     if path.is_dir():
         return weights_of_run(path)

@@ -187,6 +187,7 @@ EXTRA_PACKAGES = {
     "sklearn",
     "tensorboardX",
     "tensorflow_datasets",
+    "tensorstore",
 }
 """What the command lines import beside the library's own dependencies."""
 

@@ -38,13 +38,18 @@ from adabatch_jax.system.errors import AdabatchError, RestoreError, StorageError
 from adabatch_jax.system.files import read_file
 
 
-def run_findings(workdir: Path) -> Iterator[Finding]:
-    """Looks at a run's folder, which is left exactly as it is."""
+def run_findings(workdir: Path, is_copy: bool = False) -> Iterator[Finding]:
+    """Looks at a run's folder, which is left exactly as it is.
+
+    `is_copy`: it is the copy of one in an object store, whose lock the kernel knows nothing of.
+    """
     folder = _folder(workdir)
     yield folder
     if folder.state != "ok":
         return
     owner = lock_owner(workdir)
+    if owner is not None and is_copy:
+        owner = dataclasses.replace(owner, is_alive=None)
     yield _lock(owner)
     is_in_use = owner is not None and owner.is_alive is True
     config, finding = _config(workdir)

@@ -53,6 +53,7 @@ from adabatch_jax.runs.checkpoints.verifying import UNFINISHED, Found, check_che
 from adabatch_jax.system.errors import RestoreError, StorageError, one_line
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import sync_folder
+from adabatch_jax.system.mirrored_folder import WorkFolder
 from adabatch_jax.training.weights_digest import is_key, named_arrays, stored_numbers
 
 _OPEN_FILES = Path("/proc/self/fd")
@@ -84,18 +85,24 @@ class Contents:
         return cls(json.loads(json.dumps(run)), descriptions, parts)
 
 
-def write_checkpoint(path: Path, contents: Contents, processes: Processes = ALONE) -> None:
+def write_checkpoint(
+    path: Path,
+    contents: Contents,
+    processes: Processes = ALONE,
+    folder: WorkFolder | None = None,
+) -> None:
     """Writes a checkpoint; the folder gets its name, the step, when all is on the disk.
 
     Several processes call it alike: each writes its part, and the first one the rest when all
-    have done so.
+    have done so. Where the run's `folder` is the copy of one in a store, each brings its part there
+    under the name that it will have, and the manifest, which comes last, makes them a checkpoint.
 
     Raises:
       StorageError: a file can't be written, by whichever process.
       PeerFailed: another process is gone.
     """
     try:
-        _write(path, contents, processes)
+        _write(path, contents, processes, folder or WorkFolder(path.parent))
     except PeerFailed:
         raise  # the disk has nothing to do with it
     except Exception as error:  # Orbax raises many kinds, some of them bare
@@ -104,12 +111,25 @@ def write_checkpoint(path: Path, contents: Contents, processes: Processes = ALON
         ) from error
 
 
-def _write(path: Path, contents: Contents, processes: Processes) -> None:
-    temporary = path.parent / from_first(processes, "checkpoint folder", lambda: _begun(path))
-    written = from_all(
-        processes, "checkpoint parts", lambda: _write_parts(temporary, contents, processes.index)
-    )
-    from_first(processes, "checkpoint", lambda: _complete(temporary, path, contents, written))
+def _write(path: Path, contents: Contents, processes: Processes, folder: WorkFolder) -> None:
+    def begin() -> str:
+        folder.clear(path)
+        return _begun(path)
+
+    def write_parts() -> dict[str, Any]:
+        written = _write_parts(temporary, contents, processes.index)
+        folder.push_part(temporary, path)
+        return written
+
+    def complete() -> None:
+        _complete(temporary, path, contents, written)
+        folder.push()
+
+    temporary = path.parent / from_first(processes, "checkpoint folder", begin)
+    written = from_all(processes, "checkpoint parts", write_parts)
+    from_first(processes, "checkpoint", complete)
+    if processes.index:
+        folder.drop(temporary)
 
 
 def _begun(path: Path) -> str:
@@ -124,6 +144,7 @@ def _begun(path: Path) -> str:
 
 def _write_parts(temporary: Path, contents: Contents, process_index: int) -> dict[str, Any]:
     """Writes what this process has; returns the digests of its parts and of its files."""
+    (temporary / STATE).mkdir(parents=True, exist_ok=True)  # where others don't see the first's
     whole, pieces = f"{STATE}/{process_index}", f"{STATE}/parts-{process_index}"
     arrays, files, digests = {}, {}, {}
     for name, parts in contents.parts.items():

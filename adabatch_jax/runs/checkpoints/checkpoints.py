@@ -27,6 +27,7 @@ from adabatch_jax.schedules.periods import Period
 from adabatch_jax.system.errors import StorageError
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.system.files import storage_errors
+from adabatch_jax.system.mirrored_folder import WorkFolder
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.train_state import TrainState
 
@@ -65,6 +66,7 @@ class Checkpoints:
       progress: told about what isn't as it should be.
       on_saved: called with the step when a checkpoint is there.
       processes: those that train together, which all save and restore alike.
+      folder: the run's, in which the directory lies.
 
     Attributes:
       latest: the newest step that was saved or restored here; None before.
@@ -84,12 +86,14 @@ class Checkpoints:
         progress: Progress,
         on_saved: Callable[[int], None],
         processes: Processes = ALONE,
+        folder: WorkFolder | None = None,
     ):
         self._directory = directory.absolute()
         self._newest, self._best, self._every = newest, best, every
         self._on_error, self._on_saved = on_error, on_saved
         self._watchdog, self._progress = watchdog, progress
         self._processes = processes
+        self._folder = WorkFolder(self._directory.parent) if folder is None else folder
         self._scores: dict[int, float] = {}
         self._warned: set[str] = set()
         self._under_way: _Save | None = None
@@ -132,7 +136,9 @@ class Checkpoints:
     def _delete_old(self, step: int) -> list[StorageError]:
         if self._processes.index:
             return []
-        return delete_old(self._directory, step, self._newest, self._scores)
+        errors = delete_old(self._directory, step, self._newest, self._scores)
+        self._folder.push()
+        return errors
 
     def check(self) -> None:
         """Looks whether a save has ended, in microseconds."""
@@ -214,7 +220,7 @@ class Checkpoints:
 
     def _write(self, path: Path, contents: Contents) -> None:
         self._check_is_there()  # again: the thread may have begun later
-        write_checkpoint(path, contents, self._processes)
+        write_checkpoint(path, contents, self._processes, self._folder)
         reach("save.committed")
 
     @contextlib.contextmanager

@@ -51,9 +51,14 @@ def committed_steps(directory: Path) -> list[int]:
     return sorted(int(entry.name) for entry in _entries(directory) if _STEP.fullmatch(entry.name))
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a name is that of a save or a deletion that was not completed."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
 def leftovers(directory: Path) -> list[str]:
     """The names of what a kill left behind of a save or a deletion, or a live run is at."""
-    return sorted(entry.name for entry in _entries(directory) if _LEFTOVER.fullmatch(entry.name))
+    return sorted(entry.name for entry in _entries(directory) if is_leftover(entry.name))
 
 
 def check_checkpoint(path: Path) -> Found:
@@ -121,7 +126,7 @@ def other_checkpoints(directory: Path) -> list[str]:
         entry.name
         for entry in _entries(directory)
         if not _STEP.fullmatch(entry.name)
-        and not _LEFTOVER.fullmatch(entry.name)
+        and not is_leftover(entry.name)
         and entry.is_dir(follow_symlinks=False)
         and any(os.path.lexists(directory / entry.name / part) for part in (STATE, MANIFEST))
     )

@@ -37,7 +37,7 @@ BEFORE_SUMMARY = (
     LAST_CHECKPOINT,
 )  # fmt: skip
 
-_REPORT = ("report.html", *(f"curves_{axis}.png" for axis in ("epochs", "updates", "seconds")))
+REPORT = ("report.html", *(f"curves_{axis}.png" for axis in ("epochs", "updates", "seconds")))
 
 # What a checkpoint's own values are laid out as; others are another program's.
 FORMAT = 6
@@ -180,7 +180,7 @@ def check_no_obstacles(path: Path) -> None:
 
 def obstacles(path: Path) -> Iterator[Path]:
     """Folders that lie where a run writes a file, and that a file can't replace."""
-    for name in (*BEFORE_SUMMARY, SUMMARY, *_REPORT):
+    for name in (*BEFORE_SUMMARY, SUMMARY, *REPORT):
         for file in (path / name, temporary_path(path / name)):
             if file.is_dir() and not file.is_symlink():
                 yield file

@@ -9,9 +9,11 @@ from adabatch_jax.cluster.agreement import from_all, from_first
 from adabatch_jax.cluster.processes import ALONE, Processes
 from adabatch_jax.config.settings import settings_digest
 from adabatch_jax.runs.checkpoints.verifying import Damaged
+from adabatch_jax.runs.folder.folder_reading import LOGS
 from adabatch_jax.runs.folder.in_memory import InMemory
 from adabatch_jax.runs.folder.lock import lock_text
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
+from adabatch_jax.runs.folder.opened_folder import opened
 from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
@@ -37,6 +39,7 @@ class FollowedFolder(RunFolder):
 
         def see() -> None:
             step = told["step"]
+            self._folder.fetch()
             try:
                 is_seen = lock_text(self.path) == told["lock"]
                 self.checkpoint = None if step is None or not is_seen else self._seen(step)
@@ -54,6 +57,9 @@ class FollowedFolder(RunFolder):
 
     def _find_again(self) -> None:
         self._adopt()
+
+    def _push_rest(self) -> None:
+        self._folder.push([LOGS])
 
     def begin(
         self,
@@ -112,5 +118,8 @@ def run_store(
     elif isinstance(workdir, RunFolder):
         yield workdir
     else:
-        with run_folder(workdir, "workdir", allow_change, processes=processes) as folder:
+        with (
+            opened(workdir, "workdir") as place,
+            run_folder(place, "workdir", allow_change, processes=processes) as folder,
+        ):
             yield folder

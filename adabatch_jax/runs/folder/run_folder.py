@@ -35,12 +35,13 @@ from adabatch_jax.runs.folder.folder_reading import (
     position_of_rows,
     read_last_checkpoint,
 )
-from adabatch_jax.runs.folder.lock import LOCK_SECONDS, lock_text, locked
+from adabatch_jax.runs.folder.lock import LOCK_SECONDS, lock_text
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition, MetricsWriter, read_metrics
+from adabatch_jax.runs.folder.opened_folder import locked_folder
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import describe_environment
-from adabatch_jax.system.errors import RestoreError, explain_missing
+from adabatch_jax.system.errors import RestoreError, StorageError, explain_missing
 from adabatch_jax.system.files import (
     read_file,
     storage_errors,
@@ -48,6 +49,7 @@ from adabatch_jax.system.files import (
     write_json,
     write_sealed,
 )
+from adabatch_jax.system.mirrored_folder import WorkFolder
 from adabatch_jax.system.watchdog import Watchdog
 from adabatch_jax.training.time_prediction import Prediction
 from adabatch_jax.training.train_state import TrainState
@@ -63,7 +65,7 @@ class RunFolder:
     where a run is refused, nothing is changed.
 
     Args:
-      path: the folder.
+      path: the folder, or one that was `opened`.
       flag: where the user named it, for errors.
       allow_change: with "rows" among it a run goes on without rows of metrics that were lost.
       lock_seconds, take_over: as in `locked`.
@@ -92,6 +94,7 @@ class RunFolder:
         take_over: bool = False,
         processes: Processes = ALONE,
     ):
+        self._folder = path if isinstance(path, WorkFolder) else WorkFolder(Path(path).absolute())
         self.path = Path(path).absolute()  # the program may change its current folder
         self.processes = processes
         self.checkpoint: Found | None = None
@@ -101,7 +104,7 @@ class RunFolder:
         self._may_lose_rows = "rows" in allow_change
         self._rejected: list[tuple[int, str]] = []  # newer checkpoints, and why not to use them
         self._loses_rows = False
-        self._lock = locked(self.path, flag, lock_seconds, take_over)
+        self._lock = locked_folder(self._folder, flag, lock_seconds, take_over)
         self._stack = contextlib.ExitStack()
         self._run_id = secrets.token_hex(8)
         self._last = LastCheckpoint()  # of this run
@@ -116,8 +119,16 @@ class RunFolder:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._stack.close()
+    def __exit__(self, kind: Any, failure: BaseException | None, *_: Any) -> None:
+        with self._stack:
+            try:
+                self._push_rest()
+            except StorageError:
+                if failure is None:  # which tells the cause
+                    raise
+
+    def _push_rest(self) -> None:
+        self._folder.push()
 
     def _take(self, stack: contextlib.ExitStack) -> dict[str, Any]:
         """Locks the folder, and finds what is in it."""
@@ -254,6 +265,7 @@ class RunFolder:
             progress=progress,
             on_saved=self._note_saved,
             processes=self.processes,
+            folder=self._folder,
         )
 
     def begin(
@@ -283,7 +295,14 @@ class RunFolder:
         rows = self.read_rows()
         for row in rows:
             self._checkpoints.measured(row)
+        self._folder.clear()
+        self._folder.push()
         return rows
+
+    @property
+    def where(self) -> str:
+        """The folder's name for people: its path, or its address in an object store."""
+        return str(self._folder)
 
     @property
     def run_id(self) -> str:
@@ -292,7 +311,9 @@ class RunFolder:
 
     def kept_rows(self) -> list[dict[str, Any]]:
         """The rows up to the checkpoint; none where they were lost."""
-        if self._position is None:
+        if (
+            self._position is None or not self._position.num_bytes
+        ):  # an object store keeps no file then
             return []
         return read_metrics(self.path / "metrics.jsonl", self._position.num_bytes)
 
@@ -363,6 +384,7 @@ class RunFolder:
         summary = {**summary, "config_digest": settings_digest(identity)}
         about = {"run_id": self._run_id, "files": digests_of_files(self.path)}
         write_sealed(self.path / SUMMARY, summary | about)
+        self._folder.push()
         return summary
 
     def restored(self, like: TrainState, check: Callable[[Found], None]) -> TrainState:
@@ -406,6 +428,7 @@ class RunFolder:
         return found[0] if found or step is None else self._seen(step)
 
     def _newest_planned(self) -> Found | None:
+        self._folder.complete(self.path / CHECKPOINTS)
         return newest_usable(
             self.path,
             self._run_id,
@@ -414,6 +437,7 @@ class RunFolder:
 
     def _seen(self, step: int) -> Found:
         """A checkpoint that the first process verified."""
+        self._folder.complete(self.path / CHECKPOINTS / str(step))
         return read_checkpoint(self.path / CHECKPOINTS / str(step))
 
     @property
