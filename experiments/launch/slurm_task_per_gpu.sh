@@ -8,7 +8,7 @@
 
 # A node's GPUs are seen by all its tasks, which share them out: with --gpus-per-task each would see
 # one, and NCCL would have no direct way to the others. When a task fails the others end by
-# themselves, and mustn't be killed while they save; two minutes later they are.
+# themselves, with codes that say why; what hasn't two minutes later is killed.
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 --wait=120 \
   python -m adabatch_jax.train --stall-timeout 30m "$@"
 bash experiments/launch/slurm_requeue.sh $?

@@ -6,7 +6,7 @@
 #SBATCH --time=04:00:00 --signal=USR1@300
 #SBATCH --requeue --open-mode=append --output=slurm-%j.out
 
-# When a task fails the others end by themselves, and mustn't be killed while they save.
+# When a task fails the others end by themselves; what hasn't two minutes later is killed.
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 --wait=120 \
   python -m adabatch_jax.train --stall-timeout 30m "$@"
 bash experiments/launch/slurm_requeue.sh $?
