@@ -1,6 +1,6 @@
 """How many devices each phase of a plan is worth, for `slurm_chain.sh`.
 
-    python -m adabatch_jax.plan ... --devices 8,16,64 --json | python experiments/launch/phase_sizes.py
+`plan ... --devices 8,16,64 --json | python -m experiments.launch.phase_sizes --at-least-rows 64`
 """
 
 import argparse
