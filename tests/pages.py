@@ -5,7 +5,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "adabatch_jax").rglob("*.md")), ROOT / "experiments/README.md"]
+PAGES = [
+    README,
+    *sorted((ROOT / "adabatch_jax").rglob("*.md")),
+    ROOT / "experiments" / "README.md",
+    ROOT / "experiments" / "launch" / "README.md",
+]
 
 
 def blocks_of(text, language="python"):

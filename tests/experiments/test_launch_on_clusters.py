@@ -88,6 +88,13 @@ def wait_for(job, slurm, *states, seconds=200):
     return state
 
 
+def wait_until(is_so, seconds=90):
+    until = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
 
 
@@ -125,10 +132,7 @@ def test_a_job_that_is_preempted_saves_and_goes_on(slurm, undisturbed, tmp_path)
         slurm, "slurm_task_per_node.sh", *RUN, "--workdir", str(tmp_path / "run"), SHIM=shim,
         options=["--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2", f"--output={output}"],
     )  # fmt: skip
-    for _ in range(600):
-        if metrics.exists() and '"step": 10' in metrics.read_text():
-            break
-        time.sleep(0.1)
+    wait_until(lambda: metrics.exists() and '"step": 10' in metrics.read_text())
     urgent = submit_urgent(slurm, tmp_path)
     assert wait_for(urgent, slurm, *ENDED)["JobState"] == "COMPLETED"
     state = wait_for(job, slurm, *ENDED)
@@ -142,6 +146,26 @@ def test_a_job_that_is_preempted_saves_and_goes_on(slurm, undisturbed, tmp_path)
 def submit_urgent(slurm, folder):
     command = ["sbatch", "--parsable", "-p", "urgent", "-N4", "-c2", f"--output={folder}/urgent"]
     return call([*command, "--wrap", "true"], slurm, 20).stdout.strip()
+
+
+def test_a_job_whose_node_dies_goes_on_on_others(slurm, undisturbed, tmp_path):
+    shim = '[ -z "$SLURM_RESTART_COUNT" ] && export ADABATCH_FAULT=step.end:30:sleep:60'
+    output, metrics = tmp_path / "output", tmp_path / "run" / "metrics.jsonl"
+    job = submit(
+        slurm, "slurm_task_per_node.sh", *RUN, "--workdir", str(tmp_path / "run"), SHIM=shim,
+        options=["--nodes=2", "--gpus-per-node=2", f"--output={output}"],
+    )  # fmt: skip
+    wait_until(lambda: metrics.exists() and '"step": 28' in metrics.read_text())
+    node = "127.0.0.2"
+    down = ["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test"]
+    assert node in call(["squeue", "-h", "-j", job, "-o", "%N"], slurm, 20).stdout.replace(
+        "[1-2]", "2"
+    )
+    call(down, slurm, 20)
+    state = wait_for(job, slurm, *ENDED)
+    call(["scontrol", "update", f"NodeName={node}", "State=RESUME"], slurm, 20)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), output.read_text()
+    assert_is_undisturbed(tmp_path / "run", undisturbed)
 
 
 def test_a_job_gives_up_after_so_many_restarts(slurm, tmp_path):
@@ -165,8 +189,7 @@ def test_a_job_that_is_cancelled_is_not_queued_again(slurm, tmp_path):
         options=["--gpus-per-node=2", f"--output={output}"],
     )  # fmt: skip
     wait_for(job, slurm, "RUNNING")
-    while "began" not in output.read_text():
-        time.sleep(0.1)
+    wait_until(lambda: output.exists() and "began" in output.read_text())
     call(["scancel", job], slurm, 20)
     assert wait_for(job, slurm, *ENDED)["JobState"] == "CANCELLED"
     time.sleep(3)
