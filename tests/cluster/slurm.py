@@ -53,7 +53,8 @@ def slurm_cluster(folder, count):
     host = socket.gethostname().partition(".")[0]
     ports = [free_port() for _ in range(count + 1)]
     nodes = "\n".join(
-        f"NodeName=127.0.0.{k} NodeHostname={host} NodeAddr=127.0.0.{k} Port={ports[k]} CPUs=2 Gres=gpu:2"
+        f"NodeName=127.0.0.{k} NodeHostname={host} NodeAddr=127.0.0.{k} Port={ports[k]} "
+        "CPUs=2 Gres=gpu:2"
         for k in range(1, count + 1)
     )
     (folder / "state").mkdir()

@@ -183,7 +183,7 @@ def test_a_job_gives_up_after_so_many_restarts(slurm, tmp_path):
 
 def test_a_job_that_is_cancelled_is_not_queued_again(slurm, tmp_path):
     output = tmp_path / "output"
-    shim = "trap 'sleep 1; exit 143' TERM; echo began; sleep 60 & wait"
+    shim = "trap 'echo heard; sleep 1; exit 143' TERM; echo began; sleep 60 & wait"
     job = submit(
         slurm, "slurm_task_per_node.sh", SHIM=shim,
         options=["--gpus-per-node=2", f"--output={output}"],
@@ -194,6 +194,26 @@ def test_a_job_that_is_cancelled_is_not_queued_again(slurm, tmp_path):
     assert wait_for(job, slurm, *ENDED)["JobState"] == "CANCELLED"
     time.sleep(3)
     assert state_of(job, slurm)["JobState"] == "CANCELLED"
+    assert "heard" in output.read_text() and "restart" not in output.read_text()
+
+
+def test_a_job_whose_time_is_nearly_over_is_queued_again(slurm, tmp_path):
+    """By the signal that SLURM sends then, sent by hand: its own comes up to a minute early."""
+    output = tmp_path / "output"
+    shim = (
+        '[ -n "$SLURM_RESTART_COUNT" ] && echo again && exit 0; '
+        "trap 'exit 143' USR1; echo began; sleep 60 & wait"
+    )
+    job = submit(
+        slurm, "slurm_task_per_gpu.sh", SHIM=shim,
+        options=["--ntasks-per-node=2", "--gpus-per-node=2", f"--output={output}"],
+    )  # fmt: skip
+    wait_until(lambda: output.exists() and output.read_text().count("began") == 2)
+    call(["scancel", "-s", "USR1", job], slurm, 20)
+    state = wait_for(job, slurm, *ENDED)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1")
+    text = output.read_text()
+    assert "exit code 143: restart 1 of at most 20" in text and text.count("again") == 2
 
 
 def test_a_chain_of_jobs_on_1_2_and_4_gpus(slurm, undisturbed, tmp_path):
