@@ -144,9 +144,9 @@ def test_a_chain_has_a_job_for_each_phase_that_waits_for_the_one_before(stand_in
 
 def test_gpus_that_are_no_whole_nodes(stand_in, tmp_path):
     stand_in("sbatch", "echo 1")
-    done = bash(tmp_path, "slurm_chain.sh", "12", GPUS_PER_NODE="8")
+    done = bash(tmp_path, "slurm_chain.sh", "8 12", GPUS_PER_NODE="8")
     assert done.returncode == 2 and stand_in.calls() == []
-    assert done.stderr == "error: phase 1: 12 GPUs aren't whole nodes of 8\n"
+    assert done.stderr == "error: 12 GPUs aren't whole nodes of 8\n"
 
 
 def test_the_sizes_of_a_chain_come_from_a_plan(capsys):
