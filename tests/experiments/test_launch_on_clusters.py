@@ -82,6 +82,7 @@ def wait_for(job, slurm, *states, seconds=200):
     until = time.monotonic() + seconds
     while (state := state_of(job, slurm))["JobState"] not in states:
         if state["JobState"] == "PENDING" and state["Reason"] == "BeginTime":
+            time.sleep(2)  # in the same second a node takes it for the one that it was told to end
             call(["scontrol", "update", f"JobId={job}", "StartTime=now"], slurm, 20)
         assert time.monotonic() < until, state
         time.sleep(0.3)
@@ -231,7 +232,7 @@ def test_a_chain_of_jobs_on_1_2_and_4_gpus(slurm, undisturbed, tmp_path):
     assert done.returncode == 0, done.stderr
     jobs = re.findall(r"job (\d+)", done.stdout)
     states = [wait_for(job, slurm, *ENDED) for job in jobs]
-    texts = [(tmp_path / job).read_text() for job in jobs]
+    texts = [path.read_text() for path in sorted(tmp_path.glob("[0-9]*"))]
     assert [state["JobState"] for state in states] == ["COMPLETED"] * 3, texts
     assert [state["Restarts"] for state in states] == ["0", "1", "0"]
     for count, text in zip((1, 2, 4), texts, strict=True):
