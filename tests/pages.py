@@ -5,7 +5,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "adabatch_jax").rglob("*.md")), ROOT / "experiments/README.md"]
+PAGES = [
+    README,
+    *sorted((ROOT / "adabatch_jax").rglob("*.md")),
+    ROOT / "experiments" / "README.md",
+    ROOT / "experiments" / "launch" / "README.md",
+]
 
 
 def blocks_of(text, language="python"):
@@ -19,9 +24,8 @@ def anchors_of(text):
 
 
 def commands_of(text):
-    """The lines of its bash blocks, but of those that are scripts."""
-    blocks = [block for block in blocks_of(text, "bash") if not block.startswith("#!")]
-    return [line for block in blocks for line in block.splitlines()]
+    """The lines of its bash blocks."""
+    return [line for block in blocks_of(text, "bash") for line in block.splitlines()]
 
 
 def files_of(text):

@@ -97,7 +97,7 @@ def short(line):
     """The line as it is run here, by this interpreter."""
     for pattern, replacement in SHORTER.items():
         line = re.sub(pattern, replacement, line, count=1)
-    return re.sub(r"\bpython\b", sys.executable, line, count=1)
+    return re.sub(r"\bpython -m\b", f"{sys.executable} -m", line)
 
 
 def run_what_it_needs(text, checkout, lines=INSIDE):
@@ -110,8 +110,8 @@ def run_what_it_needs(text, checkout, lines=INSIDE):
 
 # Timing repeats until it is sure, and studies and ResNets train; run these with -m slow.
 SLOW = (
-    "--measure", "--suggest", "--stop-at-phase", "resnet20_fixed", "experiments.reproduce",
-    "CUDA_VISIBLE_DEVICES",
+    "--measure", "--suggest", "--stop-at-phase", "--local-processes", "resnet20_fixed",
+    "experiments.reproduce", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 
 
@@ -129,25 +129,6 @@ def test_commands_inside_the_environment(checkout, line):
     done = run(short(line), checkout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_a_job_that_runs_out_of_time_is_queued_again(checkout, tmp_path):
-    """The script for SLURM, where srun is the command itself, and the signal comes early."""
-    (script,) = [
-        block for text in TEXTS.values() for block in blocks_of(text, "bash") if block[:2] == "#!"
-    ]
-    srun = (
-        f'shift\n{sys.executable} "$@" --log-every 1st & pid=$!\n'
-        "while kill -0 $pid && [ ! -s runs/slurm/metrics.jsonl ]; do sleep 0.1; done\n"
-        "kill -USR1 $pid\nwait $pid"
-    )
-    for name, code in {"srun": srun, "scontrol": f'echo "$@" > {tmp_path}/queued'}.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "job").write_text(script)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = run(f"bash {tmp_path}/job", checkout, PATH=path, SLURM_JOB_ID="7")
-    assert (tmp_path / "queued").read_text() == "requeue 7\n", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

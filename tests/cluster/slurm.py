@@ -39,6 +39,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+GresTypes=gpu
 KillWait=15
 {nodes}
 PartitionName=main Nodes=127.0.0.[1-{count}] Default=YES PriorityTier=1 GraceTime=20
@@ -52,7 +53,8 @@ def slurm_cluster(folder, count):
     host = socket.gethostname().partition(".")[0]
     ports = [free_port() for _ in range(count + 1)]
     nodes = "\n".join(
-        f"NodeName=127.0.0.{k} NodeHostname={host} NodeAddr=127.0.0.{k} Port={ports[k]} CPUs=2"
+        f"NodeName=127.0.0.{k} NodeHostname={host} NodeAddr=127.0.0.{k} Port={ports[k]} "
+        "CPUs=2 Gres=gpu:2"
         for k in range(1, count + 1)
     )
     (folder / "state").mkdir()
@@ -62,6 +64,8 @@ def slurm_cluster(folder, count):
     (folder / "slurm.conf").write_text(
         _CONFIGURATION.format(host=host, ports=ports, folder=folder, nodes=nodes, count=count)
     )
+    # Files that count as two GPUs: what asks for some is started, and computes on the CPU.
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
     variables = {"SLURM_CONF": str(folder / "slurm.conf")}
     try:
         _call(
