@@ -22,6 +22,7 @@ from adabatch_jax.schedules.batch_size_schedules import (
     linear_ramp,
     piecewise_constant,
 )
+from adabatch_jax.schedules.dialect_writing import write_schedule
 from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.schedules.free_schedules import sampled
 from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
@@ -56,6 +57,6 @@ __all__ = [
     "evaluate", "example_indices", "example_keys", "exponential_growth", "fit",
     "growth_from_decay", "host_rows", "joined", "linear_ramp", "load_run", "make_plan", "make_train_step",
     "models", "parse_duration", "parse_learning_rate", "parse_schedule", "piecewise_constant",
-    "rebatch", "sampled", "tfds_source", "weighted_mean",
+    "rebatch", "sampled", "tfds_source", "weighted_mean", "write_schedule",
 ]  # fmt: skip
 __version__: str
