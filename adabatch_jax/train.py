@@ -10,8 +10,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from adabatch_jax.config.command_line import flag_of, flags_parser, parse_arguments
-from adabatch_jax.config.declarations import as_in, check, flag
+from adabatch_jax.config.command_line import flags_parser, parse_arguments
+from adabatch_jax.config.declarations import as_in, flag
+from adabatch_jax.config.recipe_flags import RecipeFlags
 from adabatch_jax.config.settings import TRACKERS, Operation, TrainConfig
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
@@ -28,7 +29,7 @@ PROG = "python -m adabatch_jax.train"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(RecipeFlags):
     """The flags that are no settings of the run: where it is, and how it is operated."""
 
     config: str | None = flag(
@@ -70,9 +71,6 @@ class Options:
     cpu_devices: int | None = flag(
         None, "Without an accelerator: how many devices to make of the CPU, best one per core."
     )
-
-    def __post_init__(self):
-        check(self, flag_of)
 
 
 def parser() -> command_lines.Parser:

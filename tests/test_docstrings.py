@@ -12,7 +12,7 @@ import adabatch_jax as ab
 PUBLIC = {f"ab.{name}": getattr(ab, name) for name in ab.__all__} | {
     f"ab.models.{name}": getattr(ab.models, name) for name in ab.models.__all__
 }
-CALLED = [name for name, thing in PUBLIC.items() if not inspect.ismodule(thing)]
+CALLED = [name for name, thing in PUBLIC.items() if callable(thing)]
 # Classes that are not called by users, and what makes them.
 MAKERS = {"ab.CompiledAhead": ab.compile_ahead, "ab.Rebatched": ab.rebatch}
 

@@ -52,6 +52,17 @@ class Duration:
         return Duration(self.value * factor, self.unit, source=self.source or str(self))
 
 
+def short_duration(value: int, unit: Unit) -> Duration:
+    """A whole number of units, spelled as short as it can be.
+
+    >>> str(short_duration(15_000_000_000, "tok")), str(short_duration(12_207_032, "sp"))
+    ('15Btok', '12207032sp')
+    """
+    multiples = [("", 1), *_MULTIPLES.items()]
+    texts = [f"{decimal_text(Fraction(value, multiple))}{name}" for name, multiple in multiples]
+    return Duration(Fraction(value), unit, spelling=min(texts, key=len) + unit)
+
+
 def parse_duration(text: str | int | Duration) -> Duration:
     """Reads a duration such as `"20ep"`, `"1500st"`, `"2.5Msp"`, `"469Btok"` or `"30%"`.
 
