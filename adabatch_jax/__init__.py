@@ -39,6 +39,8 @@ _MODULES = {
     "adabatch_jax.schedules.phases": ("Phase", "Step"),
     "adabatch_jax.schedules.step_schedules": ("accumulation_schedule", "batch_size_schedule"),
     "adabatch_jax.schedules.plan": ("BatchPlan", "make_plan"),
+    "adabatch_jax.schedules.dialect_writing": ("write_schedule",),
+    "adabatch_jax.schedules.recipes.published": ("recipes",),
     "adabatch_jax.schedules.learning_rate_text": ("LearningRate", "parse_learning_rate"),
     "adabatch_jax.schedules.learning_rate_schedule": ("coupled_learning_rate",),
     "adabatch_jax.config.settings": ("Keep", "Layout", "Operation"),

@@ -23,12 +23,14 @@ from adabatch_jax.schedules.batch_size_schedules import (
     linear_ramp,
     piecewise_constant,
 )
+from adabatch_jax.schedules.dialect_writing import write_schedule
 from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.schedules.free_schedules import sampled
 from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.learning_rate_text import LearningRate, parse_learning_rate
 from adabatch_jax.schedules.phases import Phase, Step
 from adabatch_jax.schedules.plan import BatchPlan, make_plan
+from adabatch_jax.schedules.recipes.published import recipes
 from adabatch_jax.schedules.schedule_text import joined, parse_schedule
 from adabatch_jax.schedules.step_schedules import accumulation_schedule, batch_size_schedule
 from adabatch_jax.system.errors import (
@@ -57,6 +59,6 @@ __all__ = [
     "evaluate", "example_indices", "example_keys", "exponential_growth", "fit",
     "growth_from_decay", "host_rows", "joined", "linear_ramp", "load_run", "make_plan", "make_train_step",
     "models", "parse_duration", "parse_learning_rate", "parse_schedule", "piecewise_constant",
-    "rebatch", "sampled", "tfds_source", "weighted_mean",
+    "rebatch", "recipes", "sampled", "tfds_source", "weighted_mean", "write_schedule",
 ]  # fmt: skip
 __version__: str

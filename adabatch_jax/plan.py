@@ -16,6 +16,7 @@ from adabatch_jax.config.command_line import command_arguments, flags_parser, pa
 from adabatch_jax.config.declarations import flag
 from adabatch_jax.config.settings import AUTO, TrainConfig
 from adabatch_jax.reporting.planning.scaling_efficiency import Network
+from adabatch_jax.schedules.dialect_writing import WRITTEN_DIALECTS, write_schedule
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.number_texts import table_lines
@@ -74,6 +75,11 @@ class Options(train.Options):
     host_latency: str = flag(
         "15us", "What a message between hosts takes beside its bytes.", read=parse_latency
     )
+    write_for: str | None = flag(
+        None,
+        "Print the batch schedule for another system instead: megatron, megatron-ramp or levanter.",
+        choices=WRITTEN_DIALECTS,
+    )
     wide: bool = flag(
         False, "Print all columns of the table, also where the terminal has no room for them."
     )
@@ -123,23 +129,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    options, config = parse_arguments(Options, argv, PROG, __doc__)
+    told: list[str] = []
+    options, config = parse_arguments(Options, argv, PROG, __doc__, told.append, has_open_end=True)
     num_examples = options.num_examples
-    if num_examples is None:
+    if num_examples is None and not _is_endless(options, config):
         from adabatch_jax.runs.configured_data import num_training_examples
 
         num_examples = num_training_examples(config)
     plan = config.plan(num_examples, options.divisible_by)
+    if options.write_for is not None:
+        print(write_schedule(plan, options.write_for))
+        return 0
+    if num_examples is None:
+        told.append("No dataset is given: an endless stream, and nothing is compiled.")
     if options.suggest:
         return _suggest(options, config, plan)
     if len(options.counts) > 1:
         return _show_devices(options, config, plan)
-    return _show(options, config, plan)
+    return _show(options, config, plan, told)
 
 
-def _show(options: Options, config: TrainConfig, plan: "BatchPlan") -> int:
+def _is_endless(options: Options, config: TrainConfig) -> bool:
+    """Whether what is planned is a schedule from elsewhere, without a dataset to train on."""
+    is_from_elsewhere = bool(options.schedule_flags) and config.dataset == TrainConfig.dataset
+    is_endless = is_from_elsewhere and config.length.unit != "ep"
+    if is_endless and (options.suggest or options.measure):
+        raise UsageError(
+            f"--{'suggest' if options.suggest else 'measure'}: times updates on a dataset's examples; "
+            "give --dataset, or --num-examples of the default one."
+        )
+    return is_endless
+
+
+def _show(options: Options, config: TrainConfig, plan: "BatchPlan", told: Sequence[str]) -> int:
     """Prints the plan, with costs where they are wanted."""
-    has_costs = options.memory or options.measure
+    has_costs = (options.memory or options.measure) and plan.num_examples is not None
     if has_costs:
         _before_compiling(options)
     else:
@@ -170,7 +194,7 @@ def _show(options: Options, config: TrainConfig, plan: "BatchPlan") -> int:
         costs = plan_costs(config, plan, num_devices, has_seconds=options.measure)
         layouts, notes = costs.layouts, cost_notes(config, costs)
         rows = plan_rows(config, plan, layouts, costs)
-    notes = plan_notes(config, plan, layouts) + notes
+    notes = [*told, *plan_notes(config, plan, layouts), *notes]
     if options.json:
         content = plan_as_json(config, plan, num_devices, rows, notes, costs)
         print(json.dumps(content, indent=2))

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from adabatch_jax.cluster.local_processes import as_given, end_with_parent, run_locally
-from adabatch_jax.config.command_line import flag_of, flags_parser, parse_arguments
-from adabatch_jax.config.declarations import as_in, check, flag
+from adabatch_jax.config.command_line import flags_parser, parse_arguments
+from adabatch_jax.config.declarations import as_in, flag
+from adabatch_jax.config.recipe_flags import RecipeFlags
 from adabatch_jax.config.settings import TRACKERS, Next, Operation, TrainConfig
 from adabatch_jax.system import command_lines
 from adabatch_jax.system.errors import UsageError
@@ -30,7 +31,7 @@ PROG = "python -m adabatch_jax.train"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(RecipeFlags):
     """The flags that are no settings of the run: where it is, and how it is operated."""
 
     config: str | None = flag(
@@ -99,9 +100,6 @@ class Options:
         "--cpu-devices as many each, and end all when one fails.",
         at_least=1,
     )
-
-    def __post_init__(self):
-        check(self, flag_of)
 
 
 def parser() -> command_lines.Parser:

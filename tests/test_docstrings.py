@@ -14,7 +14,7 @@ PUBLIC = {f"ab.{name}": getattr(ab, name) for name in ab.__all__} | {
     for room in (ab.cluster, ab.models)
     for name in room.__all__
 }
-CALLED = [name for name, thing in PUBLIC.items() if not inspect.ismodule(thing)]
+CALLED = [name for name, thing in PUBLIC.items() if callable(thing)]
 # Classes that are not called by users, and what makes them.
 MAKERS = {"ab.CompiledAhead": ab.compile_ahead, "ab.Rebatched": ab.rebatch}
 

@@ -5,27 +5,48 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from adabatch_jax.config.declarations import Declaration, Role, declarations, flattened, replaced
+from adabatch_jax.config.declarations import (
+    Declaration,
+    Role,
+    declarations,
+    flag_of,
+    flattened,
+    replaced,
+)
 from adabatch_jax.config.familiar_flags import advice
 from adabatch_jax.config.files import load_config
+from adabatch_jax.config.recipe_flags import RecipeFlags, with_recipe
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.system.command_lines import Parser, command_text
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
-T = TypeVar("T")
+Options = TypeVar("Options", bound=RecipeFlags)
 
 
 def parse_arguments(
-    options: type[T], argv: Sequence[str] | None, prog: str, description: str
-) -> tuple[T, TrainConfig]:
+    options: type[Options],
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str,
+    tell: Callable[[str], Any] = print,
+    has_open_end: bool = False,
+) -> tuple[Options, TrainConfig]:
     """Reads a command line that configures a run, by default the process's.
 
+    Args:
+      options: the command's own flags, one of them `config`.
+      argv: the arguments.
+      prog: the command, for `--help`.
+      description: what it does, for `--help`.
+      tell: what is called with sentences about a recipe or another system's schedule.
+      has_open_end: whether a recipe is only looked at; see `Recipe.run`.
+
     Returns:
-      The command's own flags, one of them `config`, and the configuration: the file's of
-      `--config`, or the default, changed by the flags.
+      The command's own flags, and the configuration: the file's of `--config`, or the default, with
+      the recipe's of `--recipe`, changed by the flags.
 
     Raises:
       UsageError: a mistake in the command line or the file.
@@ -33,10 +54,20 @@ def parse_arguments(
     """
     argv = sys.argv[1:] if argv is None else argv
     first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    path = first.parse_known_args([*_words(argv)])[0].config
-    config = TrainConfig() if path is None else load_config(path)
-    return parse_flags(argv, prog, description, options(), config)
+    for name in ("--config", "--duration", "--epochs"):
+        first.add_argument(name)
+    first.add_argument("--batch-schedule", nargs="*")
+    given = first.parse_known_args([*_words(argv)])[0]
+    config = TrainConfig() if given.config is None else load_config(given.config)
+    own, changed = parse_flags(argv, prog, description, options(), config)
+    if own.schedule_flags and given.batch_schedule is not None:
+        raise UsageError(f"{own.schedule_flags[0]} and --batch-schedule: give one of them.")
+    length = given.duration or (given.epochs and f"{given.epochs}ep")
+    tokens = {"tokens_per_example": changed.tokens_per_example}  # a recipe's own, where it has one
+    config, notes = with_recipe(own, replaced(config, tokens), length, has_open_end)
+    for note in notes:
+        tell(note)
+    return parse_flags(argv, prog, description, options(), config) if notes else (own, changed)
 
 
 def parse_flags(
@@ -112,11 +143,6 @@ def command_arguments(config: TrainConfig, path: str | None = None) -> str:
         else:
             words += [flag_of(name), _text_of(value)]
     return command_text(words)
-
-
-def flag_of(name: str) -> str:
-    """A field's flag, such as --data.crop-padding."""
-    return f"--{name.replace('_', '-')}"
 
 
 def _text_of(value: Any) -> str:

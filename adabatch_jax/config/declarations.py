@@ -85,6 +85,11 @@ def flag(default: Any, help: str, **further: Any) -> Any:
     return setting(default, None, help, **further)
 
 
+def flag_of(name: str) -> str:
+    """A field's flag, such as --data.crop-padding."""
+    return f"--{name.replace('_', '-')}"
+
+
 def as_in(owner: type, name: str) -> Any:
     """Declares a field with the default and the declaration of another class's."""
     field = next(field for field in dataclasses.fields(owner) if field.name == name)

@@ -9,6 +9,10 @@ _LEADS = {
     "per-device-train-batch-size per-gpu-train-batch-size micro-batch-size-per-gpu":
         "--batch-schedule 128 is a fixed batch, over all devices together, and --batch-schedule "
         "128 x2 every 20ep a growing one",
+    "rampup-batch-size step-batch-size-schedule":
+        "--from-megatron 0:768 250B:1536 reads Megatron-LM's schedules, and its flags in quotes",
+    "seq-length seq-len sequence-length max-seq-length max-seq-len block-size context-length":
+        "the tokens of an example are --tokens-per-example",
     "learning-rate base-lr init-lr blr max-lr peak-lr":
         "it is called --lr, such as --lr 0.1 x0.375 every 20ep",
     "lr-scheduler lr-scheduler-type lr-schedule sched scheduler lr-policy lr-decay decay-lr "

@@ -397,8 +397,8 @@ class TrainConfig:
         """A hash of all settings, in hex."""
         return settings_digest(self.to_dict())
 
-    def plan(self, num_examples: int, divisible_by: int = 1) -> BatchPlan:
-        """The plan on a dataset of this size; raises a UsageError where there is none.
+    def plan(self, num_examples: int | None, divisible_by: int = 1) -> BatchPlan:
+        """The plan on a dataset of this size, or None; raises a UsageError where there is none.
 
         What it never reaches of the schedule is for the commands to tell.
         """

@@ -15,6 +15,7 @@ _SHARE = re.compile(r"(\d{1,9})/(\d{1,9})(?:\s+of\s+the\s+run)?")
 _MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _UNITS = {"ep": "epochs", "st": "steps", "sp": "samples", "tok": "tokens", "%": "of the run"}
 Unit = Literal["ep", "st", "sp", "tok", "%"]
+TOKENS_OR_SAMPLES = "tok or sp"  # Megatron-LM's, whatever it knows; whole samples, rounded down
 _UNITS_TEXT = "ep (epochs), st (steps), sp (samples), tok (tokens) and % (of the run)"
 _LONG_NAMES = {
     "e": "ep", "epoch": "ep", "epochs": "ep",
@@ -49,6 +50,17 @@ class Duration:
     def times(self, factor: Fraction | int) -> "Duration":
         """So many times as long."""
         return Duration(self.value * factor, self.unit, source=self.source or str(self))
+
+
+def short_duration(value: int, unit: Unit) -> Duration:
+    """A whole number of units, spelled as short as it can be.
+
+    >>> str(short_duration(15_000_000_000, "tok")), str(short_duration(12_207_032, "sp"))
+    ('15Btok', '12207032sp')
+    """
+    multiples = [("", 1), *_MULTIPLES.items()]
+    texts = [f"{decimal_text(Fraction(value, multiple))}{name}" for name, multiple in multiples]
+    return Duration(Fraction(value), unit, spelling=min(texts, key=len) + unit)
 
 
 def parse_duration(text: str | int | Duration) -> Duration:
@@ -222,6 +234,8 @@ class Units:
             return None
         if duration.unit == "sp":
             return duration.value
+        if duration.unit == TOKENS_OR_SAMPLES:
+            return Fraction(duration.value // (self.tokens_per_example or 1))
         what = what or f"the duration {duration.source or str(duration)!r}"
         if duration.unit == "%":
             return duration.value * self.num_samples / 100

@@ -13,6 +13,13 @@ from adabatch_jax.schedules.batch_size_schedules import (
     linear_ramp,
     piecewise_constant,
 )
+from adabatch_jax.schedules.dialect_reading import (
+    MEGATRON,
+    Dialect,
+    MegatronSteps,
+    read_dialect,
+    read_megatron_steps,
+)
 from adabatch_jax.schedules.durations import (
     Duration,
     Thresholds,
@@ -53,22 +60,34 @@ def read_boundaries(reader: Reader, read_value: Callable[[], T]) -> tuple[tuple[
     return tuple(boundaries)
 
 
-def parse_schedule(text: str) -> Schedule:
+def parse_schedule(text: str, dialect: Dialect | None = None) -> Schedule:
     """Reads a batch-size schedule.
 
     The forms: `"128"`, `"128 x2 every 20ep max 2048"`, `"100 x1.5 every 10ep max 800 multiple
     8"`, `"2048 x0.5 every 10ep min 128"`, `"128, 20ep: 256, 40ep: 512"`, `"128 to 2048 over 50%
     in 16"`, and these one after the other as in `"128 x2 every 5ep then 20ep: 512"`; see `joined`.
 
+    Args:
+      text: the schedule.
+      dialect: whose way to write it: None for ours. "megatron": the value of Megatron-LM's
+        `--step-batch-size-schedule`, whose thresholds are in tokens where a plan knows the tokens of
+        an example and in samples elsewhere, or its flags `--rampup-batch-size` and
+        `--global-batch-size`. "levanter": the YAML of its `train_batch_size`. Sizes are then theirs
+        at each step; ours of `"megatron 0:768 250B:1536"` too.
+
     Raises:
       UsageError: the text can't be read (names the place), or makes no schedule.
 
     >>> parse_schedule("128 x2 every 20ep max 2048").end_value
     2048
+    >>> str(parse_schedule("0:768 250B:1536", dialect="megatron"))
+    'megatron 0:768 250B:1536'
     >>> parse_schedule("128 x2 evry 20ep")
     Traceback (most recent call last):
     adabatch_jax.system.errors.UsageError: can't read the batch schedule '128 x2 evry 20ep' at 'evry' ...
     """
+    if dialect is not None:
+        return read_dialect(text, dialect)
     reader = Reader(text, "batch schedule")
     schedule = _read_joined(reader)
     reader.finish()
@@ -89,6 +108,8 @@ def _read_piece(reader: Reader) -> Schedule:
         schedule = _read_joined(reader)
         reader.require(")")
         return schedule
+    if reader.take_if(MEGATRON):
+        return _read_megatron(reader)
     init_value = reader.whole('a whole batch size, as in "128 x2 every 20ep"')
     if _at_end(reader):
         return constant(init_value)
@@ -100,6 +121,15 @@ def _read_piece(reader: Reader) -> Schedule:
     if reader.peek.startswith("x"):
         return _read_growth(reader, init_value)
     raise reader.error("'x2 every ...', 'to ...', ', 20ep: ...' or nothing more")
+
+
+def _read_megatron(reader: Reader) -> MegatronSteps:
+    entries = []
+    while not _at_end(reader):
+        threshold = reader.take("a threshold such as 250B")
+        reader.require(":")
+        entries.append(f"{threshold}:{reader.take('a batch size')}")
+    return read_megatron_steps(" ".join(entries))
 
 
 def _at_end(reader: Reader) -> bool:

@@ -39,6 +39,8 @@ BROUGHT = {
     "--wandb": "--track wandb",
     "--report-to wandb": "--track wandb",
     "--early-stopping": "--patience 5ep",
+    "--step-batch-size-schedule 0:8": "--from-megatron",
+    "--seq-length 2048": "--tokens-per-example",
 }  # fmt: skip
 
 

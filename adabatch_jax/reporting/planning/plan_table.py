@@ -11,7 +11,7 @@ from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_pieces import unreached
 from adabatch_jax.schedules.plan import BatchPlan, Phase, fixed_batch_plan
 from adabatch_jax.schedules.update_sizes import first_updates_by_size
-from adabatch_jax.system.number_texts import seconds_text
+from adabatch_jax.system.number_texts import count_text, seconds_text
 from adabatch_jax.system.quantities import bytes_text
 from adabatch_jax.training.program_names import MANY_PROGRAMS, num_programs
 
@@ -35,7 +35,7 @@ def plan_rows(
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
     starts = np.array([phase.start_step for phase in plan.phases])
     learning_rates = rate(np, starts).astype(np.float32)
-    rows = []
+    rows, tokens = [], plan.tokens_per_example
     for phase, learning_rate in zip(plan.phases, learning_rates.tolist(), strict=True):
         layout = None if layouts is None else layouts.of(phase.batch_size)
         row = {
@@ -44,7 +44,8 @@ def plan_rows(
             "num_steps": phase.num_steps,
             "start_sample": phase.start_sample,
             "num_samples": phase.stop_sample - phase.start_sample,
-            "start_epoch": plan.epoch_at(phase.start_step),
+            "start_epoch": None if plan.num_examples is None else plan.epoch_at(phase.start_step),
+            "start_token": tokens and tokens * phase.start_sample,
             "batch_size": phase.batch_size,
             "rows_per_device": layout and layout.rows_per_device,
             "microbatch_size": layout and layout.microbatch_size,
@@ -117,7 +118,8 @@ def _row_texts(row: Mapping[str, Any]) -> dict[str, str]:
         "steps": f"{row['num_steps']:,}",
         "from sample": f"{row['start_sample']:,}",
         "samples": f"{row['num_samples']:,}",
-        "from epoch": f"{row['start_epoch']:.2f}",
+        "from epoch": "" if row["start_epoch"] is None else f"{row['start_epoch']:.2f}",
+        "from token": "" if row["start_token"] is None else count_text(row["start_token"]),
         "batch": str(row["batch_size"]),
         "per device": "",
         "micro-batch": "",
@@ -146,7 +148,7 @@ def _row_texts(row: Mapping[str, Any]) -> dict[str, str]:
 # What a narrow terminal does without, first to last: what follows from other columns goes first.
 _DISPENSABLE = (
     "from sample", "samples", "lr/batch", "per device", "padding", "from step", "examples/s",
-    "micro-batch", "from epoch", "memory", "spread", "phase time", "speed-up",
+    "micro-batch", "from epoch", "from token", "memory", "spread", "phase time", "speed-up",
 )  # fmt: skip
 
 
