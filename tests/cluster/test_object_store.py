@@ -163,7 +163,7 @@ def test_two_processes_share_a_folder_and_one_that_is_killed_costs_nothing(emula
     names = emulator.names("shared")
     assert {"shared/logs/process-0000.log", "shared/logs/process-0001.log"} <= {*names}
     manifest = emulator.read("shared/checkpoints/37/manifest").decode()
-    assert '"state/0/manifest.ocdbt"' in manifest and '"state/1/manifest.ocdbt"' in manifest
+    assert '"state/parts-0/0"' in manifest and '"state/parts-1/0"' in manifest
     code, text = ended(command("doctor", "gs://bucket/shared", emulator=emulator))
     assert code == 0, text
 
