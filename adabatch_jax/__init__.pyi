@@ -18,12 +18,12 @@ from adabatch_jax.schedules.batch_size_schedules import (
     Schedule,
     constant,
     exponential_growth,
-    growth_from_decay,
     linear_ramp,
     piecewise_constant,
 )
 from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.schedules.free_schedules import sampled
+from adabatch_jax.schedules.growth_with_decay import growth_from_decay, seesaw
 from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.learning_rate_text import LearningRate, parse_learning_rate
 from adabatch_jax.schedules.phases import Phase, Step
@@ -56,6 +56,6 @@ __all__ = [
     "evaluate", "example_indices", "example_keys", "exponential_growth", "fit",
     "growth_from_decay", "host_rows", "joined", "linear_ramp", "load_run", "make_plan", "make_train_step",
     "models", "parse_duration", "parse_learning_rate", "parse_schedule", "piecewise_constant",
-    "rebatch", "sampled", "tfds_source", "weighted_mean",
+    "rebatch", "sampled", "seesaw", "tfds_source", "weighted_mean",
 ]  # fmt: skip
 __version__: str
