@@ -159,6 +159,39 @@ class LinearRamp(Schedule):
         return f"{self.init_value} to {self.end_value} over {self.over} in {self.num_stages}"
 
 
+@dataclasses.dataclass(frozen=True)
+class SeesawGrowth(Schedule):
+    """A size that follows a learning rate which isn't known yet; see `schedule_and_rate`."""
+
+    init_value: int
+    growth_factor: Fraction
+    end_value: int | None = None
+
+    def __post_init__(self):
+        positive_integer(self.init_value, "init_value")
+        if self.growth_factor <= 1:
+            text = decimal_text(self.growth_factor)
+            raise UsageError(f"`factor` must be above 1, got {text}.")
+        if self.end_value is not None:
+            if positive_integer(self.end_value, "end_value") < self.init_value:
+                raise UsageError(
+                    f"`end_value` (max) must be at least init_value={self.init_value}, got "
+                    f"{self.end_value}."
+                )
+
+    def sizes(self) -> Iterator[tuple[Duration, Size]]:
+        raise UsageError(
+            f"the schedule {str(self)!r} grows where a learning rate falls, so it needs one: a "
+            f"command takes its own where this is the whole of --batch-schedule, and ab.seesaw("
+            f"{self.init_value}, rate, {decimal_text(self.growth_factor)}, {self.end_value}) makes "
+            "both."
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.init_value} x{decimal_text(self.growth_factor)} seesaw"
+        return text if self.end_value is None else f"{text} max {self.end_value}"
+
+
 def constant(batch_size: int) -> PiecewiseConstant:
     """The same batch size for the whole run.
 

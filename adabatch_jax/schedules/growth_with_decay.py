@@ -1,11 +1,13 @@
 """Batch sizes that grow where a learning rate would decay."""
 
 import dataclasses
+import itertools
 from fractions import Fraction
 
 from adabatch_jax.schedules.batch_size_schedules import (
     PiecewiseConstant,
     Schedule,
+    SeesawGrowth,
     exponential_growth,
     piecewise_constant,
     round_half_up,
@@ -110,7 +112,7 @@ def seesaw(
     alpha at a growth of the batch by beta follows the same path where alpha * sqrt(beta) is the
     same, and is stable where alpha >= sqrt(beta). With `coupling="sqrt"` the rate that is returned
     falls by the root of what the batch grows by, which is just stable; by all of it where
-    `end_value` ends the growth; and what lies between two powers of `factor` stays in it.
+    `end_value` ends the growth; and what it falls by beyond a power of `factor` stays in it.
 
     Args:
       init_value: the first batch size.
@@ -121,8 +123,9 @@ def seesaw(
       end_value: the largest size; None for no bound.
 
     Returns:
-      The batch-size schedule, and the base rate to couple by "sqrt": the same rate, whose curves
-      became cuts at those places, down to a thousandth of its first value.
+      The batch-size schedule, and the base rate to couple by "sqrt": the same rate, where curves,
+      and decays by less than `factor`, became cuts at those places, down to a thousandth of its
+      first value.
 
     Raises:
       UsageError: `init_value` < 1, `end_value` < `init_value`, `factor` <= 1, or a rate that
@@ -134,49 +137,63 @@ def seesaw(
     ('64, 53.5440945602%: 128, 73.2279527199%: 256', '0.0003, 53.5440945602%: 0.00015, ...')
     >>> schedule, rate = seesaw(64, "0.1 x0.25 every 10ep", factor=4, end_value=1024)
     >>> plan = make_plan(schedule, num_examples=10_000, duration="40ep")
-    >>> lr = coupled_learning_rate(plan, rate, coupling="sqrt")
+    >>> lr = coupled_learning_rate(plan, rate, coupling="sqrt", optimizer="adam")
     >>> [(phase.batch_size, round(float(lr(phase.start_step)), 4)) for phase in plan.phases]
     [(64, 0.1), (256, 0.05), (1024, 0.025)]
     """
-    init_value = positive_integer(init_value, "init_value")
-    if end_value is not None and positive_integer(end_value, "end_value") < init_value:
-        raise UsageError(
-            f"`end_value` (max) must be at least init_value={init_value}, got {end_value}."
-        )
-    times = _factor(factor)
+    init_value, times = positive_integer(init_value, "init_value"), exact(factor, "factor")
+    SeesawGrowth(init_value, times, end_value)  # checks what is given
     base = steps_as_samples(as_learning_rate(rate), init_value)
+    regular = _of_regular_decays(init_value, base, times, end_value)
+    if regular is not None:
+        return regular, base
     found = [*falls(base, times)]
-    schedule = _of_equal_decays(init_value, base, times, end_value)
-    if schedule is None:
-        boundaries, size = [], init_value
-        for fall in found:
-            grown = rounded_growth(init_value, times, fall.num_factors, 1)
-            grown = grown if end_value is None else min(grown, end_value)
-            if grown != size:
-                size = grown
-                boundaries.append((fall.duration, size))
-        schedule = piecewise_constant(init_value, boundaries)
-    if has_curves(base):
-        cuts = tuple((fall.duration, fall.rate) for fall in found)
-        base = dataclasses.replace(base, boundaries=cuts, parts=(), begins_after_warmup=False)
-    return schedule, base
+    sizes = [init_value]
+    for fall in found:
+        size = rounded_growth(init_value, times, fall.num_factors, 1)
+        sizes.append(size if end_value is None else min(size, end_value))
+    growing = [grown > before for before, grown in itertools.pairwise(sizes)]
+    boundaries = [(f.duration, size) for f, size, grows in zip(found, sizes[1:], growing) if grows]
+    last = max((index for index, grows in enumerate(growing) if grows), default=-1)
+    if has_curves(base) or not all(growing[: last + 1]):
+        # Until the last growth it is held between the cuts, and then it falls as it would.
+        cuts = [
+            (f.duration, f.rate)
+            for index, (f, grows) in enumerate(zip(found, growing))
+            if grows or index > last
+        ]
+        base = dataclasses.replace(
+            base, boundaries=tuple(cuts), parts=(), begins_after_warmup=False
+        )
+    return piecewise_constant(init_value, boundaries), base
 
 
-def _of_equal_decays(
+def schedule_and_rate(schedule: Schedule, rate: LearningRate) -> tuple[Schedule, LearningRate]:
+    """What both are together: a schedule that is to follow the rate, does.
+
+    >>> from adabatch_jax import parse_learning_rate, parse_schedule
+    >>> both = parse_schedule("64 x2 seesaw max 256"), parse_learning_rate("0.1 x0.5 every 10ep")
+    >>> [str(one) for one in schedule_and_rate(*both)]
+    ['64 x2 every 10ep max 256', '0.1 x0.5 every 10ep']
+    """
+    if isinstance(schedule, SeesawGrowth):
+        return seesaw(schedule.init_value, rate, schedule.growth_factor, schedule.end_value)
+    return schedule, rate
+
+
+def _of_regular_decays(
     init_value: int, rate: LearningRate, factor: Fraction, end_value: int | None
 ) -> Schedule | None:
-    """The growth, which needn't be listed, of a rate that has always decayed by a power."""
+    """The growth, which needn't be listed, of a rate that decays by at least `factor` each time."""
     if len(rate.parts) != 1 or rate.begins_after_warmup:
         return None
     part = rate.parts[0]
-    if part.shape != "decay" or part.length is not None:
+    if part.shape != "decay" or part.length is not None or part.decay_rate * factor > 1:
         return None
-    power = factor
-    while power * part.decay_rate < 1:
-        power *= factor
-    if power * part.decay_rate != 1:
-        return None
-    return exponential_growth(init_value, power, part.decay_every, end_value)
+    growth = factor
+    while growth * factor * part.decay_rate <= 1:
+        growth *= factor
+    return exponential_growth(init_value, growth, part.decay_every, end_value)
 
 
 def _factor(factor: int | float | str | Fraction) -> Fraction:

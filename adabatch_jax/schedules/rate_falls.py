@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ _RUN, _NOTHING = Duration(Fraction(100), "%"), Duration(Fraction(0), "sp")
 
 
 class Fall(NamedTuple):
-    """Where a rate is lower than before, and how many whole factors it has fallen by then."""
+    """Where a rate is lower than before, and by how many whole factors it has been cut by then."""
 
     duration: Duration
     rate: Fraction
@@ -80,8 +80,9 @@ def has_curves(rate: LearningRate) -> bool:
 def falls(rate: LearningRate, factor: Fraction) -> Iterator[Fall]:
     """Yields each jump of a rate, and each place where a curve has fallen by another `factor`.
 
-    Factors that it is multiplied by (`times`), and a warm-up, are no part of it. Below a
-    thousandth of its first value it isn't followed.
+    A cut is counted where it has fallen by a factor, or several, since the cut before. What it is
+    multiplied by (`times`), and a warm-up, are no part of it. Below a thousandth of its first value
+    it isn't followed.
 
     Raises:
       UsageError: it rises, begins with 0, or has parts whose order can't be told before there is
@@ -93,8 +94,8 @@ def falls(rate: LearningRate, factor: Fraction) -> Iterator[Fall]:
     """
     if rate.init_value <= 0:
         raise UsageError(f"a learning rate that falls begins above 0, got {str(rate)!r}.")
-    num_factors, before = 0, rate.init_value
-    for duration, value in _values(rate, factor):
+    num_factors, before, cut = 0, rate.init_value, rate.init_value
+    for duration, value in _values(rate, lambda: cut / factor):
         if value > before:
             raise UsageError(
                 f"the batch can only follow a rate that falls, but {excerpt(str(rate))!r} rises "
@@ -102,14 +103,18 @@ def falls(rate: LearningRate, factor: Fraction) -> Iterator[Fall]:
             )
         if value == before:
             continue
-        while value > 0 and value * factor ** (num_factors + 1) <= rate.init_value:
+        passed = num_factors
+        while value > 0 and value * factor ** (num_factors - passed + 1) <= cut:
             num_factors += 1
+        cut = value if num_factors > passed else cut
         before = value
         yield Fall(_whole(duration), value, num_factors)
 
 
-def _values(rate: LearningRate, factor: Fraction) -> Iterator[tuple[Duration, Fraction]]:
-    """Yields (duration since the start, rate from there on)."""
+def _values(
+    rate: LearningRate, next_cut: Callable[[], Fraction]
+) -> Iterator[tuple[Duration, Fraction]]:
+    """Yields (duration since the start, rate from there on); on a curve, where it is `next_cut`."""
     yield from rate.boundaries
     level, end = rate.init_value, _NOTHING
     if rate.begins_after_warmup:
@@ -120,7 +125,7 @@ def _values(rate: LearningRate, factor: Fraction) -> Iterator[tuple[Duration, Fr
         level = level if part.init_value is None else part.init_value
         yield begin, level
         stretch = _Stretch(rate, part, begin, end, level, is_last=following is None)
-        yield from stretch.decays() if part.shape == "decay" else stretch.curve(factor)
+        yield from stretch.decays() if part.shape == "decay" else stretch.curve(next_cut)
         if following is not None and following.init_value is None:
             level = stretch.end_value()
 
@@ -160,17 +165,14 @@ class _Stretch:
                 return
             yield duration, value
 
-    def curve(self, factor: Fraction) -> Iterator[tuple[Duration, Fraction]]:
-        """Yields where the rate is its first value divided by a power of `factor`."""
+    def curve(self, next_cut: Callable[[], Fraction]) -> Iterator[tuple[Duration, Fraction]]:
         end_value = self.part.end_value or Fraction(0)
         if self.part.shape == "constant":
             return
         if end_value > self.init_value:
             yield self.end, end_value  # which is refused
-        level, smallest = self.rate.init_value, self.rate.init_value * _SMALLEST
-        while (level := level / factor) >= max(end_value, smallest):
-            if level >= self.init_value:
-                continue
+        lowest = max(end_value, self.rate.init_value * _SMALLEST)
+        while (level := next_cut()) >= lowest:
             duration = self._where(level, end_value)
             if not self._has(duration):
                 break
