@@ -151,6 +151,8 @@ def test_sums_of_durations():
     assert [phase.start_sample for phase in plan.phases] == [0, 420]
     with pytest.raises(ab.UsageError, match="adds steps"):
         ab.make_plan("10, 50%+20st: 20", 100, "10ep")
+    with pytest.raises(ab.UsageError, match="'1ep-5ep' ends before this run begins"):
+        ab.coupled_learning_rate(plan, ab.parse_learning_rate("0.1 warmup 1ep-5ep"))
     steps = ab.make_plan("10, 50%+20st: 20", 100, "100st")
     assert steps.phases[1].start_step == 70
 
