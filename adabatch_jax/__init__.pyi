@@ -19,20 +19,24 @@ from adabatch_jax.schedules.batch_size_schedules import (
     Schedule,
     constant,
     exponential_growth,
-    growth_from_decay,
     linear_ramp,
     piecewise_constant,
 )
 from adabatch_jax.schedules.dialect_writing import write_schedule
 from adabatch_jax.schedules.durations import Duration, parse_duration
 from adabatch_jax.schedules.free_schedules import sampled
+from adabatch_jax.schedules.growth_with_decay import growth_from_decay, seesaw
 from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.learning_rate_text import LearningRate, parse_learning_rate
 from adabatch_jax.schedules.phases import Phase, Step
 from adabatch_jax.schedules.plan import BatchPlan, make_plan
 from adabatch_jax.schedules.recipes.published import recipes
 from adabatch_jax.schedules.schedule_text import joined, parse_schedule
-from adabatch_jax.schedules.step_schedules import accumulation_schedule, batch_size_schedule
+from adabatch_jax.schedules.step_schedules import (
+    accumulation_schedule,
+    batch_size_schedule,
+    half_life_in_samples,
+)
 from adabatch_jax.system.errors import (
     AdabatchError,
     DivergedError,
@@ -42,6 +46,7 @@ from adabatch_jax.system.errors import (
     UsageError,
 )
 from adabatch_jax.system.stop_requests import Interruption
+from adabatch_jax.training.adam import coupled_adamw, scale_by_adam
 from adabatch_jax.training.compiling_ahead import CompiledAhead, compile_ahead
 from adabatch_jax.training.evaluation import evaluate
 from adabatch_jax.training.loss_functions import weighted_mean
@@ -55,10 +60,11 @@ __all__ = [
     "Operation", "Phase", "Rebatched", "RestoreError", "Schedule", "Step", "StorageError",
     "TrainState", "TrainStep", "UsageError",
     "accumulation_schedule", "array_source", "batch_indices", "batch_size_schedule", "batches",
-    "check_padding", "cluster", "compile_ahead", "constant", "coupled_learning_rate", "data_mesh", "epoch_order",
-    "evaluate", "example_indices", "example_keys", "exponential_growth", "fit",
-    "growth_from_decay", "host_rows", "joined", "linear_ramp", "load_run", "make_plan", "make_train_step",
-    "models", "parse_duration", "parse_learning_rate", "parse_schedule", "piecewise_constant",
-    "rebatch", "recipes", "sampled", "tfds_source", "weighted_mean", "write_schedule",
+    "check_padding", "cluster", "compile_ahead", "constant", "coupled_adamw", "coupled_learning_rate",
+    "data_mesh", "epoch_order", "evaluate", "example_indices", "example_keys", "exponential_growth",
+    "fit", "growth_from_decay", "half_life_in_samples", "host_rows", "joined", "linear_ramp",
+    "load_run", "make_plan", "make_train_step", "models", "parse_duration", "parse_learning_rate",
+    "parse_schedule", "piecewise_constant", "rebatch", "recipes", "sampled", "scale_by_adam",
+    "seesaw", "tfds_source", "weighted_mean", "write_schedule",
 ]  # fmt: skip
 __version__: str

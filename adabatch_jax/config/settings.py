@@ -31,9 +31,13 @@ from adabatch_jax.config.value_texts import (
     parse_profiled,
     parse_score,
 )  # fmt: skip
-from adabatch_jax.schedules.batch_size_schedules import Schedule
+from adabatch_jax.schedules.batch_size_schedules import Schedule, SeesawGrowth
+from adabatch_jax.schedules.coupling_advice import coupling_warnings
 from adabatch_jax.schedules.durations import Duration, period_duration, run_duration
+from adabatch_jax.schedules.growth_with_decay import schedule_and_rate
+from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_text import (
+    COUPLINGS,
     LearningRate,
     coupling_power,
     parse_learning_rate,
@@ -61,7 +65,7 @@ _DEFAULT_EPOCHS = 20.0
 
 # Settings that runs were named without; where they are none they are no part of a digest.
 _NOT_NAMED = (
-    "duration", "tokens_per_example", "init_from", "data.mean", "data.std", "stop_when", "patience",
+    "duration", "tokens_per_example", "half_lives", "init_from", "data.mean", "data.std", "stop_when", "patience",
 )  # fmt: skip
 
 # What "auto" was before there was one; runs keep the names and digests that they had.
@@ -274,7 +278,8 @@ class TrainConfig:
         "layer begins anew where the classes are others; none: drawn from the seed.")
     batch_schedule: str = setting(
         "32 x2 every 20% max 512", FUTURE, read=parse_schedule, is_changeable=True, has_spaces=True,
-        help='Batch-size schedule, such as "128 x2 every 20ep max 2048" or "128, 20ep: 256".')
+        help='Batch-size schedule, such as "128 x2 every 20ep max 2048" or "128, 20ep: 256"; or "128 x2 '
+        'seesaw max 2048", where lr falls.')
     lr: str = setting(
         "0.05 x0.375 every 20%", FUTURE, read=parse_learning_rate, is_changeable=True,
         has_spaces=True, help="Learning rate at the reference batch size, such as "
@@ -287,6 +292,10 @@ class TrainConfig:
         "first.")
     optimizer: Literal["sgd", "adamw"] = setting(
         "sgd", NUMBERS, help="Optimizer: sgd or adamw.")
+    half_lives: Literal["samples"] | None = setting(
+        None, NUMBERS,
+        help="What the half-lives of adamw's averages are constant in while the batch grows: "
+        "samples, and then epsilon and weight decay follow it too; none: updates.")
     momentum: float = setting(
         0.9, NUMBERS, at_least=0, is_changeable=True, help="Momentum of sgd.")
     weight_decay: float = setting(
@@ -353,6 +362,16 @@ class TrainConfig:
         if self.epochs is None and self.duration is None:
             object.__setattr__(self, "epochs", _DEFAULT_EPOCHS)
         self.layout  # checks what must go together
+        self._schedule_and_rate
+        is_seesaw = isinstance(parse_schedule(self.batch_schedule), SeesawGrowth)
+        for name, is_asked in (("batch_schedule: seesaw", is_seesaw),
+                               ("half_lives: samples", self.half_lives is not None)):
+            if is_asked and coupling_power(self.coupling) != COUPLINGS["sqrt"]:
+                raise UsageError(
+                    f"{name} belongs to a rate that goes with the root of the batch; give coupling "
+                    f"sqrt, got {self.coupling}.")
+        if self.half_lives is not None and self.optimizer != "adamw":
+            raise UsageError(f"half_lives: of the optimizer adamw, got {self.optimizer}.")
 
     @property
     def layout(self) -> Layout:
@@ -373,12 +392,16 @@ class TrainConfig:
     @property
     def schedule(self) -> Schedule:
         """What the batch size should be."""
-        return parse_schedule(self.batch_schedule)
+        return self._schedule_and_rate[0]
 
     @property
     def learning_rate(self) -> LearningRate:
         """The base learning rate."""
-        return parse_learning_rate(self.lr)
+        return self._schedule_and_rate[1]
+
+    @property
+    def _schedule_and_rate(self) -> tuple[Schedule, LearningRate]:
+        return schedule_and_rate(parse_schedule(self.batch_schedule), parse_learning_rate(self.lr))
 
     @property
     def length(self) -> Duration:
@@ -422,6 +445,13 @@ class TrainConfig:
                     f"multiple of {group}, or choose another group."
                 )
         return plan
+
+    def coupling_warnings(self, plan: BatchPlan) -> list[str]:
+        """Sentences on a coupling that is meant for another optimizer."""
+        rules = self.coupling, self.reference_batch_size
+        rate = resolve(plan, self.learning_rate, *rules)
+        optimizer = "sgd" if self.optimizer == "sgd" else "adam"
+        return [*coupling_warnings(plan, rate, *rules, optimizer)]
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values; `from_dict` gives them back."""

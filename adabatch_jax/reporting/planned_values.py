@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from adabatch_jax.reporting.saved_run import Run
+from adabatch_jax.schedules.growth_with_decay import schedule_and_rate
 from adabatch_jax.schedules.learning_rate_at_step import ResolvedRate, StepClock, resolve
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate
 from adabatch_jax.schedules.plan import BatchPlan
+from adabatch_jax.schedules.schedule_text import parse_schedule
 from adabatch_jax.system.errors import UsageError
 
 # Of a smooth rate; steps of a piecewise one are all drawn.
@@ -131,6 +133,7 @@ def _resolved(run: Run) -> ResolvedRate | None:
         return None
     try:
         base, plan = parse_learning_rate(text), BatchPlan.from_dict(run.plan)
+        _, base = schedule_and_rate(parse_schedule(run.config.get("batch_schedule", "1")), base)
         return resolve(plan, base, coupling, run.config.get("reference_batch_size"))
     except (UsageError, ValueError, TypeError):
         return None  # a setting of somebody else's that has the same name

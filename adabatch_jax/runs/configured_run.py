@@ -31,6 +31,7 @@ from adabatch_jax.schedules.learning_rate_pieces import unreached
 from adabatch_jax.schedules.learning_rate_schedule import rate_schedule
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.mirrored_folder import WorkFolder
+from adabatch_jax.training.adam import coupled_adamw
 from adabatch_jax.training.train_state import TrainState
 
 
@@ -87,7 +88,7 @@ def _fit(
 ) -> FitResult:
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
     learning_rate = rate_schedule(rate)
-    tx = make_optimizer(config, learning_rate)
+    tx = make_optimizer(config, learning_rate, plan)
     network = configured_model(config, data.spec)
     if network.module is not None and is_reference(config.dataset):
         data.check_evaluated()
@@ -143,20 +144,24 @@ def _introduce(
     )
     for sentence in (*plan.unreached, *unreached(plan, config.learning_rate)):
         progress.message(f"note: {sentence}")
-    if config.optimizer == "adamw" and config.coupling == "linear" and len(sizes) > 1:
-        progress.message(
-            "warning: linear coupling is meant for sgd; with adamw --coupling sqrt is the usual "
-            "choice"
-        )
+    for sentence in config.coupling_warnings(plan):
+        progress.message(f"warning: {sentence}")
 
 
 def make_optimizer(
-    config: TrainConfig, learning_rate: optax.Schedule
+    config: TrainConfig, learning_rate: optax.Schedule, plan: BatchPlan
 ) -> optax.GradientTransformation:
     """The configured optimizer.
 
     sgd adds the decay to the gradient before the momentum, as PyTorch and the paper's code do.
     """
+    if config.half_lives is not None:
+        return coupled_adamw(
+            plan,
+            learning_rate,
+            weight_decay=config.weight_decay,
+            reference_batch_size=config.reference_batch_size,
+        )
     if config.optimizer == "adamw":
         return optax.adamw(learning_rate, weight_decay=config.weight_decay)
     momentum = config.momentum or None

@@ -179,7 +179,7 @@ def _of_command(path: Path | str, found: Found, plan: BatchPlan, config: TrainCo
     data = DatasetSpec.from_dict(found.run["dataset"])
     network = configured_model(config, data)
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
-    tx = make_optimizer(config, rate_schedule(rate))
+    tx = make_optimizer(config, rate_schedule(rate), plan)
     like = TrainState.create(params=network.params, tx=tx, model_state=network.model_state)
     state = restore(found, like)
     probabilities = network.probabilities and jax.jit(network.probabilities)

@@ -17,11 +17,11 @@ from adabatch_jax.schedules.text_reader import decimal_text, exact, positive_int
 from adabatch_jax.system.errors import UsageError
 
 
-def _round_half_up(value: Fraction, multiple_of: int = 1) -> int:
+def round_half_up(value: Fraction, multiple_of: int = 1) -> int:
     return math.floor(value / multiple_of + Fraction(1, 2)) * multiple_of
 
 
-def _rounded_growth(init_value: int, factor: Fraction, k: int, multiple_of: int) -> int:
+def rounded_growth(init_value: int, factor: Fraction, k: int, multiple_of: int) -> int:
     """`init_value * factor**k` rounded half up to a multiple, exactly.
 
     Powers of a fraction have k times its digits, so 60 digits decide wherever they can.
@@ -33,7 +33,7 @@ def _rounded_growth(init_value: int, factor: Fraction, k: int, multiple_of: int)
             nearest = value.to_integral_value(decimal.ROUND_HALF_UP)
             if abs(abs(value - nearest) - decimal.Decimal("0.5")) > decimal.Decimal("1e-30"):
                 return int(nearest) * multiple_of
-    return _round_half_up(init_value * factor**k, multiple_of)
+    return round_half_up(init_value * factor**k, multiple_of)
 
 
 class Schedule(abc.ABC):
@@ -124,7 +124,7 @@ class ExponentialGrowth(Schedule):
         return changed, self._size_after(changed)
 
     def _size_after(self, k: int) -> int:
-        size = _rounded_growth(self.init_value, self.growth_factor, k, self.multiple_of)
+        size = rounded_growth(self.init_value, self.growth_factor, k, self.multiple_of)
         if self.end_value is None:
             return size
         bound = min if self.growth_factor >= 1 else max
@@ -150,13 +150,46 @@ class LinearRamp(Schedule):
         for k in range(self.num_stages):
             share = Fraction(k, self.num_stages - 1)
             size = self.init_value + (self.end_value - self.init_value) * share
-            yield self.over.times(share), _round_half_up(size)
+            yield self.over.times(share), round_half_up(size)
 
     def behind(self, num_begun: int) -> list[str]:
         return [f"{self.end_value} over {self.over}"]
 
     def __str__(self) -> str:
         return f"{self.init_value} to {self.end_value} over {self.over} in {self.num_stages}"
+
+
+@dataclasses.dataclass(frozen=True)
+class SeesawGrowth(Schedule):
+    """A size that follows a learning rate which isn't known yet; see `schedule_and_rate`."""
+
+    init_value: int
+    growth_factor: Fraction
+    end_value: int | None = None
+
+    def __post_init__(self):
+        positive_integer(self.init_value, "init_value")
+        if self.growth_factor <= 1:
+            text = decimal_text(self.growth_factor)
+            raise UsageError(f"`factor` must be above 1, got {text}.")
+        if self.end_value is not None:
+            if positive_integer(self.end_value, "end_value") < self.init_value:
+                raise UsageError(
+                    f"`end_value` (max) must be at least init_value={self.init_value}, got "
+                    f"{self.end_value}."
+                )
+
+    def sizes(self) -> Iterator[tuple[Duration, Size]]:
+        raise UsageError(
+            f"the schedule {str(self)!r} grows where a learning rate falls, so it needs one: a "
+            f"command takes its own where this is the whole of --batch-schedule, and ab.seesaw("
+            f"{self.init_value}, rate, {decimal_text(self.growth_factor)}, {self.end_value}) makes "
+            "both."
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.init_value} x{decimal_text(self.growth_factor)} seesaw"
+        return text if self.end_value is None else f"{text} max {self.end_value}"
 
 
 def constant(batch_size: int) -> PiecewiseConstant:
@@ -268,48 +301,3 @@ def linear_ramp(
         positive_duration(over, "`over`"),
         num_stages,
     )
-
-
-def growth_from_decay(
-    init_value: int,
-    boundaries_and_decays: Thresholds[float],
-    power: float = 1.0,
-    end_value: int | None = None,
-) -> PiecewiseConstant:
-    """Grows the batch where a learning rate would decay (arXiv:1711.00489).
-
-    The size is `init_value * (product of the decays so far) ** -power`, rounded half up and
-    clipped to `end_value`. Keep the same decays in the base learning rate: the coupling leaves
-    in it what the batch didn't take, the rest above `end_value` included. Power 1 with linear
-    coupling is Smith et al.'s "don't decay the learning rate"; power 1 with sqrt is Seesaw.
-
-    Args:
-      init_value: the first batch size.
-      boundaries_and_decays: duration since the start of the run -> factor of the rate there; a
-        mapping, or pairs.
-      power: how much of a decay the batch takes.
-      end_value: the largest size; None for no bound.
-
-    Raises:
-      UsageError: a decay <= 0, `init_value` or `end_value` < 1, a size that rounds to 0, what is
-        no pair, or a duration that can't be read.
-
-    >>> str(growth_from_decay(128, {"30ep": 0.1, "60ep": 0.1}, end_value=8192))
-    '128, 30ep: 1280, 60ep: 8192'
-    """
-    init_value = positive_integer(init_value, "init_value")
-    bound = None if end_value is None else positive_integer(end_value, "end_value")
-    exponent = exact(power, "power")
-    what = "`boundaries_and_decays` are a mapping or pairs of (duration, decay)"
-    product, boundaries = Fraction(1), []
-    for duration, decay in read_thresholds(boundaries_and_decays, what):
-        factor = exact(decay, f"decay at {duration}")
-        if factor <= 0:
-            raise UsageError(f"the decay at {duration} must be above 0, got {decay}.")
-        product *= factor
-        if exponent.denominator == 1:
-            size = _round_half_up(init_value * product ** -int(exponent))
-        else:
-            size = _round_half_up(Fraction(init_value * float(product) ** -float(exponent)))
-        boundaries.append((duration, size if bound is None else min(size, bound)))
-    return piecewise_constant(init_value, boundaries)

@@ -12,6 +12,7 @@ from adabatch_jax.system.errors import UsageError, did_you_mean
 
 _FORM = re.compile(r"(\d[\d_]*(?:\.\d+|/\d+)?|\.\d+)\s*([KMBT]?)(.*)", re.DOTALL)
 _SHARE = re.compile(r"(\d{1,9})/(\d{1,9})(?:\s+of\s+the\s+run)?")
+_TERM = re.compile(r"(?<=[a-z%])(?=[+-])")
 _MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _UNITS = {"ep": "epochs", "st": "steps", "sp": "samples", "tok": "tokens", "%": "of the run"}
 Unit = Literal["ep", "st", "sp", "tok", "%"]
@@ -34,6 +35,7 @@ class Duration:
       unit: "ep" (epochs), "st" (steps), "sp" (samples), "tok" (tokens) or "%" (of the whole run).
       spelling: the text it was read from, so that `str` gives it back.
       source: what it is a multiple of, as that was spelled, for errors to quote.
+      plus: what is added in other units, where one isn't enough; may be below 0.
 
     >>> parse_duration("2.5Msp") == Duration(Fraction(2_500_000), "sp")
     True
@@ -43,13 +45,23 @@ class Duration:
     unit: str
     spelling: str = dataclasses.field(default="", compare=False, repr=False)
     source: str = dataclasses.field(default="", compare=False, repr=False)
+    plus: "tuple[Duration, ...]" = dataclasses.field(default=(), repr=False)
 
     def __str__(self) -> str:
-        return self.spelling or f"{decimal_text(self.value)}{self.unit}"
+        if self.spelling:
+            return self.spelling
+        texts = [f"{decimal_text(term.value)}{term.unit}" for term in (self, *self.plus)]
+        return "+".join(texts).replace("+-", "-")
+
+    @property
+    def terms(self) -> "tuple[Duration, ...]":
+        """What it is the sum of, each in one unit."""
+        return (Duration(self.value, self.unit, source=self.source or str(self)), *self.plus)
 
     def times(self, factor: Fraction | int) -> "Duration":
         """So many times as long."""
-        return Duration(self.value * factor, self.unit, source=self.source or str(self))
+        plus = tuple(term.times(factor) for term in self.plus)
+        return Duration(self.value * factor, self.unit, source=self.source or str(self), plus=plus)
 
 
 def short_duration(value: int, unit: Unit) -> Duration:
@@ -68,7 +80,7 @@ def parse_duration(text: str | int | Duration) -> Duration:
 
     Suffixes K, M, B and T stand for powers of 1000: thousands to (American) trillions. An int
     means samples; a number in a text needs its unit. A fraction up to 1 without one, `"1/3"` or
-    `"1/3 of the run"`, can only be of the run, and is.
+    `"1/3 of the run"`, can only be of the run, and is. Several may be added, without spaces.
 
     Raises:
       UsageError: no unit or none of these, a negative number, or a fraction of a step.
@@ -79,6 +91,8 @@ def parse_duration(text: str | int | Duration) -> Duration:
     ('20ep', '50000sp')
     >>> parse_duration("1/3") == parse_duration("1/3 of the run") == parse_duration("100/3%")
     True
+    >>> str(parse_duration("100%-5Ksp"))
+    '100%-5Ksp'
     >>> parse_duration("20 epochs")
     Traceback (most recent call last):
     adabatch_jax.system.errors.UsageError: unknown unit 'epochs' in the duration '20 epochs'; ...
@@ -87,6 +101,11 @@ def parse_duration(text: str | int | Duration) -> Duration:
         return text
     if not isinstance(text, str):
         return _samples(text)
+    first, *others = _TERM.split(text.strip())
+    if others:
+        plus = (parse_duration(term[1:]).times(-1 if term[0] == "-" else 1) for term in others)
+        first = parse_duration(first)
+        return Duration(first.value, first.unit, spelling="".join(text.split()), plus=tuple(plus))
     share = _SHARE.fullmatch(text.strip())
     if share and 0 < int(share[1]) <= int(share[2]):
         percent = Fraction(100 * int(share[1]), int(share[2]))
@@ -230,6 +249,17 @@ class Units:
         Raises:
           UsageError: epochs of an endless stream, or tokens where `tokens_per_example` is None.
         """
+        if duration.plus:
+            parts = [self.in_samples(term, what) for term in duration.terms]
+            if None not in parts:
+                return sum(parts, Fraction(0))
+            if any(part is not None for part in parts):
+                raise UsageError(
+                    f"the duration {str(duration)!r} adds steps, or percent of a run in steps, to "
+                    "other units, which have no common measure; give all, and the run's duration, "
+                    "in epochs (ep), samples (sp) or tokens (tok)."
+                )
+            return None
         if duration.unit == "st" or (duration.unit == "%" and self.run.unit == "st"):
             return None
         if duration.unit == "sp":
@@ -255,6 +285,5 @@ class Units:
 
     def in_steps(self, duration: Duration) -> Fraction:
         """The exact length in steps of what `in_samples` can't convert."""
-        if duration.unit == "%":
-            return duration.value * self.run.value / 100
-        return duration.value
+        shares = {"%": self.run.value / 100}
+        return sum((t.value * shares.get(t.unit, 1) for t in duration.terms), Fraction(0))

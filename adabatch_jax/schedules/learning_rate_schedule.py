@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adabatch_jax.schedules.coupling_advice import Optimizer, coupling_warnings
 from adabatch_jax.schedules.learning_rate_at_step import (
     Coupling,
     ResolvedRate,
@@ -31,6 +32,7 @@ def coupled_learning_rate(
     coupling: Coupling = "linear",
     reference_batch_size: int | None = None,
     counts: Counts | None = None,
+    optimizer: Optimizer | None = None,
 ) -> optax.Schedule:
     """Rescales a learning rate with the batch size (arXiv:1712.02029, section 3).
 
@@ -50,6 +52,8 @@ def coupled_learning_rate(
         rates are those of the callable, bit for bit. "samples", "epochs" and "tokens", and steps
         that are not all whole, come as float32, rounded down: exact below `2**24`, and right at
         every threshold that float32 can hold. Thresholds of optax above `2**31` must be floats.
+      optimizer: "sgd", or "adam" for all that divide by a gradient's size: what the rate is for, to
+        be warned of a rule that is meant for the other. None: nothing is checked.
 
     Returns:
       A schedule of the update count (int32, any shape), float32, exact in integers inside and
@@ -58,11 +62,14 @@ def coupled_learning_rate(
     Raises:
       UsageError: `base` or `coupling` is none of the above, `base` < 0, `reference_batch_size` < 1,
         thresholds out of order, more than 100,000 decays, `2**31` updates or more, a callable
-        without `counts`, epochs of an endless stream, or tokens without `tokens_per_example`.
+        without `counts`, epochs of an endless stream, or tokens without `tokens_per_example`; or
+        no such `optimizer`.
 
     Warns:
       UserWarning: what is listed of a rate, or decay, that no update of the run comes to; or the
-        end of a warm-up, or of a last part whose length is given.
+        end of a warm-up, or of a last part whose length is given. And with `optimizer`: a
+        coupling that is meant for the other, or Adam's rate cut by less than the root of what the
+        batch grows by there.
 
     >>> from adabatch_jax import make_plan, parse_learning_rate
     >>> plan = make_plan("128 x2 every 20ep max 2048", num_examples=50_000, duration="100ep")
@@ -84,6 +91,7 @@ def coupled_learning_rate(
         factors = coupling_factors(plan, coupling, reference)
         factors = np.array([float(factor) for factor in factors], dtype=np.float32)
         clock = StepClock.of(plan)
+        _warn(plan, None, coupling, reference, optimizer)
         if counts == "steps" and [phase.batch_size for phase in plan.phases] == [reference]:
             return _of_own_steps(clock.last_step, base, factors[0])
         return _of_callable(clock, base, position, factors)
@@ -98,7 +106,22 @@ def coupled_learning_rate(
     rate = resolve(plan, base, coupling, reference_batch_size)
     for sentence in unreached(plan, base):
         warnings.warn(sentence, UserWarning, stacklevel=2)
+    _warn(plan, rate, coupling, reference_batch_size, optimizer)
     return rate_schedule(rate)
+
+
+def _warn(
+    plan: BatchPlan,
+    rate: ResolvedRate | None,
+    coupling: Coupling,
+    reference_batch_size: int | None,
+    optimizer: Optimizer | None,
+) -> None:
+    """Tells the user's call what its coupling isn't meant for."""
+    if optimizer is None:
+        return
+    for sentence in coupling_warnings(plan, rate, coupling, reference_batch_size, optimizer):
+        warnings.warn(sentence, UserWarning, stacklevel=3)
 
 
 def rate_schedule(rate: ResolvedRate) -> optax.Schedule:

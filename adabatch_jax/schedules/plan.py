@@ -158,14 +158,17 @@ class BatchPlan:
         the run, in samples, or in steps where the run's own duration is in steps.
 
         Raises:
-          UsageError: it can't be read, is in epochs of an endless stream, or in tokens without
-            `tokens_per_example`.
+          UsageError: it can't be read, is in epochs of an endless stream, in tokens without
+            `tokens_per_example`, or a difference that is below 0.
         """
         duration = parse_duration(duration)
         samples = self.units.in_samples(duration)
+        steps = samples if samples is not None else self.units.in_steps(duration)
+        if after + steps < 0:
+            raise UsageError(f"the duration {str(duration)!r} ends before this run begins.")
         if samples is not None:
             return after + math.ceil(samples)
-        step = first_step_from(self, after) + math.ceil(self.units.in_steps(duration))
+        step = first_step_from(self, after) + math.ceil(steps)
         if step <= self.num_steps:
             return self.samples_at(step)
         return stride_of(self, self.phases[-1]).begin(step - self.phases[-1].start_step)

@@ -136,7 +136,7 @@ class _Builder:
 
     def _position(self, threshold: Threshold, origin: Place, unit: str) -> Fraction:
         """Where a threshold is, counted from an origin in a unit."""
-        if threshold.duration.unit == unit:
+        if threshold.duration.unit == unit and not threshold.duration.plus:
             return threshold.duration.value
         place, one = self._place(threshold), Duration(Fraction(1), unit)
         samples = self.units.in_samples(one, what=f"`unit`={unit!r} of `sampled`")

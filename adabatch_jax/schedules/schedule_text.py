@@ -8,6 +8,7 @@ from adabatch_jax.schedules.batch_size_schedules import (
     ExponentialGrowth,
     LinearRamp,
     Schedule,
+    SeesawGrowth,
     constant,
     exponential_growth,
     linear_ramp,
@@ -65,7 +66,7 @@ def parse_schedule(text: str, dialect: Dialect | None = None) -> Schedule:
 
     The forms: `"128"`, `"128 x2 every 20ep max 2048"`, `"100 x1.5 every 10ep max 800 multiple
     8"`, `"2048 x0.5 every 10ep min 128"`, `"128, 20ep: 256, 40ep: 512"`, `"128 to 2048 over 50%
-    in 16"`, and these one after the other as in `"128 x2 every 5ep then 20ep: 512"`; see `joined`.
+    in 16"`, `"128 x2 seesaw max 2048"` (where a command's learning rate falls), and these one after the other as in `"128 x2 every 5ep then 20ep: 512"`; see `joined`.
 
     Args:
       text: the schedule.
@@ -151,9 +152,13 @@ def _read_ramp(reader: Reader, init_value: int) -> LinearRamp:
     return linear_ramp(init_value, end_value, over, reader.whole("a number of stages"))
 
 
-def _read_growth(reader: Reader, init_value: int) -> ExponentialGrowth:
+def _read_growth(reader: Reader, init_value: int) -> ExponentialGrowth | SeesawGrowth:
     factor = reader.number("a growth factor such as x2 or x1.5", prefix="x")
-    reader.require("every")
+    if reader.take_if("seesaw"):
+        end_value = reader.whole("a whole batch size") if reader.take_if("max") else None
+        return _finished(reader, SeesawGrowth(init_value, factor, end_value))
+    if not reader.take_if("every"):
+        raise reader.error("'every' or 'seesaw'")
     every = read_duration(reader)
     bound = "max" if factor >= 1 else "min"
     options: dict[str, int] = {}

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adabatch_jax.schedules.learning_rate_at_step import StepClock
+from adabatch_jax.schedules.durations import Duration, positive_duration
+from adabatch_jax.schedules.learning_rate_at_step import StepClock, reference_size
 from adabatch_jax.schedules.plan import BatchPlan, check_plan
-from adabatch_jax.schedules.text_reader import excerpt, positive_integer
+from adabatch_jax.schedules.text_reader import exact, excerpt, positive_integer
 from adabatch_jax.system.errors import UsageError
 
 CountSchedule = Callable[[Any], Any]
@@ -92,11 +93,89 @@ def accumulation_schedule(plan: BatchPlan, microbatch_size: int) -> CountSchedul
     return _traceable(num_microbatches)
 
 
-def _traceable(value: Callable[[ModuleType, Any], Any]) -> CountSchedule:
+def half_life_in_samples(
+    plan: BatchPlan,
+    decay: float | str | Duration,
+    reference_batch_size: int | None = None,
+    first_order: bool = False,
+) -> CountSchedule:
+    """A decay per update, such as Adam's betas or an EMA's, that forgets so much per sample.
+
+    An average that keeps `decay` of itself in an update of the reference batch size keeps
+    `decay ** (batch_size / reference_batch_size)` in one of the update's, so what half of it was
+    made of is as many samples old whatever the batch does (arXiv:2507.07101, arXiv:2307.13813).
+
+    Args:
+      plan: which update has which batch size.
+      decay: the decay per update of the reference batch size, 0 <= decay < 1; or the half-life
+        itself, such as "10Mtok", "1ep" or "2.5Msp".
+      reference_batch_size: default: the plan's first batch size.
+      first_order: instead `1 - (1 - decay) * batch_size / reference_batch_size`, which is the same
+        to first order, and what Malladi et al. derive for Adam (arXiv:2205.10287).
+
+    Returns:
+      A schedule of the update count (integers, any shape), float32. Counts from `plan.num_steps` on
+      keep the last value. `scale_by_adam` takes it, and corrects the bias of what changes.
+
+    Raises:
+      UsageError: a decay outside of 0 to 1, a half-life in steps, one of nothing or in units that
+        the plan doesn't know, `reference_batch_size` < 1, a batch too large for `first_order`, or
+        `2**31` updates or more.
+
+    >>> from adabatch_jax import make_plan
+    >>> plan = make_plan("64, 2Ktok: 128, 8Ktok: 256", None, "32Ktok", tokens_per_example=1)
+    >>> b2 = half_life_in_samples(plan, 0.999)
+    >>> [round(float(b2(phase.start_step)), 6) for phase in plan.phases]
+    [0.999, 0.998001, 0.996006]
+    >>> b2 = half_life_in_samples(plan, "640tok")
+    >>> [round(float(b2(phase.start_step)) ** (640 / phase.batch_size), 6) for phase in plan.phases]
+    [0.5, 0.5, 0.5]
+
+    An average of the weights is then, after update `count`:
+
+    >>> import optax
+    >>> ema = optax.incremental_update({"w": 3.0}, {"w": 1.0}, 1 - half_life_in_samples(plan, 0.5)(0))
+    >>> float(ema["w"])
+    2.0
+    """
+    check_plan(plan)
+    clock = StepClock.of(plan)
+    sizes = np.array([phase.batch_size for phase in plan.phases], dtype=np.float64)
+    if isinstance(decay, str | Duration):
+        half_life = positive_duration(decay, "a half-life")
+        samples = plan.units.in_samples(half_life, f"the half-life {str(half_life)!r}")
+        if samples is None:
+            raise UsageError(
+                f"the half-life {str(half_life)!r} is counted in steps, which grow with the batch; "
+                "give samples (sp), tokens (tok) or epochs (ep), or the decay of an update."
+            )
+        if first_order:
+            raise UsageError("`first_order` is of a decay per update; a half-life is exact.")
+        decays = 0.5 ** (sizes / float(samples))
+    else:
+        value = float(exact(decay, "decay"))
+        if not 0 <= value < 1:
+            raise UsageError(f"`decay` must be at least 0 and below 1, got {decay}.")
+        ratios = sizes / reference_size(plan, reference_batch_size)
+        decays = 1 - (1 - value) * ratios if first_order else value**ratios
+        if decays.min() < 0:
+            raise UsageError(
+                f"to first order the decay {decay} of batch size {int(sizes.max())} is "
+                f"{decays.min():.3g}, below 0; cap the batch, or leave out `first_order`."
+            )
+
+    def decay_of(xp: ModuleType, count: Any) -> Any:
+        phase, _ = clock.phase_and_sample(xp, count)
+        return xp.asarray(decays)[phase]
+
+    return _traceable(decay_of, "float32")
+
+
+def _traceable(value: Callable[[ModuleType, Any], Any], dtype: str = "int32") -> CountSchedule:
     def schedule(count):
         if isinstance(count, int):  # a loop that logs needn't disturb the device
-            return np.int32(value(np, np.int64(count)))
+            return np.dtype(dtype).type(value(np, np.int64(count)))
         with jax.enable_x64(True):
-            return value(jnp, jnp.asarray(count, jnp.int64)).astype(jnp.int32)
+            return value(jnp, jnp.asarray(count, jnp.int64)).astype(dtype)
 
     return schedule

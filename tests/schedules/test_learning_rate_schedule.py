@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from adabatch_jax.schedules.batch_size_schedules import growth_from_decay
+from adabatch_jax.schedules.growth_with_decay import growth_from_decay
 from adabatch_jax.schedules.learning_rate_at_step import StepClock, resolve
 from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from adabatch_jax.schedules.learning_rate_text import parse_learning_rate

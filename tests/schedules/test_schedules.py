@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from adabatch_jax.schedules.batch_size_schedules import (
     constant,
     exponential_growth,
-    growth_from_decay,
     linear_ramp,
     piecewise_constant,
 )
 from adabatch_jax.schedules.durations import parse_duration
+from adabatch_jax.schedules.growth_with_decay import growth_from_decay
 from adabatch_jax.schedules.schedule_text import as_schedule, parse_schedule
 from adabatch_jax.system.errors import UsageError
 

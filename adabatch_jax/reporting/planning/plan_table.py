@@ -84,6 +84,7 @@ def plan_notes(config: TrainConfig, plan: BatchPlan, layouts: Layouts | None) ->
     notes = [f"{totals}.", "lr and lr/batch are those of each phase's first update."]
     behind = (*plan.unreached, *unreached(plan, config.learning_rate))
     notes += [f"note: {sentence}" for sentence in behind]
+    notes += [f"warning: {sentence}" for sentence in config.coupling_warnings(plan)]
     if plan.num_dropped:
         notes.append(f"{plan.num_dropped:,} positions are dropped at the ends of epochs.")
     if layouts is None:

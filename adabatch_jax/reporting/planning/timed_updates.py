@@ -22,6 +22,7 @@ from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes
 from adabatch_jax.runs.configured_data import describe_data, is_own, open_data
 from adabatch_jax.runs.configured_model import configured_model
 from adabatch_jax.runs.configured_run import make_optimizer
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import parse_bytes
 from adabatch_jax.training.compiled_programs import Program, program_of
@@ -176,7 +177,10 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
     mesh = data_mesh(devices) if len(devices) > 1 else None
     update = Update(
         network.loss_fn,
-        make_optimizer(config, lambda count: jnp.float32(_LEARNING_RATE)),
+        # Of any plan: it takes as long.
+        make_optimizer(
+            config, lambda count: jnp.float32(_LEARNING_RATE), make_plan(1, None, "1st")
+        ),
         mesh,
         shard_params=config.shard_params is True and mesh is not None,
         **network.properties,

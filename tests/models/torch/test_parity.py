@@ -19,6 +19,7 @@ from flax import nnx
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.models import create, functions, load_torch_weights, to_torch_arrays
 from adabatch_jax.runs.configured_run import make_optimizer
+from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.train_step import make_train_step
 from tests.models.torch import draws
@@ -122,7 +123,8 @@ def check_training(reference: Original, model: nnx.Module) -> None:
         lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), (params, model_state)
     )
     config = TrainConfig(momentum=draws.MOMENTUM, weight_decay=draws.WEIGHT_DECAY)
-    tx = make_optimizer(config, optax.constant_schedule(draws.LEARNING_RATE))
+    plan = make_plan(1, None, "1st")
+    tx = make_optimizer(config, optax.constant_schedule(draws.LEARNING_RATE), plan)
     start = jax.tree.map(np.array, params)
     state = TrainState.create(params=params, tx=tx, model_state=model_state)
     train_step = make_train_step(loss_fn, tx)
