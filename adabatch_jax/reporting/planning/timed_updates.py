@@ -21,7 +21,7 @@ from adabatch_jax.data.sources import ArraySource, array_source
 from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes
 from adabatch_jax.runs.configured_data import describe_data, is_own, open_data
 from adabatch_jax.runs.configured_model import configured_model
-from adabatch_jax.runs.configured_run import make_optimizer
+from adabatch_jax.runs.configured_optimizer import make_optimizer
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import parse_bytes
 from adabatch_jax.training.compiled_programs import Program, program_of
