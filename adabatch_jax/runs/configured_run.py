@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from adabatch_jax.cluster.agreement import from_first, in_turn
 from adabatch_jax.cluster.processes import ALONE, Processes
@@ -15,6 +14,7 @@ from adabatch_jax.config.settings import Operation, TrainConfig
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.runs.configured_data import ConfiguredData, open_data
 from adabatch_jax.runs.configured_model import configured_model
+from adabatch_jax.runs.configured_optimizer import make_optimizer
 from adabatch_jax.runs.display.process_logs import own_log
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.display.stream_choice import make_progress
@@ -31,7 +31,6 @@ from adabatch_jax.schedules.learning_rate_pieces import unreached
 from adabatch_jax.schedules.learning_rate_schedule import rate_schedule
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.mirrored_folder import WorkFolder
-from adabatch_jax.training.adam import coupled_adamw
 from adabatch_jax.training.train_state import TrainState
 
 
@@ -90,7 +89,7 @@ def _fit(
     learning_rate = rate_schedule(rate)
     tx = make_optimizer(config, learning_rate, plan)
     network = configured_model(config, data.spec)
-    if network.module is not None and is_reference(config.dataset):
+    if network.probabilities is not None and is_reference(config.dataset):
         data.check_evaluated()
     if config.init_from is not None and folder.checkpoint is None:
         network, given = with_given_weights(config, data.spec, network)
@@ -146,25 +145,3 @@ def _introduce(
         progress.message(f"note: {sentence}")
     for sentence in config.coupling_warnings(plan):
         progress.message(f"warning: {sentence}")
-
-
-def make_optimizer(
-    config: TrainConfig, learning_rate: optax.Schedule, plan: BatchPlan
-) -> optax.GradientTransformation:
-    """The configured optimizer.
-
-    sgd adds the decay to the gradient before the momentum, as PyTorch and the paper's code do.
-    """
-    if config.half_lives is not None:
-        return coupled_adamw(
-            plan,
-            learning_rate,
-            weight_decay=config.weight_decay,
-            reference_batch_size=config.reference_batch_size,
-        )
-    if config.optimizer == "adamw":
-        return optax.adamw(learning_rate, weight_decay=config.weight_decay)
-    momentum = config.momentum or None
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, momentum)
-    )

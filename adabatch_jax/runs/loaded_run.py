@@ -16,7 +16,7 @@ from adabatch_jax.runs.checkpoints.checkpoint_files import quieten_orbax, restor
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.chosen_checkpoint import config_of, from_checkpoint
 from adabatch_jax.runs.configured_model import configured_model
-from adabatch_jax.runs.configured_run import make_optimizer
+from adabatch_jax.runs.configured_optimizer import make_optimizer
 from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_schedule import rate_schedule
 from adabatch_jax.schedules.plan import BatchPlan

@@ -21,7 +21,7 @@ from adabatch_jax.data.sources import ArraySource, array_source
 from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes
 from adabatch_jax.runs.configured_data import describe_data, is_own, open_data
 from adabatch_jax.runs.configured_model import configured_model
-from adabatch_jax.runs.configured_run import make_optimizer
+from adabatch_jax.runs.configured_optimizer import make_optimizer
 from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import parse_bytes
@@ -170,7 +170,7 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
     """
     spec, example = image_data(config), None
     network = configured_model(config, spec)
-    if network.module is None and is_own(config):
+    if network.probabilities is None and is_own(config):  # whose batches nobody else knows
         example = array_source(SourceReader(open_data(config).train).example())
     devices = jax.local_devices()
     devices = devices[: num_devices if num_devices <= len(devices) else 1]
