@@ -32,14 +32,13 @@ class Ids(Protocol):
 
     def __getitem__(self, place: slice, /) -> Any: ...
 
-
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """A row of token ids, of any length.
 
     Attributes:
       of: what errors call it.
-      ids: the ids, whole numbers.
+      ids: the ids, whole numbers; a slice of them is an array.
       starts: int64, where in it each document begins; None where nobody told.
     """
 
@@ -49,6 +48,16 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def part(self, start: int, stop: int) -> "Tokens":
+        """Those from one place to another; the first may be in the midst of a document."""
+        starts = self.starts
+        if starts is not None:
+            inside = starts[(starts > start) & (starts < stop)]
+            starts = np.append(0, inside - start)
+        ids = self.ids
+        part = ids[start:stop] if isinstance(ids, np.ndarray) else ids.part(start, stop)
+        return dataclasses.replace(self, ids=part, starts=starts)
 
     def largest(self) -> int:
         """The largest id; reads all."""

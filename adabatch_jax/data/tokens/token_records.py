@@ -23,17 +23,23 @@ class RecordIds:
       path: the file.
       dtype: of the ids.
       begins: where each record begins, and at its end how many ids there are.
+      within: which of all these ids are meant.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype, begins: np.ndarray):
-        self._path, self.dtype, self._begins = path, dtype, begins
+    def __init__(self, path: Path, dtype: np.dtype, begins: np.ndarray, within: range):
+        self._path, self.dtype, self._begins, self._within = path, dtype, begins, within
 
     def __len__(self) -> int:
-        return int(self._begins[-1])
+        return len(self._within)
+
+    def part(self, start: int, stop: int) -> "RecordIds":
+        """Those from one place to another, none of which are read."""
+        return RecordIds(self._path, self.dtype, self._begins, self._within[start:stop])
 
     def __getitem__(self, place: slice) -> np.ndarray:
-        start, stop, _ = place.indices(len(self))
-        if stop <= start:
+        within = self._within[place]
+        start, stop = within.start, within.stop
+        if not within:
             return np.zeros(0, self.dtype)
         first = bisect.bisect_right(self._begins, start) - 1
         last = bisect.bisect_left(self._begins, stop)
@@ -62,7 +68,7 @@ def open_records(path: Path, of: str, dtype: np.dtype) -> tuple[RecordIds, np.nd
             f"{of}: record {odd[0]} has {sizes[odd[0]]:,} bytes, which are no tokens of {dtype}."
         )
     begins = np.concatenate([[0], np.cumsum(sizes // dtype.itemsize)])
-    return RecordIds(path, dtype, begins), begins[:-1]
+    return RecordIds(path, dtype, begins, range(int(begins[-1]))), begins[:-1]
 
 
 def _record_sizes(path: Path) -> np.ndarray:
