@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "adabatch_jax"
 FLOORS = ("system", "schedules", "config", "cluster", "data", "training", "models", "runs", "reporting")
 TOP_FILES = {
     "CHANGELOG.md", "DESIGN.md", "README.md", "__init__.py", "__init__.pyi", "__main__.py",
-    "doctor.py", "export.py", "plan.py", "predict.py", "prepare.py", "py.typed", "report.py", "train.py",
+    "doctor.py", "export.py", "plan.py", "predict.py", "prepare.py", "py.typed", "report.py",
+    "sample.py", "train.py",
 }  # fmt: skip
 
 

@@ -65,11 +65,18 @@ _LEADS = {
     "microbatch batch-split":
         "--microbatch-size 64 computes a batch in parts of 64; how many there are follows from it",
     "optim opt optimiser optimizer-name optimizer-type":
-        "it is called --optimizer, sgd or adamw",
-    "adam sgd adamw": "--optimizer says which: sgd or adamw",
+        "it is called --optimizer, sgd, adamw or muon",
+    "adam sgd adamw muon": "--optimizer says which: sgd, adamw or muon",
     "wd decay l2 weight-decay-rate": "it is called --weight-decay",
-    "nesterov beta1 beta2 adam-beta1 adam-beta2 betas eps adam-epsilon":
-        "only --momentum of sgd can be set here; any optax optimizer can be given to fit",
+    "adam-beta1 adam-beta2 betas": "they are called --beta1 and --beta2",
+    "eps adam-epsilon adam-eps": "it is called --epsilon",
+    "nesterov": "it can't be set here; any optax optimizer can be given to fit",
+    "max-grad-norm grad-clip clip-grad gradient-clip-val clip-grad-norm grad-clip-norm max-norm "
+    "clipping": "it is called --clip-norm",
+    "n-layer n-layers num-hidden-layers depth": "it is called --gpt.num-layers",
+    "n-head n-heads num-attention-heads": "it is called --gpt.num-heads",
+    "n-embd hidden-size d-model embed-dim": "it is called --gpt.width",
+    "gradient-checkpointing activation-checkpointing recompute": "it is called --gpt.remat",
     "arch a net network backbone architecture model-name model-name-or-path":
         "it is called --model",
     "data dataset-name data-set task": "it is called --dataset",

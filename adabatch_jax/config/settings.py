@@ -16,6 +16,7 @@ from adabatch_jax.config.declarations import (
     setting,
     settings,
 )  # fmt: skip
+from adabatch_jax.config.gpt_settings import GPTSettings
 from adabatch_jax.config.stop_rules import parse_stop_rules, patience_text
 from adabatch_jax.config.value_texts import (
     NanPolicy,
@@ -54,6 +55,7 @@ NEXT = "next"  # the phase behind the one in which a run is when it begins
 Next = Literal["next"]
 Accumulation = Literal["auto", "fused", "split"]
 Input = Literal["auto", "resident", "streaming"]
+DecayOn = Literal["all", "matrices"]
 
 TRACKERS = ("tensorboard", "wandb")
 """Those that there are, beside a user's own."""
@@ -68,6 +70,8 @@ _OF_TEXTS = ("sequence_length", "tokenizer", "documents", "vocabulary_size")
 _NOT_NAMED = (
     "duration", "tokens_per_example", "init_from", "data.mean", "data.std", "stop_when", "patience",
     "data.sequence_length", "data.tokenizer", "data.documents", "data.vocabulary_size",
+    "clip_norm", "beta1", "beta2", "epsilon", "decay_on",
+    *(f"gpt.{name}" for name in declarations(GPTSettings)),
 )  # fmt: skip
 
 # What "auto" was before there was one; runs keep the names and digests that they had.
@@ -286,9 +290,10 @@ class TrainConfig:
         "file or folder of texts or tokens; or module:function, which returns sources.")
     model: str = setting(
         "cnn_digits", NUMBERS,
-        help="Network: cnn_digits, resnet20_cifar, ...; or module:function (or FILE.py:function), "
-        "which is called with num_classes, image_shape and seed and returns an nnx module, or "
-        "params, model_state, loss_fn and eval_fn.")
+        help="Network: cnn_digits, resnet20_cifar, ..., or of tokens gpt_nano, gpt_micro, gpt_124m; "
+        "or module:function (or FILE.py:function), which is "
+        "called with num_classes, image_shape (of a text sequence_length) and seed and returns an nnx "
+        "module, or params, model_state, loss_fn and eval_fn.")
     init_from: str | None = setting(
         None, NUMBERS, read=check_path,
         help="Weights to begin with: another run's folder, a .safetensors or an .npz; the last "
@@ -306,13 +311,31 @@ class TrainConfig:
     reference_batch_size: int | None = setting(
         None, FUTURE, at_least=1, help="Batch size that lr is meant for; none: the schedule's "
         "first.")
-    optimizer: Literal["sgd", "adamw"] = setting(
-        "sgd", NUMBERS, help="Optimizer: sgd or adamw.")
+    optimizer: Literal["sgd", "adamw", "muon"] = setting(
+        "sgd", NUMBERS, help="Optimizer: sgd, adamw, or muon (for matrices but embeddings and a GPT's "
+        "head, which adamw moves at the same rate, as all else).")
     momentum: float = setting(
         0.9, NUMBERS, at_least=0, is_changeable=True, help="Momentum of sgd.")
     weight_decay: float = setting(
         5e-4, NUMBERS, at_least=0, is_changeable=True,
-        help="Weight decay: added to the gradient by sgd, decoupled in adamw.")
+        help="Weight decay: added to the gradient by sgd, decoupled in adamw and muon.")
+    decay_on: DecayOn | None = setting(
+        None, NUMBERS, is_changeable=True,
+        help="What decays: all, or matrices (arrays of two axes or more: no biases and norms; with "
+        "muon those that it moves); none: matrices of a network of tokens, all of others.")
+    beta1: float | None = setting(
+        None, NUMBERS, at_least=0, below=1, is_changeable=True,
+        help="How long adamw and muon remember gradients; none: 0.9, of muon's matrices 0.95.")
+    beta2: float | None = setting(
+        None, NUMBERS, at_least=0, below=1, is_changeable=True,
+        help="How long adamw, also muon's, remembers squared gradients; none: 0.999.")
+    epsilon: float | None = setting(
+        None, NUMBERS, at_least=0, is_changeable=True,
+        help="What adamw and muon add to what they divide by; none: 1e-8.")
+    clip_norm: float | None = setting(
+        None, NUMBERS, above=0,
+        help="The largest norm of all gradients together, larger ones are scaled down to it; none: "
+        "any.")
     epochs: float | None = setting(
         None, FUTURE, above=0, instead_of="duration",
         help="Length of the run in epochs; none: what duration says, or 20.")
@@ -368,11 +391,15 @@ class TrainConfig:
         help="Ends the run early: at the evaluation so long after the best one, such as 5ep, by "
         "what keep_best says, or where that is none by test_loss; none: the plan's end.")
     data: DataSettings = DataSettings()
+    gpt: GPTSettings = GPTSettings()
 
     def __post_init__(self):
         check(self)
         if self.epochs is None and self.duration is None:
             object.__setattr__(self, "epochs", _DEFAULT_EPOCHS)
+        for name in ("beta1", "beta2", "epsilon"):
+            if self.optimizer == "sgd" and getattr(self, name) is not None:
+                raise UsageError(f"{name}: sgd has none; give --optimizer adamw or muon.")
         self.layout  # checks what must go together
         self._check_data()
 
@@ -505,8 +532,10 @@ def settings_digest(content: Mapping[str, Any]) -> str:
 
 
 def _named(content: Mapping[str, Any], group: str = "") -> dict[str, Any]:
-    return {
+    named = {
         name: _named(value, f"{name}.") if isinstance(value, Mapping) else value
         for name, value in content.items()
         if value is not None or group + name not in _NOT_NAMED
     }
+    # A group whose settings are all left out is left out itself.
+    return {name: value for name, value in named.items() if value != {} or content[name] == {}}

@@ -44,6 +44,19 @@ def narrow_normal(rng: np.random.Generator, layer: Linear) -> None:
     layer.bias[...] = _array(np.zeros(shape[-1]))
 
 
+def normal(std: float) -> Initializer:
+    """Returns what draws a matrix, a layer's kernel or an embedding, from N(0, std**2); a bias is 0."""
+
+    def draw(rng: np.random.Generator, layer: nnx.Module) -> None:
+        for variable in vars(layer).values():
+            if isinstance(variable, nnx.Param):
+                shape = variable[...].shape
+                scale = np.float32(std if len(shape) == 2 else 0)
+                variable[...] = _array(scale * rng.standard_normal(shape, np.float32))
+
+    return draw
+
+
 def initialize(network: nnx.Module, seed: int) -> None:
     """Draws the weights of each layer that the network's `rules` name; others stay as made."""
     seed = checked_seed(seed)

@@ -43,11 +43,11 @@ class Conv(nnx.Module):
         padding = kernel_size // 2 if padding is None else padding
         self.strides = (stride, stride)
         self.padding = ((padding, padding), (padding, padding))
-        self.kernel = _param((kernel_size, kernel_size, in_features, out_features))
-        self.bias = _param((out_features,)) if use_bias else None
+        self.kernel = parameter((kernel_size, kernel_size, in_features, out_features))
+        self.bias = parameter((out_features,)) if use_bias else None
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        images, kernel = _as_computed(self.dtype, images, self.kernel[...])
+        images, kernel = as_computed(self.dtype, images, self.kernel[...])
         features = conv2d(images, kernel, self.strides, self.padding)
         if self.bias is None:
             return features
@@ -57,13 +57,17 @@ class Conv(nnx.Module):
 class Linear(nnx.Module):
     """`inputs @ kernel + bias`, computed in `dtype` as in `Conv`."""
 
-    def __init__(self, in_features: int, out_features: int, *, dtype: str = "float32"):
+    def __init__(
+        self, in_features: int, out_features: int, *, use_bias: bool = True, dtype: str = "float32"
+    ):
         self.dtype = dtype
-        self.kernel = _param((in_features, out_features))
-        self.bias = _param((out_features,))
+        self.kernel = parameter((in_features, out_features))
+        self.bias = parameter((out_features,)) if use_bias else None
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        inputs, kernel = _as_computed(self.dtype, inputs, self.kernel[...])
+        inputs, kernel = as_computed(self.dtype, inputs, self.kernel[...])
+        if self.bias is None:
+            return inputs @ kernel
         return inputs @ kernel + _row(self.bias[...].astype(inputs.dtype), inputs.ndim)
 
 
@@ -96,8 +100,8 @@ class BatchNorm(nnx.Module):
         self, num_features: int, group_size: int | None = None, reference_size: int | None = None
     ):
         self.group_size, self.reference_size = group_size, reference_size
-        self.scale = _param((num_features,), 1)
-        self.bias = _param((num_features,))
+        self.scale = parameter((num_features,), 1)
+        self.bias = parameter((num_features,))
         self.mean = nnx.BatchStat(jnp.asarray(np.zeros(num_features, np.float32)))
         self.var = nnx.BatchStat(jnp.asarray(np.ones(num_features, np.float32)))
 
@@ -220,14 +224,15 @@ class Layers:
         return BatchNorm(num_features, self.group_size, self.batchnorm_reference_size)
 
 
-def _as_computed(dtype: str, *arrays: jax.Array) -> list[jax.Array]:
+def as_computed(dtype: str, *arrays: jax.Array) -> list[jax.Array]:
     """Casts arrays to the type that a layer computes in."""
     if dtype == "float32":
         return [array.astype(jnp.result_type(jnp.float32, *arrays)) for array in arrays]
     return [array.astype(dtype) for array in arrays]
 
 
-def _param(shape: tuple[int, ...], value: float = 0) -> nnx.Param:
+def parameter(shape: tuple[int, ...], value: float = 0) -> nnx.Param:
+    """A float32 parameter that is `value` everywhere, until `initialize` draws it."""
     # From numpy, because every `jnp.zeros` of a new shape would be compiled.
     return nnx.Param(jnp.asarray(np.full(shape, value, np.float32)))
 

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 
 from adabatch_jax.data.augmentation import example_keys
 from adabatch_jax.models.layers import BatchNorm
+from adabatch_jax.models.next_tokens import next_token_metrics
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import checked_seed
 from adabatch_jax.training.evaluation import EvalFn
@@ -27,24 +29,30 @@ def functions(
     seed: int = 0,
     normalize: Callable[[Images], Images] | None = None,
     augment: Callable[[jax.Array, Images], Images] | None = None,
+    token_bytes: ArrayLike | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any], LossFn, EvalFn]:
-    """Returns what trains an image classifier with softmax cross-entropy.
+    """Returns what trains an image classifier, or a network of tokens, with softmax cross-entropy.
 
     Args:
-      module: called as `module(images, mask=weight, keys=keys, train=True)`, with those of the
+      module: of images called as `module(images, mask=weight, keys=keys, train=True)`, with those of the
         keywords that its `__call__` takes; returns logits. One that doesn't take `train` is told
-        by its `train()` and `eval()`, as flax's own Dropout and BatchNorm are.
+        by its `train()` and `eval()`, as flax's own Dropout and BatchNorm are. One of tokens is
+        called as `module(tokens, positions=..., segments=...)`, with those that batches have, and
+        with those of the other keywords that it takes.
       seed: the run's seed; augmentation and dropout depend on it, the epoch and the example.
       normalize: `images -> floating-point images`, by default uint8 / 255 in float32; images of
         another type need one.
       augment: `(keys, images) -> images`, before `normalize` and in training only.
+      token_bytes: (vocabulary,), how many bytes of text each token stands for, 0 where it is none
+        of the text; None: not known, and there is no metric "bytes_per_token".
 
     Returns:
       `(params, model_state, loss_fn, eval_fn)`: two nested dicts of arrays, the function that
       `make_train_step` takes, whose metrics are `{"accuracy"}`, and the one that `evaluate`
       takes, whose metrics are `{"loss", "accuracy"}`. Batches have "image" (batch, height,
       width, channels) and "label" (batch,), integers; a label that is no class and an image that
-      isn't finite make the loss NaN. What `loss_properties` says belongs to `loss_fn`.
+      isn't finite make the loss NaN. Batches of tokens have "tokens" instead, and their metrics are
+      those of `next_token_metrics`. What `loss_properties` says belongs to `loss_fn`.
 
     >>> from adabatch_jax.models.registry import create
     >>> module = create("cnn_digits", image_shape=(8, 8, 1))
@@ -55,16 +63,22 @@ def functions(
     graphdef, params, model_state = nnx.split(module, nnx.Param, ...)
     normalize = _unit_range if normalize is None else normalize
 
+    def metrics_of(network, batch, train, **further):
+        further["mask"] = batch["weight"]
+        if "tokens" in batch:
+            logits = _logits_of_tokens(network, batch, train, **further)
+            return next_token_metrics(logits, batch, token_bytes, with_accuracy=not train)
+        images = batch["image"]
+        if train and augment is not None:
+            images = augment(further["keys"], images)
+        images = normalize(images)
+        return _metrics(_called(network, images, train, **further), images, batch)
+
     def loss_of_seed(seed, params, model_state, batch, rng):
         del rng  # What is random belongs to the example, not to the step.
-        keys, images = example_keys(seed, batch), batch["image"]
-        if augment is not None:
-            images = augment(keys, images)
         # merge without copy would write into the caller's state.
         network = nnx.merge(graphdef, params, model_state, copy=True)
-        images = normalize(images)
-        logits = _called(network, images, mask=batch["weight"], keys=keys, train=True)
-        metrics = _metrics(logits, images, batch)
+        metrics = metrics_of(network, batch, train=True, keys=example_keys(seed, batch))
         new_state = nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param)))
         return metrics.pop("loss"), (new_state, metrics)
 
@@ -73,9 +87,7 @@ def functions(
 
     def eval_fn(params, model_state, batch):
         network = nnx.merge(graphdef, params, model_state, copy=True)
-        images = normalize(batch["image"])
-        logits = _called(network, images, mask=batch["weight"], train=False)
-        return _metrics(logits, images, batch)
+        return metrics_of(network, batch, train=False)
 
     return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), loss_fn, eval_fn
 
@@ -102,15 +114,48 @@ def probabilities_of(
     return probabilities
 
 
-def _called(network: nnx.Module, images: Images, train: bool, **further: Any) -> jax.Array:
+def logits_of(module: nnx.Module) -> Callable[[Any, Any, jax.Array], jax.Array]:
+    """Returns `(params, model_state, tokens) -> logits` (batch, length, vocabulary), float32.
+
+    >>> from adabatch_jax.models.registry import create
+    >>> module = create("gpt_nano", num_classes=256)
+    >>> params, model_state, _, _ = functions(module)
+    >>> logits_of(module)(params, model_state, jnp.zeros((3, 10), jnp.int32)).shape
+    (3, 10, 256)
+    """
+    graphdef, _, _ = nnx.split(module, nnx.Param, ...)
+
+    def logits(params, model_state, tokens):
+        network = nnx.merge(graphdef, params, model_state, copy=True)
+        return _called(network, tokens, train=False).astype(jnp.float32)
+
+    return logits
+
+
+def _called(network: nnx.Module, inputs: jax.Array, train: bool, **further: Any) -> jax.Array:
     """The logits, from a call with the keywords that this network takes."""
-    parameters = inspect.signature(network).parameters.values()
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    names = {parameter.name for parameter in parameters}
-    if not takes_all and "train" not in names:
+    if not _takes(network, "train"):
         network.train() if train else network.eval()
     given = {"train": train, **further}
-    return network(images, **{n: v for n, v in given.items() if takes_all or n in names})
+    return network(inputs, **{n: v for n, v in given.items() if _takes(network, n)})
+
+
+def _takes(network: nnx.Module, keyword: str) -> bool:
+    parameters = inspect.signature(network).parameters
+    return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _logits_of_tokens(
+    network: nnx.Module, batch: Mapping[str, jax.Array], train: bool, **further: Any
+) -> jax.Array:
+    packed = {name: batch[name] for name in ("positions", "segments") if name in batch}
+    for name in packed:
+        if not _takes(network, name):
+            raise UsageError(
+                f"the batches have {name!r}, several documents in a row, and the network's "
+                "`__call__` takes none: it would look from one document into another."
+            )
+    return _called(network, batch["tokens"][:, :-1], train, **further, **packed)
 
 
 def loss_properties(module: nnx.Module) -> dict[str, Any]:

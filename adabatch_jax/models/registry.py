@@ -2,12 +2,23 @@
 
 import importlib
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adabatch_jax.system.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from flax import nnx
+
+
+# By what they differ from `GPTShape`'s defaults; the last one is GPT-2's smallest.
+_OF_TOKENS: dict[str, dict[str, Any]] = {
+    "gpt_nano": {"width": 64, "num_layers": 4, "num_heads": 4},
+    "gpt_micro": {"width": 128, "num_layers": 4, "num_heads": 4},
+    "gpt_124m": {
+        "width": 768, "num_layers": 12, "num_heads": 12, "norm": "layer", "positions": "learned",
+        "num_positions": 1024, "tied": True, "bias": True,
+    },
+}  # fmt: skip
 
 
 def names() -> tuple[str, ...]:
@@ -16,7 +27,16 @@ def names() -> tuple[str, ...]:
     >>> names()[:2]
     ('cnn_digits', 'cnn_fashion')
     """
-    return tuple(_networks())
+    return (*_networks(), *_OF_TOKENS)
+
+
+def is_of_tokens(name: str) -> bool:
+    """Whether a network of this name is here that predicts tokens, and no classes of images.
+
+    >>> is_of_tokens("gpt_nano"), is_of_tokens("cnn_digits"), is_of_tokens("mynet:build")
+    (True, False, False)
+    """
+    return name in _OF_TOKENS
 
 
 def create(
@@ -27,13 +47,14 @@ def create(
     group_size: int | None = None,
     dtype: str = "float32",
     batchnorm_reference_size: int | None = None,
+    **shape: Any,
 ) -> "nnx.Module":
     """Builds a network with its initial weights.
 
     Args:
       name: one of `names()`.
-      num_classes: number of logits.
-      image_shape: (height, width, channels) of the images.
+      num_classes: number of logits; of a network of tokens the vocabulary's size.
+      image_shape: (height, width, channels) of the images; it means nothing to a network of tokens.
       seed: of the initial weights, from 0 to `2**32 - 1`.
       group_size: rows that BatchNorm normalizes together, None for the whole (micro-)batch;
         it means nothing to a network without BatchNorm.
@@ -42,6 +63,8 @@ def create(
       batchnorm_reference_size: examples after which BatchNorm's running statistics have moved
         by one momentum, so that their half-life is constant in examples while the batch grows;
         None for one momentum per group, as in the official code.
+      shape: of a network of tokens what is to be other than its name says, such as `tied=True`,
+        see `adabatch_jax.models.gpt.GPTShape`.
 
     Returns:
       A module that is called as `module(images, mask=None, keys=None, train=True)` and returns
@@ -49,24 +72,34 @@ def create(
       channels), `mask` (batch,) is 1 for a real example and 0 for padding, None if all are real,
       and `keys` are one typed key per example for dropout, None for no dropout. `train` is
       whether there is dropout and BatchNorm uses, and collects, the batch's own statistics.
+      One of tokens is called as `module(tokens, positions=None, segments=None)` and returns float32
+      logits (batch, length, num_classes) of what follows each token.
 
     Raises:
       UsageError: if `name` or `dtype` is unknown, `num_classes` < 1, or the network can't take
-        images of `image_shape`.
+        images of `image_shape` or be of this `shape`.
 
     >>> create("cnn_digits", image_shape=(8, 8, 1)).head.kernel[...].shape
     (512, 10)
+    >>> create("gpt_nano", num_classes=256, tied=True).wte.embedding[...].shape
+    (256, 64)
     """
     if num_classes < 1:
         raise UsageError(f"`num_classes` must be at least 1, got {num_classes}.")
     check_known(name, tuple(image_shape))
+    from adabatch_jax.models.gpt import GPT, GPTShape
     from adabatch_jax.models.initialization import initialize
     from adabatch_jax.models.layers import Layers
 
-    _, module, class_name, *options = _networks()[name]
-    family = getattr(importlib.import_module(f"adabatch_jax.models.{module}"), class_name)
-    layers = Layers(dtype, group_size, batchnorm_reference_size)
-    network = family(*options, num_classes, tuple(image_shape), layers)
+    if is_of_tokens(name):
+        network = GPT(GPTShape(num_classes, dtype=dtype, **(_OF_TOKENS[name] | shape)))
+    elif shape:
+        raise UsageError(f"{name} is built as it is, got {', '.join(shape)}.")
+    else:
+        _, module, class_name, *options = _networks()[name]
+        family = getattr(importlib.import_module(f"adabatch_jax.models.{module}"), class_name)
+        layers = Layers(dtype, group_size, batchnorm_reference_size)
+        network = family(*options, num_classes, tuple(image_shape), layers)
     initialize(network, seed)
     return network
 
@@ -74,14 +107,14 @@ def create(
 def check_known(name: str, image_shape: tuple[int, int, int] | None) -> None:
     """Raises a UsageError unless there is a network of this name for images of this size.
 
-    Networks without a size of their own, `cnn_digits` and `cnn_fashion`, look at it themselves.
+    Networks without a size of their own, `cnn_digits` and `cnn_fashion`, look at it themselves;
+    those of tokens take no images, and it means nothing to them.
     """
-    networks = _networks()
-    if name not in networks:
+    if name not in names():
         # Without its "_cifar" a name is nearer to one for ImageNet.
-        hint = did_you_mean(name, networks) or "."
-        raise UsageError(f"there is no model {name!r}; there are {', '.join(networks)}{hint}")
-    sizes = networks[name][0]
+        hint = did_you_mean(name, names()) or "."
+        raise UsageError(f"there is no model {name!r}; there are {', '.join(names())}{hint}")
+    sizes = () if is_of_tokens(name) else _networks()[name][0]
     if sizes and image_shape is not None and image_shape[:2] not in [(n, n) for n in sizes]:
         raise UsageError(
             f"{name} takes {' or '.join(f'{size}x{size}' for size in sizes)} images, got "

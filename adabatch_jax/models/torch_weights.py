@@ -1,7 +1,8 @@
 """Weights from PyTorch and back, as numpy arrays by PyTorch's names. Needs no torch.
 
-The networks' attributes mirror the names of the official code and of torchvision: a number joins
-the segment before it, so `layer1.0.downsample.1.running_var` is `layer1_0.downsample_1.var`.
+The networks' attributes mirror the names of the official code, of torchvision and of OpenAI's GPT-2:
+a number joins the segment before it, so `layer1.0.downsample.1.running_var` is
+`layer1_0.downsample_1.var`, and `h.0.ln_1.weight` is `h_0.ln_1.scale`.
 """
 
 import re
@@ -16,25 +17,34 @@ from adabatch_jax.system.errors import UsageError, did_you_mean
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
+    "embedding": "weight",
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
 }
 # From PyTorch's axes to ours, by rank: OIHW -> HWIO and (out, in) -> (in, out).
 _AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+# Those of GPT-2 that lie there as here: its layers are (in, out), and embeddings are no layers.
+_AS_HERE = re.compile(r"(.*\.)?(c_attn|c_proj|c_fc|wte|wpe)")
+_NUMBERED = re.compile(r"(?<!ln)_(\d+)")  # `ln_1` is so called there too
+
+# Segments that wrappers add, and what is no weight: counters, and GPT-2's causal masks.
+_WRAPPERS = {"module", "transformer"}
+_NO_WEIGHTS = re.compile(r"(.*\.)?(num_batches_tracked|attn\.bias|attn\.masked_bias)")
 
 
 def load_torch_weights(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> None:
     """Sets a network's parameters and BatchNorm statistics to those of its PyTorch original.
 
-    The originals are torchvision's networks and those of the official code for CIFAR; a
-    `state_dict()` or an opened `.npz` file is such a mapping as well. Values are cast to the
-    network's float32.
+    The originals are torchvision's networks, those of the official code for CIFAR, and OpenAI's
+    GPT-2, as transformers has it; a `state_dict()` or an opened `.npz` file is such a mapping as
+    well. Values are cast to the network's float32.
 
     Args:
       model: changed in place, or not at all if anything doesn't fit.
-      arrays: by PyTorch's name, in PyTorch's layout. `module.` segments, which DataParallel
-        adds, are left out, and `num_batches_tracked` is ignored.
+      arrays: by PyTorch's name, in PyTorch's layout. Segments `module`, which DataParallel adds,
+        and `transformer` are left out, and what is no weight is ignored: `num_batches_tracked`,
+        GPT-2's causal masks `attn.bias`, and a `lm_head.weight` that is the embedding.
 
     Raises:
       UsageError: missing or unknown names, two names for one array, another shape, or what
@@ -48,19 +58,19 @@ def load_torch_weights(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> N
     True
     """
     variables = {_torch_name(path): (path, variable) for path, variable in _weights(model)}
-    given = _without_wrappers(arrays)
+    given = _given(model, arrays)
     _check_names(given, variables)
     loaded = []
     for name, (path, variable) in variables.items():
         old = np.asarray(variable[...])
         new = _numbers(given[name], arrays[given[name]])
-        shape = old.transpose(_inverse(old.ndim)).shape
+        shape = old.transpose(_inverse(name, old.ndim)).shape
         if new.shape != shape:
             raise UsageError(
                 f"the array {given[name]!r} has the shape {new.shape}, but the network's is "
                 f"{shape}."
             )
-        value = jnp.asarray(new.transpose(_AXES[new.ndim]), old.dtype)
+        value = jnp.asarray(new.transpose(_axes(name, new.ndim)), old.dtype)
         loaded.append((path, variable.replace(value)))
     nnx.update(model, nnx.from_flat_state(loaded))
 
@@ -74,7 +84,9 @@ def to_torch_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         network.load_state_dict(tensors)
 
-    `num_batches_tracked` isn't among them: it only counts, and PyTorch fills it in itself.
+    `num_batches_tracked` isn't among them: it only counts, and PyTorch fills it in itself. A GPT's
+    names are those of `transformers.GPT2Model`; where it is built otherwise than GPT-2, others read
+    them as they like.
 
     Returns:
       New arrays by PyTorch's names, in PyTorch's layout.
@@ -93,9 +105,9 @@ def to_torch_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     """
     arrays = {}
     for path, variable in _weights(model):
-        ours = np.asarray(variable[...])
+        name, ours = _torch_name(path), np.asarray(variable[...])
         # PyTorch shares the memory of what it is given, so these must be copies.
-        arrays[_torch_name(path)] = np.array(ours.transpose(_inverse(ours.ndim)), order="C")
+        arrays[name] = np.array(ours.transpose(_inverse(name, ours.ndim)), order="C")
     return arrays
 
 
@@ -111,12 +123,12 @@ def from_torch_names(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> dic
     """
     paths = {_torch_name(path): (path, variable) for path, variable in _weights(model)}
     found = {}
-    for name, given in _without_wrappers(arrays).items():
+    for name, given in _given(model, arrays).items():
         array = np.asarray(arrays[given])
         if name in paths:
             path, variable = paths[name]
             room = "params" if isinstance(variable, nnx.Param) else "model_state"
-            given, array = ".".join((room, *path)), array.transpose(_AXES.get(array.ndim))
+            given, array = ".".join((room, *path)), array.transpose(_axes(name, array.ndim))
         found[given] = array
     return found
 
@@ -127,24 +139,34 @@ def _weights(model: nnx.Module) -> Iterable[tuple[tuple[str, ...], nnx.Variable]
 
 def _torch_name(path: tuple[str, ...]) -> str:
     *modules, leaf = path
-    return ".".join([*(re.sub(r"_(\d+)", r".\1", name) for name in modules), _LEAVES[leaf]])
+    return ".".join([*(_NUMBERED.sub(r".\1", name) for name in modules), _LEAVES[leaf]])
 
 
-def _inverse(ndim: int) -> list[int]:
-    return np.argsort(_AXES[ndim]).tolist()
+def _axes(name: str, ndim: int) -> tuple[int, ...] | None:
+    """From PyTorch's axes to ours; None, as numpy takes it, where there are none of so many."""
+    if _AS_HERE.fullmatch(name.rpartition(".")[0]):
+        return tuple(range(ndim))
+    return _AXES.get(ndim)
 
 
-def _without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Returns the given name by the name without `module` segments."""
+def _inverse(name: str, ndim: int) -> list[int]:
+    return np.argsort(_axes(name, ndim)).tolist()
+
+
+def _given(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Returns the given name of each weight by the name without wrappers' segments."""
     given = {}
-    for name in names:
-        segments = [segment for segment in name.split(".") if segment != "module"]
-        if segments[-1:] == ["num_batches_tracked"]:
+    for name in arrays:
+        plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if _NO_WEIGHTS.fullmatch(plain):
             continue
-        plain = ".".join(segments)
         if plain in given:
             raise UsageError(f"the arrays {given[plain]!r} and {name!r} are the same parameter.")
         given[plain] = name
+    if not hasattr(model, "lm_head") and {"lm_head.weight", "wte.weight"} <= given.keys():
+        head, embedding = (np.asarray(arrays[given[n]]) for n in ("lm_head.weight", "wte.weight"))
+        if np.array_equal(head, embedding):  # tied, and in a state_dict twice
+            del given["lm_head.weight"]
     return given
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from adabatch_jax.cluster.agreement import from_first, in_turn
 from adabatch_jax.cluster.processes import ALONE, Processes
@@ -15,6 +14,7 @@ from adabatch_jax.config.settings import Operation, TrainConfig
 from adabatch_jax.data.mesh import data_mesh
 from adabatch_jax.runs.configured_data import ConfiguredData, open_data
 from adabatch_jax.runs.configured_model import configured_model
+from adabatch_jax.runs.configured_optimizer import make_optimizer
 from adabatch_jax.runs.display.process_logs import own_log
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.display.stream_choice import make_progress
@@ -88,7 +88,7 @@ def _fit(
     learning_rate = rate_schedule(rate)
     tx = make_optimizer(config, learning_rate)
     network = configured_model(config, data.spec)
-    if network.module is not None and is_reference(config.dataset):
+    if network.probabilities is not None and is_reference(config.dataset):
         data.check_evaluated()
     if config.init_from is not None and folder.checkpoint is None:
         network, given = with_given_weights(config, data.spec, network)
@@ -142,23 +142,8 @@ def _introduce(
     )
     for sentence in (*plan.unreached, *unreached(plan, config.learning_rate)):
         progress.message(f"note: {sentence}")
-    if config.optimizer == "adamw" and config.coupling == "linear" and len(sizes) > 1:
+    if config.optimizer != "sgd" and config.coupling == "linear" and len(sizes) > 1:
         progress.message(
-            "warning: linear coupling is meant for sgd; with adamw --coupling sqrt is the usual "
-            "choice"
+            f"warning: linear coupling is meant for sgd; with {config.optimizer} --coupling sqrt is "
+            "the usual choice"
         )
-
-
-def make_optimizer(
-    config: TrainConfig, learning_rate: optax.Schedule
-) -> optax.GradientTransformation:
-    """The configured optimizer.
-
-    sgd adds the decay to the gradient before the momentum, as PyTorch and the paper's code do.
-    """
-    if config.optimizer == "adamw":
-        return optax.adamw(learning_rate, weight_decay=config.weight_decay)
-    momentum = config.momentum or None
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay), optax.sgd(learning_rate, momentum)
-    )

@@ -16,7 +16,7 @@ from adabatch_jax.runs.checkpoints.checkpoint_files import quieten_orbax, restor
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.chosen_checkpoint import config_of, from_checkpoint
 from adabatch_jax.runs.configured_model import configured_model
-from adabatch_jax.runs.configured_run import make_optimizer
+from adabatch_jax.runs.configured_optimizer import make_optimizer
 from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_schedule import rate_schedule
 from adabatch_jax.schedules.plan import BatchPlan
@@ -76,6 +76,11 @@ class LoadedRun:
 
         Raises a UsageError where the images are of another size or type, or the run has no module.
         """
+        if self.data is not None and self.data.text is not None:
+            raise UsageError(
+                f"the run in {self.path} is of a text, which `python -m adabatch_jax.sample` goes on "
+                "with; images belong to a run of images."
+            )
         if self.forward is None:
             raise UsageError(
                 f"the run in {self.path} has no module to predict with; call your own function with "

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from adabatch_jax.training.dispatch import Dispatched
+from adabatch_jax.training.text_figures import with_text_figures
 from adabatch_jax.training.update import Metrics
 
 # So many dispatches' metrics are looked at together, at most.
@@ -37,7 +38,7 @@ class MetricMeans:
         self._add_up()
         weight, sums = self._weight, self._sums
         self.clear()
-        return {name: value / weight for name, value in sums.items()} if weight else {}
+        return with_text_figures({n: total / weight for n, total in sums.items()} if weight else {})
 
     def clear(self) -> None:
         """Begins anew."""

@@ -28,6 +28,7 @@ from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.fault_points import reach
 from adabatch_jax.training.padding_check import check_evaluation
 from adabatch_jax.training.parameter_sharding import gathered_specs, given_spec, shardings_of
+from adabatch_jax.training.text_figures import with_text_figures
 from adabatch_jax.training.train_state import TrainState
 
 EvalFn = Callable[[Any, Any, Any], Mapping[str, jax.Array]]
@@ -217,10 +218,12 @@ class Evaluator:
         if not any(counts):
             raise UsageError("all examples of the evaluation's source weigh 0; weigh some of them.")
         weighed = [(result, count) for result, count in zip(results, counts) if count]
-        return {
-            name: sum(_total(result[name], count) for result, count in weighed) / sum(counts)
-            for name in results[0]
-        }
+        return with_text_figures(
+            {
+                name: sum(_total(result[name], count) for result, count in weighed) / sum(counts)
+                for name in results[0]
+            }
+        )
 
     def _batch(self, num_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         batch = abstract_batch(self._types, (num_rows,))

@@ -32,6 +32,7 @@ class Ids(Protocol):
 
     def __getitem__(self, place: slice, /) -> Any: ...
 
+
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """A row of token ids, of any length.

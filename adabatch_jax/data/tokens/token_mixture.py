@@ -62,6 +62,11 @@ class TokenMixture:
     def __len__(self) -> int:
         return self._num_examples
 
+    @property
+    def num_classes(self) -> int | None:
+        """What a network is told of the vocabulary."""
+        return self.vocabulary_size
+
     def places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each index the source's number and the sequence in it."""
         if self._shares is None:

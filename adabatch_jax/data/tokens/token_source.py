@@ -74,6 +74,11 @@ class TokenSource:
     def __len__(self) -> int:
         return len(self._windows)
 
+    @property
+    def num_classes(self) -> int | None:
+        """What a network is told of the vocabulary."""
+        return self.vocabulary_size
+
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Reads sequences, in any order and also several times.
 

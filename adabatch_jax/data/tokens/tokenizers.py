@@ -28,6 +28,10 @@ class Bytes:
         """The ids of texts, which are arrays of their bytes."""
         return list(texts)
 
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text."""
+        return [*text.encode()]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; what is no UTF-8 is shown as U+FFFD.
 
@@ -91,6 +95,10 @@ class JsonTokenizer:
         encoded = self._tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
         dtype = token_type(self.vocabulary_size)
         return [np.array(one.ids, dtype) for one in encoded]
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text; no special tokens are added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""

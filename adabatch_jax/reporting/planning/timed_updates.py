@@ -21,7 +21,7 @@ from adabatch_jax.data.sources import ArraySource, array_source
 from adabatch_jax.runs.checkpoints.disk_space import checkpoint_bytes
 from adabatch_jax.runs.configured_data import describe_data, is_own, open_data
 from adabatch_jax.runs.configured_model import configured_model
-from adabatch_jax.runs.configured_run import make_optimizer
+from adabatch_jax.runs.configured_optimizer import make_optimizer
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.quantities import parse_bytes
 from adabatch_jax.training.compiled_programs import Program, program_of
@@ -169,7 +169,7 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
     """
     spec, example = image_data(config), None
     network = configured_model(config, spec)
-    if network.module is None and is_own(config):
+    if spec.text is not None or (network.module is None and is_own(config)):
         example = array_source(SourceReader(open_data(config).train).example())
     devices = jax.local_devices()
     devices = devices[: num_devices if num_devices <= len(devices) else 1]
@@ -196,7 +196,8 @@ def _repeated(leaf: jax.ShapeDtypeStruct, row: np.ndarray) -> np.ndarray:
 def image_data(config: TrainConfig) -> DatasetSpec:
     """What is known of the dataset, the shape of its images too."""
     spec = describe_data(config)
-    if spec.image_shape is None and not is_reference(config.dataset):
+    is_known = spec.image_shape is not None or spec.text is not None
+    if not is_known and not is_reference(config.dataset):
         raise UsageError(
             f"the images of {config.dataset} differ in size; give --data.image-size, or "
             "--no-memory for a table without memory."

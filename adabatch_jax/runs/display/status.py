@@ -37,7 +37,9 @@ def status_parts(
     if "train_loss" in row:
         parts["loss"] = loss_text(row["train_loss"])
     if speed:
-        parts["speed"] = f"{count_text(speed)} ex/s"
+        tokens = plan.tokens_per_example
+        unit = "ex/s" if tokens is None else "tok/s"
+        parts["speed"] = f"{count_text(speed * (tokens or 1))} {unit}"
     if pace and step < plan.num_steps:
         seconds = (plan.num_samples - plan.samples_at(step)) / pace
         parts["left"] = f"{duration_text(seconds)} left"

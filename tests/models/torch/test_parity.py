@@ -18,7 +18,7 @@ from flax import nnx
 
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.models import create, functions, load_torch_weights, to_torch_arrays
-from adabatch_jax.runs.configured_run import make_optimizer
+from adabatch_jax.runs.configured_optimizer import make_optimizer
 from adabatch_jax.training.train_state import TrainState
 from adabatch_jax.training.train_step import make_train_step
 from tests.models.torch import draws
