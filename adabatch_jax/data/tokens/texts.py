@@ -24,12 +24,16 @@ TOKENIZER = "tokenizer.json"  # the name of its copy beside prepared tokens
 
 @dataclasses.dataclass(frozen=True)
 class OpenedText:
-    """A text's tokens by split, "train", "test" and maybe "holdout", and what is known of them."""
+    """A text's tokens by split, "train", "test" and maybe "holdout", and what is known of them.
+
+    `was_tokens` is whether they lay so in files, and nothing was tokenized.
+    """
 
     tokens: dict[str, Tokens]
     vocabulary_size: int
     spec: TextSpec
     notes: tuple[str, ...] = ()
+    was_tokens: bool = False
 
 
 def prepared_folder(name: str, data_dir: str | None) -> Path:
@@ -98,16 +102,17 @@ def _of_tokens(
     kept, tokenizer = folder / TOKENIZER, settings.tokenizer
     if told and tokenizer is None:
         tokenizer = str(kept) if kept.is_file() else BYTES
-    digest = None if tokenizer is None else open_tokenizer(tokenizer).digest
+    opened = None if tokenizer is None else open_tokenizer(tokenizer)
+    digest, end = (None, None) if opened is None else (opened.digest, opened.end_of_document)
     if told and digest != told["tokenizer_digest"]:
         raise UsageError(
             f"data.tokenizer: {tokenizer} isn't the one that {of} was prepared with; leave it out."
         )
     spec = TextSpec(
-        sequence_length, tokenizer, digest, told.get("end_of_document"),
+        sequence_length, tokenizer, digest, told.get("end_of_document", end),
         told.get("bytes_per_token", 1.0 if tokenizer == BYTES else None),
     )  # fmt: skip
-    return OpenedText(tokens, vocabulary_size, spec, notes)
+    return OpenedText(tokens, vocabulary_size, spec, notes, was_tokens=True)
 
 
 def _files(path: Path, of: str) -> list[Path]:

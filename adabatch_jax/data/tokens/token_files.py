@@ -130,13 +130,15 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     with storage_errors(path, action="read"):
         content = path.read_bytes()
     try:
-        return {name: json.loads(content)[name] for name in DESCRIBED}
+        return {name: json.loads(content)[name] for name in _DESCRIBED}
     except (ValueError, LookupError, TypeError) as error:
         raise StorageError(f"{path} is damaged; prepare the text anew.") from error
 
 
 DESCRIPTION = "tokens.json"
-DESCRIBED = ("dtype", "vocabulary_size", "end_of_document", "bytes_per_token", "tokenizer_digest")
+_DESCRIBED = (
+    "dtype", "vocabulary_size", "end_of_document", "bytes_per_token", "tokenizer_digest", "digests",
+)  # fmt: skip
 
 
 def _open_flat(path: Path, of: str, dtype: np.dtype) -> np.ndarray:

@@ -53,6 +53,9 @@ def plan_rows(
             "learning_rate": learning_rate,
             "learning_rate_per_example": learning_rate / phase.batch_size,
         }
+        if plan.tokens_per_example is not None:
+            row["start_token"] = row["start_sample"] * plan.tokens_per_example
+            row["num_tokens"] = row["num_samples"] * plan.tokens_per_example
         rows.append(row | _costs_of_phase(phase, layout, costs))
     return rows
 
@@ -77,6 +80,8 @@ def _costs_of_phase(phase: Phase, layout: BatchLayout | None, costs: "PlanCosts 
 def plan_notes(config: TrainConfig, plan: BatchPlan, layouts: Layouts | None) -> list[str]:
     """Sentences below the table: totals first, then warnings."""
     totals = f"{plan.num_steps:,} updates for {plan.num_samples:,} samples"
+    if plan.tokens_per_example is not None:
+        totals += f", {plan.num_samples * plan.tokens_per_example:,} tokens"
     if len(plan.batch_sizes) > 1:
         first, fixed = plan.phases[0].batch_size, fixed_batch_plan(plan).num_steps
         totals += f"; with batch {first} throughout it would be {fixed:,}"
@@ -117,6 +122,7 @@ def _row_texts(row: Mapping[str, Any]) -> dict[str, str]:
         "steps": f"{row['num_steps']:,}",
         "from sample": f"{row['start_sample']:,}",
         "samples": f"{row['num_samples']:,}",
+        "from token": f"{row['start_token']:,}" if "start_token" in row else "",
         "from epoch": f"{row['start_epoch']:.2f}",
         "batch": str(row["batch_size"]),
         "per device": "",
@@ -145,8 +151,8 @@ def _row_texts(row: Mapping[str, Any]) -> dict[str, str]:
 
 # What a narrow terminal does without, first to last: what follows from other columns goes first.
 _DISPENSABLE = (
-    "from sample", "samples", "lr/batch", "per device", "padding", "from step", "examples/s",
-    "micro-batch", "from epoch", "memory", "spread", "phase time", "speed-up",
+    "from sample", "samples", "from token", "lr/batch", "per device", "padding", "from step",
+    "examples/s", "micro-batch", "from epoch", "memory", "spread", "phase time", "speed-up",
 )  # fmt: skip
 
 
