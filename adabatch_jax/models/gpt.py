@@ -7,8 +7,9 @@ of their own, as nanochat's and Llama's. Attributes have GPT-2's names: `h_0.att
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import get_args
 
 import jax
@@ -18,7 +19,7 @@ from jax import Array
 
 from adabatch_jax.config.gpt_settings import Attention, Norms, Positions
 from adabatch_jax.models.initialization import Initializer, normal
-from adabatch_jax.models.layers import Linear, as_computed, parameter
+from adabatch_jax.models.layers import Linear, as_computed, parameter, row
 from adabatch_jax.system.errors import UsageError
 
 _EPSILON = 1e-5  # of both norms
@@ -127,9 +128,10 @@ class GPT(nnx.Module):
         mask = None
         if segments is not None:
             mask = (segments[:, :, None] == segments[:, None, :])[:, None]
-        block = nnx.remat(Block.__call__) if self.shape.remat else Block.__call__
         for number in range(self.shape.num_layers):
-            stream = block(getattr(self, f"h_{number}"), stream, positions, mask)
+            block = getattr(self, f"h_{number}")
+            block = _forgetting(block) if self.shape.remat else block
+            stream = block(stream, positions, mask)
         return self._head(self.ln_f(stream))
 
     def _head(self, stream: Array) -> Array:
@@ -168,11 +170,11 @@ class GPT(nnx.Module):
         >>> nano.update_flops(num_examples=1, sequence_length=128) / 128
         1671936.0
         """
-        weights = dict(nnx.to_flat_state(nnx.state(self, nnx.Param)))
-        looked_up = {("wpe", "embedding")} | (
-            {("wte", "embedding")} if not self.shape.tied else set()
-        )
-        num_weights = sum(p[...].size for path, p in weights.items() if path not in looked_up)
+        params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+        params.pop("wpe", None)
+        if not self.shape.tied:
+            params.pop("wte")
+        num_weights = sum(leaf.size for leaf in jax.tree.leaves(params))
         attention = 12 * self.shape.num_layers * self.shape.width * sequence_length
         return num_examples * sequence_length * (6 * num_weights + attention)
 
@@ -240,9 +242,9 @@ class Norm(nnx.Module):
         if self.is_centred:
             features = features - features.mean(-1, keepdims=True)
         variance = (features * features).mean(-1, keepdims=True)
-        features = features * jax.lax.rsqrt(variance + _EPSILON) * self.scale[...]
+        features = features * jax.lax.rsqrt(variance + _EPSILON) * row(self.scale[...], 3)
         if self.bias is not None:
-            features = features + self.bias[...]
+            features = features + row(self.bias[...], 3)
         return features.astype(stream.dtype)
 
 
@@ -254,6 +256,17 @@ class Embedding(nnx.Module):
 
     def __call__(self, indices: Array) -> Array:
         return self.embedding[...][indices]
+
+
+def _forgetting(block: Block) -> Callable[..., Array]:
+    """A block whose activations are computed again in the backward pass.
+
+    `nnx.remat` would write into the block, which is not to be where jit closes over it.
+    """
+    graphdef, state = nnx.split(block)
+    return functools.partial(
+        jax.checkpoint(lambda state, *inputs: nnx.merge(graphdef, state)(*inputs)), state
+    )
 
 
 def rotated(features: Array, positions: Array) -> Array:
@@ -268,7 +281,7 @@ def rotated(features: Array, positions: Array) -> Array:
     half = features.shape[-1] // 2
     precise = jnp.promote_types(features.dtype, jnp.float32)
     speeds = _ROTARY_BASE ** (-jnp.arange(half, dtype=precise) / half)
-    angles = (positions[..., None] * speeds)[:, :, None]  # the same for all heads
+    angles = positions[:, :, None, None] * row(speeds, 4)  # the same for all heads
     first, second = jnp.split(features.astype(precise), 2, axis=-1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     turned = (first * cos - second * sin, second * cos + first * sin)

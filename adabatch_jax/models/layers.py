@@ -51,7 +51,7 @@ class Conv(nnx.Module):
         features = conv2d(images, kernel, self.strides, self.padding)
         if self.bias is None:
             return features
-        return features + _row(self.bias[...].astype(features.dtype), 4)
+        return features + row(self.bias[...].astype(features.dtype), 4)
 
 
 class Linear(nnx.Module):
@@ -68,7 +68,7 @@ class Linear(nnx.Module):
         inputs, kernel = as_computed(self.dtype, inputs, self.kernel[...])
         if self.bias is None:
             return inputs @ kernel
-        return inputs @ kernel + _row(self.bias[...].astype(inputs.dtype), inputs.ndim)
+        return inputs @ kernel + row(self.bias[...].astype(inputs.dtype), inputs.ndim)
 
 
 _MOMENTUM = 0.1  # the share of a new group in the running statistics
@@ -237,5 +237,6 @@ def parameter(shape: tuple[int, ...], value: float = 0) -> nnx.Param:
     return nnx.Param(jnp.asarray(np.full(shape, value, np.float32)))
 
 
-def _row(vector: jax.Array, ndim: int) -> jax.Array:
+def row(vector: jax.Array, ndim: int) -> jax.Array:
+    """A vector of features as an array of so many axes, the last of which is the vector's."""
     return vector.reshape((1,) * (ndim - 1) + (-1,))
