@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from adabatch_jax import plan, predict, prepare, report, sample, train
-from tests.run_folders import content
-from tests.sentences import says
+import adabatch_jax as ab
+from adabatch_jax import plan, predict, prepare, sample, train
+from adabatch_jax.models.pure_functions import logits_of
+from adabatch_jax.system.errors import UsageError
 
 SHORT = (
     "--model gpt_nano --data.sequence-length 16 --gpt.width 16 --gpt.num-layers 1 --gpt.num-heads 2 "
@@ -48,83 +49,80 @@ def arguments(dataset, folder, *further):
 
 
 def rows_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The rows without what clocks say."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [
+        {k: v for k, v in row.items() if not k.endswith(("_seconds", "_per_second"))}
+        for row in rows
+    ]
 
 
-def test_a_text_is_trained_on_gone_on_with_and_sampled(text, command):
+def test_a_text_is_trained_on_gone_on_with_and_sampled(text, command, refused):
     done = command(train.main, arguments("text:corpus.txt", "whole"))
     assert done.code == 0 and "test bits/byte" in done.out, done
-    assert "its last 10% are kept out" in done.out
+    assert "its last 10% are kept out" in done.out and "tok/s" in done.out
     rows = rows_of(text / "whole")
     sizes = [row["batch_size"] for row in rows]
     assert rows[-1]["tokens"] == 3200 and sizes[0] == 4 and sizes[-1] == 16
-    for row in rows:
-        assert row["tokens"] == 16 * row["samples"]
+    assert all(row["tokens"] == 16 * row["samples"] for row in rows)
+    for line in (text / "whole/metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
         assert row["tokens_per_second"] == pytest.approx(16 * row["examples_per_second"])
     assert rows[-1]["test_bits_per_byte"] == pytest.approx(rows[-1]["test_loss"] / np.log(2))
     assert rows[-1]["test_loss"] < rows[0]["train_loss"]
-
-    part = command(train.main, arguments("text:corpus.txt", "parts", "--stop-at-phase", "2"))
-    assert part.code == 0
-    (text / "moved.txt").write_bytes((text / "corpus.txt").read_bytes())
-    assert command(train.main, arguments("text:moved.txt", "parts")).code == 0
-    assert content(text / "parts")["metrics"] == content(text / "whole")["metrics"]
-
-    first = command(sample.main, "whole --prompt and --tokens 40")
-    assert first.code == 0 and first.out.startswith("and"), first
-    assert command(sample.main, "whole --prompt and --tokens 40").out == first.out
-    assert command(sample.main, "whole --prompt and --tokens 40 --seed 1").out != first.out
-    told = json.loads(command(sample.main, "whole --prompt and --tokens 40 --json").out)
-    assert len(told["tokens"]) == 40 and bytes(told["tokens"]).decode() == told["text"][3:]
-
-    assert command(report.main, "whole").code == 0
     page = (text / "whole/report.html").read_text()
     assert "tokens per second" in page and "3,200" in page
 
+    # Stopped, and gone on with as tokens that were prepared: the same run, bit for bit.
+    part = command(train.main, arguments("text:corpus.txt", "parts", "--stop-at-phase", "2"))
+    assert part.code == 0
+    done = command(prepare.main, "text:corpus.txt --name corpus")
+    assert done.code == 0 and "text:corpus is ready in" in done.out
+    (text / "corpus.txt").write_text((text / "corpus.txt").read_text().replace("god", "dog"))
+    wrong = "run in parts … other training examples"
+    refused(train.main, arguments("text:corpus.txt", "parts"), wrong, 4)
+    assert command(train.main, arguments("text:corpus", "parts")).code == 0
+    assert rows_of(text / "parts") == rows
 
-def test_greedy_samples_are_the_likeliest(text, command):
-    """Against logits computed anew for each whole text, beyond the context too."""
-    import adabatch_jax as ab
-    from adabatch_jax.models.pure_functions import logits_of
+    check_samples(command, refused)
 
-    command(train.main, arguments("text:corpus.txt", "run"))
-    done = command(sample.main, "run --prompt go --tokens 24 --temperature 0 --json")
-    run = ab.load_run("run")
-    written = [*b"go"]
+
+def check_samples(command, refused):
+    """Greedy ones are those of logits computed for each whole context, beyond the first too."""
+    begin = "let there be light and"
+    first = command(sample.main, ["whole", "--prompt", begin, "--tokens", "24"])
+    assert first.code == 0 and first.out.startswith(begin), first
+    again = command(sample.main, ["whole", "--prompt", begin, "--tokens", "24", "--json"])
+    told = json.loads(again.out)
+    assert told["text"] == begin + bytes(told["tokens"]).decode() and len(told["tokens"]) == 24
+    assert told["text"].splitlines() == first.out.splitlines()
+    other = command(sample.main, ["whole", "--prompt", begin, "--tokens", "24", "--seed", "1"])
+    assert other.out != first.out
+
+    run = ab.load_run("whole")
+    written = [*begin.encode()]
     for _ in range(24):
         context = np.array([written[-16:]])
         logits = logits_of(run.model)(run.params, run.state.model_state, context)
         written.append(int(logits[0, -1].argmax()))
-    assert json.loads(done.out)["tokens"] == written[2:]
-    one = command(sample.main, "run --prompt go --tokens 24 --top-k 1 --json")
-    assert json.loads(one.out)["tokens"] == written[2:]
+    for greedy in ("--temperature 0", "--top-k 1"):
+        asked = ["whole", "--prompt", begin, "--tokens", "24", "--json", *greedy.split()]
+        assert json.loads(command(sample.main, asked).out)["tokens"] == written[len(begin) :]
+    with pytest.raises(UsageError, match="is of a text, which"):
+        run.predict(np.zeros((1, 8, 8, 1), np.uint8))
+    refused(predict.main, "whole a.png", "whole is a run of a text")
+    refused(sample.main, "whole --tokens 0", "--tokens … at least 1")
+    refused(sample.main, "whole --temperature -1", "temperature … at least 0")
+    refused(sample.main, ["whole", "--prompt", ""], "the prompt is empty")
 
 
 def test_a_plan_tells_tokens(text, command):
-    done = command(plan.main, [*SHORT.split(), "--dataset", "text:corpus.txt", *LENGTH, "--no-memory", "--json"])  # fmt: skip
-    rows = json.loads(done.out)["phases"]
-    assert [row["start_token"] for row in rows][:2] == [0, 832]
-    assert sum(row["num_tokens"] for row in rows) == 3200
-
-
-def test_what_is_prepared_is_trained_on_alike(text, command):
-    done = command(prepare.main, "text:corpus.txt --name corpus")
-    assert done.code == 0 and "text:corpus is ready in" in done.out
-    assert (
-        command(train.main, arguments("text:corpus.txt", "text", "--stop-at-phase", "2")).code == 0
-    )
-    assert command(train.main, arguments("text:corpus", "text")).code == 0
-    assert command(train.main, arguments("text:corpus", "tokens")).code == 0
-    assert content(text / "text")["metrics"] == content(text / "tokens")["metrics"]
-
-
-def test_other_contents_are_refused(text, command, refused):
-    assert (
-        command(train.main, arguments("text:corpus.txt", "run", "--stop-at-phase", "2")).code == 0
-    )
-    changed = (text / "corpus.txt").read_text().replace("god", "dog")
-    (text / "corpus.txt").write_text(changed)
-    refused(train.main, arguments("text:corpus.txt", "run"), "run … other training examples", 4)
+    asked = ["--dataset", "text:corpus.txt", "--data.sequence-length", "16", *LENGTH, "--no-memory"]
+    asked += ["--model", "gpt_nano", "--json"]
+    told = json.loads(command(plan.main, asked).out)
+    assert [row["start_token"] for row in told["rows"]] == [0, 832, 1600]
+    assert sum(row["num_tokens"] for row in told["rows"]) == 3200
+    assert "3,200 tokens" in told["notes"][0]
 
 
 def test_packed_documents_are_trained_on(text, command):
@@ -132,20 +130,16 @@ def test_packed_documents_are_trained_on(text, command):
     for number in range(9):
         (text / f"books/{number}.txt").write_text("let there be light, " * (3 + number))
     more = ["--data.documents", "packed", "--data.test-split", "20%"]
-    done = command(train.main, arguments("text:books", "run", *more))
-    assert done.code == 0, done
-    apart = command(
-        train.main, arguments("text:books", "apart", *more[2:], "--data.documents", "apart")
-    )
-    assert apart.code == 0, apart
+    done = command(train.main, arguments("text:books", "run", *more, "--duration", "400tok"))
+    assert done.code == 0 and "test bits/byte" in done.out, done
 
 
 def test_an_own_model_of_tokens(text, command, refused):
-    settings = ["--dataset", "text:corpus.txt", "--data.sequence-length", "16", *LENGTH]
-    settings += "--microbatch-size none --workdir own --lr 0.1".split()
+    settings = ["--dataset", "text:corpus.txt", "--data.sequence-length", "16"]
+    settings += "--batch-schedule 8 --duration 3st --microbatch-size none --workdir own".split()
     assert command(train.main, [*settings, "--model", "mynet.py:build"]).code == 0
     assert command(sample.main, "own --tokens 5").code == 0
-    settings[settings.index("own")] = "other"
+    settings[-1] = "other"
     shapes = "model … mynet.py:narrow … shape (2, 16, 7) … (2, 16, 256)"
     refused(train.main, [*settings, "--model", "mynet.py:narrow"], shapes)
     keywords = "model … must take the keywords num_classes, sequence_length, seed"
@@ -153,19 +147,15 @@ def test_an_own_model_of_tokens(text, command, refused):
 
 
 def test_what_cannot_be_is_told(text, command, refused):
-    command(train.main, arguments("text:corpus.txt", "run"))
-    refused(predict.main, "run a.png", "run is a run of a text")
-    refused(sample.main, "run --tokens 0", "--tokens … at least 1")
-    refused(sample.main, "run --temperature -1", "temperature … at least 0")
-    refused(sample.main, ["run", "--prompt", ""], "the prompt is empty")
     refused(sample.main, "none", "none")
     refused(prepare.main, "text:corpus.txt", "needs a name … --name")
+    refused(prepare.main, "digits --tokenizer t.json", "--tokenizer is for texts")
     images = ["--dataset", "text:corpus.txt"]
     refused(plan.main, [*images, "--no-memory", "--data.flip"], "data.flip … is a text")
     refused(plan.main, ["--data.sequence-length", "8"], "data.sequence_length … digits is no text")
-    refused(train.main, [*images, "--workdir", "x"], "model: cnn_digits takes images … gpt_nano")
+    small = [*images, "--batch-schedule", "4", "--workdir", "x"]
+    refused(train.main, small, "model: cnn_digits takes images … gpt_nano")
     wrong = [*arguments("text:corpus.txt", "x"), "--tokens-per-example", "8"]
     refused(train.main, wrong, "tokens_per_example … sequence_length=16")
-    small = [*arguments("text:corpus.txt", "y"), "--data.vocabulary-size", "100"]
-    outcome = command(train.main, small)
-    assert outcome.code == 1 and says("holds the token … the vocabulary has 100"), outcome
+    few = [*arguments("text:corpus.txt", "y"), "--data.vocabulary-size", "100"]
+    refused(train.main, few, "holds the token … the vocabulary has 100", 1)
