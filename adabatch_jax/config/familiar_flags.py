@@ -70,7 +70,8 @@ _LEADS = {
     "wd decay l2 weight-decay-rate": "it is called --weight-decay",
     "adam-beta1 adam-beta2 betas": "they are called --beta1 and --beta2",
     "eps adam-epsilon adam-eps": "it is called --epsilon",
-    "nesterov": "it can't be set here; any optax optimizer can be given to fit",
+    "nesterov":
+        "only --momentum of sgd can be set here; any optax optimizer can be given to fit",
     "max-grad-norm grad-clip clip-grad gradient-clip-val clip-grad-norm grad-clip-norm max-norm "
     "clipping": "it is called --clip-norm",
     "n-layer n-layers num-hidden-layers depth": "it is called --gpt.num-layers",

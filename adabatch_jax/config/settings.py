@@ -277,7 +277,7 @@ class TrainConfig:
     (64, 128, 256, 512)
     >>> TrainConfig(optimizer="sdg")
     Traceback (most recent call last):
-    adabatch_jax.system.errors.UsageError: optimizer: 'sdg' is not one of sgd, adamw; did you mean ...
+    adabatch_jax.system.errors.UsageError: optimizer: 'sdg' is not one of sgd, adamw, muon; did you mean ...
     """
 
     name: str | None = setting(

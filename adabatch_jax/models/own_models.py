@@ -33,8 +33,9 @@ def make_own(reference: str, **given: Any) -> nnx.Module | OwnFunctions:
     try:
         inspect.signature(function).bind(**given)
     except TypeError as error:
+        *first, last = given
         raise UsageError(
-            f"model: {reference} must take the keywords {', '.join(given)} ({error})."
+            f"model: {reference} must take the keywords {', '.join(first)} and {last} ({error})."
         ) from None
     try:
         made = function(**given)

@@ -94,7 +94,7 @@ def create(
     if is_of_tokens(name):
         network = GPT(GPTShape(num_classes, dtype=dtype, **(_OF_TOKENS[name] | shape)))
     elif shape:
-        raise UsageError(f"{name} is built as it is, got {', '.join(shape)}.")
+        raise UsageError(f"gpt.{next(iter(shape))}: {name} is no GPT, and built as it is.")
     else:
         _, module, class_name, *options = _networks()[name]
         family = getattr(importlib.import_module(f"adabatch_jax.models.{module}"), class_name)

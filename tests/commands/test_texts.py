@@ -145,7 +145,7 @@ def test_an_own_model_of_tokens(text, command, refused):
     settings[-1] = "other"
     shapes = "model … mynet.py:narrow … shape (2, 16, 7) … (2, 16, 256)"
     refused(train.main, [*settings, "--model", "mynet.py:narrow"], shapes)
-    keywords = "model … must take the keywords num_classes, sequence_length, seed"
+    keywords = "model … must take the keywords num_classes, sequence_length and seed"
     refused(train.main, [*settings, "--model", "mynet.py:of_images"], keywords)
 
 

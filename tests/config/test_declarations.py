@@ -62,7 +62,7 @@ def test_what_may_change_in_a_run():
     assert set(CHANGEABLE) == {
         "batch_schedule", "lr", "momentum", "weight_decay", "microbatch_size",
         "batchnorm_group_size", "batchnorm_reference_size", "compute_dtype", "data.crop_padding",
-        "data.flip",
+        "data.flip", "decay_on", "beta1", "beta2", "epsilon", "gpt.remat", "gpt.attention",
     }  # fmt: skip
 
 

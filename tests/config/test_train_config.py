@@ -113,7 +113,7 @@ def test_mistakes_about_the_data_too(fields, name):
 
 def test_one_sentence_of_each_kind():  # golden
     sentences = {
-        "optimizer": ("sdg", "'sdg' is not one of sgd, adamw; did you mean 'sgd'?"),
+        "optimizer": ("sdg", "'sdg' is not one of sgd, adamw, muon; did you mean 'sgd'?"),
         "steps_per_dispatch": ("atuo", "'atuo' is not one of a whole number, auto; did you mean "
                                "'auto'?"),
         "seed": (-1, "must be at least 0, got -1."),

@@ -297,7 +297,7 @@ def test_rows_longer_than_the_positions_are_refused(rows):
 
 
 def test_networks_of_images_are_built_as_they_are():
-    with pytest.raises(UsageError, match="cnn_digits is built as it is, got tied"):
+    with pytest.raises(UsageError, match="gpt.tied: cnn_digits is no GPT, and built as it is"):
         models.create("cnn_digits", image_shape=(8, 8, 1), tied=True)
 
 

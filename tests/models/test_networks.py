@@ -205,7 +205,7 @@ def test_dropout_of_alexnet_belongs_to_the_example(monkeypatch):
         ),
         ("resnet21_cifar", {}, "no model 'resnet21_cifar'; there are … did you mean 'resnet"),
         ("vgg19bn", {}, "no model 'vgg19bn'; there are … did you mean 'vgg19_bn'?"),
-        ("perceptron", {}, "no model 'perceptron'; there are cnn_digits, … resnet152."),
+        ("perceptron", {}, "no model 'perceptron'; there are cnn_digits, … resnet152, … gpt_124m."),
         ("resnet32_cifar", {"image_shape": (224, 224, 3)}, "resnet32_cifar takes 32x32 or 28x28"),
         (
             "vgg11_cifar",
