@@ -56,6 +56,7 @@ _MODULES = {
     "adabatch_jax.data.example_digest": ("ExamplesDigest",),
     "adabatch_jax.data.sources": ("array_source",),
     "adabatch_jax.data.tfds_images": ("tfds_source",),
+    "adabatch_jax.data.tokens.token_source": ("token_source",),
     "adabatch_jax.data.augmentation": ("example_keys",),
     "adabatch_jax.data.mesh": ("data_mesh",),
     "adabatch_jax.training.adam": ("coupled_adamw", "scale_by_adam"),

@@ -13,6 +13,7 @@ from adabatch_jax.data.rebatching import Rebatched, rebatch
 from adabatch_jax.data.row_layout import host_rows
 from adabatch_jax.data.sources import array_source
 from adabatch_jax.data.tfds_images import tfds_source
+from adabatch_jax.data.tokens.token_source import token_source
 from adabatch_jax.runs.fit import FitResult, fit
 from adabatch_jax.runs.loaded_run import LoadedRun, load_run
 from adabatch_jax.schedules.batch_size_schedules import (
@@ -65,6 +66,6 @@ __all__ = [
     "fit", "growth_from_decay", "half_life_in_samples", "host_rows", "joined", "linear_ramp",
     "load_run", "make_plan", "make_train_step", "models", "parse_duration", "parse_learning_rate",
     "parse_schedule", "piecewise_constant", "rebatch", "recipes", "sampled", "scale_by_adam",
-    "seesaw", "tfds_source", "weighted_mean", "write_schedule",
+    "seesaw", "tfds_source", "token_source", "weighted_mean", "write_schedule",
 ]  # fmt: skip
 __version__: str

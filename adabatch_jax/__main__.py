@@ -14,6 +14,7 @@ COMMANDS = {
     "plan": "show what a schedule means, or measure what it gains",
     "report": "write a page about a run, or compare several",
     "predict": "say which class images are of, with a trained network",
+    "sample": "go on with a text, with a trained language model",
     "export": "write a run's weights into a file",
     "prepare": "get a dataset ready to be trained on",
     "doctor": "look whether this machine is ready, and a run sound",

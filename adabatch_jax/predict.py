@@ -50,6 +50,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     settle_for_commands()
     compilation_cache.enable()
     run = load_run(arguments.run, best=arguments.best, step=arguments.step)
+    if run.data.text is not None:
+        raise UsageError(
+            f"{arguments.run} is a run of a text; python -m adabatch_jax.sample goes on with one."
+        )
     if run.model is None:
         raise UsageError(f"{arguments.run}: {run.config.model} brings no module to predict with.")
     unreadable, results = [], []

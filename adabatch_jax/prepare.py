@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from adabatch_jax.config.value_texts import is_text
 from adabatch_jax.system.command_lines import Parser, run
 from adabatch_jax.system.errors import UsageError
 
@@ -24,6 +25,7 @@ examples:
   python -m adabatch_jax.prepare fashion_mnist
   python -m adabatch_jax.prepare cifar10 --from ~/Downloads
   python -m adabatch_jax.prepare ./photos --name mine
+  python -m adabatch_jax.prepare text:./corpus.txt --name corpus
 """
 
 
@@ -44,16 +46,23 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "dataset",
         metavar="NAME",
-        help="a dataset, such as cifar10; with --name a folder or file of own images",
+        help="a dataset, such as cifar10; with --name a folder or file of own images, or text:PATH",
     )
     parser.add_argument(
-        "--name", metavar="NEW", help="what own images are called from now on: --dataset NEW"
+        "--name",
+        metavar="NEW",
+        help="what own data are called from now on: --dataset NEW, or text:NEW",
     )
     parser.add_argument(
         "--image-size",
         metavar="PIXELS",
         type=int,
         help="height and width to resize and crop own images to (default: as they are)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="of a text: the JSON file of a tokenizer of the package tokenizers (default: bytes)",
     )
     parser.add_argument(
         "--from",
@@ -79,6 +88,10 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from adabatch_jax.data.datasets.preparation import prepare, prepare_own
 
     dataset, name = arguments.dataset, arguments.name
+    if is_text(dataset):
+        return _prepare_text(arguments)
+    if arguments.tokenizer is not None:
+        raise UsageError("--tokenizer is for texts: text:FILE_OR_FOLDER.")
     if name is None and own_path(dataset, arguments.data_dir) is not None:
         raise UsageError(f"{dataset} is a path; say what its images are to be called with --name.")
     if name is None and arguments.image_size is not None:
@@ -98,6 +111,24 @@ def _prepare(arguments: argparse.Namespace) -> int:
                 overwrite=overwrite,
             )  # fmt: skip
     print(f"{name or dataset} is ready in {path} ({time.monotonic() - started:.1f} s).")
+    return 0
+
+
+def _prepare_text(arguments: argparse.Namespace) -> int:
+    from adabatch_jax.data.tokens.prepared_texts import prepare_text
+
+    dataset, name = arguments.dataset, arguments.name
+    if name is None:
+        raise UsageError(f"{dataset} needs a name; say what it is to be called with --name.")
+    if arguments.from_folder is not None or arguments.image_size is not None:
+        raise UsageError(
+            "--from and --image-size are for images; a text is named by its path alone."
+        )
+    started, overwrite = time.monotonic(), arguments.overwrite
+    path = prepare_text(
+        dataset, name, arguments.data_dir, arguments.tokenizer, overwrite=overwrite
+    )  # fmt: skip
+    print(f"text:{name} is ready in {path} ({time.monotonic() - started:.1f} s).")
     return 0
 
 

@@ -116,10 +116,10 @@ def _write_page(path: Path, text: str, subject: bytes = b"") -> None:
 
 def _write_plots(runs: Sequence["Run"], directory: Path, prefix: str) -> None:
     from adabatch_jax.reporting.plot_elements import png
-    from adabatch_jax.reporting.plots import AXES, curves
+    from adabatch_jax.reporting.plots import axes_of, curves
     from adabatch_jax.system.files import write_atomically
 
-    for axis in AXES:
+    for axis in axes_of(runs):
         write_atomically(directory / f"{prefix}_{axis.name}.png", png(curves(runs, axis)))
 
 

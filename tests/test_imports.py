@@ -8,10 +8,21 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "adabatch_jax"
 
 # Bottom up. What lies directly in the package, the commands and the public names, is above them.
-FLOORS = ("system", "schedules", "config", "cluster", "data", "training", "models", "runs", "reporting")
+FLOORS = (
+    "system",
+    "schedules",
+    "config",
+    "cluster",
+    "data",
+    "training",
+    "models",
+    "runs",
+    "reporting",
+)
 TOP_FILES = {
     "CHANGELOG.md", "DESIGN.md", "README.md", "__init__.py", "__init__.pyi", "__main__.py",
-    "doctor.py", "export.py", "plan.py", "predict.py", "prepare.py", "py.typed", "report.py", "train.py",
+    "doctor.py", "export.py", "plan.py", "predict.py", "prepare.py", "py.typed", "report.py",
+    "sample.py", "train.py",
 }  # fmt: skip
 
 

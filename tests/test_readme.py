@@ -25,6 +25,7 @@ SHORTER = {
     "--data.test-split test[:100]",
     r"--epochs [12]0 (--workdir)": r"--epochs 2 \1",
     r"--workdir runs/(gpus|mine)": r"\g<0> --epochs 1",
+    r"--duration 2Mtok": "--duration 100Ktok",
     r"--name mine": r"\g<0> --data-dir datasets",
     r"(reproduce .*)--seeds \d": r"\1--seeds 1 --epochs 0.03 --arms fixed_large",
 }
@@ -50,6 +51,8 @@ def checkout(tmp_path_factory):
         if path.name[0] != "." and path.name not in ("runs", "reproductions"):
             (folder / path.name).symlink_to(path)
     write_photos(folder / "photos")
+    words = np.random.default_rng(0).choice("in the beginning god created".split(), 9_000)
+    (folder / "corpus.txt").write_text(" ".join(words))
     for text in TEXTS.values():
         for name, code in files_of(text).items():
             (folder / name).write_text(code)
@@ -71,7 +74,7 @@ def test_the_readme_has_its_commands():
     assert FROM_NOTHING[0].endswith(".venv/bin/python -m adabatch_jax.train")
     assert FROM_NOTHING[1].endswith(".venv/bin/python -m pytest")
     assert {re.search(r"-m \w+\.(\w+)", line)[1] for line in INSIDE} == {
-        "train", "plan", "report", "predict", "export", "prepare", "reproduce", "doctor",
+        "train", "plan", "report", "predict", "sample", "export", "prepare", "reproduce", "doctor",
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from adabatch_jax.config.value_texts import is_text
 from adabatch_jax.system.errors import UsageError, did_you_mean, one_line
 
 _REFERENCE = re.compile(
@@ -21,8 +22,10 @@ def is_reference(text: str) -> bool:
 
     >>> is_reference("mydata:load"), is_reference("own/data.py:load"), is_reference("mnist:3.0.1")
     (True, True, False)
+    >>> is_reference("text:corpus")  # a text, see `value_texts.is_text`
+    False
     """
-    match = _REFERENCE.fullmatch(text)
+    match = None if is_text(text) else _REFERENCE.fullmatch(text)
     return match is not None and (match["file"] is None) != (match["module"] is None)
 
 

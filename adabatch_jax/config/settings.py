@@ -26,6 +26,7 @@ from adabatch_jax.config.value_texts import (
     check_path,
     check_split,
     folder_name,
+    is_text,
     parse_channels,
     parse_deviations,
     parse_nan_policy,
@@ -64,11 +65,16 @@ TRACKERS = ("tensorboard", "wandb")
 """Those that there are, beside a user's own."""
 
 _DEFAULT_EPOCHS = 20.0
+_DEFAULT_SEQUENCE_LENGTH = 256
+
+_OF_IMAGES = ("image_size", "mean", "std", "crop_padding", "flip")
+_OF_TEXTS = ("sequence_length", "tokenizer", "documents", "vocabulary_size")
 
 # Settings that runs were named without; where they are none they are no part of a digest.
 _NOT_NAMED = (
     "duration", "tokens_per_example", "half_lives", "init_from", "data.mean", "data.std", "stop_when",
-    "patience", "clip_norm", "beta1", "beta2", "epsilon", "decay_on",
+    "patience", "data.sequence_length", "data.tokenizer", "data.documents", "data.vocabulary_size",
+    "clip_norm", "beta1", "beta2", "epsilon", "decay_on",
     *(f"gpt.{name}" for name in declarations(GPTSettings)),
 )  # fmt: skip
 
@@ -241,6 +247,21 @@ class DataSettings:
         help="Pixels of zeros on each side before a random crop to the original size; 0: no crop.")
     flip: bool = setting(
         False, NUMBERS, is_changeable=True, help="Whether to flip images left to right at random.")
+    sequence_length: int | None = setting(
+        None, NUMBERS, at_least=1,
+        help="Of a text: tokens that each example trains on; none: 256.")
+    tokenizer: str | None = setting(
+        None, NUMBERS, read=check_path,
+        help="Of a text: bytes, or the JSON file of a tokenizer of the package tokenizers; none: "
+        "what the text was prepared with, or bytes.")
+    documents: Literal["joined", "packed", "apart"] | None = setting(
+        None, NUMBERS,
+        help="Of a text: joined (sequences know nothing of documents), packed (a sequence may hold "
+        "several, which don't see each other) or apart (each begins one); none: joined.")
+    vocabulary_size: int | None = setting(
+        None, NUMBERS, at_least=1,
+        help="Of a text: how many tokens the network knows; none: the tokenizer's, or the largest "
+        "of the text and 1.")
 
     def __post_init__(self):
         check(self, lambda name: f"data.{name}")
@@ -269,13 +290,14 @@ class TrainConfig:
     dataset: str = setting(
         "digits", NUMBERS, read=check_dataset,
         help="Dataset: digits, fashion_mnist, mnist, cifar10, cifar100, or any labelled images of "
-        "tfds; a folder of images, an .npz, .csv or .parquet (./name is always a path); or "
-        "module:function, which returns sources.")
+        "tfds; a folder of images, an .npz, .csv or .parquet (./name is always a path); text:PATH, a "
+        "file or folder of texts or tokens; or module:function, which returns sources.")
     model: str = setting(
         "cnn_digits", NUMBERS,
         help="Network: cnn_digits, resnet20_cifar, ..., or of tokens gpt_nano, gpt_micro, gpt_124m; "
-        "or module:function (or FILE.py:function), which is called with num_classes, image_shape and seed and returns an nnx module, or "
-        "params, model_state, loss_fn and eval_fn.")
+        "or module:function (or FILE.py:function), which is "
+        "called with num_classes, image_shape (of a text sequence_length) and seed and returns an nnx "
+        "module, or params, model_state, loss_fn and eval_fn.")
     init_from: str | None = setting(
         None, NUMBERS, read=check_path,
         help="Weights to begin with: another run's folder, a .safetensors or an .npz; the last "
@@ -388,6 +410,7 @@ class TrainConfig:
             if self.optimizer == "sgd" and getattr(self, name) is not None:
                 raise UsageError(f"{name}: sgd has none; give --optimizer adamw or muon.")
         self.layout  # checks what must go together
+        self._check_data()
         self._schedule_and_rate
         is_seesaw = isinstance(parse_schedule(self.batch_schedule), SeesawGrowth)
         for name, is_asked in (("batch_schedule: seesaw", is_seesaw),
@@ -398,6 +421,32 @@ class TrainConfig:
                     f"sqrt, got {self.coupling}.")
         if self.half_lives is not None and self.optimizer != "adamw":
             raise UsageError(f"half_lives: of the optimizer adamw, got {self.optimizer}.")
+
+    def _check_data(self) -> None:
+        """Raises a UsageError for what is said of images where there is a text, and vice versa."""
+        wrong = _OF_IMAGES if is_text(self.dataset) else _OF_TEXTS
+        for field in dataclasses.fields(self.data):
+            if field.name in wrong and getattr(self.data, field.name) != field.default:
+                what = "a text" if is_text(self.dataset) else "no text (text:FILE_OR_FOLDER)"
+                raise UsageError(f"data.{field.name}: {self.dataset} is {what}, leave it out.")
+        length = self.sequence_length
+        if length is not None and self.tokens_per_example not in (None, length):
+            raise UsageError(
+                f"tokens_per_example: an example of a text has data.sequence_length={length} "
+                f"tokens, not {self.tokens_per_example}; leave it out."
+            )
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens that an example of a text trains on; None where there is no text."""
+        if not is_text(self.dataset):
+            return None
+        return self.data.sequence_length or _DEFAULT_SEQUENCE_LENGTH
+
+    @property
+    def tokens_of_example(self) -> int | None:
+        """Tokens of an example, for durations in tokens; None where that isn't known."""
+        return self.sequence_length or self.tokens_per_example
 
     @property
     def layout(self) -> Layout:
@@ -451,7 +500,7 @@ class TrainConfig:
 
         What it never reaches of the schedule is for the commands to tell.
         """
-        rules = self.remainder, divisible_by, self.tokens_per_example
+        rules = self.remainder, divisible_by, self.tokens_of_example
         try:
             plan = untold_plan(self.schedule, num_examples, self.length, *rules)
         except UsageError as error:

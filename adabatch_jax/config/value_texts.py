@@ -90,12 +90,33 @@ def is_path(dataset: str) -> bool:
     >>> is_path("./photos"), is_path("photos.npz"), is_path("photos"), is_path("mnist:3.0.1")
     (True, True, False, False)
     """
-    return bool(dataset) and _PATH.fullmatch(dataset) is not None
+    return bool(dataset) and not is_text(dataset) and _PATH.fullmatch(dataset) is not None
+
+
+_TEXT = "text:"
+
+
+def is_text(dataset: str) -> bool:
+    """Whether a dataset's text names a text to train a language model on.
+
+    >>> is_text("text:corpus.txt"), is_text("corpus.txt")
+    (True, False)
+    """
+    return dataset.startswith(_TEXT)
+
+
+def text_path(dataset: str) -> str:
+    """The file, folder or name of a text.
+
+    >>> text_path("text:./corpus.txt")
+    './corpus.txt'
+    """
+    return dataset.removeprefix(_TEXT)
 
 
 def check_dataset(text: str) -> None:
     """Raises a UsageError where a text names neither a dataset nor a path nor a function."""
-    if not text or "\0" in text:
+    if not text_path(text) or "\0" in text:
         raise UsageError(f"{text!r} is neither a dataset's name nor a path nor module:function.")
 
 
@@ -105,6 +126,7 @@ def folder_name(text: str) -> str:
     >>> folder_name("~/own/photos/"), folder_name("cifar10_corrupted/fog_1:1.0.0")
     ('photos', 'cifar10_corrupted_fog_1_1.0.0')
     """
+    text = text_path(text)
     last = text.rstrip("/").rpartition("/")[2] if is_path(text) else text
     return re.sub(r"[^\w.+=-]", "_", last).lstrip(".+=-") or "data"
 

@@ -20,10 +20,8 @@ class OwnFunctions(NamedTuple):
     eval_fn: EvalFn | None = None
 
 
-def make_own(
-    reference: str, num_classes: int | None, image_shape: tuple[int, ...] | None, seed: int
-) -> nnx.Module | OwnFunctions:
-    """Calls a user's function, by keyword, with num_classes, image_shape and seed.
+def make_own(reference: str, **given: Any) -> nnx.Module | OwnFunctions:
+    """Calls a user's function, by keyword, with what is given: num_classes, seed and the like.
 
     It returns an nnx module, or `(params, model_state, loss_fn)` with or without an `eval_fn`.
     What isn't known of the data is None.
@@ -32,12 +30,12 @@ def make_own(
       UsageError: there is no such function, it fails, or it returns something else.
     """
     function = load_function(reference, "model")
-    given = {"num_classes": num_classes, "image_shape": image_shape, "seed": seed}
     try:
         inspect.signature(function).bind(**given)
     except TypeError as error:
+        *first, last = given
         raise UsageError(
-            f"model: {reference} must take the keywords num_classes, image_shape and seed ({error})."
+            f"model: {reference} must take the keywords {', '.join(first)} and {last} ({error})."
         ) from None
     try:
         made = function(**given)

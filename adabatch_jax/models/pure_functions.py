@@ -114,6 +114,24 @@ def probabilities_of(
     return probabilities
 
 
+def logits_of(module: nnx.Module) -> Callable[[Any, Any, jax.Array], jax.Array]:
+    """Returns `(params, model_state, tokens) -> logits` (batch, length, vocabulary), float32.
+
+    >>> from adabatch_jax.models.registry import create
+    >>> module = create("gpt_nano", num_classes=256)
+    >>> params, model_state, _, _ = functions(module)
+    >>> logits_of(module)(params, model_state, jnp.zeros((3, 10), jnp.int32)).shape
+    (3, 10, 256)
+    """
+    graphdef, _, _ = nnx.split(module, nnx.Param, ...)
+
+    def logits(params, model_state, tokens):
+        network = nnx.merge(graphdef, params, model_state, copy=True)
+        return _called(network, tokens, train=False).astype(jnp.float32)
+
+    return logits
+
+
 def _called(network: nnx.Module, inputs: jax.Array, train: bool, **further: Any) -> jax.Array:
     """The logits, from a call with the keywords that this network takes."""
     if not _takes(network, "train"):

@@ -23,7 +23,7 @@ LOWER_IS_BETTER = frozenset(
     "loss error err bits bpb bpc bpd nll xent entropy perplexity ppl mse mae rmse mape cer wer fid "
     "kl divergence distance ece regret".split()
 )
-_NO_METRICS = {"step", "samples", "epoch", "phase", "batch_size", "learning_rate"}
+_NO_METRICS = {"step", "samples", "tokens", "epoch", "phase", "batch_size", "learning_rate"}
 _TRAIN = "train"
 
 

@@ -54,6 +54,8 @@ def positions(run: Run, steps: np.ndarray, key: str) -> np.ndarray:
         seconds = [0.0, *(row[key] for row in rows)]
         return np.interp(steps, [0, *(row["step"] for row in rows)], seconds)
     samples = _samples(run, steps).astype(float)
+    if key == "tokens":
+        return samples * run.plan["tokens_per_example"]
     return samples / (run.plan["num_examples"] or math.nan) if key == "epoch" else samples
 
 

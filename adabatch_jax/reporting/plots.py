@@ -99,8 +99,15 @@ AXES = (
     Axis("updates", "step", "updates"),
     Axis("seconds", "elapsed_seconds", "seconds of training"),
 )
+TOKENS = Axis("tokens", "tokens", "tokens")
 BATCH_SIZE = Panel("Batch size (examples)", ("batch_size",))
 LEARNING_RATE = Panel("Learning rate", ("learning_rate",))
+
+
+def axes_of(runs: Sequence[Run]) -> tuple[Axis, ...]:
+    """What curves of some runs are drawn against: tokens too where all know them."""
+    has_tokens = all(run.plan.get("tokens_per_example") for run in runs)
+    return (*AXES, TOKENS) if has_tokens else AXES
 
 
 def panels_of(runs: Sequence[Run]) -> list[Panel]:
@@ -151,7 +158,7 @@ def panel_csv(runs: Sequence[Run], panel: Panel) -> str:
     """What a panel shows as CSV: a line for each point, with its position on every axis."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    places = ("step", "samples", "epoch", "elapsed_seconds")
+    places = ["step", "samples", *(axis.key for axis in axes_of(runs) if axis.key != "step")]
     writer.writerow(["run", *places, *map(printable, panel.keys)])
     for run, label in zip(runs, run_labels(runs), strict=True):
         if panel.is_planned:

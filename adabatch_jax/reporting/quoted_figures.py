@@ -38,6 +38,15 @@ def total_seconds(run: Run) -> float | None:
     return run.final("elapsed_seconds") if total is None else total
 
 
+def token_figures(run: Run) -> dict[str, str]:
+    """How many tokens were trained on and how fast, evaluation left out; nothing where none are."""
+    tokens, seconds = run.final("tokens"), run.final("training_seconds")
+    if tokens is None:
+        return {}
+    speed = {"tokens per second": f"{tokens / seconds:,.0f}"} if seconds else {}
+    return {"tokens": count_text(tokens), **speed}
+
+
 def time_split(run: Run) -> dict[str, float]:
     """Seconds by what they went to, the rest as "other"; empty while unfinished."""
     if run.summary is None:
@@ -107,8 +116,13 @@ def comparison_table(runs: Sequence[Run]) -> list[list[str]]:
     keys = metric_keys(runs)
     keys = [key for key in keys if not is_of_training(key)] or keys[:1]
     ranked = [key for key in keys if any(score_of(key, run.config) for run in runs)]
+    names = dict.fromkeys(name for run in runs for name in token_figures(run))
     rows = [
-        {"run": label if run.summary else f"{label} (unfinished)", **_compared(run, keys, ranked)}
+        {
+            "run": label if run.summary else f"{label} (unfinished)",
+            **_compared(run, keys, ranked),
+            **{name: token_figures(run).get(name, UNKNOWN) for name in names},
+        }
         for label, run in zip(run_labels(runs), runs, strict=True)
     ]
     return [list(rows[0]), *(list(row.values()) for row in rows)]

@@ -24,10 +24,10 @@ from adabatch_jax.reporting.planning.devices_table import network_text
 from adabatch_jax.reporting.planning.scaling_efficiency import Network
 from adabatch_jax.reporting.plot_elements import COLOURS, inline_svg, line_look
 from adabatch_jax.reporting.plots import (
-    AXES,
     BATCH_SIZE,
     MOST_QUANTITIES,
     Panel,
+    axes_of,
     panel_csv,
     panel_figure,
     panels_of,
@@ -97,13 +97,13 @@ def _curves(runs: Sequence[Run], caption: str) -> str:
         colours, styles = zip(*map(line_look, range(len(runs))))
         themed = [f"var(--line-{COLOURS.index(colour)})" for colour in colours]
         key = html_elements.key(run_labels(runs), themed, [_BORDERS[style] for style in styles])
-    panels, elements = panels_of(runs), []
+    panels, axes, elements = panels_of(runs), axes_of(runs), []
     for number, panel in enumerate(panels):
         drawings = "".join(
             html_elements.option_part(
                 place, inline_svg(panel_figure(runs, panel, axis), f"{number}-{axis.name}")
             )
-            for place, axis in enumerate(AXES)
+            for place, axis in enumerate(axes)
         )
         note = _origin(runs, panel) if panel.is_planned else ""
         csv = panel_csv(runs, panel)
@@ -115,7 +115,7 @@ def _curves(runs: Sequence[Run], caption: str) -> str:
         "Curves",
         html_elements.paragraph(" ".join(notes), "note"),
         key,
-        html_elements.choice("axis", [axis.label for axis in AXES], "Against", *elements),
+        html_elements.choice("axis", [axis.label for axis in axes], "Against", *elements),
     )
 
 
@@ -146,6 +146,7 @@ def _direction_note(keys: Sequence[str]) -> str:
 
 def _phase_table(run: Run) -> str:
     num_examples = run.plan["num_examples"]
+    tokens = run.plan.get("tokens_per_example")
     rows, rates = [], known_rates(run)
     for phase, rate in zip(run.plan["phases"], rates.of_phases(run.plan["phases"]), strict=True):
         start, stop = phase["start_sample"], phase["stop_sample"]
@@ -155,13 +156,19 @@ def _phase_table(run: Run) -> str:
                 phase["index"] + 1,
                 f"{count_text(phase['start_step'])} to {count_text(phase['stop_step'])}",
                 f"{count_text(start)} to {count_text(stop)}",
+                *(
+                    [f"{count_text(start * tokens)} to {count_text(stop * tokens)}"]
+                    if tokens
+                    else []
+                ),
                 epochs or quoted_figures.UNKNOWN,
                 count_text(phase["batch_size"]),
                 quoted_figures.UNKNOWN if rate is None else f"{rate:.6g}",
                 quoted_figures.UNKNOWN if rate is None else f"{rate / phase['batch_size']:.4g}",
             ]
         )
-    header = ["phase", "steps", "samples", "epochs", "batch size", "lr at start", "lr / batch size"]
+    header = ["phase", "steps", "samples", *(["tokens"] if tokens else []), "epochs"]
+    header += ["batch size", "lr at start", "lr / batch size"]
     kind = "logged update" if rates.resolved is None or rates.since else "update"
     note = f"The learning rate is that of the phase's first {kind}."
     return html_elements.table(header, rows) + html_elements.paragraph(note, "note")
@@ -175,6 +182,7 @@ def _result_table(run: Run) -> str:
             best = best_value(run, key)
             if best is not None:
                 shown[f"best {title_of(key)}"] = value_text(key, best)
+    shown |= quoted_figures.token_figures(run)
     for key, name in _OTHER_RESULTS.items():
         value = run.final(key)
         if value is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from adabatch_jax.config.own_functions import is_reference
 from adabatch_jax.config.settings import DataSettings, TrainConfig
-from adabatch_jax.config.value_texts import parse_channels
+from adabatch_jax.config.value_texts import is_text, parse_channels
 from adabatch_jax.data.datasets.known_datasets import DatasetSpec, dataset_spec
 from adabatch_jax.data.datasets.own.opening import open_own, own_path
 from adabatch_jax.data.datasets.own.records import Arrays, Records
@@ -23,6 +23,8 @@ from adabatch_jax.data.own_sources import known_classes, sources_of_function
 from adabatch_jax.data.pixel_statistics import pixel_statistics
 from adabatch_jax.data.sources import ArraySource, Source, array_source, in_memory
 from adabatch_jax.data.tfds_images import TfdsSource, tfds_source
+from adabatch_jax.data.tokens.texts import open_text
+from adabatch_jax.data.tokens.token_source import TokenSource
 from adabatch_jax.runs.same_data import check_data, data_digests, differing_sources
 from adabatch_jax.system.errors import UsageError
 
@@ -111,6 +113,8 @@ def open_data(config: TrainConfig, keep: bool = True) -> ConfiguredData:
     """
     if is_reference(config.dataset):
         return _of_function(config)
+    if is_text(config.dataset):
+        return _of_text(config)
     path = own_path(config.dataset, config.data.dir)
     return _of_files(config, path, keep) if path is not None else _of_tfds(config)
 
@@ -131,6 +135,8 @@ def num_training_examples(config: TrainConfig) -> int:
     """How many examples an epoch has; of own files none is opened."""
     if is_reference(config.dataset):
         return len(sources_of_function(config.dataset, config.data)["train"])
+    if is_text(config.dataset):
+        return len(open_data(config).train)
     path = own_path(config.dataset, config.data.dir)
     if path is None:
         return dataset_spec(config.dataset, config.data.dir).num_examples
@@ -138,8 +144,10 @@ def num_training_examples(config: TrainConfig) -> int:
 
 
 def is_own(config: TrainConfig) -> bool:
-    """Whether the dataset is a user's own: a function, or a file or folder."""
-    return is_reference(config.dataset) or own_path(config.dataset, config.data.dir) is not None
+    """Whether the dataset is a user's own: a function, a text, or a file or folder."""
+    if is_reference(config.dataset) or is_text(config.dataset):
+        return True
+    return own_path(config.dataset, config.data.dir) is not None
 
 
 def _of_tfds(config: TrainConfig) -> ConfiguredData:
@@ -202,6 +210,24 @@ def _sources(
             "such as 224."
         )
     return sources
+
+
+def _of_text(config: TrainConfig) -> ConfiguredData:
+    settings, length = config.data, config.sequence_length
+    text = open_text(config.dataset, settings, length)
+    vocabulary_size = settings.vocabulary_size or text.vocabulary_size
+    sources = {
+        name: TokenSource(
+            tokens, length, settings.documents or "joined", text.spec.end_of_document,
+            vocabulary_size,
+        )
+        for name, tokens in text.tokens.items()
+    }  # fmt: skip
+    train = sources.pop("train")
+    spec = DatasetSpec(
+        config.dataset, vocabulary_size, None, "test", len(train), (), (), text=text.spec
+    )
+    return ConfiguredData(train, sources, spec, text.notes)
 
 
 def _of_function(config: TrainConfig) -> ConfiguredData:

@@ -19,7 +19,7 @@ from adabatch_jax.data.augmentation import normalize, random_crop, random_flip
 from adabatch_jax.data.datasets.known_datasets import DatasetSpec
 from adabatch_jax.models import create, functions, loss_properties
 from adabatch_jax.models.own_models import OwnFunctions, make_own
-from adabatch_jax.models.pure_functions import probabilities_of
+from adabatch_jax.models.pure_functions import logits_of, probabilities_of
 from adabatch_jax.models.registry import is_of_tokens
 from adabatch_jax.system.errors import UsageError, one_line
 from adabatch_jax.training.evaluation import EvalFn
@@ -59,16 +59,22 @@ def configured_model(config: TrainConfig, spec: DatasetSpec) -> ConfiguredModel:
     """
     if is_reference(config.model):
         _refuse(config, _OF_OURS, f"{config.model} is your own network, which decides that itself")
-        made = make_own(config.model, spec.num_classes, spec.image_shape, config.seed)
+        given = {"num_classes": spec.num_classes, "image_shape": spec.image_shape}
+        if spec.text is not None:
+            given = {"num_classes": spec.num_classes, "sequence_length": spec.text.sequence_length}
+        made = make_own(config.model, **given, seed=config.seed)
         if isinstance(made, OwnFunctions):
             does = "brings a loss of its own, which does to a batch whatever is to be done to it"
             _refuse(config, _OF_IMAGES, f"{config.model} {does}")
             return ConfiguredModel(*made)
+        if spec.text is not None:
+            _check_own_of_tokens(config.model, spec, made)
+            return _of_tokens(config, spec, made)
         network = _of_images(config, spec, made)
         _check_own(config.model, spec, network)
         return network
     if is_of_tokens(config.model):
-        return _of_tokens(config, spec)
+        return _of_tokens(config, spec, _made_of_tokens(config, spec))
     _check_images(config, spec)
     module = create(
         config.model, spec.num_classes, spec.image_shape, config.seed, config.batchnorm_group_size,
@@ -77,7 +83,14 @@ def configured_model(config: TrainConfig, spec: DatasetSpec) -> ConfiguredModel:
     return _of_images(config, spec, module)
 
 
-def _of_tokens(config: TrainConfig, spec: DatasetSpec) -> ConfiguredModel:
+def _of_tokens(config: TrainConfig, spec: DatasetSpec, module: nnx.Module) -> ConfiguredModel:
+    told = None if spec.text is None else spec.text.bytes_per_token
+    token_bytes = None if told is None else np.full(spec.num_classes, told, np.float32)
+    made = functions(module, seed=config.seed, token_bytes=token_bytes)
+    return ConfiguredModel(*made, loss_properties(module), module)
+
+
+def _made_of_tokens(config: TrainConfig, spec: DatasetSpec) -> nnx.Module:
     _refuse(config, _OF_BATCHNORM, f"{config.model} has no BatchNorm")
     _refuse(config, _OF_IMAGES, f"{config.model} takes tokens, and no images")
     if spec.image_shape is not None or not spec.num_classes:
@@ -85,12 +98,10 @@ def _of_tokens(config: TrainConfig, spec: DatasetSpec) -> ConfiguredModel:
             f"model: {config.model} takes tokens, and {spec.name} has images or doesn't tell how many "
             'tokens there are: its sources need arrays "tokens", and an attribute num_classes.'
         )
-    module = create(
+    return create(
         config.model, spec.num_classes, seed=config.seed, dtype=config.compute_dtype,
         **config.gpt.chosen,
     )  # fmt: skip
-    made = functions(module, seed=config.seed)
-    return ConfiguredModel(*made, loss_properties(module), module)
 
 
 def _of_images(config: TrainConfig, spec: DatasetSpec, module: nnx.Module) -> ConfiguredModel:
@@ -102,6 +113,11 @@ def _of_images(config: TrainConfig, spec: DatasetSpec, module: nnx.Module) -> Co
 
 
 def _check_images(config: TrainConfig, spec: DatasetSpec) -> None:
+    if spec.text is not None:
+        raise UsageError(
+            f"model: {config.model} takes images, and {spec.name} is a text; give a network of tokens, "
+            "such as --model gpt_nano."
+        )
     if spec.image_shape is None or not spec.num_classes or not spec.mean:
         raise UsageError(
             f"model: {config.model} takes uint8 images and labels, of which {spec.name} tells too "
@@ -115,6 +131,27 @@ def _refuse(config: TrainConfig, names: Collection[str], why: str) -> None:
     for name in names:
         if given[name] != defaults[name]:
             raise UsageError(f"{name}: {why}.")
+
+
+def _check_own_of_tokens(reference: str, spec: DatasetSpec, module: nnx.Module) -> None:
+    """Raises a UsageError where a module can't take tokens, or gives other than their logits."""
+    shape = (2, spec.text.sequence_length)
+    _, params, model_state = nnx.split(module, nnx.Param, ...)
+    try:
+        tokens = jax.ShapeDtypeStruct(shape, np.int32)
+        returned = jax.eval_shape(logits_of(module), params, model_state, tokens).shape
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"model: {reference} can't take tokens of shape {shape}: {type(error).__name__} "
+            f"({one_line(error)})."
+        ) from error
+    if returned != (*shape, spec.num_classes):
+        raise UsageError(
+            f"model: {reference} makes of tokens of shape {shape} an array of shape {returned}; it "
+            f"must be logits of shape {(*shape, spec.num_classes)}."
+        )
 
 
 def _check_own(reference: str, spec: DatasetSpec, network: ConfiguredModel) -> None:

@@ -77,6 +77,11 @@ class LoadedRun:
 
         Raises a UsageError where the images are of another size or type, or the run has no module.
         """
+        if self.data is not None and self.data.text is not None:
+            raise UsageError(
+                f"the run in {self.path} is of a text, which `python -m adabatch_jax.sample` goes on "
+                "with; images belong to a run of images."
+            )
         if self.forward is None:
             raise UsageError(
                 f"the run in {self.path} has no module to predict with; call your own function with "

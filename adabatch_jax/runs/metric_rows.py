@@ -61,6 +61,8 @@ class Rows:
         """What is known of a row before its updates are computed."""
         plan = self._record.plan
         row: dict[str, Any] = {"step": finished, "samples": plan.samples_at(finished)}
+        if plan.tokens_per_example is not None:
+            row["tokens"] = row["samples"] * plan.tokens_per_example
         if plan.num_examples is not None:
             row["epoch"] = row["samples"] / plan.num_examples
         phase = plan.phase_at(finished - 1)
@@ -76,11 +78,16 @@ class Rows:
 
     def seconds(self, samples: int) -> dict[str, float]:
         """What the clocks say when so many samples are trained on."""
-        return {
+        speed, tokens = (
+            self._pace.examples_per_second(samples),
+            self._record.plan.tokens_per_example,
+        )
+        seconds = {
             "training_seconds": self._record.clocks.training_seconds(),
             "elapsed_seconds": self._record.clocks.elapsed_seconds(),
-            "examples_per_second": self._pace.examples_per_second(samples),
+            "examples_per_second": speed,
         }
+        return seconds if tokens is None else {**seconds, "tokens_per_second": speed * tokens}
 
     def write(self, row: Mapping[str, Any], seconds: Mapping[str, float] | None = None) -> None:
         """Writes a row; its seconds are those of now, where they weren't taken before."""

@@ -283,7 +283,7 @@ class RunRecord:
             **{
                 key: _finite_or_none(value)
                 for key, value in last.items()
-                if key.startswith(("train_", "test_", "holdout_")) or key == "epoch"
+                if key.startswith(("train_", "test_", "holdout_")) or key in ("epoch", "tokens")
             },
             "weights_digest": weights_digest(state),
             "examples_digest": str(self.examples),

@@ -9,7 +9,7 @@ import numpy as np
 
 from adabatch_jax.config.declarations import Role, declarations, flattened
 from adabatch_jax.config.settings import TrainConfig
-from adabatch_jax.config.value_texts import is_path
+from adabatch_jax.config.value_texts import is_path, is_text
 from adabatch_jax.data.epoch_order import order_digest
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.schedules.learning_rate_at_step import resolve
@@ -145,7 +145,7 @@ class _Resumed:
             if _future(config) == _future(before):
                 plan = done  # whose past was edited, with leave, before the checkpoint
             elif "batch_schedule" in self.allow_change:
-                done = dataclasses.replace(done, tokens_per_example=config.tokens_per_example)
+                done = dataclasses.replace(done, tokens_per_example=config.tokens_of_example)
                 plan = continued_plan(done, config.schedule, run["samples"], config.length)
         override = ", or follow the new schedule from here on with "
         override += self._allowing("batch_schedule")
@@ -180,7 +180,10 @@ class _Resumed:
 
 def _is_moved(change: Change) -> bool:
     """Whether own files are named by another path; what they hold is compared apart."""
-    return change.setting == "dataset" and is_path(change.before) and is_path(change.now)
+    if change.setting != "dataset":
+        return False
+    names = change.before, change.now
+    return all(map(is_path, names)) or all(map(is_text, names))
 
 
 def _listed(changes: Iterable[Change]) -> str:
@@ -188,7 +191,7 @@ def _listed(changes: Iterable[Change]) -> str:
 
 
 def _future(config: TrainConfig) -> tuple:
-    return config.schedule, config.length, config.tokens_per_example
+    return config.schedule, config.length, config.tokens_of_example
 
 
 def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples: int) -> BatchPlan:
@@ -198,7 +201,7 @@ def _replanned(config: TrainConfig, num_examples: int, done: BatchPlan, samples:
         return plan
     unreached = plan.unreached  # of the whole run: a part of it doesn't come to the others
     first, *later = [*(f"{end}sp" for end in ends), config.length]
-    rules = config.remainder, 1, config.tokens_per_example
+    rules = config.remainder, 1, config.tokens_of_example
     plan = untold_plan(config.schedule, num_examples, first, *rules)
     for end, until in zip(ends, later, strict=True):
         plan = continued_plan(plan, config.schedule, end, until)

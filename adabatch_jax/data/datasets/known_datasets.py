@@ -11,12 +11,31 @@ from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean, o
 
 
 @dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """What is known of a run's text, whose examples are sequences of tokens.
+
+    Attributes:
+      sequence_length: tokens that are trained on in each example.
+      tokenizer: "bytes", or the path of a tokenizer's file; None where only ids are known.
+      tokenizer_digest: the file's sha256.
+      end_of_document: the id that stands between documents; None where there is none.
+      bytes_per_token: of the text that is evaluated on; None where it isn't known.
+    """
+
+    sequence_length: int
+    tokenizer: str | None = None
+    tokenizer_digest: str | None = None
+    end_of_document: int | None = None
+    bytes_per_token: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """What is known of a dataset of labelled images.
+    """What is known of a dataset of labelled images, or of a text.
 
     Attributes:
       name: the name under which tfds knows it, or how a user named it.
-      num_classes: labels are 0 .. num_classes - 1; None where nobody told.
+      num_classes: labels, and a text's tokens, are 0 .. num_classes - 1; None where nobody told.
       image_shape: (height, width, channels) as they are read; None where images differ in size.
       test_split: which split of tfds is evaluated on.
       num_examples: examples that are trained on.
@@ -24,6 +43,7 @@ class DatasetSpec:
       std: per channel, of pixels in 0..1, to be divided by.
       class_names: the name of each label; None where it isn't known without the data.
       image_type: the dtype of the images as they are read.
+      text: what is known of a text; None of images.
     """
 
     name: str
@@ -35,16 +55,21 @@ class DatasetSpec:
     std: tuple[float, ...]
     class_names: tuple[str, ...] | None = None
     image_type: str = "uint8"
+    text: TextSpec | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What a run's folder keeps, as JSON values."""
         content = dataclasses.asdict(self)
+        if self.text is None:
+            del content["text"]
         return {name: value for name, value in content.items() if name != "test_split"}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "DatasetSpec":
         """What `to_dict` described."""
         listed = {n: tuple(v) if isinstance(v, list) else v for n, v in content.items()}
+        if "text" in listed:
+            listed["text"] = TextSpec(**listed["text"])
         return cls(test_split="test", **listed)
 
 

@@ -54,6 +54,7 @@ def plan_rows(
             "learning_rate": learning_rate,
             "learning_rate_per_example": learning_rate / phase.batch_size,
         }
+            row["num_tokens"] = row["num_samples"] * plan.tokens_per_example
         rows.append(row | _costs_of_phase(phase, layout, costs))
     return rows
 
@@ -78,6 +79,8 @@ def _costs_of_phase(phase: Phase, layout: BatchLayout | None, costs: "PlanCosts 
 def plan_notes(config: TrainConfig, plan: BatchPlan, layouts: Layouts | None) -> list[str]:
     """Sentences below the table: totals first, then warnings."""
     totals = f"{plan.num_steps:,} updates for {plan.num_samples:,} samples"
+    if plan.tokens_per_example is not None:
+        totals += f", {plan.num_samples * plan.tokens_per_example:,} tokens"
     if len(plan.batch_sizes) > 1:
         first, fixed = plan.phases[0].batch_size, fixed_batch_plan(plan).num_steps
         totals += f"; with batch {first} throughout it would be {fixed:,}"

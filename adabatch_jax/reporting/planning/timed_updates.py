@@ -200,7 +200,8 @@ def _repeated(leaf: jax.ShapeDtypeStruct, row: np.ndarray) -> np.ndarray:
 def image_data(config: TrainConfig) -> DatasetSpec:
     """What is known of the dataset, the shape of its images too."""
     spec = describe_data(config)
-    if spec.image_shape is None and not is_reference(config.dataset):
+    is_known = spec.image_shape is not None or spec.text is not None
+    if not is_known and not is_reference(config.dataset):
         raise UsageError(
             f"the images of {config.dataset} differ in size; give --data.image-size, or "
             "--no-memory for a table without memory."

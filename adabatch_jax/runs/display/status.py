@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 # Widths of the values whose greatest width the plan doesn't know.
 _WIDTHS = {"lr": 9, "loss": 8, "speed": 12, "left": 10}
+# What is said of a network of tokens, the first that is known.
+_BITS = {"test_bits_per_byte": "test bits/byte", "test_bits_per_token": "test bits/token"}
 # Values that say themselves what they are.
 _WITHOUT_LABEL = ("speed", "left")
 
@@ -37,7 +39,9 @@ def status_parts(
     if "train_loss" in row:
         parts["loss"] = loss_text(row["train_loss"])
     if speed:
-        parts["speed"] = f"{count_text(speed)} ex/s"
+        tokens = plan.tokens_per_example
+        unit = "ex/s" if tokens is None else "tok/s"
+        parts["speed"] = f"{count_text(speed * (tokens or 1))} {unit}"
     if pace and step < plan.num_steps:
         seconds = (plan.num_samples - plan.samples_at(step)) / pace
         parts["left"] = f"{duration_text(seconds)} left"
@@ -53,15 +57,18 @@ def result_text(figures: Mapping[str, Any]) -> str:
     'test loss 0.1000, test bits 3.8774'
     """
     accuracy = figures.get("test_accuracy")
-    if isinstance(accuracy, float):
+    if isinstance(accuracy, float) and not _BITS.keys() & figures.keys():
         return f"test accuracy {100 * accuracy:.2f} %"
     return ", ".join(f"{label} {value}" for label, value in _evaluated(figures).items())
 
 
 def _evaluated(row: Mapping[str, Any]) -> dict[str, str]:
-    """The figures of the test set that are shown: the accuracy, or else the first two."""
+    """The figures of the test set that are shown: of a text bits, else accuracy, or the first two."""
     figures = {name: value for name, value in row.items() if is_of_test_set(name)}
     figures = {name: value for name, value in figures.items() if isinstance(value, float)}
+    for name, label in _BITS.items():
+        if name in figures:
+            return {label: f"{figures[name]:.4f}"}
     if "test_accuracy" in figures:
         return {"test acc": percent_text(figures["test_accuracy"])}
     return {name.replace("_", " "): loss_text(figures[name]) for name in [*figures][:2]}

@@ -19,6 +19,7 @@ from adabatch_jax.system.files import read_file, storage_errors, write_atomicall
 COLUMNS = (
     "step",
     "samples",
+    "tokens",
     "epoch",
     "phase",
     "batch_size",
@@ -32,6 +33,7 @@ COLUMNS = (
     "training_seconds",
     "elapsed_seconds",
     "examples_per_second",
+    "tokens_per_second",
 )
 
 
