@@ -100,7 +100,7 @@ def with_recipe(
         length,
         flags.batch_scale or 1,
         stages=flags.recipe_stages,
-        tokens_per_example=config.tokens_per_example,
+        tokens_per_example=config.tokens_of_example,
         rate=flags.recipe_rate,
         first_batch=flags.recipe_batch,
         recipe_length=flags.recipe_length,
@@ -126,9 +126,9 @@ def _from_dialect(
     except UsageError as error:
         raise UsageError(f"--from-{dialect}: {error}") from None
     fields, notes = {"batch_schedule": str(schedule)}, [f"batch schedule: {schedule}."]
-    if isinstance(schedule, MegatronSteps) and config.tokens_per_example is None:
+    if isinstance(schedule, MegatronSteps) and config.tokens_of_example is None:
         notes.append("its thresholds are samples; with --tokens-per-example they are tokens.")
-    end = open_end(schedule, config.tokens_per_example) if has_open_end else None
+    end = open_end(schedule, config.tokens_of_example) if has_open_end else None
     if end is not None:
         fields["duration"] = str(end)
         notes.append(f"shown up to 1.25 times the last threshold, {end}; --duration sets it.")

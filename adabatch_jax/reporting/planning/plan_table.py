@@ -44,6 +44,7 @@ def plan_rows(
             "num_steps": phase.num_steps,
             "start_sample": phase.start_sample,
             "num_samples": phase.stop_sample - phase.start_sample,
+            "num_tokens": tokens and tokens * (phase.stop_sample - phase.start_sample),
             "start_epoch": None if plan.num_examples is None else plan.epoch_at(phase.start_step),
             "start_token": tokens and tokens * phase.start_sample,
             "batch_size": phase.batch_size,
@@ -54,7 +55,6 @@ def plan_rows(
             "learning_rate": learning_rate,
             "learning_rate_per_example": learning_rate / phase.batch_size,
         }
-            row["num_tokens"] = row["num_samples"] * plan.tokens_per_example
         rows.append(row | _costs_of_phase(phase, layout, costs))
     return rows
 
