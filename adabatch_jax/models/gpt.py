@@ -168,7 +168,7 @@ class GPT(nnx.Module):
 
         >>> nano = GPT(GPTShape(vocabulary_size=256))
         >>> nano.update_flops(num_examples=1, sequence_length=128) / 128
-        1671936.0
+        1674624.0
         """
         params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
         params.pop("wpe", None)
@@ -276,7 +276,7 @@ def rotated(features: Array, positions: Array) -> Array:
     the product of a query and a key depends on how far apart they are.
 
     >>> rotated(jnp.ones((1, 2, 1, 2)), jnp.arange(2)[None])[0, :, 0].round(3).tolist()
-    [[1.0, 1.0], [-0.301..., 1.381...]]
+    [[1.0, 1.0], [-0.301..., 1.38...]]
     """
     half = features.shape[-1] // 2
     precise = jnp.promote_types(features.dtype, jnp.float32)
