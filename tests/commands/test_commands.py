@@ -74,7 +74,7 @@ COMP_WORDS=({words}); COMP_CWORD=$(({number} - 1)); _adabatch; echo "${{COMPREPL
     [
         (["adabatch", "tr"], "train"),
         (["adabatch", "train", "--batch-sch"], "--batch-schedule"),
-        (["adabatch", "train", "--optimizer", "''"], "sgd adamw"),
+        (["adabatch", "train", "--optimizer", "''"], "sgd adamw muon"),
         (["adabatch", "plan", "--seed", "3", "--data.cr"], "--data.crop-padding"),
         (["adabatch", "report", "--ou"], "--out"),
         (["adabatch", "report", "runs/"], ""),  # the shell's own: names of files
