@@ -67,7 +67,7 @@ def text_of(name, stages=7):
 
 
 def test_all_recipes_are_here():
-    assert set(ab.recipes) == {*PUBLISHED, *RAMPS, "adabatch"}
+    assert set(ab.recipes) == {*PUBLISHED, *RAMPS, "adabatch", "seesaw"}
     assert len(ab.recipes) == len(set(ab.recipes))
     with pytest.raises(KeyError, match="did you mean 'bloom'"):
         ab.recipes["blom"]
@@ -108,7 +108,7 @@ def test_rates_are_the_published_ones(name):
     assert rate.init_value == (1 if init_value is None else Fraction(str(init_value)))
     ends = [part.end_value for part in rate.parts if part.end_value]
     assert ends == ([] if end_value is None else [Fraction(str(end_value))])
-    couplings = {"olmo-cbs": "sqrt", "adabatch": "linear"}
+    couplings = {"olmo-cbs": "sqrt", "seesaw": "sqrt", "adabatch": "linear"}
     assert recipe.coupling == couplings.get(name, "none")
 
 
@@ -241,3 +241,21 @@ def test_another_first_batch_and_its_growth():
     lr = ab.coupled_learning_rate(plan, ab.parse_learning_rate(run.learning_rate), run.coupling)
     rates = [float(lr(phase.start_step)) for phase in plan.phases]
     assert rates == pytest.approx([0.01 * 0.75**k for k in range(5)])
+
+
+def test_seesaw_doubles_where_a_cosine_would_have_halved_the_rate():
+    run = ab.recipes["seesaw"].run("1Mtok", first_batch=4, tokens_per_example=10, rate=3e-4)
+    plan = run.plan()
+    assert run.coupling == "sqrt" and plan.batch_sizes[:4] == (4, 8, 16, 32)
+    for halvings, phase in enumerate(plan.phases[1:], 1):
+        share = math.acos(2 ** (1 - halvings) - 1) / math.pi  # of (1 + cos(pi x)) / 2
+        exact = share * plan.num_samples
+        # The first step at or behind the threshold, which is a sample rounded up.
+        before = plan.phases[halvings - 1].batch_size
+        assert exact <= phase.start_sample < exact + 1 + before
+    rate = ab.coupled_learning_rate(
+        plan, ab.parse_learning_rate(run.learning_rate), coupling="sqrt", optimizer="adam"
+    )
+    rates = [float(rate(phase.start_step)) for phase in plan.phases]
+    for earlier, later in zip(rates, rates[1:]):
+        assert later == pytest.approx(earlier / math.sqrt(2), rel=1e-6)

@@ -173,6 +173,16 @@ _LISTED = (
         duration="1Ttok",
     ),
     Recipe(
+        "seesaw",
+        "language models of up to 600M",
+        "arXiv 2510.14717",
+        "1 x2 seesaw",
+        "RATE cosine",
+        coupling="sqrt",
+        counts="first batches",
+        notes=("the rate falls by the root of 2 where the cosine would have halved it",),
+    ),
+    Recipe(
         "adabatch",
         "ResNet-20, VGG19 and AlexNet on CIFAR",
         "arXiv 1712.02029",

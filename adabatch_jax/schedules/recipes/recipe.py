@@ -7,6 +7,7 @@ from typing import Literal
 
 from adabatch_jax.schedules.batch_size_schedules import LinearRamp, Schedule
 from adabatch_jax.schedules.durations import Duration, run_duration
+from adabatch_jax.schedules.growth_with_decay import schedule_and_rate
 from adabatch_jax.schedules.learning_rate_text import LearningRate, parse_learning_rate
 from adabatch_jax.schedules.plan import BatchPlan, untold_plan
 from adabatch_jax.schedules.recipes.scaling import (
@@ -162,7 +163,7 @@ class _Making:
         self.check()
         unit = self.examples_per_size()
         schedule, rounded = scaled_schedule(self.schedule(), unit * self.batch_scale)
-        rate = parse_learning_rate(self.recipe.learning_rate.replace(RATE, str(self.rate or 1)))
+        rate = self.learning_rate()
         notes = [self.source_note()]
         if self.length is None or self.duration is None:
             run, rate, note = self.end(rate)
@@ -217,10 +218,19 @@ class _Making:
 
     def schedule(self) -> Schedule:
         """The published sizes, in what they count."""
-        schedule = parse_schedule(self.recipe.batch_schedule.replace(STAGES, str(self.stages)))
+        schedule, _ = self.schedule_and_rate()
         if self.recipe.has_equal_updates and isinstance(schedule, LinearRamp):
             return with_equal_updates(schedule)
         return schedule
+
+    def learning_rate(self) -> LearningRate:
+        """The published rate, or what the batch leaves of it where that follows it."""
+        return self.schedule_and_rate()[1]
+
+    def schedule_and_rate(self) -> tuple[Schedule, LearningRate]:
+        schedule = parse_schedule(self.recipe.batch_schedule.replace(STAGES, str(self.stages)))
+        rate = parse_learning_rate(self.recipe.learning_rate.replace(RATE, str(self.rate or 1)))
+        return schedule_and_rate(schedule, rate)
 
     def examples_per_size(self) -> Fraction:
         if self.recipe.counts == "first batches":

@@ -11,6 +11,7 @@ from adabatch_jax.schedules.batch_size_schedules import (
     LinearRamp,
     PiecewiseConstant,
     Schedule,
+    SeesawGrowth,
     piecewise_constant,
 )
 from adabatch_jax.schedules.durations import TOKENS_OR_SAMPLES, Duration, short_duration
@@ -134,7 +135,7 @@ def open_end(schedule: Schedule, tokens_per_example: int | None = None) -> Durat
 
 def last_threshold(schedule: Schedule) -> Duration | None:
     """Where a schedule changes for the last time; None where it never does, or always."""
-    if isinstance(schedule, ExponentialGrowth):
+    if isinstance(schedule, ExponentialGrowth | SeesawGrowth):
         return None
     if isinstance(schedule, LinearRamp):
         return schedule.over
