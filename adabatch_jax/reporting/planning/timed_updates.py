@@ -170,7 +170,8 @@ def configured_updates(config: TrainConfig, num_devices: int = 1) -> Updates:
     """
     spec, example = image_data(config), None
     network = configured_model(config, spec)
-    if network.probabilities is None and is_own(config):  # whose batches nobody else knows
+    # Batches that nobody but their source knows.
+    if network.probabilities is None and (spec.text is not None or is_own(config)):
         example = array_source(SourceReader(open_data(config).train).example())
     devices = jax.local_devices()
     devices = devices[: num_devices if num_devices <= len(devices) else 1]
