@@ -158,16 +158,16 @@ class Evaluator:
         state: TrainState,
         should_stop: Callable[[], bool] = never,
         on_batch: Callable[[], object] = never,
-        may_break_off: Callable[[], bool] = never,
+        may_break_off: Callable[[], bool] | None = None,
     ) -> dict[str, float] | None:
         """Returns the metrics over the whole source, summed up in float64.
 
         Args:
           state: what to evaluate.
-          should_stop: asked between batches; True ends the evaluation, which then has no result:
-            None.
+          should_stop: asked between batches, and 10 times a second while one is waited for; True
+            ends the evaluation, which then has no result: None.
           on_batch: called when another batch is on its way; the devices are at most two behind.
-          may_break_off: asked 10 times a second while a batch is waited for, as `should_stop`.
+          may_break_off: asked instead while a batch is waited for.
 
         Raises:
           UsageError: a metric is no number, all examples weigh 0, or `eval_fn` sees padding, with
@@ -182,7 +182,7 @@ class Evaluator:
             params, model_state = self._mesh.put_as((params, model_state), lies)
         jitted = self._jitted(lies)
         counts, results, kept = [], [], []
-        for step, batch in self._batches(may_break_off):
+        for step, batch in self._batches(may_break_off or should_stop):
             if self.num_bytes:
                 kept.append((step, batch))
             weight = batch["weight"]
