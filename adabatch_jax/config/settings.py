@@ -34,10 +34,8 @@ from adabatch_jax.config.value_texts import (
     parse_score,
 )  # fmt: skip
 from adabatch_jax.schedules.batch_size_schedules import Schedule, SeesawGrowth
-from adabatch_jax.schedules.coupling_advice import coupling_warnings
 from adabatch_jax.schedules.durations import Duration, period_duration, run_duration
 from adabatch_jax.schedules.growth_with_decay import schedule_and_rate
-from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_text import (
     COUPLINGS,
     LearningRate,
@@ -523,6 +521,10 @@ class TrainConfig:
 
     def coupling_warnings(self, plan: BatchPlan) -> list[str]:
         """Sentences on a coupling that is meant for another optimizer."""
+        # Not needed to read flags, and numpy is.
+        from adabatch_jax.schedules.coupling_advice import coupling_warnings
+        from adabatch_jax.schedules.learning_rate_at_step import resolve
+
         rules = self.coupling, self.reference_batch_size
         rate = resolve(plan, self.learning_rate, *rules)
         optimizer = "sgd" if self.optimizer == "sgd" else "adam"

@@ -428,6 +428,23 @@ FAULTS = (
             "faults/test_changes.py::test_without_the_preemption_service",
         ),
     ),
+    Fault(
+        "on gs:// a kill between any two writes to the store, at all of them in turn",
+        "the newest checkpoint never gets older, and the run ends with the bits of one in a folder",
+        (
+            "runs/folder/test_mirrored_folder.py::test_killed_at_any_instant_it_goes_on_to_the_same_end",
+        ),
+    ),
+    Fault(
+        "on gs:// a second process, a dead one, one that was asleep",
+        "told apart by the state of an object and by beats; exit code 2, taken over after 30 s, exit "
+        "code 5",
+        (
+            "system/test_object_store.py::test_of_many_starts_at_once_one_has_the_folder",
+            "system/test_object_store.py::test_a_killed_owner_is_followed_when_it_was_silent_for_long",
+            "runs/folder/test_mirrored_folder.py::test_who_lost_the_folder_commits_nothing_more",
+        ),
+    ),
 )
 
 

@@ -19,7 +19,6 @@ from adabatch_jax.system.files import read_file, storage_errors, write_atomicall
 COLUMNS = (
     "step",
     "samples",
-    "tokens",
     "epoch",
     "phase",
     "batch_size",
@@ -33,6 +32,7 @@ COLUMNS = (
     "training_seconds",
     "elapsed_seconds",
     "examples_per_second",
+    "tokens",
     "tokens_per_second",
 )
 
