@@ -113,8 +113,9 @@ def run_what_it_needs(text, checkout, lines=INSIDE):
 
 # Timing repeats until it is sure, and studies and ResNets train; run these with -m slow.
 SLOW = (
-    "--measure", "--suggest", "--stop-at-phase", "--local-processes", "resnet20_fixed",
-    "experiments.reproduce", "CUDA_VISIBLE_DEVICES",
+    "--measure", "--suggest", "--stop-at-phase", "--local-processes", "fashion_mnist_resnet20",
+    "experiments.reproduce", "CUDA_VISIBLE_DEVICES", "train --dataset text:corpus", "sample runs/corpus",
+    "--workdir runs/longer",
 )  # fmt: skip
 
 

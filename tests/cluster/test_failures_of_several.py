@@ -50,16 +50,19 @@ def killed_and_resumed(tmp_path_factory):
     return text, told
 
 
+@pytest.mark.cluster
 def test_who_is_left_says_that_another_one_is_gone(killed_and_resumed):
     assert "another process of the run is gone" in killed_and_resumed[0]["other"]
 
 
+@pytest.mark.cluster
 def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(killed_and_resumed):
     names = killed_and_resumed[0]["checkpoints"]
     assert [name for name in names if name.isdecimal()] == ["20"]
     assert len(names) == 2, "what was begun has no number"
 
 
+@pytest.mark.cluster
 def test_an_unexpected_error_is_told_where_it_is_and_to_the_others(killed_and_resumed):
     other, own = killed_and_resumed[0]["error"]
     assert "example 7 is broken" in own and "Traceback" in own
@@ -67,6 +70,7 @@ def test_an_unexpected_error_is_told_where_it_is_and_to_the_others(killed_and_re
     assert "Traceback" not in other
 
 
+@pytest.mark.cluster
 def test_after_all_of_them_the_run_has_the_bits_of_an_undisturbed_one(killed_and_resumed):
     for resumed, whole in zip(*killed_and_resumed[1].values(), strict=True):
         assert 0 < resumed["start"] < resumed["step"]

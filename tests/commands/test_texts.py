@@ -125,6 +125,7 @@ def test_a_plan_tells_tokens(text, command):
     assert "3,200 tokens" in told["notes"][0]
 
 
+@pytest.mark.slow
 def test_packed_documents_are_trained_on(text, command):
     (text / "books").mkdir()
     for number in range(9):
@@ -137,6 +138,7 @@ def test_packed_documents_are_trained_on(text, command):
     assert done.code == 0 and "test bits/byte" in done.out, done
 
 
+@pytest.mark.slow
 def test_an_own_model_of_tokens(text, command, refused):
     settings = ["--dataset", "text:corpus.txt", "--data.sequence-length", "16"]
     settings += "--batch-schedule 8 --duration 3st --microbatch-size none --workdir own".split()

@@ -151,6 +151,7 @@ def test_the_runs_own_config_file_is_the_same_command(oracle, command):
     assert outcome.code == 0 and "finished already" in outcome.out
 
 
+@pytest.mark.slow
 def test_prolonged_twice_and_stopped_in_between(tmp_path, command, faults):
     """From where the batch is to grow to within a phase, from there into the next, and on."""
     schedule = "64, 1ep: 128, 1.3ep: 64"

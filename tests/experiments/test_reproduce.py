@@ -207,6 +207,7 @@ def test_settings_of_all_arms():
     assert studies.Study.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
 
 
+@pytest.mark.slow
 def test_rates_are_chosen_on_the_held_out_part(tmp_path, capfd):
     out = tmp_path / "out"
     arguments = ["tiny", "--seeds", "1", "--arms", "fixed_small", "--out", str(out)]
