@@ -126,9 +126,11 @@ def test_each_recipe_can_be_shown(command, name):
         words += ["--tokens-per-example", "4096"]
     if "STAGES" in recipe.batch_schedule:
         words += ["--recipe-stages", "4"]
-    if name in ("speedrun", "adabatch"):
+    if name in ("speedrun", "adabatch", "seesaw"):
         words += ["--duration", "10Btok"]
+    if recipe.counts == "first batches":
+        words += ["--recipe-batch", "64"]
     if name == "adabatch":
-        words += ["--recipe-batch", "64", "--num-examples", "50000", "--no-memory"]
+        words += ["--num-examples", "50000", "--no-memory"]
     outcome = command(main, " ".join(words))
     assert outcome.code == 0 and json.loads(outcome.out)["num_steps"] > 1

@@ -83,6 +83,7 @@ def wait_for_rows(process, workdir, count):
     raise AssertionError(f"the run ended before row {count}: {process.stdout.read()}")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(oracle, tmp_path):
     for rows in (1, 4, 6):
         process = start(*SHORT.split(), "--workdir", str(tmp_path / "run"))
