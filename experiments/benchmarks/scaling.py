@@ -5,6 +5,7 @@
 is one of the processes: it measures its rows alone, the network, and the update of all of them.
 """
 
+import functools
 import json
 import os
 import socket
@@ -126,7 +127,8 @@ def _process(port: int, num_processes: int, number: int, batch_size: int, rounds
 
         return perform
 
-    @jax.jit
+    # The sum is wanted whole everywhere, or each would be left with a part of it.
+    @functools.partial(jax.jit, out_shardings=placed.whole)
     def summed(rows: jax.Array) -> jax.Array:
         return rows.sum(0)
 
