@@ -212,7 +212,7 @@ def test_a_job_whose_time_is_nearly_over_is_queued_again(slurm, tmp_path):
     wait_until(lambda: output.exists() and output.read_text().count("began") == 2)
     call(["scancel", "-s", "USR1", job], slurm, 20)
     state = wait_for(job, slurm, *ENDED)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1")
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), output.read_text()
     text = output.read_text()
     assert "exit code 143: restart 1 of at most 20" in text and text.count("again") == 2
 
