@@ -77,19 +77,6 @@ def given_spec(name: str, leaf: Any, mesh: BatchMesh) -> PartitionSpec | None:
     return spec
 
 
-def check_in_one_process(state: TrainState) -> None:
-    """Raises a UsageError where this process doesn't hold all of an array, to save or to hash it."""
-    for path, leaf in jax.tree.leaves_with_path(state):
-        is_array = isinstance(leaf, jax.Array)
-        if not is_array or leaf.is_fully_addressable or leaf.is_fully_replicated:
-            continue
-        raise UsageError(
-            f"`state`: {jax.tree_util.keystr(path)} is shared out over the devices of several "
-            "processes, and `fit` needs all of it in each; shard it over the devices of one, or "
-            "use `make_train_step` in a loop of your own."
-        )
-
-
 def is_sharded(specs: Any) -> bool:
     """Whether any leaf with these specs is."""
     return any(spec != PartitionSpec() for spec in jax.tree.leaves(specs))
