@@ -32,13 +32,16 @@ class Options:
     dataset: str | None = flag(None, "Dataset to train on in place of the section's own.")
     networks: tuple[str, ...] = flag((), "Networks of the section to run; none: all.")
     arms: tuple[str, ...] = flag((), "Arms to run; none: all.")
-    holdout_percent: int = flag(
-        10,
+    holdout_percent: int | None = flag(
+        None,
         "Part of the training set that isn't trained on, for choosing the best epoch and tuning; "
-        "0: train on everything, as the paper did.",
+        "0: train on everything, as the paper did; none: the section's own, 10 of images.",
     )
-    margin_percent: float = flag(
-        1.0, "Test errors that differ by less count as equivalent.", above=0
+    margin: float | None = flag(
+        None,
+        "Outcomes that differ by less count as equivalent; none: 1 point of test error, 0.01 bits "
+        "per byte.",
+        above=0,
     )
     epochs: float | None = flag(
         None,
@@ -125,14 +128,12 @@ def _study(section: str, options: Options, command: str) -> "Study":
     from experiments.reproduction.studies import make_study
     from experiments.reproduction.tuning import check_search
 
-    if options.tune_lr:
-        check_search(options.lr_scales, options.holdout_percent)
     overrides = {
         name: getattr(options, name)
         for name in ("microbatch_size", "compute_dtype")
         if getattr(options, name) is not None
     }
-    return make_study(
+    study = make_study(
         section,
         num_seeds=options.seeds,
         dataset=options.dataset,
@@ -140,11 +141,14 @@ def _study(section: str, options: Options, command: str) -> "Study":
         networks=options.networks,
         arms=options.arms,
         holdout_percent=options.holdout_percent,
-        margin_percent=options.margin_percent,
+        margin=options.margin,
         epochs=options.epochs,
         overrides=overrides,
         command=command,
     )
+    if options.tune_lr:
+        check_search(options.lr_scales, study.holdout_percent)
+    return study
 
 
 def _run(study: "Study", out: Path, options: Options, interruption: Interruption) -> bool:

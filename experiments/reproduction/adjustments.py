@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 from adabatch_jax.config import TrainConfig
+from adabatch_jax.config.value_texts import is_text
 from adabatch_jax.schedules.durations import Duration
 from adabatch_jax.schedules.text_reader import exact
 from adabatch_jax.system.errors import UsageError
@@ -14,7 +15,7 @@ def with_holdout(config: TrainConfig, percent: int) -> TrainConfig:
     """Keeps the last part of the training split out of training, to be evaluated on.
 
     Args:
-      config: an arm; it trains on a whole split.
+      config: an arm; it trains on a whole split, or on a text.
       percent: of the training split's examples; 0 trains on all of them.
 
     Raises:
@@ -22,9 +23,14 @@ def with_holdout(config: TrainConfig, percent: int) -> TrainConfig:
 
     >>> with_holdout(TrainConfig(), 10).data.train_split
     'train[:90%]'
+    >>> with_holdout(TrainConfig(dataset="text:corpus.txt"), 5).data.holdout_split
+    '5%'
     """
     if percent == 0:
         return config
+    if is_text(config.dataset):
+        data = dataclasses.replace(config.data, holdout_split=f"{percent}%")
+        return dataclasses.replace(config, data=data)
     split = config.data.train_split or "train"
     if "[" in split or "+" in split:
         raise UsageError(

@@ -192,14 +192,14 @@ def make_display(jobs: Sequence[Job], stream: TextIO | None = None) -> StudyDisp
 def result_text(job: Job) -> str:
     """What came out of a run that is over, aligned with the others.
 
-    The columns are test error, updates and seconds; or why it diverged.
+    The columns are the outcome on the test set, updates and seconds; or why it diverged.
     """
     if job.failure is not None:
         return f"diverged: {job.failure.partition(';')[0].rstrip('.')}"
     summary = job.summary
-    error = percent_text(1 - summary["test_accuracy"], 2)
+    outcome = job.outcome.text(job.outcome.of(summary, "test"))
     seconds = seconds_text(summary["total_seconds"])
-    return f"test error {error:>7}  {summary['step']:>7,} updates  {seconds:>7}"
+    return f"test {job.outcome.name} {outcome:>7}  {summary['step']:>7,} updates  {seconds:>7}"
 
 
 def _numbers(jobs: Sequence[Job]) -> dict:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adabatch_jax.config import TrainConfig
+from adabatch_jax.config import DataSettings, TrainConfig
 from adabatch_jax.reporting.saved_run import read_json
 from adabatch_jax.runs.folder.finished_run import read_summary
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.schedules.text_reader import decimal_text, exact
 from adabatch_jax.system.errors import NotAsWritten, StorageError, UsageError
 from adabatch_jax.system.files import write_atomically
+from experiments.reproduction.outcomes import OUTCOMES, Outcome
 from experiments.reproduction.studies import TUNING_SEED, Study
 
 
@@ -28,6 +29,7 @@ class Job:
       config: the run's settings.
       folder: the run's folder.
       plan: what it will do.
+      outcome: what it is compared by.
       kind: "run", or "tuning run" of the search for a learning rate.
     """
 
@@ -37,6 +39,7 @@ class Job:
     config: TrainConfig
     folder: Path
     plan: BatchPlan
+    outcome: Outcome = OUTCOMES["error"]
     kind: str = "run"
 
     @property
@@ -72,6 +75,7 @@ def study_jobs(study: Study, out: Path) -> list[Job]:
             f"seed {seed}",
             dataclasses.replace(config, seed=seed),
             out / "runs" / experiment / arm / f"seed{seed}",
+            OUTCOMES[study.outcome],
         )
         for seed in study.seeds
         for experiment, arm, config in study.items()
@@ -79,7 +83,11 @@ def study_jobs(study: Study, out: Path) -> list[Job]:
 
 
 def tuning_jobs(
-    experiment: str, arm: str, configs: Iterable[tuple[float, TrainConfig]], out: Path
+    study: Study,
+    experiment: str,
+    arm: str,
+    configs: Iterable[tuple[float, TrainConfig]],
+    out: Path,
 ) -> list[Job]:
     """The runs of the search for one arm's learning rate, from (scale, configuration)."""
     return [
@@ -89,6 +97,7 @@ def tuning_jobs(
             f"lr x{scale_text(scale)}",
             dataclasses.replace(config, seed=TUNING_SEED),
             out / "tuning" / experiment / arm / f"lr_x{scale_text(scale)}",
+            OUTCOMES[study.outcome],
             "tuning run",
         )
         for scale, config in configs
@@ -122,24 +131,22 @@ def _job(
     detail: str,
     config: TrainConfig,
     folder: Path,
+    outcome: Outcome,
     kind: str = "run",
 ) -> Job:
-    data = config.data
-    num_examples = _num_examples(config.dataset, data.train_split, data.dir, data.image_size)
+    num_examples = _num_examples(config.dataset, config.data)
     try:
         plan = config.plan(num_examples)
     except UsageError as error:
         raise UsageError(f"{experiment}/{arm}: {error}") from None
-    return Job(experiment, arm, detail, config, folder, plan, kind)
+    return Job(experiment, arm, detail, config, folder, plan, outcome, kind)
 
 
 @functools.lru_cache
-def _num_examples(
-    dataset: str, split: str | None, data_dir: str | None, image_size: int | None
-) -> int:
-    from adabatch_jax.data.tfds_images import tfds_source
+def _num_examples(dataset: str, data: DataSettings) -> int:
+    from adabatch_jax.runs.configured_data import open_data
 
-    return len(tfds_source(dataset, split or "train", data_dir, image_size))
+    return len(open_data(TrainConfig(dataset=dataset, data=data)).train)
 
 
 def failure_message(folder: Path) -> str | None:

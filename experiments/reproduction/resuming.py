@@ -89,7 +89,7 @@ def _check_same(saved: Study, wanted: Study, out: Path) -> None:
 
 def _differences(saved: Study, wanted: Study) -> Iterable[tuple[str, Any, Any]]:
     """Yields (what, before, now)."""
-    for name in ("section", "dataset", "holdout_percent", "margin_percent"):
+    for name in ("section", "dataset", "holdout_percent", "outcome", "margin"):
         before, now = getattr(saved, name), getattr(wanted, name)
         if before != now:
             yield name, repr(before), repr(now)

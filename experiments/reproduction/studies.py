@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adabatch_jax.config import DataSettings, TrainConfig
+from adabatch_jax.config.value_texts import is_text
 from adabatch_jax.system.errors import StorageError, UsageError, did_you_mean
 from adabatch_jax.system.files import read_file, storage_errors, write_atomically
 from experiments import sections
 from experiments.reproduction.adjustments import with_epochs, with_holdout
+from experiments.reproduction.outcomes import OUTCOMES
 
 TUNING_SEED = 10_000
 """The seed of the search for learning rates: none that a study is measured with."""
@@ -29,7 +32,8 @@ class Study:
       dataset: what is trained on.
       seeds: of the runs of each arm.
       holdout_percent: of the training split, kept out of training; 0 for none.
-      margin_percent: of test error, within which two arms count as equivalent.
+      outcome: what the arms are compared by, a name in `OUTCOMES`.
+      margin: of the outcome, within which two arms count as equivalent.
       command: what started it.
       arms: by experiment and arm, the configuration at seed 0.
       tuning: by experiment and arm, what the search for the learning rate found.
@@ -42,7 +46,8 @@ class Study:
     dataset: str
     seeds: tuple[int, ...]
     holdout_percent: int
-    margin_percent: float
+    outcome: str
+    margin: float
     command: str
     arms: Arms
     tuning: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -98,8 +103,8 @@ def make_study(
     data_dir: str | None = None,
     networks: Sequence[str] = (),
     arms: Sequence[str] = (),
-    holdout_percent: int = 10,
-    margin_percent: float = 1.0,
+    holdout_percent: int | None = None,
+    margin: float | None = None,
     epochs: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     command: str = "",
@@ -113,8 +118,8 @@ def make_study(
       data_dir: where datasets are prepared.
       networks: those of the section to run; all if empty.
       arms: those to run; all if empty.
-      holdout_percent: of the training split, kept out of training.
-      margin_percent: of test error, within which two arms count as equivalent.
+      holdout_percent: of the training split, kept out of training; None: as the section says.
+      margin: of the outcome, within which two arms count as equivalent; None: the outcome's own.
       epochs: the runs' length; schedules are stretched or shortened with it.
       overrides: fields of every configuration.
       command: what the user typed.
@@ -123,8 +128,12 @@ def make_study(
       UsageError: an unknown name, or a number that can't work.
     """
     check_section(section)
-    _check_numbers(num_seeds, holdout_percent, margin_percent)
     described = sections.SECTIONS[section]
+    if holdout_percent is None:
+        holdout_percent = described.holdout_percent
+    if margin is None:
+        margin = OUTCOMES[described.outcome].margin
+    _check_numbers(num_seeds, holdout_percent, margin)
     experiments = _chosen("--networks", "network", networks, described.experiments)
     loaded = {name: sections.load_arms(name) for name in experiments.values()}
     every_arm = {arm: arm for configs in loaded.values() for arm in configs}
@@ -149,7 +158,8 @@ def make_study(
         dataset=", ".join(sorted(datasets)),
         seeds=tuple(range(num_seeds)),
         holdout_percent=holdout_percent,
-        margin_percent=margin_percent,
+        outcome=described.outcome,
+        margin=margin,
         command=command,
         arms=chosen,
     )
@@ -163,7 +173,7 @@ def check_section(name: str) -> None:
         raise UsageError(f"there is no section {name!r}{hint}")
 
 
-def _check_numbers(num_seeds: int, holdout_percent: int, margin_percent: float) -> None:
+def _check_numbers(num_seeds: int, holdout_percent: int, margin: float) -> None:
     if not 1 <= num_seeds <= TUNING_SEED:
         raise UsageError(f"--seeds: must be from 1 to {TUNING_SEED}, got {num_seeds}.")
     if not 0 <= holdout_percent < 100:
@@ -171,10 +181,8 @@ def _check_numbers(num_seeds: int, holdout_percent: int, margin_percent: float) 
             f"--holdout-percent: must be from 0 (train on all examples) to 99, got "
             f"{holdout_percent}."
         )
-    if not 0 < margin_percent < 100:
-        raise UsageError(
-            f"--margin-percent: must be above 0 and below 100, got {margin_percent:g}."
-        )
+    if not 0 < margin < math.inf:
+        raise UsageError(f"--margin: must be a number above 0, got {margin:g}.")
 
 
 def _chosen(
@@ -188,9 +196,9 @@ def _chosen(
 
 
 def _data(data: DataSettings, dataset: str | None, data_dir: str | None) -> DataSettings:
-    """Another dataset has other splits."""
+    """Another dataset has other splits, and of texts the same shares."""
     data = data if data_dir is None else dataclasses.replace(data, dir=data_dir)
-    return data if dataset is None else dataclasses.replace(data, train_split=None, test_split=None)
+    return data if dataset is None or is_text(dataset) else dataclasses.replace(data, train_split=None, test_split=None)
 
 
 def save_study(out: Path, study: Study) -> None:

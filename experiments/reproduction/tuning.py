@@ -30,6 +30,7 @@ def search_jobs(study: Study, scales: Sequence[float], out: Path) -> list[list[J
     """For each arm that wasn't tuned yet, a run for each scale, in increasing order."""
     return [
         tuning_jobs(
+            study,
             experiment,
             arm,
             [(scale, with_lr_scale(config, scale)) for scale in sorted(set(scales))],
@@ -48,13 +49,13 @@ def tuned(study: Study, jobs: Sequence[Job], scales: Sequence[float]) -> Study:
       jobs: the finished runs of the arm's search, one for each scale.
       scales: what was tried.
     """
-    errors = {
-        scale_text(scale): holdout_error(job)
+    found = {
+        scale_text(scale): holdout_outcome(job)
         for scale, job in zip(sorted(set(scales)), jobs, strict=True)
     }
-    best = best_scale(errors)
+    best = best_scale(found)
     experiment, arm = jobs[0].experiment, jobs[0].arm
-    finding = {"lr_scale": best, "candidates": errors}
+    finding = {"lr_scale": best, "candidates": found}
     study = study.with_finding("tuning", experiment, arm, finding)
     return with_scales(study, {(experiment, arm): best})
 
@@ -68,23 +69,23 @@ def with_scales(study: Study, scales: dict[tuple[str, str], float]) -> Study:
     return study.with_configs(scaled)
 
 
-def holdout_error(job: Job) -> float | None:
-    """Error on the held-out examples at the end of a run, in percent; None if it diverged."""
-    return None if job.failure is not None else 100 * (1 - job.summary["holdout_accuracy"])
+def holdout_outcome(job: Job) -> float | None:
+    """The outcome on the held-out examples at the end of a run; None if it diverged."""
+    return None if job.failure is not None else job.outcome.of(job.summary, "holdout")
 
 
-def best_scale(errors: dict[str, float | None]) -> float:
-    """The scale with the lowest error, the smallest of equals; one that diverged is the worst.
+def best_scale(found: dict[str, float | None]) -> float:
+    """The scale with the lowest outcome, the smallest of equals; one that diverged is the worst.
 
     >>> best_scale({"0.5": 3.0, "1": 2.5, "2": 2.5, "4": None})
     1.0
     """
 
     def rank(scale: str) -> tuple[float, float]:
-        error = errors[scale]
-        return (math.inf if error is None else error), float(scale)
+        outcome = found[scale]
+        return (math.inf if outcome is None else outcome), float(scale)
 
-    return float(min(errors, key=rank))
+    return float(min(found, key=rank))
 
 
 def edge_note(study: Study) -> str | None:
