@@ -4,7 +4,7 @@
     python -m experiments.reproduce language_model --tune-lr
 
 The King James Bible is in Debian's package `bible-kjv-text`; `--dataset text:FILE` takes any other text.
-A run reads half of it, 2.1 million bytes. All arms have AdamW, a rate that follows the root of the
+A run reads 1.7 million bytes of it. All arms have AdamW, a rate that follows the root of the
 batch, and the same cosine over what they read: "adaptive" doubles the batch three times, "seesaw"
 where the cosine has halved (arXiv:2510.14717), "late_switch" grows at 75 % at once
 (arXiv:2602.14208). All compute 8 sequences of 128 bytes at a time.
@@ -17,14 +17,14 @@ from adabatch_jax.config import DataSettings, TrainConfig
 _BASE = TrainConfig(
     dataset="text:kjv.txt",
     model="gpt_nano",
-    lr="0.004 warmup 5% then cosine to 0.0004",
+    lr="0.008 warmup 5% then cosine to 0.0008",
     coupling="sqrt",
     reference_batch_size=8,
     optimizer="adamw",
     weight_decay=0.1,
     beta2=0.99,
     clip_norm=1.0,
-    epochs=0.5,
+    epochs=0.4,
     microbatch_size=8,
     eval_every="12.5%",
     eval_batch_size=16,

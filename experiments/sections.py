@@ -46,7 +46,7 @@ _ON_LANGUAGE_MODELS = (
     "Against: nanochat's log (karpathy/nanochat) tried a ramp twice, found a small gain, and dropped "
     "it; Kimi K2 and Nemotron-H have constant batches on purpose.",
     "Against measuring it: where a batch of 2M tokens or more did best, the gradient noise scale said "
-    "0.3M to 0.5M (\"When Bigger is Better\", a submission to NeurIPS 2025 without names).",
+    '0.3M to 0.5M ("When Bigger is Better", a submission to NeurIPS 2025 without names).',
 )
 SECTIONS = {
     "digits": _section("Handwritten digits", f"{_PAPER} 4.1, in small", "digits", "cnn"),

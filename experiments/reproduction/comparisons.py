@@ -4,6 +4,7 @@ import dataclasses
 
 from adabatch_jax.system.number_texts import count_text
 from experiments.reproduction.measures import speedups
+from experiments.reproduction.outcomes import OUTCOMES, Outcome
 from experiments.reproduction.results import ArmResult
 from experiments.reproduction.statistics import (
     EQUIVALENT,
@@ -14,7 +15,7 @@ from experiments.reproduction.statistics import (
     equivalence,
     estimate,
 )
-from experiments.reproduction.texts import margin_text, p_text, signed_interval_text
+from experiments.reproduction.texts import p_text, signed_interval_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Comparison:
     Attributes:
       arm: the arm.
       reference: what it is compared with.
-      error: its final test error minus the reference's, in percentage points.
+      outcome: what they are compared by.
+      difference: the arm's final outcome minus the reference's.
       equivalence: whether that is within the margin.
       speedup: how many times as fast it trained, over the seeds.
       update_ratio: how many times fewer updates it made; None while unknown.
@@ -32,39 +34,56 @@ class Comparison:
 
     arm: ArmResult
     reference: ArmResult
-    error: Difference
+    outcome: Outcome
+    difference: Difference
     equivalence: Equivalence
     speedup: Estimate
     update_ratio: float | None
 
 
-def compare(arm: ArmResult, reference: ArmResult, margin: float) -> Comparison:
-    """Compares the finished runs of two arms; `margin` is in percentage points."""
-    errors = arm.test_errors, reference.test_errors
+def compare(
+    arm: ArmResult, reference: ArmResult, margin: float, outcome: Outcome = OUTCOMES["error"]
+) -> Comparison:
+    """Compares the finished runs of two arms; `margin` is in the unit of a difference."""
+    outcomes = arm.outcomes, reference.outcomes
     updates = arm.updates, reference.updates
     return Comparison(
         arm=arm,
         reference=reference,
-        error=difference(*errors),
-        equivalence=equivalence(*errors, margin),
+        outcome=outcome,
+        difference=difference(*outcomes),
+        equivalence=equivalence(*outcomes, margin),
         speedup=estimate(speedups(arm, reference)),
         update_ratio=None if None in updates else reference.updates / arm.updates,
     )
 
 
+METHODS = {"adaptive": "AdaBatch", "seesaw": "Seesaw", "late_switch": "The late switch"}
+"""What arms are called by whose names begin so: those that a page says first how they did."""
+
+
+def method(arm: ArmResult) -> str | None:
+    """The method whose arm it is; None for what it is compared with.
+
+    In the section of language models Smith's and the root's arms have names of their own.
+    """
+    return next((name for begin, name in METHODS.items() if arm.name.startswith(begin)), None)
+
+
 def sentence(comparison: Comparison) -> str:
     """Says whether growing the batch worked, and by how much; a failure as plainly as a success."""
     arm, reference = comparison.arm, comparison.reference
+    name = method(arm) or arm.name
     failed = f"{len(arm.diverged)} of {len(arm.seeds)} runs of {arm.name} diverged"
     if not arm.finished or not reference.finished:
         if arm.diverged:
-            return f"AdaBatch fails here: {failed}, and there is nothing to compare."
+            return f"{name} fails here: {failed}, and there is nothing to compare."
         return (
             f"Nothing can be said yet: of {arm.name} {_runs(arm)}, of {reference.name} "
             f"{_runs(reference)} finished."
         )
     if arm.diverged:
-        return f"AdaBatch fails here: {failed}. Of the others, {_figures(comparison)}."
+        return f"{name} fails here: {failed}. Of the others, {_figures(comparison)}."
     verdict, but, reason = _verdict(comparison)
     text = f"{verdict}: {_figures(comparison, but)}, {reason}."
     if reference.diverged:
@@ -77,27 +96,28 @@ def sentence(comparison: Comparison) -> str:
 
 def _verdict(comparison: Comparison) -> tuple[str, bool, str]:
     """What to say first, whether the error is a "but", and the reason."""
-    error, tested = comparison.error, comparison.equivalence
-    margin, p = margin_text(tested.margin), _equation(tested.p)
+    error, tested = comparison.difference, comparison.equivalence
+    name = method(comparison.arm) or comparison.arm.name
+    margin, p = comparison.outcome.difference_text(tested.margin), _equation(tested.p)
     sizes = f"n = {error.n} and {error.reference_n}"
     if error.interval is None:
         few = min(error.n, error.reference_n) < 2
         why = "one run proves nothing" if few else "no run differs from the others of its arm"
         return "Nothing is shown here", False, f"of which no interval can be given: {why} ({sizes})"
     if tested.verdict == EQUIVALENT:
-        return "AdaBatch works here", False, f"equivalent within {margin} (TOST {p}; {sizes})"
+        return f"{name} works here", False, f"equivalent within {margin} (TOST {p}; {sizes})"
     if error.interval[1] < 0:
         reason = f"a significant gain (Welch {_equation(error.p)}; {sizes})"
-        return "AdaBatch works here, and with fewer errors", False, reason
+        return f"{name} works here, and better", False, reason
     if tested.interval[0] > tested.margin:
         reason = f"more than the {margin} that would count as equal ({sizes})"
-        return "AdaBatch fails here", True, reason
+        return f"{name} fails here", True, reason
     if error.interval[0] > 0:
         reason = (
             f"a significant loss (Welch {_equation(error.p)}), and not shown to be below {margin} "
             f"(TOST {p}; {sizes})"
         )
-        return "AdaBatch does worse here", True, reason
+        return f"{name} does worse here", True, reason
     reason = f"which shows neither a difference nor equivalence within {margin} (TOST {p}; {sizes})"
     return "Nothing is shown here", False, reason
 
@@ -111,12 +131,13 @@ def _figures(comparison: Comparison, but: bool = False) -> str:
         way = f"{ratio:.2f} times fewer" if ratio > 1 else f"{1 / ratio:.2f} times more"
         counts = f"{count_text(arm.updates)} instead of {count_text(reference.updates)}"
         updates = f"{way} updates than {reference.name} ({counts})"
-    error = comparison.error
+    outcome, error = comparison.outcome, comparison.difference
     height = "higher" if error.mean >= 0 else "lower"
-    interval = f" (95 % interval {signed_interval_text(error.interval)})" if error.interval else ""
+    told = signed_interval_text(error.interval, outcome.decimals)
+    interval = f" (95 % interval {told})" if error.interval else ""
     return (
-        f"{arm.name} needs {updates}{_speed(comparison.speedup)}{', but' if but else ';'} its test "
-        f"error is {abs(error.mean):.2f} points {height}{interval}"
+        f"{arm.name} needs {updates}{_speed(comparison.speedup)}{', but' if but else ';'} its "
+        f"{outcome.told.format(abs(error.mean), height)}{interval}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The paper's figures, redrawn from the runs: test error, speed-up, and the schedules."""
+"""The paper's figures, redrawn from the runs: outcomes, speed-up, and the schedules."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from adabatch_jax.reporting.plot_elements import (
     set_batch_axis,
     set_value_axis,
 )
-from experiments.reproduction.measures import schedule_by_epoch, speedups
+from experiments.reproduction.measures import schedule_points, speedups
 from experiments.reproduction.results import (
     DIVERGED,
     REFERENCE,
@@ -38,15 +38,14 @@ class _Axis:
     position: Callable[[Evaluation], float | None]
 
 
-_AXES = (
-    _Axis("Against epochs", "epochs", lambda evaluation: evaluation.epoch),
-    _Axis("Against updates", "updates", lambda evaluation: evaluation.step),
-    _Axis("Against time", "seconds of training", lambda evaluation: evaluation.training_seconds),
-)
+_EPOCHS = _Axis("Against epochs", "epochs", lambda evaluation: evaluation.epoch)
+_TOKENS = _Axis("Against tokens", "tokens", lambda evaluation: evaluation.tokens)
+_UPDATES = _Axis("Against updates", "updates", lambda evaluation: evaluation.step)
+_TIME = _Axis("Against time", "seconds of training", lambda evaluation: evaluation.training_seconds)
 
 
-def error_curves(experiment: ExperimentResult) -> Figure:
-    """Test error against epochs, updates and training seconds, all arms.
+def outcome_curves(experiment: ExperimentResult) -> Figure:
+    """The outcome against epochs, or of texts tokens, updates and training seconds, all arms.
 
     A line is the mean of the finished runs, the band around it reaches from the lowest to the
     highest of them. Runs that didn't finish are thin lines; a cross is where one diverged.
@@ -54,37 +53,39 @@ def error_curves(experiment: ExperimentResult) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure, panels = _panels(experiment, height=3.9, share_y=True)
         drawn = []
-        for axes, axis in zip(panels, _AXES, strict=True):
+        of_text = experiment.arms[0].config.sequence_length is not None
+        kinds = (_TOKENS if of_text else _EPOCHS, _UPDATES, _TIME)
+        for axes, axis in zip(panels, kinds, strict=True):
             for arm, look in _looks(experiment):
                 drawn += _draw_finished(axes, arm, axis, look)
                 drawn += _draw_others(axes, arm, axis, look)
             axes.set_title(axis.title)
             _set_x_axis(axes, axis.label)
-        panels[0].set_ylabel("test error (%)")
+        panels[0].set_ylabel(f"test {experiment.outcome.heading}")
         if drawn:
-            _set_error_axis(panels[0], drawn)
+            _set_outcome_axis(panels[0], drawn)
     return figure
 
 
 def speedup_bars(experiment: ExperimentResult) -> Figure:
-    """Speed-up over the reference, and final test error, with their 95 % intervals."""
+    """Speed-up over the reference, and final outcome, with their 95 % intervals."""
     looks = list(_looks(experiment))
     with matplotlib.rc_context(STYLE):
         figure = _figure(height=0.9 + 0.36 * len(looks))
-        speed, error = figure.subplots(1, 2, sharey=True)
+        speed, outcome = figure.subplots(1, 2, sharey=True)
         for row, (arm, look) in enumerate(looks):
             ratios = speedups(arm, experiment.reference) if experiment.reference else []
             _draw_bar(speed, row, estimate(ratios), look["color"])
-            _draw_point(error, row, arm.test_errors, look["color"])
+            _draw_point(outcome, row, arm.outcomes, look["color"])
         speed.axvline(1, color=INK, linewidth=0.8, zorder=1)
         speed.set_title("Speed-up of the training")
         speed.set_xlabel(f"times as fast as {REFERENCE}")
-        error.set_title("Final test error")
-        error.set_xlabel("percent")
+        outcome.set_title(f"Final test {experiment.outcome.name}")
+        outcome.set_xlabel(experiment.outcome.heading)
         speed.set_yticks(range(len(looks)), [_label(arm) for arm, _ in looks])
         speed.set_ylim(len(looks) - 0.5, -0.5)
         speed.set_xlim(left=0)
-        for axes in (speed, error):
+        for axes in (speed, outcome):
             axes.grid(False, axis="y")
             axes.xaxis.set_major_formatter(FuncFormatter(plain_number))
     return figure
@@ -153,11 +154,11 @@ def _draw_finished(axes: Axes, arm: ArmResult, axis: _Axis, look: dict[str, Any]
     curves = [_curve(run.evaluations, axis) for run in arm.finished]
     if not curves or len({curve.shape for curve in curves}) > 1:
         return []
-    x, errors = np.mean(curves, axis=0)[:, 0], np.array(curves)[:, :, 1]
-    low, high = errors.min(axis=0), errors.max(axis=0)
+    x, outcomes = np.mean(curves, axis=0)[:, 0], np.array(curves)[:, :, 1]
+    low, high = outcomes.min(axis=0), outcomes.max(axis=0)
     if len(curves) > 1:
         axes.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
-    axes.plot(x, errors.mean(axis=0), **look)
+    axes.plot(x, outcomes.mean(axis=0), **look)
     return [*low, *high]
 
 
@@ -175,16 +176,16 @@ def _draw_others(axes: Axes, arm: ArmResult, axis: _Axis, look: dict[str, Any]) 
 
 
 def _curve(evaluations: Sequence[Evaluation], axis: _Axis) -> np.ndarray:
-    """Positions and test errors, shape (evaluations, 2)."""
-    points = [(axis.position(e), e.test_error) for e in evaluations]
+    """Positions and outcomes on the test set, shape (evaluations, 2)."""
+    points = [(axis.position(e), e.test) for e in evaluations]
     return np.array([point for point in points if None not in point], float).reshape(-1, 2)
 
 
 def _staircase(arm: ArmResult, quantity: Callable[[Any], float]) -> tuple[list[float], list[float]]:
-    settings = schedule_by_epoch(arm)
+    settings = schedule_points(arm)
     if not settings:
         return [], []
-    epochs, values = [s.epoch for s in settings], [quantity(s) for s in settings]
+    epochs, values = [float(s.epoch) for s in settings], [quantity(s) for s in settings]
     end = arm.plan.num_samples / arm.plan.num_examples
     return [*epochs, end], [*values, values[-1]]
 
@@ -206,14 +207,16 @@ def _draw_bar(axes: Axes, row: int, speedup: Estimate, colour: str) -> None:
     _draw_interval(axes, row, speedup, INK)
 
 
-def _draw_point(axes: Axes, row: int, errors: Sequence[float], colour: str) -> None:
+def _draw_point(axes: Axes, row: int, outcomes: Sequence[float], colour: str) -> None:
     """The mean with its interval, and the seeds as small dots."""
-    if not errors:
+    if not outcomes:
         _write(axes, row, "no finished run")
         return
-    axes.plot(errors, [row] * len(errors), "o", markersize=3, color=colour, alpha=0.45, zorder=2)
-    axes.plot(np.mean(errors), row, "o", markersize=6, color=colour, zorder=4)
-    _draw_interval(axes, row, estimate(errors), colour)
+    axes.plot(
+        outcomes, [row] * len(outcomes), "o", markersize=3, color=colour, alpha=0.45, zorder=2
+    )
+    axes.plot(np.mean(outcomes), row, "o", markersize=6, color=colour, zorder=4)
+    _draw_interval(axes, row, estimate(outcomes), colour)
 
 
 def _draw_interval(axes: Axes, row: int, measured: Estimate, colour: str) -> None:
@@ -225,9 +228,9 @@ def _write(axes: Axes, row: int, text: str) -> None:
     axes.text(0.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8.5)
 
 
-def _set_error_axis(axes: Axes, errors: Sequence[float]) -> None:
+def _set_outcome_axis(axes: Axes, outcomes: Sequence[float]) -> None:
     """Logarithmic, so that the last epochs' small differences can be seen beside the first's."""
-    if min(errors) <= 0:
+    if min(outcomes) <= 0:
         return
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7)))

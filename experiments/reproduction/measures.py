@@ -3,37 +3,46 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.plan import BatchPlan, first_step_from
 from experiments.reproduction.provenance import machine
 from experiments.reproduction.results import ArmResult, SeedResult
 
+# Of fewer, a point for each would say little.
+_FEWEST_EPOCHS = 3
+
 
 @dataclasses.dataclass(frozen=True)
-class EpochSettings:
-    """The batch size and learning rate of the first update that begins in an epoch."""
+class SettingsAt:
+    """The batch size and learning rate of the first update from some point on, in epochs."""
 
-    epoch: int
+    epoch: Fraction
     batch_size: int
     learning_rate: float
 
 
-def schedule_by_epoch(arm: ArmResult) -> tuple[EpochSettings, ...]:
-    """Batch size and learning rate at the first update that begins in each epoch.
+def schedule_points(arm: ArmResult) -> tuple[SettingsAt, ...]:
+    """Batch size and learning rate at the first update that begins in each part of the run.
 
-    Computed from the settings, not read from the runs. An epoch in which no update begins is
-    left out; nothing is known while no run has begun.
+    A part is an epoch, or of runs of less than 3 a hundredth of the run. Computed from the
+    settings, not read from the runs. A part in which no update begins is left out; nothing is
+    known while no run has begun.
     """
     plan, config = arm.plan, arm.config
     if plan is None:
         return ()
     rate = resolve(plan, config.learning_rate, config.coupling, config.reference_batch_size)
+    epochs = Fraction(plan.num_samples, plan.num_examples)
+    part = Fraction(1) if epochs >= _FEWEST_EPOCHS else epochs / 100
     settings = []
-    for epoch in range(math.ceil(plan.num_samples / plan.num_examples)):
-        step = first_step_from(plan, epoch * plan.num_examples)
-        if step < plan.num_steps and plan.samples_at(step) < (epoch + 1) * plan.num_examples:
-            settings.append(EpochSettings(epoch, plan.batch_size_at(step), rate.at(step)))
+    for number in range(math.ceil(epochs / part)):
+        begin, end = (math.ceil(k * part * plan.num_examples) for k in (number, number + 1))
+        step = first_step_from(plan, begin)
+        if step < plan.num_steps and plan.samples_at(step) < end:
+            at = SettingsAt(number * part, plan.batch_size_at(step), rate.at(step))
+            settings.append(at)
     return tuple(settings)
 
 

@@ -17,6 +17,7 @@ class Outcome:
       margin: differences below count as none where nobody says another.
       metric: the evaluation's, of which it is made.
       of_metric: makes it.
+      told: how a sentence tells a difference, of its size and "higher" or "lower".
       key: how files call it.
     """
 
@@ -27,6 +28,7 @@ class Outcome:
     margin: float
     metric: str
     of_metric: Callable[[float], float]
+    told: str
     key: str
 
     def of(self, figures: Mapping[str, Any], split: str) -> float | None:
@@ -52,14 +54,6 @@ class Outcome:
         """
         return f"{value:.{self.decimals}f}{f' {self.unit}' if self.unit else ''}"
 
-    def signed(self, value: float) -> str:
-        """A difference without its unit.
-
-        >>> OUTCOMES["bits_per_byte"].signed(0.0123)
-        '+0.012'
-        """
-        return f"{value:+.{self.decimals}f}"
-
     def difference_text(self, value: float) -> str:
         """The size of a difference with its unit, as a rounded number.
 
@@ -79,6 +73,7 @@ OUTCOMES = {
         margin=1.0,
         metric="accuracy",
         of_metric=lambda accuracy: 100 * (1 - accuracy),
+        told="test error is {:.2f} points {}",
         key="error_percent",
     ),
     "bits_per_byte": Outcome(
@@ -89,6 +84,7 @@ OUTCOMES = {
         margin=0.01,
         metric="bits_per_byte",
         of_metric=float,
+        told="bits per byte of the test text are {:.3f} {}",
         key="bits_per_byte",
     ),
 }

@@ -9,7 +9,7 @@ from adabatch_jax.config import TrainConfig
 from adabatch_jax.reporting.plot_elements import png
 from adabatch_jax.system.files import write_atomically
 from experiments.reproduction import figures, provenance, tables
-from experiments.reproduction.comparisons import sentence
+from experiments.reproduction.comparisons import method, sentence
 from experiments.reproduction.document import (
     Code,
     Heading,
@@ -30,7 +30,6 @@ from experiments.reproduction.results import (
     StudyResult,
     load_study,
 )
-from experiments.reproduction.texts import margin_text
 from experiments.sections import SECTIONS, load_arms
 
 
@@ -67,7 +66,7 @@ def document(study: StudyResult) -> list[Part]:
     parts: list[Part] = [*_summary(study)]
     for experiment in study.experiments:
         parts += _experiment(study, experiment)
-    return [*parts, *_provenance(study)]
+    return [*parts, *_findings(study), *_provenance(study)]
 
 
 def _summary(study: StudyResult) -> Iterable[Part]:
@@ -99,8 +98,8 @@ def _summary(study: StudyResult) -> Iterable[Part]:
 def _sentences(study: StudyResult, experiment: ExperimentResult) -> list[str]:
     if experiment.reference is None:
         return [f"This study has no arm {REFERENCE} to compare with."]
-    compared = tables.comparisons(experiment, study.margin_percent)
-    return [sentence(comparison) for comparison in compared if tables.is_adaptive(comparison.arm)]
+    compared = tables.comparisons(experiment, study.margin)
+    return [sentence(comparison) for comparison in compared if method(comparison.arm) is not None]
 
 
 def _experiment(study: StudyResult, experiment: ExperimentResult) -> Iterable[Part]:
@@ -108,7 +107,7 @@ def _experiment(study: StudyResult, experiment: ExperimentResult) -> Iterable[Pa
     yield Heading(2, f"{_network(experiment)}, {epochs:g} epochs")
     yield tables.main_table(experiment)
     yield Paragraph(
-        "Final test error: mean ± standard deviation over n seeds, with Student's interval of the "
+        f"Final test {experiment.outcome.name}: mean ± standard deviation over n seeds, with Student's interval of the "
         "mean. Training: seconds in updates and their input, without compilation, evaluation and "
         f"checkpoints. Speed-up: seconds of {REFERENCE} divided by the arm's, seed by seed.",
         "note",
@@ -123,7 +122,7 @@ def _experiment(study: StudyResult, experiment: ExperimentResult) -> Iterable[Pa
     yield from _pictures(experiment)
     if experiment.reference is not None:
         yield Heading(3, f"Differences from {REFERENCE}")
-        yield tables.difference_table(experiment, study.margin_percent)
+        yield tables.difference_table(experiment, study.margin)
         yield Paragraph(_difference_note(study), "note")
     yield from _best_epoch(study, experiment)
     yield from _times(experiment)
@@ -132,33 +131,36 @@ def _experiment(study: StudyResult, experiment: ExperimentResult) -> Iterable[Pa
 
 
 def _pictures(experiment: ExperimentResult) -> Iterable[Part]:
+    length = "epochs" if experiment.arms[0].config.sequence_length is None else "tokens"
     yield Picture(
-        figures.error_curves(experiment),
-        f"{experiment.name}_test_error",
-        "Test error against epochs, updates and seconds",
+        figures.outcome_curves(experiment),
+        f"{experiment.name}_test_{experiment.outcome.name.replace(' ', '_')}",
+        f"Test {experiment.outcome.name} against {length}, updates and seconds",
         "Lines are means over the seeds, with a band from the lowest to the highest. A thin "
         "line is a run that did not finish; a cross is where it diverged.",
     )
     yield Picture(
         figures.speedup_bars(experiment),
         f"{experiment.name}_speedup",
-        "Speed-up and final test error of each arm",
-        f"Training speed relative to {REFERENCE}, and final test error: mean and 95 % interval; "
+        f"Speed-up and final test {experiment.outcome.name} of each arm",
+        f"Training speed relative to {REFERENCE}, and final test {experiment.outcome.name}: mean and 95 % interval; "
         "small dots are seeds.",
     )
     yield Picture(
         figures.schedules(experiment),
         f"{experiment.name}_schedules",
         "Learning rate and batch size against epochs",
-        "Learning rate and batch size of the first update that begins in each epoch, as the "
-        "settings say.",
+        "Learning rate and batch size of the first update that begins in each epoch, or of short "
+        "runs hundredth, as the settings say.",
     )
 
 
 def _difference_note(study: StudyResult) -> str:
+    outcome = study.outcome
+    points = ", in percentage points" if outcome.unit else ""
     return (
-        f"Test error minus that of {REFERENCE}, in percentage points, by Welch's method. "
-        f"Equivalent within {margin_text(study.margin_percent)}: two one-sided tests (TOST) at "
+        f"Test {outcome.name} minus that of {REFERENCE}{points}, by Welch's method. "
+        f"Equivalent within {outcome.difference_text(study.margin)}: two one-sided tests (TOST) at "
         "5 %, which is to say that the 90 % interval lies inside the margin. Different: the 95 % "
         "interval excludes zero. Not shown: neither."
     )
@@ -170,8 +172,9 @@ def _best_epoch(study: StudyResult, experiment: ExperimentResult) -> Iterable[Pa
         yield Heading(3, "Best epoch")
         yield table
         yield Paragraph(
-            f"Of each run the epoch with the lowest error on {study.holdout_percent:g} % of the "
-            "training set, which was held out. The test set has no say in the choice.",
+            f"Of each run the evaluation with the lowest {study.outcome.name} on "
+            f"{study.holdout_percent:g} % of the training set, which was held out. The test set has "
+            "no say in the choice.",
             "note",
         )
 
@@ -208,8 +211,9 @@ def _tuning(experiment: ExperimentResult) -> Iterable[Part]:
         yield Heading(3, "Tuned learning rates")
         yield table
         yield Paragraph(
-            "Holdout error (%) with the arm's learning rate multiplied by each of the candidates; "
-            "the lowest was chosen, before and apart from the runs above.",
+            f"Holdout {experiment.outcome.heading} with the arm's learning rate multiplied by each "
+            "of the candidates; the lowest was chosen, before and apart from the runs above, with "
+            "a seed of its own.",
             "note",
         )
 
@@ -230,6 +234,13 @@ def _settings(study: StudyResult, experiment: ExperimentResult) -> Iterable[Part
             for arm in experiment.arms
         )
     )
+
+
+def _findings(study: StudyResult) -> Iterable[Part]:
+    section = SECTIONS.get(study.section)
+    if section is not None and section.findings:
+        yield Heading(2, "What others found")
+        yield Items(section.findings)
 
 
 def _provenance(study: StudyResult) -> Iterable[Part]:

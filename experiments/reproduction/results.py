@@ -9,8 +9,9 @@ from typing import Any
 from adabatch_jax.config import TrainConfig
 from adabatch_jax.reporting.saved_run import REQUIRED, Run, load_run, read_json
 from adabatch_jax.schedules.plan import BatchPlan
-from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.errors import StorageError, UsageError
 from experiments.reproduction.jobs import failure_message
+from experiments.reproduction.outcomes import OUTCOMES, Outcome
 from experiments.reproduction.studies import check_names
 
 REFERENCE = "fixed_small"
@@ -25,15 +26,17 @@ class Evaluation:
       step: the updates before it.
       epoch: the epochs before it.
       training_seconds: spent in updates and their input before it; None if not measured.
-      test_error: in percent.
-      holdout_error: in percent; None without a held-out part of the training set.
+      tokens: trained on before it; None of what has none.
+      test: the study's outcome on the test set.
+      holdout: that on the held-out part of the training set; None without one.
     """
 
     step: int
     epoch: float
     training_seconds: float | None
-    test_error: float
-    holdout_error: float | None
+    tokens: int | None
+    test: float
+    holdout: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class SeedResult:
       state: "finished", "diverged" or "unfinished" (perhaps not begun).
       message: why it diverged.
       evaluations: in order, as far as it came.
-      test_error: at the end, in percent; None unless finished, as the next three.
+      test: the outcome on the test set at the end; None unless finished, as the next three.
       updates: how many it made.
       examples: how many examples it trained on.
       seconds: by what they went to: step, input, compile, evaluation, checkpoint, total.
@@ -56,7 +59,7 @@ class SeedResult:
     state: str
     message: str | None = None
     evaluations: tuple[Evaluation, ...] = ()
-    test_error: float | None = None
+    test: float | None = None
     updates: int | None = None
     examples: int | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -71,14 +74,14 @@ class SeedResult:
 
     @property
     def best(self) -> Evaluation | None:
-        """The evaluation with the lowest holdout error, the earliest of equals.
+        """The evaluation with the lowest outcome on the holdout, the earliest of equals.
 
-        The test error has no say in the choice. None unless finished, and without a holdout.
+        The test set has no say in the choice. None unless finished, and without a holdout.
         """
         if self.state != FINISHED:
             return None
-        measured = [e for e in self.evaluations if e.holdout_error is not None]
-        return min(measured, key=lambda e: e.holdout_error, default=None)
+        measured = [e for e in self.evaluations if e.holdout is not None]
+        return min(measured, key=lambda e: e.holdout, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +109,9 @@ class ArmResult:
         return tuple(result for result in self.seeds if result.state == DIVERGED)
 
     @property
-    def test_errors(self) -> list[float]:
-        """The final test errors of the finished runs, in percent."""
-        return [result.test_error for result in self.finished]
+    def outcomes(self) -> list[float]:
+        """The final outcomes of the finished runs on the test set."""
+        return [result.test for result in self.finished]
 
     @property
     def updates(self) -> int | None:
@@ -132,13 +135,15 @@ class ExperimentResult:
     Attributes:
       name: the experiment.
       arms: in the order of display.
-      tuning: for each tuned arm, "lr_scale" and "candidates" (holdout error in percent by scale).
+      outcome: what the arms are compared by.
+      tuning: for each tuned arm, "lr_scale" and "candidates" (outcome on the holdout by scale).
       passes: for each arm, its phases' "batch_size", "updates", "forward_seconds" and
         "backward_seconds" (per update).
     """
 
     name: str
     arms: tuple[ArmResult, ...]
+    outcome: Outcome
     tuning: Mapping[str, Mapping[str, Any]]
     passes: Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -158,7 +163,8 @@ class StudyResult:
       dataset: what was trained on.
       seeds: of the runs.
       holdout_percent: the part of the training set that is held out.
-      margin_percent: the margin of equivalence, in percentage points.
+      outcome: what the arms are compared by.
+      margin: the margin of equivalence, in the unit of the outcome's differences.
       command: what was typed.
       notes: sentences that a reader must know.
       experiments: in the order of display.
@@ -169,7 +175,8 @@ class StudyResult:
     dataset: str
     seeds: tuple[int, ...]
     holdout_percent: float
-    margin_percent: float
+    outcome: Outcome
+    margin: float
     command: str
     notes: tuple[str, ...]
     experiments: tuple[ExperimentResult, ...]
@@ -191,13 +198,17 @@ def load_study(out: Path) -> StudyResult:
         raise UsageError(f"{str(out)!r} is not a study's folder: it has no study.json.")
     content = read_json(path)
     check_names(path, content["arms"], content["seeds"])
+    outcome = _outcome(path, content["outcome"])
     experiments = tuple(
         ExperimentResult(
             name=experiment,
             arms=tuple(
-                _load_arm(Path(out) / "runs" / experiment / arm, arm, config, content["seeds"])
+                _load_arm(
+                    Path(out) / "runs" / experiment / arm, arm, config, content["seeds"], outcome
+                )
                 for arm, config in arms.items()
             ),
+            outcome=outcome,
             tuning=content.get("tuning", {}).get(experiment, {}),
             passes=content.get("passes", {}).get(experiment, {}),
         )
@@ -209,15 +220,22 @@ def load_study(out: Path) -> StudyResult:
         dataset=content["dataset"],
         seeds=tuple(content["seeds"]),
         holdout_percent=content["holdout_percent"],
-        margin_percent=content["margin_percent"],
+        outcome=outcome,
+        margin=content["margin"],
         command=content["command"],
         notes=tuple(content.get("notes", ())),
         experiments=experiments,
     )
 
 
+def _outcome(path: Path, name: str) -> Outcome:
+    if name not in OUTCOMES:
+        raise StorageError(f"{path} is damaged: {name!r} is no outcome to compare arms by.")
+    return OUTCOMES[name]
+
+
 def _load_arm(
-    folder: Path, name: str, config: Mapping[str, Any], seeds: Sequence[int]
+    folder: Path, name: str, config: Mapping[str, Any], seeds: Sequence[int], outcome: Outcome
 ) -> ArmResult:
     config = TrainConfig.from_dict(dict(config), origin=f"the arm {name!r} in study.json")
     runs = {seed: _load_run(folder / f"seed{seed}") for seed in seeds}
@@ -230,7 +248,9 @@ def _load_arm(
             )
     sizes = [run.plan["num_examples"] for run in begun.values()]
     plan = config.plan(sizes[0]) if sizes else None
-    results = (_seed_result(folder / f"seed{seed}", seed, run) for seed, run in runs.items())
+    results = (
+        _seed_result(folder / f"seed{seed}", seed, run, outcome) for seed, run in runs.items()
+    )
     return ArmResult(name, config, plan, tuple(results))
 
 
@@ -245,8 +265,8 @@ def _load_run(folder: Path) -> Run | None:
     return load_run(folder) if all((folder / name).is_file() for name in REQUIRED) else None
 
 
-def _seed_result(folder: Path, seed: int, run: Run | None) -> SeedResult:
-    evaluations = () if run is None else _evaluations(run)
+def _seed_result(folder: Path, seed: int, run: Run | None, outcome: Outcome) -> SeedResult:
+    evaluations = () if run is None else _evaluations(run, outcome)
     environment = {} if run is None else run.environment
     if run is not None and run.summary is not None:
         summary = run.summary
@@ -254,7 +274,7 @@ def _seed_result(folder: Path, seed: int, run: Run | None) -> SeedResult:
             seed=seed,
             state=FINISHED,
             evaluations=evaluations,
-            test_error=_error(summary["test_accuracy"]),
+            test=outcome.of(summary, "test"),
             updates=summary["step"],
             examples=summary["samples"] - BatchPlan.from_dict(run.plan).num_dropped,
             seconds={
@@ -269,19 +289,16 @@ def _seed_result(folder: Path, seed: int, run: Run | None) -> SeedResult:
     return SeedResult(seed, UNFINISHED, None, evaluations, environment=environment)
 
 
-def _evaluations(run: Run) -> tuple[Evaluation, ...]:
+def _evaluations(run: Run, outcome: Outcome) -> tuple[Evaluation, ...]:
     return tuple(
         Evaluation(
             step=row["step"],
             epoch=row["epoch"],
             training_seconds=row.get("training_seconds"),
-            test_error=_error(row["test_accuracy"]),
-            holdout_error=_error(row["holdout_accuracy"]) if "holdout_accuracy" in row else None,
+            tokens=row.get("tokens"),
+            test=outcome.of(row, "test"),
+            holdout=outcome.of(row, "holdout"),
         )
         for row in run.rows
-        if math.isfinite(row.get("test_accuracy", math.nan))
+        if math.isfinite(row.get(f"test_{outcome.metric}", math.nan))
     )
-
-
-def _error(accuracy: float) -> float:
-    return 100 * (1 - accuracy)

@@ -198,7 +198,11 @@ def _chosen(
 def _data(data: DataSettings, dataset: str | None, data_dir: str | None) -> DataSettings:
     """Another dataset has other splits, and of texts the same shares."""
     data = data if data_dir is None else dataclasses.replace(data, dir=data_dir)
-    return data if dataset is None or is_text(dataset) else dataclasses.replace(data, train_split=None, test_split=None)
+    return (
+        data
+        if dataset is None or is_text(dataset)
+        else dataclasses.replace(data, train_split=None, test_split=None)
+    )
 
 
 def save_study(out: Path, study: Study) -> None:

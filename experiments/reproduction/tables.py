@@ -5,16 +5,16 @@ from typing import Any
 
 from adabatch_jax.reporting.quoted_figures import UNKNOWN
 from adabatch_jax.system.number_texts import count_text
-from experiments.reproduction.comparisons import Comparison, compare
+from experiments.reproduction.comparisons import Comparison, compare, method
 from experiments.reproduction.document import Table
 from experiments.reproduction.measures import epoch_seconds, speedups
+from experiments.reproduction.outcomes import Outcome
 from experiments.reproduction.results import REFERENCE, ArmResult, ExperimentResult, StudyResult
 from experiments.reproduction.statistics import DIFFERENT, Estimate, estimate
 from experiments.reproduction.texts import (
     batch_text,
     estimate_text,
     interval_text,
-    margin_text,
     n_text,
     num_decimals,
     p_text,
@@ -35,15 +35,15 @@ _SPENT = {
 
 def main_table(experiment: ExperimentResult) -> Table:
     """What every arm reached, and what it cost."""
-    rows = []
+    rows, outcome = [], experiment.outcome
     for arm in experiment.arms:
-        error = estimate(arm.test_errors)
+        error = estimate(arm.outcomes)
         rows.append(
             (
                 arm.name,
                 batch_text(arm),
-                estimate_text(error),
-                interval_text(error),
+                estimate_text(error, outcome.decimals),
+                interval_text(error, outcome.decimals),
                 n_text(arm),
                 UNKNOWN if arm.updates is None else count_text(arm.updates),
                 seconds_text(estimate(arm.seconds("step", "input"))),
@@ -51,7 +51,7 @@ def main_table(experiment: ExperimentResult) -> Table:
             )
         )
     header = (
-        "arm", "batch", "test error (%)", "95 % interval", "n", "updates", "training (s)",
+        "arm", "batch", f"test {outcome.heading}", "95 % interval", "n", "updates", "training (s)",
         "speed-up",
     )  # fmt: skip
     return Table(header, tuple(rows), text_columns=(0, 1))
@@ -59,72 +59,73 @@ def main_table(experiment: ExperimentResult) -> Table:
 
 def summary_table(study: StudyResult) -> Table:
     """The adaptive arms of all experiments against their baselines."""
-    rows = []
+    rows, unit, decimals = [], study.outcome.unit or study.outcome.name, study.outcome.decimals
     for experiment in study.experiments:
-        for comparison in comparisons(experiment, study.margin_percent):
+        for comparison in comparisons(experiment, study.margin):
             arm = comparison.arm
-            if not is_adaptive(arm):
+            if method(arm) is None:
                 continue
             rows.append(
                 (
                     arm.config.model,
                     arm.name,
-                    estimate_text(estimate(comparison.reference.test_errors)),
-                    estimate_text(estimate(arm.test_errors)),
-                    signed_interval_text(comparison.error.interval),
+                    estimate_text(estimate(comparison.reference.outcomes), decimals),
+                    estimate_text(estimate(arm.outcomes), decimals),
+                    signed_interval_text(comparison.difference.interval, decimals),
                     verdict_text(comparison),
                     _times(comparison.update_ratio),
                     estimate_text(comparison.speedup),
                 )
             )
     header = (
-        "network", "arm", f"{REFERENCE} (%)", "arm (%)", "difference, 95 % interval", "verdict",
+        "network", "arm", f"{REFERENCE} ({unit})", f"arm ({unit})", "difference, 95 % interval", "verdict",
         "fewer updates", "speed-up",
     )  # fmt: skip
     return Table(header, tuple(rows), text_columns=(0, 1, 5))
 
 
 def difference_table(experiment: ExperimentResult, margin: float) -> Table:
-    """The test errors of all arms minus the baseline's."""
+    """The final outcomes of all arms minus the baseline's."""
+    outcome = experiment.outcome
     rows = [
         (
             comparison.arm.name,
-            UNKNOWN if comparison.error.mean is None else f"{comparison.error.mean:+.2f}",
-            signed_interval_text(comparison.error.interval),
-            p_text(comparison.error.p),
-            signed_interval_text(comparison.equivalence.interval),
+            _signed(comparison),
+            signed_interval_text(comparison.difference.interval, outcome.decimals),
+            p_text(comparison.difference.p),
+            signed_interval_text(comparison.equivalence.interval, outcome.decimals),
             p_text(comparison.equivalence.p),
             verdict_text(comparison),
         )
         for comparison in comparisons(experiment, margin)
     ]
     header = (
-        "arm", "difference (points)", "95 % interval", "Welch p", "90 % interval", "TOST p",
+        "arm", f"difference ({outcome.difference_unit}s)" if outcome.unit else "difference", "95 % interval", "Welch p", "90 % interval", "TOST p",
         "verdict",
     )  # fmt: skip
     return Table(header, tuple(rows), text_columns=(0, 6))
 
 
 def best_epoch_table(experiment: ExperimentResult) -> Table | None:
-    """Test errors at the epoch that the holdout chose; None where nothing was held out."""
-    rows = []
+    """The outcomes at the epoch that the holdout chose; None where nothing was held out."""
+    rows, outcome = [], experiment.outcome
     for arm in experiment.arms:
         best = [run.best for run in arm.finished if run.best is not None]
         if not best:
             continue
-        error, epochs = estimate([b.test_error for b in best]), [b.epoch for b in best]
+        error, epochs = estimate([b.test for b in best]), [b.epoch for b in best]
         rows.append(
             (
                 arm.name,
-                estimate_text(error),
-                interval_text(error),
+                estimate_text(error, outcome.decimals),
+                interval_text(error, outcome.decimals),
                 str(error.n),
                 _range_text(epochs),
-                estimate_text(estimate(arm.test_errors)),
+                estimate_text(estimate(arm.outcomes), outcome.decimals),
             )
         )
     header = (
-        "arm", "test error (%)", "95 % interval", "n", "chosen epochs", "at the last epoch (%)",
+        "arm", f"test {outcome.heading}", "95 % interval", "n", "chosen epochs", "at the end",
     )  # fmt: skip
     return Table(header, tuple(rows)) if rows else None
 
@@ -190,7 +191,7 @@ def time_table(experiment: ExperimentResult) -> Table | None:
 
 
 def tuning_table(experiment: ExperimentResult) -> Table | None:
-    """Holdout errors of the tried learning rates; None where none were tried."""
+    """Outcomes on the holdout of the tried learning rates; None where none were tried."""
     if not experiment.tuning:
         return None
     scales = {scale for found in experiment.tuning.values() for scale in found["candidates"]}
@@ -199,7 +200,7 @@ def tuning_table(experiment: ExperimentResult) -> Table | None:
         (
             arm,
             _chosen_text(found),
-            *(_candidate_text(found["candidates"], scale) for scale in ordered),
+            *(_candidate_text(found["candidates"], scale, experiment.outcome) for scale in ordered),
         )
         for arm, found in experiment.tuning.items()
     )
@@ -212,13 +213,10 @@ def comparisons(experiment: ExperimentResult, margin: float) -> list[Comparison]
     if reference is None:
         return []
     return [
-        compare(arm, reference, margin) for arm in experiment.arms if arm.name != reference.name
+        compare(arm, reference, margin, experiment.outcome)
+        for arm in experiment.arms
+        if arm.name != reference.name
     ]
-
-
-def is_adaptive(arm: ArmResult) -> bool:
-    """Whether the arm is the paper's method."""
-    return arm.name.startswith("adaptive")
 
 
 def verdict_text(comparison: Comparison) -> str:
@@ -227,8 +225,8 @@ def verdict_text(comparison: Comparison) -> str:
     if arm.diverged:
         return f"{len(arm.diverged)} of {len(arm.seeds)} diverged"
     if verdict == DIFFERENT:
-        return f"different: {'higher' if comparison.error.mean > 0 else 'lower'}"
-    within = f" within {margin_text(comparison.equivalence.margin)}"
+        return f"different: {'higher' if comparison.difference.mean > 0 else 'lower'}"
+    within = f" within {comparison.outcome.difference_text(comparison.equivalence.margin)}"
     return f"{verdict}{within}" if comparison.equivalence.p is not None else verdict
 
 
@@ -269,6 +267,11 @@ def _chosen_text(found: Mapping[str, Any]) -> str:
     return f"x{found['lr_scale']:g}{' (edge of the search)' if is_edge else ''}"
 
 
-def _candidate_text(candidates: Mapping[str, float | None], scale: str) -> str:
-    error = candidates.get(scale)
-    return UNKNOWN if error is None else f"{error:.2f}"
+def _candidate_text(candidates: Mapping[str, float | None], scale: str, outcome: Outcome) -> str:
+    found = candidates.get(scale)
+    return UNKNOWN if found is None else f"{found:.{outcome.decimals}f}"
+
+
+def _signed(comparison: Comparison) -> str:
+    mean = comparison.difference.mean
+    return UNKNOWN if mean is None else f"{mean:+.{comparison.outcome.decimals}f}"

@@ -59,11 +59,11 @@ def num_decimals(seconds: float | None) -> int:
     return min(max(2 - math.floor(math.log10(seconds)), 0), 4) if seconds else 0
 
 
-def interval_text(measured: Estimate) -> str:
+def interval_text(measured: Estimate, decimals: int = 2) -> str:
     """The interval, or why there is none."""
     if measured.interval is None:
         return "all equal" if measured.n > 1 else UNKNOWN
-    return "{:.2f} to {:.2f}".format(*measured.interval)
+    return " to ".join(f"{end:.{decimals}f}" for end in measured.interval)
 
 
 def sizes_text(sizes: Sequence[int]) -> str:
@@ -77,13 +77,13 @@ def sizes_text(sizes: Sequence[int]) -> str:
     return " to ".join(map(count_text, ends))
 
 
-def signed_interval_text(interval: Interval | None) -> str:
-    """Two ends in percentage points.
+def signed_interval_text(interval: Interval | None, decimals: int = 2) -> str:
+    """The two ends of a difference.
 
     >>> signed_interval_text((-0.204, 0.4)), signed_interval_text(None)
     ('-0.20 to +0.40', '-')
     """
-    return "-" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
+    return "-" if interval is None else " to ".join(f"{end:+.{decimals}f}" for end in interval)
 
 
 def p_text(p: float | None) -> str:
@@ -95,12 +95,3 @@ def p_text(p: float | None) -> str:
     if p is None:
         return "-"
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-def margin_text(margin: float) -> str:
-    """A margin with its unit.
-
-    >>> margin_text(1.0), margin_text(0.5)
-    ('1 point', '0.5 points')
-    """
-    return f"{margin:g} point{'' if margin == 1 else 's'}"
