@@ -177,17 +177,19 @@ def epoch_time_table(experiment: ExperimentResult) -> Table | None:
 
 def time_table(experiment: ExperimentResult) -> Table | None:
     """Where the seconds of whole runs went; None while no run is finished."""
+    length = experiment.arms[0].config.sequence_length
     rows = [
         (
             arm.name,
-            count_text(arm.examples),
+            count_text(arm.examples * (length or 1)),
             *(seconds_text(estimate(arm.seconds(*kinds))) for kinds in _SPENT.values()),
             estimate_text(_speedup(arm, experiment, ("total",))),
         )
         for arm in experiment.arms
         if arm.finished
     ]
-    return Table(("arm", "examples", *_SPENT, "speed-up"), tuple(rows)) if rows else None
+    read = "examples" if length is None else "tokens"
+    return Table(("arm", read, *_SPENT, "speed-up"), tuple(rows)) if rows else None
 
 
 def tuning_table(experiment: ExperimentResult) -> Table | None:

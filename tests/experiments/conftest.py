@@ -112,6 +112,13 @@ def write_run_folder(
     (folder / "metrics.jsonl").write_text("".join(lines))
 
 
+def change_sealed(path, **changes):
+    """Changes a sealed file as if it had been written so."""
+    content = json.loads(path.read_text())
+    del content["digest"]
+    write_sealed(path, content | changes)
+
+
 def write_study_file(out, experiments, seeds=(0, 1, 2), **changes):
     """Writes study.json and returns the study's folder."""
     content = {
@@ -120,7 +127,8 @@ def write_study_file(out, experiments, seeds=(0, 1, 2), **changes):
         "dataset": "digits",
         "seeds": list(seeds),
         "holdout_percent": 10,
-        "margin_percent": 1.0,
+        "outcome": "error",
+        "margin": 1.0,
         "command": "python -m experiments.reproduce digits --seeds 3",
         "arms": {
             name: {arm: config.to_dict() for arm, config in arms.items()}

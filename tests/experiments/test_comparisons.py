@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from scipy import stats
 
 from experiments.reproduction.comparisons import compare, sentence
+from experiments.reproduction.outcomes import OUTCOMES
 from experiments.reproduction.results import ArmResult, SeedResult
 from experiments.reproduction.tables import verdict_text
 from tests.experiments.conftest import NUM_EXAMPLES, study_arms
@@ -19,7 +21,7 @@ def arm_result(name, errors, num_diverged=0, num_unfinished=0, paces=None):
         SeedResult(
             seed=seed,
             state="finished",
-            test_error=error,
+            test=error,
             updates=plan.num_steps,
             examples=plan.num_samples,
             seconds={"step": 0.75 * pace, "input": 0.25 * pace},
@@ -45,7 +47,7 @@ BASELINE = [8.0, 8.2, 8.1]
         ),
         (
             [6.1, 6.3, 6.2],
-            "AdaBatch works here, and with fewer errors: ",
+            "AdaBatch works here, and better: ",
             "its test error is 1.90 points lower",
             "different: lower",
         ),
@@ -79,6 +81,28 @@ def test_sentence_says_what_the_tests_say(errors, begins, contains, verdict):
     assert f"(95 % interval {low:+.2f} to {high:+.2f})" in text
     assert "n = 3 and 3" in text
     assert verdict_text(compared) == verdict
+
+
+def test_sentence_tells_bits_per_byte_of_other_methods():
+    fixed, seesaw = [2.001, 2.003, 2.002], [2.031, 2.033, 2.032]
+    late, other = ([value + 0.004 for value in fixed] for _ in range(2))
+    outcome = OUTCOMES["bits_per_byte"]
+    config = study_arms()["adaptive"]
+
+    def told(name, values):
+        arms = (
+            dataclasses.replace(arm_result("adaptive", of), name=named, config=config)
+            for named, of in ((name, values), ("fixed_small", fixed))
+        )
+        return sentence(compare(*arms, outcome.margin, outcome))
+
+    text = told("seesaw", seesaw)
+    assert text.startswith("Seesaw fails here: seesaw needs as many updates as fixed_small")
+    low, high = stats.ttest_ind(seesaw, fixed, equal_var=False).confidence_interval(0.95)
+    assert "but its bits per byte of the test text are 0.030 higher" in text
+    assert f"(95 % interval {low:+.3f} to {high:+.3f}), more than the 0.01 bits per byte" in text
+    assert told("late_switch", late).startswith("The late switch works here: ")
+    assert told("other", other).startswith("other works here: ")
 
 
 def test_sentence_counts_updates_and_seconds():

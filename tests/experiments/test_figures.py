@@ -1,11 +1,14 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from experiments.reproduction.figures import error_curves, schedules, speedup_bars
+from adabatch_jax.config import TrainConfig
+from experiments.reproduction.figures import outcome_curves, schedules, speedup_bars
+from experiments.reproduction.measures import schedule_points
 from experiments.reproduction.results import load_study
-from tests.experiments.conftest import study_arms
+from tests.experiments.conftest import NUM_EXAMPLES, change_sealed, study_arms
 
 NAMES = ("fixed_small", "adaptive", "goyal")
 SEEDS = (0, 1, 2)
@@ -34,7 +37,7 @@ def measured(folder, key, arm, seeds=SEEDS):
     "panel, key", [(0, "epoch"), (1, "step"), (2, "training_seconds")], ids=str
 )
 def test_curves_are_means_over_the_seeds(experiment, tmp_path, panel, key):
-    axes = error_curves(experiment).axes[panel]
+    axes = outcome_curves(experiment).axes[panel]
     for line, band, arm in zip(axes.get_lines(), axes.collections, NAMES[:2], strict=False):
         x, y = line.get_data()
         errors = 100 - 100 * measured(tmp_path, "test_accuracy", arm)
@@ -46,7 +49,7 @@ def test_curves_are_means_over_the_seeds(experiment, tmp_path, panel, key):
 
 
 def test_diverged_runs_are_drawn_to_their_end_and_left_out_of_the_mean(experiment, tmp_path):
-    figure = error_curves(experiment)
+    figure = outcome_curves(experiment)
     mean, diverged, cross = figure.axes[0].get_lines()[2:]
     errors = 100 - 100 * measured(tmp_path, "test_accuracy", "goyal", (0, 2))
     np.testing.assert_allclose(mean.get_ydata(), errors.mean(axis=0))
@@ -55,6 +58,37 @@ def test_diverged_runs_are_drawn_to_their_end_and_left_out_of_the_mean(experimen
     assert cross.get_marker() == "x" and cross.get_ydata() == pytest.approx(single[-1:])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["fixed_small", "adaptive", "goyal (1 of 3 diverged)"]
+
+
+def test_of_texts_the_first_panel_is_by_tokens(write_run, write_study, tmp_path):
+    config = TrainConfig(dataset="text:corpus.txt", model="gpt_nano", epochs=4, log_every="1ep")
+    arms = {"fixed_small": config}
+    write_run("gpt", "fixed_small", config, 0)
+    file = tmp_path / "runs/gpt/fixed_small/seed0/metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [row | {"tokens": 256 * row["samples"], "test_bits_per_byte": 2.0} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    change_sealed(file.parent / "summary.json", test_bits_per_byte=2.0)
+    study = load_study(write_study({"gpt": arms}, seeds=[0], outcome="bits_per_byte"))
+    axes = outcome_curves(study.experiments[0]).axes[0]
+    assert axes.get_xlabel() == "tokens" and axes.get_ylabel() == "test bits per byte"
+    x, y = axes.get_lines()[0].get_data()
+    assert list(x) == [row["tokens"] for row in rows] and set(y) == {2.0}
+
+
+def test_short_runs_have_a_point_for_each_hundredth(write_run, write_study):
+    config = dataclasses.replace(study_arms()["adaptive"], epochs=2, lr="0.05 cosine")
+    write_run("digits_cnn", "adaptive", config, 0)
+    arm = load_study(write_study({"digits_cnn": {"adaptive": config}})).experiments[0].arms[0]
+    expected, part = [], 2 * NUM_EXAMPLES / 100
+    for number in range(100):
+        steps = range(arm.plan.num_steps)
+        begun = [s for s in steps if number * part <= arm.plan.samples_at(s) < (number + 1) * part]
+        if begun:
+            expected.append((number * part / NUM_EXAMPLES, arm.plan.batch_size_at(begun[0])))
+    points = schedule_points(arm)
+    assert [(float(point.epoch), point.batch_size) for point in points] == expected
+    assert points[0].learning_rate == pytest.approx(0.05)
 
 
 def test_bars_are_speedups_with_intervals(experiment, tmp_path):
@@ -82,7 +116,7 @@ def test_schedules_are_staircases_to_the_end(experiment):
     np.testing.assert_allclose(rate.get_lines()[1].get_ydata(), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("draw", [error_curves, speedup_bars, schedules])
+@pytest.mark.parametrize("draw", [outcome_curves, speedup_bars, schedules])
 def test_figures_of_a_study_that_has_not_begun(write_study, draw):
     out = write_study({"digits_cnn": {"adaptive": study_arms()["adaptive"]}})
     draw(load_study(out).experiments[0]).draw_without_rendering()

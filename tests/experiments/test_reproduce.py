@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from adabatch_jax.config import TrainConfig
+from adabatch_jax.config import DataSettings, TrainConfig
+from adabatch_jax.config.gpt_settings import GPTSettings
 from adabatch_jax.schedules.learning_rate_schedule import coupled_learning_rate
 from experiments import sections
 from experiments.reproduce import main
@@ -22,7 +23,7 @@ from experiments.reproduction import studies
 from experiments.reproduction.adjustments import with_epochs
 from experiments.reproduction.jobs import study_jobs
 from experiments.reproduction.resuming import resumed
-from experiments.reproduction.tuning import best_scale, holdout_error
+from experiments.reproduction.tuning import best_scale, holdout_outcome
 from tests.sentences import says
 
 TINY = TrainConfig(lr="0.05", epochs=2, reference_batch_size=400, log_every="1ep")
@@ -104,6 +105,42 @@ def test_a_study_is_run_and_reported(study):
         assert json.loads((folder / "config.json").read_text())["seed"] == seed
         assert json.loads((folder / "summary.json").read_text())["samples"] == 2 * 1298
     assert {"results.md", "results.html"} <= {path.name for path in study.iterdir()}
+
+
+def test_a_study_of_a_text(tmp_path, monkeypatch, capfd):
+    """Tuned, run, and reported by bits per byte."""
+    text = tmp_path / "corpus.txt"
+    text.write_text("".join(f"{n} green bottles, hanging on the wall.\n" for n in range(200)))
+    config = TrainConfig(
+        dataset="text:corpus.txt", model="gpt_nano", optimizer="adamw", coupling="sqrt", epochs=1,
+        lr="0.01", batch_schedule="32", log_every="1ep", eval_every="50%",
+        data=DataSettings(sequence_length=16, test_split="10%"),
+        gpt=GPTSettings(width=8, num_layers=1, num_heads=2),
+    )  # fmt: skip
+    arms = {"fixed_small": config}
+    section = sections.Section(
+        "A text", "nowhere", {"gpt": "tiny_gpt"}, "bits_per_byte", 10, ("For: nobody.",)
+    )
+    monkeypatch.setitem(sections.SECTIONS, "tiny_text", section)
+    for module in (sections, sys.modules["experiments.reproduction.pages"]):
+        monkeypatch.setattr(module, "load_arms", lambda experiment: arms)
+    out = tmp_path / "out"
+    command = ["tiny_text", "--seeds", "1", "--tune-lr", "--lr-scales", "0.01", "1"]
+    command += ["--dataset", f"text:{text}", "--out", str(out)]
+    assert main(command) == 0
+    study = saved(out)
+    found = study["tuning"]["tiny_gpt"]["fixed_small"]
+    for scale, value in found["candidates"].items():
+        summary = out / f"tuning/tiny_gpt/fixed_small/lr_x{scale}/summary.json"
+        assert value == json.loads(summary.read_text())["holdout_bits_per_byte"]
+    assert found["lr_scale"] == 1  # a hundredth of the rate learns next to nothing
+    assert study["arms"]["tiny_gpt"]["fixed_small"]["data"]["holdout_split"] == "10%"
+    assert study["outcome"] == "bits_per_byte" and study["margin"] == 0.01
+    page = (out / "results.md").read_text()
+    result = json.loads((out / "runs/tiny_gpt/fixed_small/seed0/summary.json").read_text())
+    assert f"{result['test_bits_per_byte']:.3f}" in page and "For: nobody." in page
+    assert "test bits per byte" in page and "test error" not in page
+    assert "test bits per byte" in capfd.readouterr().out
 
 
 def test_a_run_that_diverges_is_a_result(study):
@@ -238,7 +275,7 @@ def test_rates_are_chosen_on_the_held_out_part(tmp_path, capfd):
 
 
 def test_equally_good_rates_go_to_the_smaller_and_one_that_diverged_is_the_worst(study):
-    errors = {job.arm: holdout_error(job) for job in study_jobs(studies.load_study(study), study)}
+    errors = {job.arm: holdout_outcome(job) for job in study_jobs(studies.load_study(study), study)}
     assert errors["hopeless"] is None and 0 <= errors["fixed_small"] < 100
     assert best_scale({"2": 1.5, "1": 1.5, "0.5": 1.6}) == 1.0
     assert best_scale({"0.5": None, "2": 99.0}) == 2.0
@@ -253,8 +290,8 @@ def test_equally_good_rates_go_to_the_smaller_and_one_that_diverged_is_the_worst
         ("tiny --networks resnet", "'resnet' … cnn"),
         ("tiny --seeds 0", "--seeds: … 1 … 10000 … 0"),
         ("tiny --holdout-percent 100", "--holdout-percent: … 100"),
-        ("tiny --margin-percent 0", "--margin-percent: … 0"),
-        ("tiny --margin-percent nan", "--margin-percent: … nan"),
+        ("tiny --margin 0", "--margin: … 0"),
+        ("tiny --margin nan", "--margin: … nan"),
         ("tiny --dataset digts", "'digts' … 'digits'"),
         ("tiny --epochs 0", "--epochs: … 0"),
         ("tiny --holdout-percent 70", "tiny_cnn/adaptive: "),
@@ -285,7 +322,7 @@ def refused(capfd, arguments, text):
     [
         ("--seeds 1", "seeds 2, not 1"),
         ("--holdout-percent 20", "holdout_percent 10, not 20"),
-        ("--margin-percent 0.5", "margin_percent 1.0, not 0.5"),
+        ("--margin 0.5", "margin 1.0, not 0.5"),
         ("--arms adaptive fixed_small", "tiny_cnn/fixed_small, tiny_cnn/adaptive, "),
         ("--epochs 3", "tiny_cnn/fixed_small epochs 2.0, not 3.0"),
         ("--microbatch-size 64", "tiny_cnn/fixed_small microbatch_size 'auto', not 64"),

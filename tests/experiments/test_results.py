@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from adabatch_jax.system.errors import StorageError, UsageError
-from experiments.reproduction.measures import epoch_seconds, schedule_by_epoch, speedups
+from experiments.reproduction.measures import epoch_seconds, schedule_points, speedups
 from experiments.reproduction.results import load_study
-from tests.experiments.conftest import ENVIRONMENT, NUM_EXAMPLES, study_arms
+from tests.experiments.conftest import ENVIRONMENT, NUM_EXAMPLES, change_sealed, study_arms
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_finished_run(load_arm, tmp_path):
     folder = tmp_path / "runs/digits_cnn/adaptive/seed0"
     summary, rows = json.loads((folder / "summary.json").read_text()), rows_of(folder)
     assert (run.seed, run.state, run.message) == (0, "finished", None)
-    assert run.test_error == pytest.approx(100 - 100 * summary["test_accuracy"])
+    assert run.test == pytest.approx(100 - 100 * summary["test_accuracy"])
     assert (run.updates, run.examples) == (summary["step"], 4 * NUM_EXAMPLES)
     assert run.training_seconds == summary["step_seconds"] + summary["input_seconds"]
     assert {f"{name}_seconds" for name in run.seconds} == {k for k in summary if "seconds" in k}
@@ -50,7 +50,7 @@ def test_best_epoch_is_chosen_without_the_test_set(load_arm, tmp_path):
     best_on_test = max(rows, key=lambda row: row["test_accuracy"])
     assert chosen["step"] != best_on_test["step"]
     assert (run.best.step, run.best.epoch) == (chosen["step"], chosen["epoch"])
-    assert run.best.test_error == pytest.approx(100 - 100 * chosen["test_accuracy"])
+    assert run.best.test == pytest.approx(100 - 100 * chosen["test_accuracy"])
 
 
 def test_no_best_epoch_without_a_holdout(load_arm):
@@ -63,9 +63,28 @@ def test_runs_that_did_not_finish(load_arm):
     assert [run.seed for run in arm.diverged] == [0] and [run.seed for run in arm.finished] == [3]
     assert arm.seeds[0].message == "the loss is nan | <b>at 7</b>"
     assert [len(run.evaluations) for run in arm.seeds] == [2, 2, 0, 4]
-    assert arm.test_errors == [arm.seeds[3].test_error]
+    assert arm.outcomes == [arm.seeds[3].test]
     for run in arm.seeds[:3]:
-        assert (run.test_error, run.updates, run.training_seconds, run.best) == (None,) * 4
+        assert (run.test, run.updates, run.training_seconds, run.best) == (None,) * 4
+
+
+def test_of_a_text_bits_per_byte_are_compared(load_arm, write_study, tmp_path):
+    load_arm(["finished"])
+    folder = tmp_path / "runs/digits_cnn/adaptive/seed0"
+    rows = [
+        {**row, "tokens": 64 * row["samples"], "test_bits_per_byte": 3 - row["epoch"] / 4}
+        | {"holdout_bits_per_byte": 2 + abs(row["epoch"] - 2)}
+        for row in rows_of(folder)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    change_sealed(folder / "summary.json", test_bits_per_byte=1.75)
+    arms = {"digits_cnn": {"adaptive": study_arms()["adaptive"]}}
+    study = load_study(write_study(arms, seeds=[0], outcome="bits_per_byte", margin=0.01))
+    (run,) = study.runs
+    assert run.test == 1.75 and study.outcome.heading == "bits per byte"
+    assert [e.test for e in run.evaluations] == [row["test_bits_per_byte"] for row in rows]
+    assert [e.tokens for e in run.evaluations] == [64 * row["samples"] for row in rows]
+    assert run.best.step == min(rows, key=lambda row: abs(row["epoch"] - 2))["step"]
 
 
 def test_divergence_before_the_first_files(load_arm, tmp_path):
@@ -113,7 +132,7 @@ def test_schedule_is_that_of_the_first_update_in_each_epoch(load_arm, name, rema
     firsts = {}
     for step in config.plan(NUM_EXAMPLES).steps():
         firsts.setdefault(step.start_sample // NUM_EXAMPLES, step)
-    settings = schedule_by_epoch(arm)
+    settings = schedule_points(arm)
     assert [s.epoch for s in settings] == [0, 1, 2, 3]
     assert [s.batch_size for s in settings] == [firsts[e].batch_size for e in range(4)]
     power = {"sqrt": 0.5}.get(name, 1)
@@ -127,13 +146,13 @@ def test_schedule_is_that_of_the_first_update_in_each_epoch(load_arm, name, rema
 
 def test_adaptive_and_fixed_have_the_same_rate_per_example(load_arm, tmp_path):
     arm = load_arm(["unfinished"])
-    ratios = [s.learning_rate / s.batch_size for s in schedule_by_epoch(arm)]
+    ratios = [s.learning_rate / s.batch_size for s in schedule_points(arm)]
     assert ratios == pytest.approx([0.05 / 20 * 0.375**epoch for epoch in range(4)], rel=1e-6)
-    assert [s.batch_size for s in schedule_by_epoch(arm)] == [20, 40, 80, 160]
+    assert [s.batch_size for s in schedule_points(arm)] == [20, 40, 80, 160]
 
 
 def test_schedule_is_unknown_before_a_run_has_begun(load_arm):
-    assert schedule_by_epoch(load_arm([None])) == ()
+    assert schedule_points(load_arm([None])) == ()
 
 
 def test_seconds_per_epoch_by_batch_size(load_arm, tmp_path):

@@ -137,7 +137,7 @@ def test_best_epoch_table(experiment, folder):
         chosen = [100 - 100 * row["test_accuracy"] for row in best]
         assert row["test error (%)"] == mean_sd(chosen)
         assert row["95 % interval"] == t_interval(chosen)
-        assert row["at the last epoch (%)"] == mean_sd(errors(folder, arm))
+        assert row["at the end"] == mean_sd(errors(folder, arm))
         assert row["n"] == str(len(chosen)) == ("3" if arm == "goyal" else "4")
         assert row["chosen epochs"] == f"{best[0]['epoch']:.3g}"
     assert list(table) == list(NAMES)
