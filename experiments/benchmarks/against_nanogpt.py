@@ -1,9 +1,6 @@
 """A small GPT-2 against nanoGPT's in PyTorch: the same shape, step, batch, type and machine."""
 
-import jax
-
-from adabatch_jax.data.mesh import data_mesh
-from experiments.benchmarks.against_pytorch import fastest, in_turns, measure
+from experiments.benchmarks.against_pytorch import fastest, in_turns, ways
 from experiments.benchmarks.networks import Network
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row
@@ -12,12 +9,13 @@ from experiments.benchmarks.torch_process import TorchProcess, TorchUnavailable
 
 _VOCABULARY, _LENGTH = 256, 128
 _SHAPE = {"width": 64, "num_layers": 4, "num_heads": 4}
+_GROUP = 4
 _WHAT = "GPT-2 of 0.2 M parameters, float32"
 
 
 def run(options: Options) -> list[Row]:
     """Compares tokens per second at two batch sizes; two virtual devices are expected."""
-    length, sizes = (16, (2,)) if options.quick else (_LENGTH, (16, 64))
+    length, sizes = (16, (8,)) if options.quick else (_LENGTH, (16, 64))
     try:
         with TorchProcess(options.torch_python) as torch:
             return [row for size in sizes for row in _rows(torch, size, length, options.quick)]
@@ -25,13 +23,9 @@ def run(options: Options) -> list[Row]:
         return [Row(f"{_WHAT}, tokens/s / nanoGPT's", None, note=f"{error}.")]
 
 
-def network(length: int) -> Network:
-    """GPT-2's parts in the benchmark's size."""
-    return Network.of_tokens("gpt_124m", length, _VOCABULARY, num_positions=length, **_SHAPE)
-
-
 def _rows(torch: TorchProcess, batch_size: int, length: int, quick: bool) -> list[Row]:
-    ours = dict(_ours(batch_size, length))
+    gpt = Network.of_tokens("gpt_124m", length, _VOCABULARY, num_positions=length, **_SHAPE)
+    ours = ways(gpt, gpt, batch_size, _GROUP)
     shape = {"vocabulary_size": _VOCABULARY, "length": length, **_SHAPE}
     seconds, theirs = in_turns(torch, ours, "nanogpt", batch_size, quick, **shape)
     plain, best = next(iter(ours)), fastest(seconds, [*ours])
@@ -49,12 +43,3 @@ def _rows(torch: TorchProcess, batch_size: int, length: int, quick: bool) -> lis
         ),
         Row(f"{what}: the best, {best} / {rival}", ratio(seconds[theirs], seconds[best])),
     ]
-
-
-def _ours(batch_size: int, length: int):
-    """Yields our ways to compute it, by name, and what measures one update of each."""
-    gpt = network(length)
-    yield "one program", measure(gpt.step(), gpt.batch(batch_size))
-    mesh = data_mesh(jax.devices())
-    name = f"on {mesh.size} devices"
-    yield name, measure(gpt.step(mesh=mesh), gpt.batch(batch_size, mesh=mesh))

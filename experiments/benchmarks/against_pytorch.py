@@ -33,7 +33,8 @@ def run(options: Options) -> list[Row]:
 
 
 def _rows(torch: TorchProcess, batch_size: int, quick: bool) -> list[Row]:
-    ours = dict(_ours(batch_size))
+    whole, grouped = (Network.create(_NETWORK, group_size=size) for size in (None, _GROUP))
+    ours = ways(whole, grouped, batch_size, _GROUP)
     seconds, best = in_turns(torch, ours, _NETWORK, batch_size, quick)
     beside = {f"{name} (ms)": 1e3 * statistics.median(s) for name, s in seconds.items()}
     plain, ours_best = next(iter(ours)), fastest(seconds, [*ours])
@@ -88,15 +89,27 @@ def in_turns(
     theirs = [name for name in measures if name not in ours]
     if not theirs:
         raise TorchUnavailable(str(reason))
-    seconds = alternate(measures, rounds=1 if quick else 9, limit_seconds=4)
+    seconds = alternate(measures, rounds=1 if quick else 9, limit_seconds=8)
     torch.forget()
     return seconds, fastest(seconds, theirs)
 
 
-def measure(step: RunningStep, batch: Mapping[str, jax.Array]) -> Callable[[], float]:
-    """Returns what performs one compiled update, and tells the seconds."""
-    program = step.compile(batch)
-    return timed(lambda: step(batch, program))
+def ways(
+    whole: Network, grouped: Network, batch_size: int, group_size: int
+) -> dict[str, Callable[[], float]]:
+    """Our ways to compute an update, by name, and what measures one of each.
+
+    `whole` takes the batch in one program, `grouped` so many examples at a time on each device.
+    """
+    measures = {"one program": _measure(whole.step(), whole.batch(batch_size))}
+    for num_devices in (1, jax.device_count()):
+        mesh = data_mesh(jax.devices()[:num_devices])
+        microbatch_size = group_size * num_devices
+        shape = (batch_size // microbatch_size, microbatch_size)
+        name = f"{group_size} examples at a time on {num_devices} device{'s' * (num_devices > 1)}"
+        step = grouped.step(microbatch_size, mesh)
+        measures[name] = _measure(step, grouped.batch(*shape, mesh=mesh))
+    return measures
 
 
 def fastest(seconds: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
@@ -104,15 +117,6 @@ def fastest(seconds: Mapping[str, Sequence[float]], names: Sequence[str]) -> str
     return min(names, key=lambda name: statistics.median(seconds[name]))
 
 
-def _ours(batch_size: int):
-    """Yields our formulations, by name, and what measures one update of each."""
-    whole = Network.create(_NETWORK)
-    grouped = Network.create(_NETWORK, group_size=_GROUP)
-    yield "one program", measure(whole.step(), whole.batch(batch_size))
-    for num_devices in (1, jax.device_count()):
-        mesh = data_mesh(jax.devices()[:num_devices])
-        microbatch_size = _GROUP * num_devices
-        shape = (batch_size // microbatch_size, microbatch_size)
-        name = f"{_GROUP} examples at a time on {num_devices} device{'s' * (num_devices > 1)}"
-        step = grouped.step(microbatch_size, mesh)
-        yield name, measure(step, grouped.batch(*shape, mesh=mesh))
+def _measure(step: RunningStep, batch: Mapping[str, jax.Array]) -> Callable[[], float]:
+    program = step.compile(batch)
+    return timed(lambda: step(batch, program))
