@@ -13,7 +13,7 @@ from adabatch_jax.training.train_state import TrainState
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import spread
-from experiments.benchmarks.training import Run
+from experiments.benchmarks.training import Run, resnet20
 
 _BATCH_SIZE = 128
 # CIFAR's, whose epochs the paper counts in.
@@ -23,7 +23,7 @@ _EPOCH_EXAMPLES = 50_000
 def run(options: Options) -> list[Row]:
     """Trains ResNet-20 with a checkpoint behind every other group of updates."""
     num_rounds, num_updates = (1, 3) if options.quick else (8, 10)
-    training = Run()
+    training = resnet20()
     with tempfile.TemporaryDirectory() as folder:
         with_save, without = compare(training, Path(folder), num_rounds, num_updates)
         found, verified, restored = _restart(training.state(), Path(folder))

@@ -1,2 +1,2 @@
 # These import torch, which nothing else here needs.
-collect_ignore = ["torch_networks.py", "torch_worker.py"]
+collect_ignore = ["torch_gpt.py", "torch_networks.py", "torch_worker.py"]

@@ -8,7 +8,7 @@ from adabatch_jax.training.updates_per_dispatch import pieces
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import spread
-from experiments.benchmarks.training import Run, random_images
+from experiments.benchmarks.training import Run, random_images, resnet20
 
 _SIZES = (128, 1024, 16384)
 # Two are ready, one is trained on, one is being made: as the host's arrays and the device's.
@@ -19,7 +19,7 @@ def run(options: Options) -> list[Row]:
     """Feeds a step that does nothing, and watches the process."""
     sizes, num_batches = ((16, 64), 15) if options.quick else (_SIZES, 60)
     num_examples = 640 if options.quick else 50_000
-    training = Run(random_images(num_examples))
+    training = resnet20(random_images(num_examples))
     peaks = {size: _peaks(training, size, num_batches) for size in sizes}
     small, large = max(peaks[sizes[0]]), max(peaks[sizes[-1]])
     batch_bytes = training.source.read(range(sizes[-1]))["image"].nbytes

@@ -1,13 +1,15 @@
-"""The paper's networks as train steps on random batches that lie on the device."""
+"""Networks as train steps on random batches that lie on the device."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 
 from adabatch_jax import models
@@ -21,19 +23,29 @@ def optimizer() -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9))
 
 
+def text_optimizer() -> optax.GradientTransformation:
+    """nanoGPT's for GPT-2, at one rate: AdamW that decays matrices only, and clipping at 1."""
+
+    def matrices(params):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    adamw = optax.adamw(6e-4, 0.9, 0.95, weight_decay=0.1, mask=matrices)
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network, ready to be trained on images that are normalized already.
+    """A network, ready to be trained.
 
     Attributes:
-      image_shape: (height, width, channels).
-      num_classes: labels are below.
-      dtype: of the images and of the computation, "float32" or "bfloat16".
+      module: it is built from, with its initial weights.
+      tx: the optimizer of its steps.
+      examples: makes so many random examples, arrays by name.
     """
 
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    dtype: str
+    module: nnx.Module
+    tx: optax.GradientTransformation
+    examples: Callable[[int], dict[str, np.ndarray]]
     params: Any
     model_state: Any
     loss_fn: LossFn
@@ -49,11 +61,33 @@ class Network:
         image_shape: tuple[int, int, int] = (32, 32, 3),
         num_classes: int = 100,
     ) -> "Network":
-        """Builds a network by its name in `adabatch_jax.models`."""
+        """Builds a network of images, which are normalized already, by its name.
+
+        `dtype`, "float32" or "bfloat16", is that of the images and of the computation.
+        """
         module = models.create(name, num_classes, image_shape, group_size=group_size, dtype=dtype)
+        images = functools.partial(_images, image_shape, num_classes, jax.numpy.dtype(dtype))
+        return cls._of(module, optimizer(), images)
+
+    @classmethod
+    def of_tokens(
+        cls,
+        name: str,
+        sequence_length: int,
+        vocabulary_size: int,
+        dtype: str = "float32",
+        **shape: Any,
+    ) -> "Network":
+        """Builds a GPT by its name, with what is to be other than that says."""
+        module = models.create(name, vocabulary_size, dtype=dtype, **shape)
+        tokens = functools.partial(_tokens, sequence_length, vocabulary_size)
+        return cls._of(module, text_optimizer(), tokens)
+
+    @classmethod
+    def _of(cls, module, tx, examples) -> "Network":
         params, state, loss_fn, _ = models.functions(module, normalize=lambda images: images)
         properties = models.loss_properties(module)
-        return cls(image_shape, num_classes, dtype, params, state, loss_fn, properties)
+        return cls(module, tx, examples, params, state, loss_fn, properties)
 
     def state(self, tx: optax.GradientTransformation) -> TrainState:
         """A new train state."""
@@ -66,7 +100,7 @@ class Network:
         tx: optax.GradientTransformation | None = None,
     ) -> "RunningStep":
         """A train step with its own state."""
-        tx = optimizer() if tx is None else tx
+        tx = self.tx if tx is None else tx
         step = make_train_step(self.loss_fn, tx, mesh, microbatch_size, **self.properties)
         return RunningStep(step, step.place(self.state(tx)))
 
@@ -84,18 +118,30 @@ class Network:
         }
 
     def host_batch(self, *shape: int) -> dict[str, np.ndarray]:
-        """A batch as numpy arrays; up to 256 random images, again and again."""
-        num_examples = math.prod(shape)
-        rng = np.random.default_rng(0)
-        images = rng.standard_normal((min(num_examples, 256), *self.image_shape), np.float32)
-        images = np.resize(images, (num_examples, *self.image_shape))
+        """A batch as numpy arrays."""
+        examples = self.examples(math.prod(shape))
         return {
-            "image": images.astype(jax.numpy.dtype(self.dtype)).reshape(*shape, *self.image_shape),
-            "label": rng.integers(0, self.num_classes, shape, np.int32),
+            **{name: array.reshape(*shape, *array.shape[1:]) for name, array in examples.items()},
             "weight": np.ones(shape, np.float32),
             "index": np.zeros(shape, np.int32),
             "epoch": np.zeros(shape, np.int32),
         }
+
+
+def _images(
+    image_shape: tuple[int, int, int], num_classes: int, dtype: np.dtype, number: int
+) -> dict[str, np.ndarray]:
+    """Up to 256 random images, again and again, with labels below `num_classes`."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((min(number, 256), *image_shape), np.float32)
+    images = np.resize(images, (number, *image_shape))
+    labels = rng.integers(0, num_classes, number, np.int32)
+    return {"image": images.astype(dtype), "label": labels}
+
+
+def _tokens(sequence_length: int, vocabulary_size: int, number: int) -> dict[str, np.ndarray]:
+    shape = (number, sequence_length + 1)
+    return {"tokens": np.random.default_rng(0).integers(0, vocabulary_size, shape, np.int32)}
 
 
 class RunningStep:

@@ -10,7 +10,7 @@ from adabatch_jax.training.train_step import make_train_step
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import spread
-from experiments.benchmarks.training import Run
+from experiments.benchmarks.training import Run, resnet20
 
 _SIZES = (32, 64, 96, 128)
 
@@ -21,7 +21,7 @@ def run(options: Options) -> list[Row]:
     sizes = (8, 16) if options.quick else _SIZES
     # The first phase is as long as the background needs for three programs.
     first_updates, updates = (30, 4) if options.quick else (150, 12)
-    training = Run()
+    training = resnet20()
     starts, step = [0], first_updates
     for _ in sizes[1:]:
         starts.append(step)

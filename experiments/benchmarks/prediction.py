@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import ratio
-from experiments.benchmarks.training import GROUP_SIZE, Run, random_images
+from experiments.benchmarks.training import GROUP_SIZE, random_images, resnet20
 
 _SCHEDULE = "32 x2 every 20% max 256"
 
@@ -18,7 +18,7 @@ def run(options: Options) -> list[Row]:
     A shorter run before them fills the cache of compiled programs that benchmarks have: beside so
     few updates, a compiler at work would take a large part of the cores.
     """
-    training = Run(random_images(640 if options.quick else 3840))
+    training = resnet20(random_images(640 if options.quick else 3840))
     plan = training.plan(_SCHEDULE, "1ep")
     predicted, measured = [], []
     with tempfile.TemporaryDirectory() as folder:

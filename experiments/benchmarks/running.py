@@ -13,6 +13,7 @@ from experiments.benchmarks.rows import Row
 
 BENCHMARKS = {
     "loop_overhead": 1,
+    "text_training": 1,
     "host_time": 1,
     "phase_change": 1,
     "warm_start": 1,
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "scaling": 1,
     "host_memory": 1,
     "against_pytorch": 2,
+    "against_nanogpt": 2,
 }
 """The modules here that have a `run`, in order, and how many devices each needs."""
 

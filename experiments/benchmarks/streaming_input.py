@@ -8,7 +8,7 @@ from adabatch_jax.training.updates_per_dispatch import pieces
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.rows import Row, Target
 from experiments.benchmarks.timing import spread
-from experiments.benchmarks.training import Run, random_images
+from experiments.benchmarks.training import Run, random_images, resnet20
 
 _BATCH_SIZE = 128
 
@@ -16,7 +16,7 @@ _BATCH_SIZE = 128
 def run(options: Options) -> list[Row]:
     """Trains ResNet-20 on streamed images; then feeds a step that does nothing."""
     num_runs, num_updates, num_fed = (1, 2, 5) if options.quick else (3, 20, 400)
-    training = Run(random_images(1_000 if options.quick else 50_000))
+    training = resnet20(random_images(1_000 if options.quick else 50_000))
     plan = training.plan(_BATCH_SIZE, f"{num_updates}st")
     shares, paces = [], []
     for _ in range(num_runs):

@@ -62,11 +62,12 @@ class TorchProcess:
         dtype: str = "float32",
         mode: str = "eager",
         updates: int = 1,
-        image_size: int = 32,
-        num_classes: int = 100,
         deadline: float = math.inf,
+        **shape: int,
     ) -> float:
         """Seconds of some updates; before the first ones of a network it builds and compiles.
+
+        `shape` is what else the network is built with, see `torch_worker`.
 
         Raises:
           TorchUnavailable: it failed, or there was no answer when `time.monotonic()` passed
@@ -79,8 +80,7 @@ class TorchProcess:
                 "dtype": dtype,
                 "mode": mode,
                 "updates": updates,
-                "image_size": image_size,
-                "num_classes": num_classes,
+                **shape,
             },
             deadline,
         )

@@ -2,8 +2,9 @@
 
     python -m experiments.benchmarks.torch_worker
 
-Reads a request per line, `{"network", "batch_size", "dtype", "mode", "updates"}` as JSON, and
-answers each with `{"seconds"}` or `{"error"}`. It needs torch only, so that any Python will do.
+Reads a request per line, `{"network", "batch_size", "dtype", "mode", "updates"}` and what else the
+network is built with as JSON, and answers each with `{"seconds"}` or `{"error"}`. It needs torch
+only, so that any Python will do.
 """
 
 import functools
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from experiments.benchmarks import torch_networks
+from experiments.benchmarks import torch_gpt, torch_networks
 
 
 def device() -> str:
@@ -26,17 +27,41 @@ def device() -> str:
 
 @functools.cache
 def training(
-    network: str, batch_size: int, dtype: str, mode: str, image_size: int, num_classes: int
-) -> Callable[[], None]:
+    network: str, batch_size: int, dtype: str, mode: str, **shape: int
+) -> Callable[[], object]:
     """Returns what performs one update, on one batch that stays on the device.
 
-    As the official script trains, with channels last: SGD with momentum 0.9 and weight decay.
     bfloat16 is autocast, that is parameters stay float32, as ours do.
 
     Args:
       mode: "eager", or a mode of `torch.compile`.
+      shape: what else the network and its batches are built with.
     """
     torch.manual_seed(0)
+    build = _gpt if network == "nanogpt" else functools.partial(_classifier, network)
+
+    def prepared(function: Callable) -> Callable:
+        """A loss, or what it calls, in the wanted type and mode."""
+
+        def cast(*inputs):
+            with torch.autocast(device(), torch.bfloat16, enabled=dtype == "bfloat16"):
+                return function(*inputs)
+
+        return cast if mode == "eager" else torch.compile(cast, mode=mode, dynamic=False)
+
+    update = build(batch_size, prepared, **shape)
+    update()
+    return update
+
+
+def _classifier(
+    network: str,
+    batch_size: int,
+    prepared: Callable[[Callable], Callable],
+    image_size: int = 32,
+    num_classes: int = 100,
+) -> Callable[[], object]:
+    """As the official script trains, with channels last: SGD with momentum 0.9 and weight decay."""
     module = torch_networks.create(network, num_classes).to(device())
     module = module.to(memory_format=torch.channels_last).train()
     fused = device() == "cuda"
@@ -46,22 +71,24 @@ def training(
     shape = (batch_size, 3, image_size, image_size)
     images = torch.randn(shape, device=device()).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(num_classes, (batch_size,), device=device())
-
-    def loss_of(images, labels):
-        with torch.autocast(device(), torch.bfloat16, enabled=dtype == "bfloat16"):
-            logits = module(images)
-        return functional.cross_entropy(logits.float(), labels)
-
-    if mode != "eager":
-        loss_of = torch.compile(loss_of, mode=mode, dynamic=False)
+    loss_of = prepared(
+        lambda images, labels: functional.cross_entropy(module(images).float(), labels)
+    )
 
     def update() -> None:
         optimizer.zero_grad(set_to_none=True)
         loss_of(images, labels).backward()
         optimizer.step()
 
-    update()
     return update
+
+
+def _gpt(
+    batch_size: int, prepared: Callable[[Callable], Callable], length: int, **shape: int
+) -> Callable[[], object]:
+    module = torch_gpt.GPT(length=length, **shape).to(device()).train()
+    tokens = torch.randint(shape["vocabulary_size"], (batch_size, length + 1), device=device())
+    return functools.partial(torch_gpt.updates(module, prepared(module)), tokens)
 
 
 def seconds(request: dict[str, Any]) -> float:

@@ -1,15 +1,18 @@
-"""Short training runs of ResNet-20 on random 32x32 images, as `fit` performs them."""
+"""Short training runs on random images or tokens, as `fit` performs them."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optax
+from flax import nnx
 
-from adabatch_jax import array_source, fit, make_plan, models
+from adabatch_jax import array_source, fit, make_plan, models, token_source
 from adabatch_jax.data.sources import Source
 from adabatch_jax.runs.fit import FitResult
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.training.train_state import TrainState
-from experiments.benchmarks.networks import optimizer
+from experiments.benchmarks.networks import optimizer, text_optimizer
 
 GROUP_SIZE = 8
 """BatchNorm's group on a CPU, so that it may compute few examples at a time."""
@@ -26,28 +29,26 @@ def random_images(num_examples: int, size: int = 32) -> Source:
     )
 
 
+def random_tokens(folder: Path, num_tokens: int, sequence_length: int) -> Source:
+    """Sequences of random bytes from a file `tokens.bin`, as nanoGPT's, that is written anew."""
+    path = folder / "tokens.bin"
+    np.random.default_rng(0).integers(0, 256, num_tokens, np.uint16).tofile(path)
+    return token_source(path, sequence_length, vocabulary_size=256)
+
+
 class Run:
-    """What training ResNet-20 needs beside a plan.
+    """What training a network needs beside a plan.
 
     Args:
       source: the training examples.
-      group_size: of BatchNorm; None: the whole batch.
-      dtype: to compute in.
+      module: the network, with its initial weights.
+      tx: the optimizer.
     """
 
-    def __init__(
-        self,
-        source: Source | None = None,
-        group_size: int | None = GROUP_SIZE,
-        dtype: str = "float32",
-    ):
-        self.source = random_images(4096) if source is None else source
-        module = models.create(
-            "resnet20_cifar", 10, (32, 32, 3), group_size=group_size, dtype=dtype
-        )
+    def __init__(self, source: Source, module: nnx.Module, tx: optax.GradientTransformation):
+        self.source, self.tx = source, tx
         self.params, self.model_state, self.loss_fn, _ = models.functions(module)
         self.properties = models.loss_properties(module)
-        self.tx = optimizer()
 
     def state(self) -> TrainState:
         """The state before the first update."""
@@ -55,9 +56,29 @@ class Run:
 
     def plan(self, schedule: str | int, duration: str) -> BatchPlan:
         """A plan over the source."""
-        return make_plan(schedule, len(self.source), duration)
+        length = getattr(self.source, "sequence_length", None)
+        return make_plan(schedule, len(self.source), duration, tokens_per_example=length)
 
     def fit(self, plan: BatchPlan, **options: Any) -> FitResult:
         """Trains along a plan, without evaluation."""
         options = self.properties | options
         return fit(self.loss_fn, self.tx, self.state(), self.source, plan, **options)
+
+
+def resnet20(
+    source: Source | None = None, group_size: int | None = GROUP_SIZE, dtype: str = "float32"
+) -> Run:
+    """ResNet-20 on images, by default some random ones.
+
+    Args:
+      source: the training examples.
+      group_size: of BatchNorm; None: the whole batch.
+      dtype: to compute in.
+    """
+    module = models.create("resnet20_cifar", 10, (32, 32, 3), group_size=group_size, dtype=dtype)
+    return Run(random_images(4096) if source is None else source, module, optimizer())
+
+
+def gpt_nano(source: Source) -> Run:
+    """The smallest GPT, 0.2 million parameters, on sequences of bytes."""
+    return Run(source, models.create("gpt_nano", 256), text_optimizer())

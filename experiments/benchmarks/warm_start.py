@@ -67,7 +67,7 @@ def _train(folder: str) -> dict[str, float]:
     import jax
 
     from adabatch_jax.training import compilation_cache
-    from experiments.benchmarks.training import Run
+    from experiments.benchmarks.training import resnet20
 
     compilation_cache.enable(folder)
     seconds: Counter[str] = Counter()
@@ -78,7 +78,7 @@ def _train(folder: str) -> dict[str, float]:
             seconds[_EVENTS[name]] += duration
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    training = Run()
+    training = resnet20()
     training.fit(training.plan(_SCHEDULE, "2st"))
     return {**seconds, "start": time.perf_counter() - start}
 

@@ -3,16 +3,24 @@
 import importlib.util
 import itertools
 import json
+import math
 
 import jax
 import numpy as np
 import pytest
 
-from adabatch_jax import make_plan
+from adabatch_jax import Layout, make_plan, models
 from experiments.benchmarks import __main__ as command
-from experiments.benchmarks import rows, running, sharded_parameters, timing
-from experiments.benchmarks.accelerator import measuring, workloads
-from experiments.benchmarks.networks import Network
+from experiments.benchmarks import (
+    loop_overhead,
+    rows,
+    running,
+    sharded_parameters,
+    timing,
+    training,
+)
+from experiments.benchmarks.accelerator import measuring, peaks, text, workloads
+from experiments.benchmarks.networks import Network, text_optimizer
 from experiments.benchmarks.options import Options
 from experiments.benchmarks.results import Results
 from experiments.benchmarks.torch_process import TorchProcess, TorchUnavailable
@@ -81,6 +89,22 @@ def test_abstract_batches_look_like_batches():
     np.testing.assert_array_equal(images[256:512], images[:256])
 
 
+def test_the_loop_and_what_does_without_it_take_turns(tmp_path):
+    source = training.random_tokens(tmp_path, 1_000, sequence_length=8)
+    module = models.create("gpt_nano", 256, width=8, num_layers=1, num_heads=1)
+    network = training.Run(source, module, text_optimizer())
+    plan = network.plan(2, "6st")
+    assert plan.tokens_per_example == 8 and len(source) == 124
+    bare, calls = loop_overhead.hand_written_updates(network, plan), []
+    seconds = loop_overhead.compare(
+        network, plan, 2, Layout(input="streaming"), {"bare": bare, "calls": calls.append}
+    )
+    assert {name: len(rounds) for name, rounds in seconds.items()} == {
+        "loop": 2, "bare": 2, "calls": 2
+    }  # fmt: skip
+    assert calls == [2, 2, 2] and min(seconds["bare"] + seconds["loop"]) > 0
+
+
 def test_every_benchmark_is_there():
     for name in running.BENCHMARKS:
         assert importlib.util.find_spec(f"experiments.benchmarks.{name}"), name
@@ -140,7 +164,28 @@ def test_the_accelerators_benchmark_runs_without_one(tmp_path):
     changes = [change["batch_size"] for change in sweep["short_run"]["changes"]]
     assert changes == [8] and sweep["short_run"]["recompiled"]["batch_size"] == 8
     assert sweep["example_flops"] > 3 * 2 * 512 * 10  # what the last layer takes, three passes
+    (row,) = results["text"]
+    assert row["tokens_per_second"] == 2 * 16 / row["update_seconds"]
+    weights = 4 * 12 * 64**2 + 9 * 64 + 256 * 64  # the blocks', the norms', the head's
+    flops = 2 * 16 * (6 * weights + 12 * 4 * 64 * 16)
+    assert row["model_flops_per_second"] == pytest.approx(flops / row["update_seconds"])
+    assert row["model_flop_utilisation"] is None and "| gpt_nano |" in run.markdown_path.read_text()
     assert "## digits CNN, float32" in run.markdown_path.read_text()
+
+
+def test_a_batch_that_does_not_fit_is_followed_by_a_smaller_one(monkeypatch):
+    def measure(workload, attention, batch_size, *_):
+        if batch_size > 16:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand more")
+        return {"batch_size": batch_size}
+
+    monkeypatch.setattr(text, "_measure", measure)
+    notes = []
+    peak = peaks.peak_of("NVIDIA H100 80GB HBM3")
+    found = list(text.measured(text.GPT_124M, peak, 0.1, math.inf, notes.append))
+    assert found == [{"batch_size": 16}]
+    assert notes[0] == "gpt_124m, xla, batch 64: RuntimeError: RESOURCE_EXHAUSTED: Out of memory"
+    assert len(notes) == 2
 
 
 def test_what_there_is_no_time_for_is_said(tmp_path):
@@ -148,6 +193,7 @@ def test_what_there_is_no_time_for_is_said(tmp_path):
     run.run()
     (json_path,) = tmp_path.glob("accelerator_*.json")
     results = json.loads(json_path.read_text())
-    assert len(results["left_out"]) == 9 and not results["sweeps"]
+    assert len(results["left_out"]) == 10 and not results["sweeps"]
     assert results["pytorch_note"] == "torch is not installed"
+    assert "gpt_124m, xla, batch 64: no time" in results["left_out"]
     assert "* ResNet-20, bfloat16: no time" in run.markdown_path.read_text()

@@ -20,7 +20,7 @@ def _main(argv: Sequence[str] | None) -> int:
         "python -m experiments.benchmarks.accelerator", description=__doc__
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=7.0, help="when to begin nothing more")
+    parser.add_argument("--minutes", type=float, default=9.0, help="when to begin nothing more")
     parser.add_argument("--torch-python", help="a Python that has torch; default: this one")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     arguments = parser.parse_args(argv)

@@ -17,7 +17,8 @@ def page(results: Mapping[str, Any]) -> str:
     parts = [f"# Benchmarks on {results['device_kind']}", machine_text(results["environment"])]
     if peak := results.get("peak"):
         parts.append(
-            f"Model FLOP utilisation counts XLA's FLOPs of a program without loops against "
+            f"Model FLOP utilisation counts XLA's FLOPs of a program without loops, of a GPT the "
+            f"model's (6 for each weight and token, and attention's), against "
             f"{peak['bfloat16'] / 1e12:g} TFLOP/s in bfloat16 and {peak['float32'] / 1e12:g} in "
             f"float32 ({peak['source']})."
         )
@@ -27,6 +28,8 @@ def page(results: Mapping[str, Any]) -> str:
             parts += _paper(table)
         if run := sweep.get("short_run"):
             parts += _short_run(run)
+    if rows := results.get("text"):
+        parts += ["## Language models", _text_table(rows)]
     if rows := results.get("training_loop"):
         parts += ["## Training loop", _loop_table(rows)]
     if rows := results.get("pytorch"):
@@ -110,6 +113,29 @@ def _short_run(run: Mapping[str, Any]) -> list[str]:
             )
         )
     return [text, _table(("change", "stall"), rows)]
+
+
+def _text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    header = (
+        "network", "type", "attention", "batch", "ms per update", "tokens/s", "model TFLOP/s",
+        "utilisation", "peak of the process", "compiled in",
+    )  # fmt: skip
+    cells = [
+        (
+            row["network"],
+            row["dtype"],
+            row["attention"],
+            f"{row['batch_size']} x {row['sequence_length']:,}",
+            f"{1e3 * row['update_seconds']:.3g}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['model_flops_per_second'] / 1e12:.3g}",
+            _percent(row["model_flop_utilisation"]),
+            _mebibytes(row["process_peak_bytes"]),
+            f"{row['compile_seconds']:.1f} s",
+        )
+        for row in rows
+    ]
+    return _table(header, cells)
 
 
 def _loop_table(rows: Sequence[Mapping[str, Any]]) -> str:

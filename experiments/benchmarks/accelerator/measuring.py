@@ -11,21 +11,23 @@ from typing import Any
 
 import jax
 
+from adabatch_jax.config.settings import Layout
 from adabatch_jax.system.environment import describe_environment
-from experiments.benchmarks.accelerator import paper, pytorch, short_run, workloads
+from experiments.benchmarks.accelerator import paper, pytorch, short_run, text, workloads
 from experiments.benchmarks.accelerator.document import page
 from experiments.benchmarks.accelerator.peaks import peak_of
 from experiments.benchmarks.accelerator.sweep import Sweep, first_line
 from experiments.benchmarks.accelerator.workloads import Workload
-from experiments.benchmarks.loop_overhead import compare
+from experiments.benchmarks.loop_overhead import compare, compiled_updates
 from experiments.benchmarks.results import write
 from experiments.benchmarks.timing import ratio
 from experiments.benchmarks.torch_process import TorchProcess, TorchUnavailable
-from experiments.benchmarks.training import Run, random_images
+from experiments.benchmarks.training import random_images, resnet20
 
 # Seconds after which a part begins nothing new.
 _SWEEP_SECONDS, _TORCH_SECONDS = 75.0, 90.0
 _LOOP_SECONDS, _LOOP_BATCH_SIZE = 60.0, 128
+_TEXT_SECONDS = 120.0
 _UPDATES_SECONDS, _RUN_SECONDS = 0.3, 4.0
 
 
@@ -51,6 +53,7 @@ class Measuring:
             "environment": describe_environment(d.device_kind for d in jax.devices()),
             "peak": None if self._peak is None else dataclasses.asdict(self._peak),
             "sweeps": [],
+            "text": [],
             "training_loop": [],
             "pytorch": [],
             "left_out": [],
@@ -60,6 +63,7 @@ class Measuring:
         """Measures as much as there is time for."""
         if quick:
             self._try("quick", self._sweep, workloads.QUICK, "float32", 0.02, 0.1)
+            self._try("text", self._text, text.QUICK, 0.02)
             return
         first, *others = (
             workloads.RESNET20,
@@ -69,6 +73,7 @@ class Measuring:
         )
         for dtype in ("bfloat16", "float32"):
             self._try(f"{first.title}, {dtype}", self._sweep, first, dtype)
+        self._try("text", self._text, text.GPT_124M, 2.0)
         self._try("training loop", self._training_loop, "bfloat16", 7, 300)
         self._try("PyTorch", self._pytorch, [first], ("bfloat16", "float32"))
         for dtype in ("bfloat16", "float32"):
@@ -122,14 +127,24 @@ class Measuring:
                 run["recompiled"] = short_run.recompilation(sweep, size, seconds[size])
         self._save(f"{what}, done")
 
+    def _text(self, workload: text.TextWorkload, updates_seconds: float) -> None:
+        deadline = self._deadline(_TEXT_SECONDS)
+        for row in text.measured(workload, self._peak, updates_seconds, deadline, self._leave_out):
+            self._results["text"].append(row)
+            self._save(f"{workload.model}, {row['attention']}, batch {row['batch_size']}")
+
     def _training_loop(self, dtype: str, num_rounds: int, num_updates: int) -> None:
         """The loop's updates against the same program alone, in turns."""
         what = f"training loop, ResNet-20, {dtype}, batch {_LOOP_BATCH_SIZE}, resident"
         if self._end - time.monotonic() < _LOOP_SECONDS:
             self._leave_out(f"{what}: no time")
             return
-        training = Run(random_images(50_000), group_size=None, dtype=dtype)
-        bare, in_loop = compare(training, _LOOP_BATCH_SIZE, num_rounds, num_updates)
+        training = resnet20(random_images(50_000), group_size=None, dtype=dtype)
+        plan = training.plan(_LOOP_BATCH_SIZE, f"{num_updates * (num_rounds + 1)}st")
+        resident = Layout(input="resident")
+        alone = {"bare": compiled_updates(training, plan, resident)}
+        seconds = compare(training, plan, num_updates, resident, alone)
+        bare, in_loop = seconds["bare"], seconds["loop"]
         loop = {"what": what, "ratio": dataclasses.asdict(ratio(bare, in_loop))}
         loop |= {"updates": num_updates, "bare_seconds": bare, "loop_seconds": in_loop}
         self._results["training_loop"].append(loop)

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,18 +88,14 @@ class Sweep:
         """Times so many seconds of updates of one size, some times; returns JSON values."""
         program = self.programs[batch_size]
         update = self.updates(batch_size)
-        jax.block_until_ready([update() for _ in range(2)][-1])
-        estimate = _seconds(update, 2) / 2
-        count = max(round(wanted_seconds / estimate), 2)
-        each = [_seconds(update, count) / count for _ in range(_REPETITIONS)]
-        seconds = statistics.median(each)
+        seconds, quickest, slowest = update_seconds(update, wanted_seconds)
         memory = program.compiled.memory_analysis()
         stats = jax.devices()[0].memory_stats() or {}
         measured = {
             "batch_size": batch_size,
             "microbatch_size": program.shape[-1],
             "update_seconds": seconds,
-            "update_seconds_range": [min(each), max(each)],
+            "update_seconds_range": [quickest, slowest],
             "examples_per_second": batch_size / seconds,
             "model_flop_utilisation": None,
             "temporary_bytes": None if memory is None else memory.temp_size_in_bytes,
@@ -134,6 +131,19 @@ class Sweep:
 def first_line(error: BaseException) -> str:
     """The beginning of what an error says; XLA's go on for pages."""
     return (str(error).splitlines() or [""])[0]
+
+
+def update_seconds(update: Callable[[], Any], wanted_seconds: float) -> tuple[float, float, float]:
+    """Times so many seconds of updates, some times.
+
+    Returns:
+      Seconds per update: the median, the least and the most.
+    """
+    jax.block_until_ready([update() for _ in range(2)][-1])
+    estimate = _seconds(update, 2) / 2
+    count = max(round(wanted_seconds / estimate), 2)
+    each = [_seconds(update, count) / count for _ in range(_REPETITIONS)]
+    return statistics.median(each), min(each), max(each)
 
 
 def _seconds(update, count: int) -> float:
