@@ -231,7 +231,7 @@ def test_a_chain_of_jobs_on_1_2_and_4_gpus(slurm, undisturbed, tmp_path):
     assert done.returncode == 0, done.stderr
     jobs = re.findall(r"job (\d+)", done.stdout)
     states = [wait_for(job, slurm, *ENDED) for job in jobs]
-    texts = [path.read_text() for path in sorted(tmp_path.glob("[0-9]*"))]
+    texts = [(tmp_path / job).read_text() for job in jobs]
     assert [state["JobState"] for state in states] == ["COMPLETED"] * 3, texts
     assert [state["Restarts"] for state in states] == ["0", "1", "0"]
     for count, text in zip((1, 2, 4), texts, strict=True):
