@@ -23,6 +23,8 @@ RUN = (
     "--epochs 3 --batch-schedule 64 x2 every 1ep max 256 --eval-every 3ep --log-every 2st "
     "--steps-per-dispatch 1 --heartbeat-timeout 10s"
 ).split()
+# The signal reaches the child before the shell, which would go on and then die of it untrapped.
+WAITS = "echo began; sleep 60 & wait; sleep 2"
 SAME = ("step", "samples", "epoch", "phase", "batch_size", "learning_rate", "examples_digest")
 
 
@@ -184,7 +186,7 @@ def test_a_job_gives_up_after_so_many_restarts(slurm, tmp_path):
 
 def test_a_job_that_is_cancelled_is_not_queued_again(slurm, tmp_path):
     output = tmp_path / "output"
-    shim = "trap 'echo heard; sleep 1; exit 143' TERM; echo began; sleep 60 & wait"
+    shim = f"trap 'echo heard; sleep 1; exit 143' TERM; {WAITS}"
     job = submit(
         slurm, "slurm_task_per_node.sh", SHIM=shim,
         options=["--gpus-per-node=2", f"--output={output}"],
@@ -201,10 +203,7 @@ def test_a_job_that_is_cancelled_is_not_queued_again(slurm, tmp_path):
 def test_a_job_whose_time_is_nearly_over_is_queued_again(slurm, tmp_path):
     """By the signal that SLURM sends then, sent by hand: its own comes up to a minute early."""
     output = tmp_path / "output"
-    shim = (
-        '[ -n "$SLURM_RESTART_COUNT" ] && echo again && exit 0; '
-        "trap 'exit 143' USR1; echo began; sleep 60 & wait"
-    )
+    shim = f"[ -n \"$SLURM_RESTART_COUNT\" ] && echo again && exit 0; trap 'exit 143' USR1; {WAITS}"
     job = submit(
         slurm, "slurm_task_per_gpu.sh", SHIM=shim,
         options=["--ntasks-per-node=2", "--gpus-per-node=2", f"--output={output}"],
@@ -232,7 +231,7 @@ def test_a_chain_of_jobs_on_1_2_and_4_gpus(slurm, undisturbed, tmp_path):
     assert done.returncode == 0, done.stderr
     jobs = re.findall(r"job (\d+)", done.stdout)
     states = [wait_for(job, slurm, *ENDED) for job in jobs]
-    texts = [path.read_text() for path in sorted(tmp_path.glob("[0-9]*"))]
+    texts = [(tmp_path / job).read_text() for job in jobs]
     assert [state["JobState"] for state in states] == ["COMPLETED"] * 3, texts
     assert [state["Restarts"] for state in states] == ["0", "1", "0"]
     for count, text in zip((1, 2, 4), texts, strict=True):
