@@ -85,6 +85,15 @@ def test_a_text_is_trained_on_gone_on_with_and_sampled(text, command, refused):
     assert rows_of(text / "parts") == rows
 
     check_samples(command, refused)
+    check_the_best(text / "whole", rows, command)
+
+
+def check_the_best(folder, rows, command):
+    """By the loss: there is no accuracy."""
+    losses = {row["step"]: row["test_loss"] for row in rows if "test_loss" in row}
+    assert len(losses) == 2 and ab.load_run(folder, best=True).step == min(losses, key=losses.get)
+    asked = f"{folder} --best --tokens 3 --json"
+    assert json.loads(command(sample.main, asked).out)["step"] == min(losses, key=losses.get)
 
 
 def check_samples(command, refused):

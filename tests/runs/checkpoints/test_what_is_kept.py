@@ -43,6 +43,16 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert committed_steps(tmp_path) == [5, 9, 11]
 
 
+@pytest.mark.parametrize(("measures_accuracy", "kept"), [(True, [2, 5]), (False, [3, 5])])
+def test_the_best_is_by_the_accuracy_or_without_one_by_the_loss(tmp_path, measures_accuracy, kept):
+    with opened(tmp_path, newest=1, best=parse_score("auto")) as checkpoints:
+        for step, accuracy, loss in ((1, 0.5, 3.0), (2, 0.9, 2.0), (3, 0.8, 1.0), (5, 0.7, 4.0)):
+            row = {"step": step, "test_loss": loss}
+            checkpoints.measured(row | ({"test_accuracy": accuracy} if measures_accuracy else {}))
+            checkpoints.save(step, plain_state(), {})
+    assert committed_steps(tmp_path) == kept
+
+
 def test_one_of_each_period_stays(tmp_path):
     plan = make_plan("10", num_examples=100, duration="3ep")
     with opened(tmp_path, newest=1, every=every(plan, "1ep")) as checkpoints:
