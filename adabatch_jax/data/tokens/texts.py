@@ -26,12 +26,14 @@ TOKENIZER = "tokenizer.json"  # the name of its copy beside prepared tokens
 class OpenedText:
     """A text's tokens by split, "train", "test" and maybe "holdout", and what is known of them.
 
-    `was_tokens` is whether they lay so in files, and nothing was tokenized.
+    `tokenizer` is None where only ids are known; `was_tokens` is whether they lay so in files, and
+    nothing was tokenized.
     """
 
     tokens: dict[str, Tokens]
     vocabulary_size: int
     spec: TextSpec
+    tokenizer: AnyTokenizer | None
     notes: tuple[str, ...] = ()
     was_tokens: bool = False
 
@@ -76,7 +78,7 @@ def _of_texts(
         sequence_length, settings.tokenizer or BYTES, tokenizer.digest, tokenizer.end_of_document,
         num_bytes / len(tokens["test"]),
     )  # fmt: skip
-    return OpenedText(tokens, tokenizer.vocabulary_size, spec, notes)
+    return OpenedText(tokens, tokenizer.vocabulary_size, spec, tokenizer, notes)
 
 
 def _of_tokens(
@@ -112,7 +114,7 @@ def _of_tokens(
         sequence_length, tokenizer, digest, told.get("end_of_document", end),
         told.get("bytes_per_token", 1.0 if tokenizer == BYTES else None),
     )  # fmt: skip
-    return OpenedText(tokens, vocabulary_size, spec, notes, was_tokens=True)
+    return OpenedText(tokens, vocabulary_size, spec, opened, notes, was_tokens=True)
 
 
 def _files(path: Path, of: str) -> list[Path]:
