@@ -144,8 +144,8 @@ class Keep:
     best: str | None = setting(
         AUTO, OPERATION, read=parse_score, has_spaces=True,
         help="Which checkpoint to keep beside the newest: max or min, and a figure of the "
-        "evaluation; auto: max test_accuracy, or where that isn't measured, as of a text, min "
-        "test_loss; none: none.")
+        "evaluation; auto: of a text the lowest loss (min test_bits_per_token), else max "
+        "test_accuracy, or where that isn't measured min test_loss; none: none.")
     every: str | int | None = setting(
         None, OPERATION, read=period_duration, at_least=1,
         help="How often to keep a checkpoint for good, such as 20ep; none: never.")

@@ -67,14 +67,19 @@ class Score:
 
 
 BY_WHAT_IS_MEASURED = "auto"
-_MEASURED = Score("test_accuracy", False, otherwise=Score("test_loss", True))
+# Of tokens, whose accuracy is measured too, the bits are the loss.
+_MEASURED = Score(
+    "test_bits_per_token", True, Score("test_accuracy", False, Score("test_loss", True))
+)
 
 
 def parse_score(text: str) -> Score:
     """Reads "max test_accuracy", "min test_loss", or "auto".
 
-    That is the accuracy where there is one, and where there is none, as of a text, the loss.
+    That is the loss of a text, the accuracy of anything else, and where there is none its loss.
 
+    >>> parse_score("auto").of({"test_bits_per_token": 2.0, "test_accuracy": 0.5})
+    -2.0
     >>> parse_score("auto").of({"test_loss": 2.0}), parse_score("auto").of({"test_accuracy": 0.5})
     (-2.0, 0.5)
     """

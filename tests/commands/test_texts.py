@@ -89,7 +89,7 @@ def test_a_text_is_trained_on_gone_on_with_and_sampled(text, command, refused):
 
 
 def check_the_best(folder, rows, command):
-    """By the loss: there is no accuracy."""
+    """By the loss, not by the accuracy."""
     losses = {row["step"]: row["test_loss"] for row in rows if "test_loss" in row}
     assert len(losses) == 2 and ab.load_run(folder, best=True).step == min(losses, key=losses.get)
     asked = f"{folder} --best --tokens 3 --json"

@@ -43,12 +43,16 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert committed_steps(tmp_path) == [5, 9, 11]
 
 
-@pytest.mark.parametrize(("measures_accuracy", "kept"), [(True, [2, 5]), (False, [3, 5])])
-def test_the_best_is_by_the_accuracy_or_without_one_by_the_loss(tmp_path, measures_accuracy, kept):
+@pytest.mark.parametrize(
+    ("figures", "kept"),
+    [("test_loss test_accuracy", [2, 5]), ("test_loss", [3, 5]),
+     ("test_loss test_accuracy test_bits_per_token", [3, 5])],
+)  # fmt: skip
+def test_the_best_is_by_the_accuracy_or_of_tokens_by_the_loss(tmp_path, figures, kept):
     with opened(tmp_path, newest=1, best=parse_score("auto")) as checkpoints:
         for step, accuracy, loss in ((1, 0.5, 3.0), (2, 0.9, 2.0), (3, 0.8, 1.0), (5, 0.7, 4.0)):
-            row = {"step": step, "test_loss": loss}
-            checkpoints.measured(row | ({"test_accuracy": accuracy} if measures_accuracy else {}))
+            row = {"test_loss": loss, "test_accuracy": accuracy, "test_bits_per_token": 1.44 * loss}
+            checkpoints.measured({"step": step} | {name: row[name] for name in figures.split()})
             checkpoints.save(step, plain_state(), {})
     assert committed_steps(tmp_path) == kept
 
