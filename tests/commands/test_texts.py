@@ -209,6 +209,9 @@ def test_what_cannot_be_is_told(text, command, refused):
     refused(sample.main, "none", "none")
     refused(prepare.main, "text:corpus.txt", "needs a name … --name")
     refused(prepare.main, "digits --tokenizer t.json", "--tokenizer is for texts")
+    refused(plan.main, "--dataset corpus.txt --no-memory", "dataset … given as text:corpus.txt")
+    (text / "short.txt").write_text("let there be light")
+    refused(plan.main, "--dataset text:short.txt --no-memory", "shorter … --data.sequence-length")
     images = ["--dataset", "text:corpus.txt"]
     refused(plan.main, [*images, "--no-memory", "--data.flip"], "data.flip … is a text")
     refused(plan.main, ["--data.sequence-length", "8"], "data.sequence_length … digits is no text")
