@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, metavar="N", help="another one, another text (default: 0)"
     )
     parser.add_argument(
-        "--tokenizer", metavar="FILE", help="where the tokenizer's file lies now (default: as then)"
+        "--tokenizer", metavar="FILE", help="the tokenizer's file (default: the run's copy)"
     )
     add_choice(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, tokens too")

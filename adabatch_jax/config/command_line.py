@@ -63,8 +63,7 @@ def parse_arguments(
     if own.schedule_flags and given.batch_schedule is not None:
         raise UsageError(f"{own.schedule_flags[0]} and --batch-schedule: give one of them.")
     length = given.duration or (given.epochs and f"{given.epochs}ep")
-    tokens = {"tokens_per_example": changed.tokens_per_example}  # a recipe's own, where it has one
-    config, notes = with_recipe(own, replaced(config, tokens), length, has_open_end)
+    config, notes = with_recipe(own, config, changed, length, has_open_end)
     for note in notes:
         tell(note)
     return parse_flags(argv, prog, description, options(), config) if notes else (own, changed)

@@ -82,25 +82,31 @@ _FLAGS = {"stages": "recipe_stages", "rate": "recipe_rate", "first_batch": "reci
 
 
 def with_recipe(
-    flags: RecipeFlags, config: TrainConfig, length: str | None, has_open_end: bool
+    flags: RecipeFlags,
+    config: TrainConfig,
+    changed: TrainConfig,
+    length: str | None,
+    has_open_end: bool,
 ) -> tuple[TrainConfig, Sequence[str]]:
     """The configuration with what the flags take from elsewhere, and sentences to tell.
 
     Args:
+      changed: the configuration with all other flags, which says how many tokens an example has.
       length: the run's length where the command line gives one.
       has_open_end: whether it is only looked at; see `Recipe.run`.
     """
     theirs = {"megatron": flags.from_megatron, "levanter": flags.from_levanter}
     dialect = next((name for name, text in theirs.items() if text is not None), None)
     if dialect is not None:
-        return _from_dialect(dialect, theirs[dialect], config, length is None and has_open_end)
+        shows_end = length is None and has_open_end
+        return _from_dialect(dialect, theirs[dialect], config, changed.tokens_of_example, shows_end)
     if flags.recipe is None:
         return config, []
     run = recipes[flags.recipe].run(
         length,
         flags.batch_scale or 1,
         stages=flags.recipe_stages,
-        tokens_per_example=config.tokens_of_example,
+        tokens_per_example=changed.tokens_of_example,
         rate=flags.recipe_rate,
         first_batch=flags.recipe_batch,
         recipe_length=flags.recipe_length,
@@ -112,23 +118,28 @@ def with_recipe(
         "lr": run.learning_rate,
         "coupling": run.coupling,
         "duration": run.duration,
-        "tokens_per_example": run.tokens_per_example,
+        # A text's sequences have a length of their own.
+        "tokens_per_example": None if changed.sequence_length else run.tokens_per_example,
         "reference_batch_size": None,
     }
     return replaced(config, fields), run.notes
 
 
 def _from_dialect(
-    dialect: str, text: str, config: TrainConfig, has_open_end: bool
+    dialect: str,
+    text: str,
+    config: TrainConfig,
+    tokens_per_example: int | None,
+    has_open_end: bool,
 ) -> tuple[TrainConfig, Sequence[str]]:
     try:
         schedule = parse_schedule(text, dialect)
     except UsageError as error:
         raise UsageError(f"--from-{dialect}: {error}") from None
     fields, notes = {"batch_schedule": str(schedule)}, [f"batch schedule: {schedule}."]
-    if isinstance(schedule, MegatronSteps) and config.tokens_of_example is None:
+    if isinstance(schedule, MegatronSteps) and tokens_per_example is None:
         notes.append("its thresholds are samples; with --tokens-per-example they are tokens.")
-    end = open_end(schedule, config.tokens_of_example) if has_open_end else None
+    end = open_end(schedule, tokens_per_example) if has_open_end else None
     if end is not None:
         fields["duration"] = str(end)
         notes.append(f"shown up to 1.25 times the last threshold, {end}; --duration sets it.")

@@ -77,7 +77,7 @@ _NOT_NAMED = (
 )  # fmt: skip
 
 # What "auto" was before there was one; runs keep the names and digests that they had.
-_BEFORE_AUTO = {"accumulation": "fused", "shard_params": False}
+_BEFORE_AUTO = {"accumulation": "fused", "shard_params": False, "keep_best": "max test_accuracy"}
 
 # fmt: off
 
@@ -142,9 +142,10 @@ class Keep:
     newest: int = setting(
         3, OPERATION, at_least=1, help="How many of the newest checkpoints to keep.")
     best: str | None = setting(
-        "max test_accuracy", OPERATION, read=parse_score, has_spaces=True,
+        AUTO, OPERATION, read=parse_score, has_spaces=True,
         help="Which checkpoint to keep beside the newest: max or min, and a figure of the "
-        "evaluation; none: none.")
+        "evaluation; auto: of a text the lowest loss (min test_bits_per_token), else max "
+        "test_accuracy, or where that isn't measured min test_loss; none: none.")
     every: str | int | None = setting(
         None, OPERATION, read=period_duration, at_least=1,
         help="How often to keep a checkpoint for good, such as 20ep; none: never.")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from adabatch_jax.config.value_texts import Score
+from adabatch_jax.config.value_texts import BY_WHAT_IS_MEASURED, Score, parse_score
 from adabatch_jax.schedules.durations import Duration, period_duration
 from adabatch_jax.system.errors import UsageError
 
@@ -15,7 +15,9 @@ _COMPARISONS = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
 _THRESHOLD = re.compile(r"(?P<metric>[^\s<>=]+)\s*(?P<sign>>=|<=|>|<)\s*(?P<value>\S+)")
-_PATIENCE = re.compile(r"no (?P<better>higher|lower) (?P<metric>\S+) for (?P<duration>.+)")
+_PATIENCE = re.compile(
+    r"no (better result|(?P<better>higher|lower) (?P<metric>\S+)) for (?P<duration>.+)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Threshold:
     metric: str
     sign: str
     value: float
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The figure alone."""
+        return (self.metric,)
 
     def is_met(self, row: Mapping[str, Any]) -> bool:
         """Whether a row has the figure, and it has reached the value.
@@ -41,19 +48,24 @@ class Threshold:
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-    """A figure of the rows of metrics that hasn't become better than its best for so long."""
+    """A figure of the rows of metrics that hasn't become better than its best for so long.
+
+    "no better result" is by what the best checkpoint is chosen by where nobody says.
+    """
 
     score: Score
     duration: Duration
 
     @property
-    def metric(self) -> str:
-        """Which figure."""
-        return self.score.metric
+    def metrics(self) -> tuple[str, ...]:
+        """Which figure, or which one of several."""
+        return self.score.metrics
 
     def __str__(self) -> str:
+        if self.score == parse_score(BY_WHAT_IS_MEASURED):
+            return f"no better result for {self.duration}"
         better = "lower" if self.score.is_loss else "higher"
-        return f"no {better} {self.metric} for {self.duration}"
+        return f"no {better} {self.score.metric} for {self.duration}"
 
 
 StopRule = Threshold | Patience
@@ -73,7 +85,9 @@ def parse_stop_rules(text: str) -> tuple[StopRule, ...]:
 
 def _parsed(text: str) -> StopRule:
     if match := _PATIENCE.fullmatch(text):
-        score = Score(match["metric"], match["better"] == "lower")
+        score = parse_score(BY_WHAT_IS_MEASURED)
+        if match["better"] is not None:
+            score = Score(match["metric"], match["better"] == "lower")
         return Patience(score, period_duration(match["duration"]))
     match = _THRESHOLD.fullmatch(text)
     value = _number(match["value"]) if match else None
@@ -102,6 +116,8 @@ def patience_text(patience: str, keep_best: str | None) -> str:
 
     >>> patience_text("5ep", "max test_accuracy"), patience_text("5ep", None)
     ('no higher test_accuracy for 5ep', 'no lower test_loss for 5ep')
+    >>> patience_text("5ep", "auto")
+    'no better result for 5ep'
     """
-    way, metric = ("min test_loss" if keep_best is None else keep_best).split()
-    return f"no {'lower' if way == 'min' else 'higher'} {metric} for {patience}"
+    score = parse_score("min test_loss" if keep_best is None else keep_best)
+    return str(Patience(score, period_duration(patience)))

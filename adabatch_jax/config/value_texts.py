@@ -38,10 +38,19 @@ def parse_nan_policy(text: str) -> NanPolicy:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A figure of the evaluation to choose by: a key of the rows, and whether less is better."""
+    """A figure of the evaluation to choose by: a key of the rows, and whether less is better.
+
+    `otherwise` is what a row is judged by that hasn't the figure.
+    """
 
     metric: str
     is_loss: bool
+    otherwise: "Score | None" = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those that it may go by, the one that is preferred first."""
+        return (self.metric, *(self.otherwise.metrics if self.otherwise else ()))
 
     def of(self, row: Mapping[str, Any]) -> float | None:
         """The row's score, larger is better; None where it has none that is finite.
@@ -50,16 +59,35 @@ class Score:
         -0.25
         """
         value = row.get(self.metric)
+        if value is None and self.otherwise is not None:
+            return self.otherwise.of(row)
         if value is None or not math.isfinite(value):
             return None  # NaN would compare as the best, or as nothing
         return -float(value) if self.is_loss else float(value)
 
 
+BY_WHAT_IS_MEASURED = "auto"
+# Of tokens, whose accuracy is measured too, the bits are the loss.
+_MEASURED = Score(
+    "test_bits_per_token", True, Score("test_accuracy", False, Score("test_loss", True))
+)
+
+
 def parse_score(text: str) -> Score:
-    """Reads "max test_accuracy" or "min test_loss"."""
+    """Reads "max test_accuracy", "min test_loss", or "auto".
+
+    That is the loss of a text, the accuracy of anything else, and where there is none its loss.
+
+    >>> parse_score("auto").of({"test_bits_per_token": 2.0, "test_accuracy": 0.5})
+    -2.0
+    >>> parse_score("auto").of({"test_loss": 2.0}), parse_score("auto").of({"test_accuracy": 0.5})
+    (-2.0, 0.5)
+    """
+    if text.strip() == BY_WHAT_IS_MEASURED:
+        return _MEASURED
     match = re.fullmatch(r"(max|min)\s+(\S+)", text.strip())
     if match is None:
-        raise UsageError(f"{text!r} is no score, write it as 'max test_accuracy'.")
+        raise UsageError(f"{text!r} is no score, write it as 'max test_accuracy', or auto.")
     return Score(match[2], match[1] == "min")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from adabatch_jax.config.value_texts import Score, parse_score
 from adabatch_jax.reporting.saved_run import Run, is_figure
+from adabatch_jax.runs.display.status import BITS
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.number_texts import percent_text, printable
 
@@ -127,13 +128,14 @@ def best_value(run: Run, key: str) -> float | None:
 
 
 def headline(run: Run) -> list[str]:
-    """The metrics that say most about a run: the test accuracy, or what it keeps its best by, or
-    all that was evaluated; without evaluations what was measured while training.
+    """The metrics that say most about a run: the bits of a text, else the test accuracy, or what it
+    keeps its best by, or all that was evaluated; without evaluations what was measured while
+    training.
     """
     keys = metric_keys([run])
     evaluated = [key for key in keys if not is_of_training(key)]
     kept = str(run.config.get("keep_best")).split()[-1]
-    for key in ("test_accuracy", kept):
+    for key in (*BITS, "test_accuracy", kept):
         if key in evaluated:
             return [key]
     return evaluated[:3] or [key for key in keys if key == "train_loss"]

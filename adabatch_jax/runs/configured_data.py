@@ -25,7 +25,8 @@ from adabatch_jax.data.sources import ArraySource, Source, array_source, in_memo
 from adabatch_jax.data.tfds_images import TfdsSource, tfds_source
 from adabatch_jax.data.tokens.texts import open_text
 from adabatch_jax.data.tokens.token_source import TokenSource
-from adabatch_jax.runs.same_data import check_data, data_digests, differing_sources
+from adabatch_jax.data.tokens.tokenizers import AnyTokenizer
+from adabatch_jax.runs.same_data import check_data, check_tokenizer, data_digests, differing_sources
 from adabatch_jax.system.errors import UsageError
 
 # A decoded dataset below this is kept in memory.
@@ -42,12 +43,14 @@ class ConfiguredData:
       spec: what is known of them without reading any; `mean` and `std` are () where they have to
         be computed.
       notes: a line for each thing to tell about them.
+      tokenizer: what a text was made tokens by; None where that isn't known.
     """
 
     train: Source
     evals: dict[str, Source]
     spec: DatasetSpec
     notes: tuple[str, ...] = ()
+    tokenizer: AnyTokenizer | None = None
 
     def in_memory(self) -> "ConfiguredData":
         """The same examples, decoded and in memory where they are few."""
@@ -227,7 +230,7 @@ def _of_text(config: TrainConfig) -> ConfiguredData:
     spec = DatasetSpec(
         config.dataset, vocabulary_size, None, "test", len(train), (), (), text=text.spec
     )
-    return ConfiguredData(train, sources, spec, text.notes)
+    return ConfiguredData(train, sources, spec, text.notes, text.tokenizer)
 
 
 def _of_function(config: TrainConfig) -> ConfiguredData:
@@ -291,6 +294,7 @@ def check_prepared_data(
     if not is_own(config) and not is_prepared(config.dataset, config.data.dir):
         return
     data = open_data(config, keep=False)
+    check_tokenizer(run, data.spec.text, workdir)
     for source in (data.train, *data.evals.values()):
         if isinstance(source, TfdsSource):
             source.digest(keep=False)

@@ -26,6 +26,7 @@ from adabatch_jax.runs.folder.run_folder import RunFolder
 from adabatch_jax.runs.folder.workdir_choice import check_workdir
 from adabatch_jax.runs.initial_weights import with_given_weights
 from adabatch_jax.runs.resuming import plan_of_run
+from adabatch_jax.runs.same_data import check_tokenizer
 from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_pieces import unreached
 from adabatch_jax.schedules.learning_rate_schedule import rate_schedule
@@ -64,12 +65,15 @@ def train(
             processes=processes,
         ) as folder,
     ):  # fmt: skip
+        if folder.checkpoint is not None:
+            check_tokenizer(folder.checkpoint.run, data.spec.text, path)
         plan, changes = plan_of_run(config, len(data.train), folder.checkpoint, path, allow_change)
         folder.changes += [change.to_dict() for change in changes]
         folder.notes += [*data.notes, *(f"note: {change}" for change in changes)]
         progress = operation.progress or make_progress(plan, log=log)
         operation = dataclasses.replace(operation, on_nan=config.on_nan, progress=progress)
         folder.dataset = data.spec.to_dict()
+        folder.tokenizer = data.tokenizer and data.tokenizer.content
         result = _fit(config, folder, plan, operation, allow_change, data)
         if not result.stopped and not processes.index:
             on_done(path)

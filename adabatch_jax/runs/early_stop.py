@@ -38,7 +38,7 @@ class EarlyStop:
                 self._rules = [(str(rule), _asked(rule, plan)) for rule in rules]
             except UsageError as error:
                 raise UsageError(f"stop_when: {error}") from None
-            self._metrics = {rule.metric for rule in rules}
+            self._metrics = {rule.metrics for rule in rules}
         elif callable(stop_when):
             self._rules = [(getattr(stop_when, "__name__", repr(stop_when)), stop_when)]
         elif stop_when is not None:
@@ -67,11 +67,13 @@ class EarlyStop:
 
     def check_figures(self) -> None:
         """Raises a UsageError where a rule is about a figure that no row so far has."""
-        for metric in sorted(self._metrics - self._seen.keys()):
+        for metrics in sorted(self._metrics):
+            if self._seen.keys() & set(metrics):
+                continue
             figures = [key for key in self._seen if "_" in key and not key.endswith(_NO_FIGURES)]
             raise UsageError(
-                f"stop_when: no row has a figure {metric!r}; they have {', '.join(figures)}"
-                f"{did_you_mean(metric, figures) or '.'}"
+                f"stop_when: no row has a figure {' or '.join(map(repr, metrics))}; they have "
+                f"{', '.join(figures)}{did_you_mean(metrics[0], figures) or '.'}"
             )
 
 

@@ -129,6 +129,14 @@ def _misfit_text(
         shape = _shape(arrays, names[0])
         return "absent" if shape is None else f"{list(shape)}"
 
+    positions = next((name for name in names if name.endswith("wpe.embedding")), None)
+    if positions in theirs and positions in ours:
+        there, here = _shape(theirs, positions)[0], _shape(ours, positions)[0]
+        return (
+            f"{_SETTING}: {config.init_from!r} has {there:,} learned positions, and {config.model} "
+            f"{here:,} here; give --gpt.num-positions {there}, which sequences can't be longer than, "
+            "or begin that run with more, or with --gpt.positions rotary."
+        )
     rest = f", and {len(names) - 1} more don't fit either" if len(names) > 1 else ""
     return (
         f"{_SETTING}: the weights of {config.init_from!r} don't fit {config.model}: {names[0]} is "

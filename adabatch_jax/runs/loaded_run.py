@@ -11,16 +11,19 @@ import numpy as np
 from flax import nnx
 
 from adabatch_jax.config.settings import TrainConfig
-from adabatch_jax.data.datasets.known_datasets import DatasetSpec
+from adabatch_jax.data.datasets.known_datasets import DatasetSpec, TextSpec
+from adabatch_jax.data.tokens.tokenizers import AnyTokenizer, Bytes, JsonTokenizer
 from adabatch_jax.runs.checkpoints.checkpoint_files import quieten_orbax, restore
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.chosen_checkpoint import config_of, from_checkpoint
 from adabatch_jax.runs.configured_model import configured_model
 from adabatch_jax.runs.configured_optimizer import make_optimizer
+from adabatch_jax.runs.folder.folder_reading import TOKENIZER
 from adabatch_jax.schedules.learning_rate_at_step import resolve
 from adabatch_jax.schedules.learning_rate_schedule import rate_schedule
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
+from adabatch_jax.system.files import read_file, storage_errors
 from adabatch_jax.system.object_store import is_url
 from adabatch_jax.training.train_state import TrainState, on_devices
 
@@ -41,6 +44,8 @@ class LoadedRun:
       data: what is known of the dataset: image_shape, mean, std; None of a run of `fit`.
       forward: `(params, model_state, images) -> probabilities`, which `predict` calls; None without
         a module.
+      tokenizer: of a text, what made it tokens, with `encode_text` and `decode`; None where that
+        isn't known.
 
     >>> LoadedRun(Path("runs/mine"), 351, state=None, plan=None)
     LoadedRun(path=PosixPath('runs/mine'), step=351)
@@ -54,6 +59,7 @@ class LoadedRun:
     model: nnx.Module | None = dataclasses.field(default=None, repr=False)
     data: DatasetSpec | None = dataclasses.field(default=None, repr=False)
     forward: Callable[..., jax.Array] | None = dataclasses.field(default=None, repr=False)
+    tokenizer: AnyTokenizer | None = dataclasses.field(default=None, repr=False)
 
     @property
     def params(self) -> Any:
@@ -190,4 +196,21 @@ def _of_command(path: Path | str, found: Found, plan: BatchPlan, config: TrainCo
     probabilities = network.probabilities and jax.jit(network.probabilities)
     if network.module is not None:
         nnx.update(network.module, state.params, state.model_state)
-    return LoadedRun(path, found.step, state, plan, config, network.module, data, probabilities)
+    return LoadedRun(
+        path, found.step, state, plan, config, network.module, data, probabilities,
+        _kept_tokenizer(path, found, data.text),
+    )  # fmt: skip
+
+
+def _kept_tokenizer(path: Path | str, found: Found, text: TextSpec | None) -> AnyTokenizer | None:
+    """The tokenizer as it was when the run began, wherever its file is now."""
+    if text is None or text.tokenizer is None:
+        return None
+    if text.tokenizer_digest is None:
+        return Bytes()
+    copy = found.path.parents[1] / TOKENIZER
+    if not copy.is_file():
+        return None
+    with storage_errors(copy, action="read"):
+        tokenizer = JsonTokenizer(f"{path}/{TOKENIZER}", read_file(copy))
+    return tokenizer if tokenizer.digest == text.tokenizer_digest else None

@@ -180,6 +180,8 @@ class _Resumed:
 
 def _is_moved(change: Change) -> bool:
     """Whether own files are named by another path; what they hold is compared apart."""
+    if change.setting == "data.tokenizer":
+        return True
     if change.setting != "dataset":
         return False
     names = change.before, change.now

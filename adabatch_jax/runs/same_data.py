@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from adabatch_jax.data.datasets.known_datasets import TextSpec
 from adabatch_jax.data.sources import Source, contents_digests
 from adabatch_jax.runs.resuming import Change
 from adabatch_jax.system.errors import RestoreError
@@ -48,6 +49,22 @@ def check_data(
         f"the run in {workdir} has {others}; put those back, use another workdir, or go on with "
         f"these from here on with --allow-change {names}."
     )
+
+
+def check_tokenizer(run: Mapping[str, Any], now: TextSpec | None, workdir: Path) -> None:
+    """Compares a text's tokenizer with that of a checkpoint's own values, `run`.
+
+    Raises a RestoreError where that is known, and now there is another one or none.
+    """
+    before = (run["dataset"] or {}).get("text")
+    if now is None or before is None or before["tokenizer"] is None:
+        return
+    if now.tokenizer is None or now.tokenizer_digest != before["tokenizer_digest"]:
+        raise RestoreError(
+            f"the run in {workdir} was begun with the tokenizer {before['tokenizer']}, and "
+            f"{now.tokenizer or 'none'} isn't the same; give that in --data.tokenizer, or use "
+            "another workdir."
+        )
 
 
 def known_digests(run: Mapping[str, Any], now: Digests) -> Digests:

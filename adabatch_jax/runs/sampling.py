@@ -16,22 +16,30 @@ def tokenizer_of(run: LoadedRun, given: str | None = None) -> AnyTokenizer:
     """The tokenizer that a run's text was made tokens by.
 
     Args:
-      given: where its file lies now; None: where it lay.
+      given: its file; None: the copy in the run's folder.
 
     Raises:
-      UsageError: the run is of no text or none is known, it isn't there, or it is another one.
+      UsageError: the run is of no text or none is known, or what is given is another one.
     """
     text = None if run.data is None else run.data.text
     if text is None:
         raise UsageError(f"{run.path} is no run of a text (--dataset text:FILE_OR_FOLDER).")
-    setting = given or text.tokenizer
-    if setting is None:
-        raise UsageError(
-            f"{run.path} was trained on tokens, whose tokenizer nobody told; give --tokenizer."
-        )
-    tokenizer = open_tokenizer(setting)
+    if given is None:
+        if text.tokenizer is None:
+            raise UsageError(
+                f"{run.path} was trained on tokens, whose tokenizer nobody told; give --tokenizer."
+            )
+        if run.tokenizer is None:
+            raise UsageError(
+                f"{run.path} lacks tokenizer.json as the run was begun with it; give --tokenizer, "
+                f"that was {text.tokenizer}."
+            )
+        return run.tokenizer
+    tokenizer = open_tokenizer(given, "--tokenizer")
     if text.tokenizer is not None and tokenizer.digest != text.tokenizer_digest:
-        raise UsageError(f"{setting} isn't the tokenizer that {run.path} was trained with.")
+        raise UsageError(
+            f"--tokenizer: {given} isn't the tokenizer that {run.path} was trained with."
+        )
     return tokenizer
 
 

@@ -1,5 +1,6 @@
 """`--recipe`, `--from-megatron`, `--from-levanter` and `--write-for`."""
 
+import dataclasses
 import json
 import shlex
 
@@ -68,6 +69,21 @@ def test_flags_change_a_recipe_and_its_flags_give_the_run_back():
     assert parse_arguments(TrainOptions, shlex.split(typed), "train", "")[1] == config
     config = parse_arguments(TrainOptions, [*V3.split(), "--epochs", "20"], "", "", told.append)[1]
     assert config.length.unit == "ep" and "469/148%" in config.batch_schedule
+
+
+@pytest.mark.parametrize(("further", "length"), [("", 256), ("--data.sequence-length 64", 64)])
+def test_a_recipe_has_the_length_of_a_texts_sequences(tmp_path, further, length):
+    words = f"--recipe speedrun --recipe-rate 1 --batch-scale 1/128 --duration 6Mtok {further}"
+    words = f"{words} --dataset text:corpus.txt".split()
+    config = parse_arguments(TrainOptions, words, "", "", print)[1]
+    assert config.tokens_of_example == length and config.tokens_per_example is None
+    plan = config.plan(10**6)
+    assert [size * length for size in plan.batch_sizes] == [1024, 2048, 3072]
+    # A file may say another.
+    (tmp_path / "c.json").write_text(json.dumps(dataclasses.asdict(config)))
+    words += ["--config", str(tmp_path / "c.json"), "--data.sequence-length", "32"]
+    config = parse_arguments(TrainOptions, words, "", "", print)[1]
+    assert [size * 32 for size in config.plan(10**6).batch_sizes] == [1024, 2048, 3072]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,15 @@ def test_a_text_is_trained_on_gone_on_with_and_sampled(text, command, refused):
     assert rows_of(text / "parts") == rows
 
     check_samples(command, refused)
+    check_the_best(text / "whole", rows, command)
+
+
+def check_the_best(folder, rows, command):
+    """By the loss, not by the accuracy."""
+    losses = {row["step"]: row["test_loss"] for row in rows if "test_loss" in row}
+    assert len(losses) == 2 and ab.load_run(folder, best=True).step == min(losses, key=losses.get)
+    asked = f"{folder} --best --tokens 3 --json"
+    assert json.loads(command(sample.main, asked).out)["step"] == min(losses, key=losses.get)
 
 
 def check_samples(command, refused):
@@ -114,6 +123,51 @@ def check_samples(command, refused):
     refused(sample.main, "whole --tokens 0", "--tokens … at least 1")
     refused(sample.main, "whole --temperature -1", "temperature … at least 0")
     refused(sample.main, ["whole", "--prompt", ""], "the prompt is empty")
+
+
+@pytest.fixture
+def tokenizer(text):
+    """`t.json`, which makes a token of each word."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=["?"], show_progress=False)
+    made.train_from_iterator([(text / "corpus.txt").read_text()], trainer)
+    made.save(str(text / "t.json"))
+    return made
+
+
+def kept(text, tokenizer, command):
+    """`moved`, a run that another folder held, and in `t.json` another tokenizer than then."""
+    told = ["--data.tokenizer", "t.json", "--batch-schedule", "8"]
+    done = command(train.main, arguments("text:corpus.txt", "run", *told, "--duration", "2st"))
+    assert done.code == 0, done
+    content = (text / "t.json").read_bytes()
+    tokenizer.add_tokens(["darkness"])
+    tokenizer.save(str(text / "t.json"))
+    (text / "run").rename(text / "moved")
+    assert (text / "moved/tokenizer.json").read_bytes() == content
+    return arguments("text:corpus.txt", "moved", *told, "--duration", "4st")
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_tokenizer(text, tokenizer, command, refused):
+    kept(text, tokenizer, command)
+    asked = ["moved", "--prompt", "let there", "--tokens", "5", "--json"]
+    first = json.loads(command(sample.main, asked).out)
+    assert first["text"].split() == ["let", "there", *map(tokenizer.id_to_token, first["tokens"])]
+    other = "--tokenizer: t.json isn't the tokenizer that moved was trained with"
+    refused(sample.main, [*asked, "--tokenizer", "t.json"], other)
+    (text / "moved/tokenizer.json").unlink()
+    refused(sample.main, asked, "moved lacks tokenizer.json … give --tokenizer")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_own_tokenizer(text, tokenizer, command, refused):
+    more = kept(text, tokenizer, command)
+    refused(train.main, more, "begun with the tokenizer t.json, and t.json isn't the same", 4)
+    more[more.index("t.json")] = "moved/tokenizer.json"
+    assert command(train.main, more).code == 0 and rows_of(text / "moved")[-1]["step"] == 4
 
 
 def test_a_plan_tells_tokens(text, command):
@@ -155,6 +209,9 @@ def test_what_cannot_be_is_told(text, command, refused):
     refused(sample.main, "none", "none")
     refused(prepare.main, "text:corpus.txt", "needs a name … --name")
     refused(prepare.main, "digits --tokenizer t.json", "--tokenizer is for texts")
+    refused(plan.main, "--dataset corpus.txt --no-memory", "dataset … given as text:corpus.txt")
+    (text / "short.txt").write_text("let there be light")
+    refused(plan.main, "--dataset text:short.txt --no-memory", "shorter … --data.sequence-length")
     images = ["--dataset", "text:corpus.txt"]
     refused(plan.main, [*images, "--no-memory", "--data.flip"], "data.flip … is a text")
     refused(plan.main, ["--data.sequence-length", "8"], "data.sequence_length … digits is no text")

@@ -14,6 +14,7 @@ from adabatch_jax.system.errors import UsageError
         ("test_accuracy >= 99 %".replace(" %", "%"), ["test_accuracy >= 0.99"]),
         ("train_loss <  1e-3  or test_loss > 5", ["train_loss < 0.001", "test_loss > 5"]),
         ("no lower test_bits for 30%", ["no lower test_bits for 30%"]),
+        ("no better  result for 5ep", ["no better result for 5ep"]),
     ],
 )
 def test_what_is_read_is_written_back(text, written):
@@ -56,6 +57,7 @@ def test_the_rule_of_settings_and_their_digest():
     assert plain.stop_rule is None
     both = TrainConfig(stop_when="test_loss < 0.1", patience="5ep", keep_best="min test_bits")
     assert both.stop_rule == "test_loss < 0.1 or no lower test_bits for 5ep"
+    assert TrainConfig(patience="5ep").stop_rule == "no better result for 5ep"
     assert TrainConfig(patience="5ep", keep_best=None).stop_rule == "no lower test_loss for 5ep"
     # Runs of before there were rules keep their names.
     content = plain.to_dict()

@@ -82,3 +82,14 @@ def test_text_and_nothing_are_no_metrics(make_run):
     run = load_run(make_run(rows=rows, finished=False))
     assert metric_keys([run]) == ["test_b"] and math.isnan(run.final("test_b"))
     assert best_value(run, "test_b") is None
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [("bits_per_byte bits_per_token accuracy", "bits_per_byte"), ("accuracy loss", "accuracy"),
+     ("bits_per_token accuracy", "bits_per_token")],
+)  # fmt: skip
+def test_what_says_most(make_run, figures, told):
+    row = {f"test_{name}": 0.5 for name in figures.split()}
+    run = load_run(make_run(rows=[{**ROWS[-1], **row}], finished=False, keep_best="auto"))
+    assert headline(run) == [f"test_{told}"]

@@ -110,7 +110,7 @@ def test_with_another_rule_it_goes_on(tmp_path, whole, rule):
 
 
 @pytest.mark.parametrize(
-    "stop_when", ["no higher test_accuracy for 3ep", "train_loss < 0.35", lambda row: row["epoch"] > 5]
+    "stop_when", ["no better result for 3ep", "train_loss < 0.35", lambda row: row["epoch"] > 5]
 )  # fmt: skip
 @pytest.mark.parametrize("update", [3, 40, 72])
 def test_restarts_change_nothing(tmp_path, stop_when, update, faults):

@@ -1,11 +1,14 @@
 """A run goes on with the examples that it was trained on so far, and with no others unasked."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 
+from adabatch_jax.data.datasets.known_datasets import TextSpec
 from adabatch_jax.data.sources import array_source, in_memory
+from adabatch_jax.runs.same_data import check_tokenizer
 from adabatch_jax.schedules.plan import make_plan
 from adabatch_jax.system.errors import RestoreError, UsageError
 from tests.run_folders import content
@@ -135,3 +138,24 @@ def test_in_memory_nothing_is_asked_for():
     source = Streamed(None)
     source.digest = digest
     train(None, source, stop=1)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_same"),
+    [
+        (None, None, True),
+        (TextSpec(8, "bytes"), TextSpec(8, "bytes"), True),
+        (TextSpec(8, "a/t.json", "17"), TextSpec(8, "b/t.json", "17"), True),
+        (TextSpec(8), TextSpec(8, "t.json", "17"), True),  # tokens, of which nobody told before
+        (TextSpec(8, "t.json", "17"), TextSpec(8, "t.json", "18"), False),
+        (TextSpec(8, "t.json", "17"), TextSpec(8, "bytes"), False),
+        (TextSpec(8, "bytes"), TextSpec(8), False),
+    ],
+)
+def test_a_text_goes_on_with_its_tokenizer(tmp_path, before, now, is_same):
+    dataset = None if before is None else {"text": dataclasses.asdict(before)}
+    if is_same:
+        check_tokenizer({"dataset": dataset}, now, tmp_path)
+        return
+    with pytest.raises(RestoreError, match=f"begun with the tokenizer {before.tokenizer}, and "):
+        check_tokenizer({"dataset": dataset}, now, tmp_path)

@@ -17,7 +17,6 @@ from adabatch_jax.data.tokens.token_files import (
     read_description,
     token_type,
 )
-from adabatch_jax.data.tokens.tokenizers import BYTES
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.system.files import storage_errors
 
@@ -66,9 +65,8 @@ def prepare_text(
         staged.mkdir()
         for split, tokens in text.tokens.items():
             _write(staged / f"{split}.bin", tokens, np.dtype(described["dtype"]))
-        if text.spec.tokenizer != BYTES:
-            content = Path(text.spec.tokenizer).expanduser().read_bytes()
-            (staged / TOKENIZER).write_bytes(content)
+        if text.tokenizer.content is not None:
+            (staged / TOKENIZER).write_bytes(text.tokenizer.content)
         (staged / DESCRIPTION).write_text(json.dumps(described, indent=2))
         publish(staged, folder, staging, overwrite)
     return folder

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,13 @@ from adabatch_jax.config.value_texts import is_path, is_share, parse_share, text
 from adabatch_jax.data.datasets.known_datasets import TextSpec
 from adabatch_jax.data.datasets.own.shares import ALL, EVAL_NAMES, TRAIN_NAMES, first_of
 from adabatch_jax.data.datasets.prepared_folders import resolve_data_dir
-from adabatch_jax.data.tokens.token_files import SUFFIXES, Tokens, open_tokens, read_description
+from adabatch_jax.data.tokens.token_files import (
+    SUFFIXES,
+    Tokens,
+    join_tokens,
+    open_tokens,
+    read_description,
+)
 from adabatch_jax.data.tokens.tokenizers import BYTES, AnyTokenizer, open_tokenizer
 from adabatch_jax.system.errors import UsageError, did_you_mean
 from adabatch_jax.system.files import storage_errors
@@ -26,12 +34,14 @@ TOKENIZER = "tokenizer.json"  # the name of its copy beside prepared tokens
 class OpenedText:
     """A text's tokens by split, "train", "test" and maybe "holdout", and what is known of them.
 
-    `was_tokens` is whether they lay so in files, and nothing was tokenized.
+    `tokenizer` is None where only ids are known; `was_tokens` is whether they lay so in files, and
+    nothing was tokenized.
     """
 
     tokens: dict[str, Tokens]
     vocabulary_size: int
     spec: TextSpec
+    tokenizer: AnyTokenizer | None
     notes: tuple[str, ...] = ()
     was_tokens: bool = False
 
@@ -76,7 +86,7 @@ def _of_texts(
         sequence_length, settings.tokenizer or BYTES, tokenizer.digest, tokenizer.end_of_document,
         num_bytes / len(tokens["test"]),
     )  # fmt: skip
-    return OpenedText(tokens, tokenizer.vocabulary_size, spec, notes)
+    return OpenedText(tokens, tokenizer.vocabulary_size, spec, tokenizer, notes)
 
 
 def _of_tokens(
@@ -84,25 +94,21 @@ def _of_tokens(
 ) -> OpenedText:
     folder = path if path.is_dir() else path.parent
     told = read_description(folder) or {}
-    splits = {
+    opened_files = {
         split: [open_tokens(file, str(file), told.get("dtype", "uint16")) for file in some]
         for split, some in _by_split(files, path, of).items()
     }
-    for split, some in splits.items():
-        if len(some) > 1:
-            raise UsageError(
-                f"dataset: {of} has {len(some)} files of tokens for {split!r}; keep one, or mix them "
-                "by `token_source` in a function of yours."
-            )
-    parts, notes = _parts(of, splits, settings, _cut_tokens)
-    tokens = {name: some[0] for name, some in parts.items()}
-    vocabulary_size = told.get("vocabulary_size")
-    if vocabulary_size is None:
-        vocabulary_size = 1 + max(some.largest() for some in tokens.values())
+    splits = {split: join_tokens(f"{of} ({split})", some) for split, some in opened_files.items()}
+    tokens, notes = _parts(of, splits, settings, _cut_tokens)
     kept, tokenizer = folder / TOKENIZER, settings.tokenizer
     if told and tokenizer is None:
         tokenizer = str(kept) if kept.is_file() else BYTES
     opened = None if tokenizer is None else open_tokenizer(tokenizer)
+    vocabulary_size = told.get("vocabulary_size", settings.vocabulary_size)
+    if vocabulary_size is None and opened is not None:
+        vocabulary_size = opened.vocabulary_size
+    if vocabulary_size is None:
+        vocabulary_size = 1 + max(some.largest() for some in tokens.values())
     digest, end = (None, None) if opened is None else (opened.digest, opened.end_of_document)
     if told and digest != told["tokenizer_digest"]:
         raise UsageError(
@@ -112,7 +118,7 @@ def _of_tokens(
         sequence_length, tokenizer, digest, told.get("end_of_document", end),
         told.get("bytes_per_token", 1.0 if tokenizer == BYTES else None),
     )  # fmt: skip
-    return OpenedText(tokens, vocabulary_size, spec, notes, was_tokens=True)
+    return OpenedText(tokens, vocabulary_size, spec, opened, notes, was_tokens=True)
 
 
 def _files(path: Path, of: str) -> list[Path]:
@@ -135,12 +141,17 @@ def _files(path: Path, of: str) -> list[Path]:
 
 
 def _by_split(files: Sequence[Path], path: Path, of: str) -> dict[str, list[Path]]:
-    """Files by the split that their name, or their folder's, begins with: `train.txt`, `val/1`."""
+    """Files by the split that their name, or their folder's, begins with: `train.txt`, `val/1`.
+
+    Of tokens it is any word of the name: `fineweb_train_000001.bin`.
+    """
     names, splits = (*TRAIN_NAMES, *EVAL_NAMES), {}
     for file in files:
         first = file.relative_to(path).parts[0] if file != path else ""
-        word = first.partition(".")[0].partition("-")[0].partition("_")[0]
-        splits.setdefault(word if word in names else ALL, []).append(file)
+        words = re.split("[._-]", first)
+        words = words if file.name.endswith(SUFFIXES) else words[:1]
+        split = next((word for word in words if word in names), ALL)
+        splits.setdefault(split, []).append(file)
     if ALL in splits and len(splits) > 1:
         raise UsageError(
             f"dataset: {of} has splits ({', '.join(s for s in splits if s != ALL)}), and "
@@ -194,7 +205,7 @@ def _parts(of, splits: Mapping, settings: DataSettings, cut) -> tuple[dict, tupl
     return {"train": train, **parts}, notes
 
 
-def _chosen(of: str, splits: Mapping, split: str, name: str) -> list:
+def _chosen(of: str, splits: Mapping, split: str, name: str) -> Any:
     if split in splits:
         return splits[split]
     known = did_you_mean(split, splits) or f"; it has {', '.join(splits)}."
@@ -217,10 +228,9 @@ def _cut_texts(texts: Sequence[np.ndarray], share: Fraction) -> tuple[list, list
     return first, last
 
 
-def _cut_tokens(tokens: Sequence[Tokens], share: Fraction) -> tuple[list, list]:
-    (whole,) = tokens
+def _cut_tokens(whole: Tokens, share: Fraction) -> tuple[Tokens, Tokens]:
     at = math.floor(len(whole) * (1 - share))
-    return [whole.part(0, at)], [whole.part(at, len(whole))]
+    return whole.part(0, at), whole.part(at, len(whole))
 
 
 def _tokenized(of: str, texts: Sequence[np.ndarray], tokenizer: AnyTokenizer) -> Tokens:

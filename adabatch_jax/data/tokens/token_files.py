@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,9 +57,7 @@ class Tokens:
         if starts is not None:
             inside = starts[(starts > start) & (starts < stop)]
             starts = np.append(0, inside - start)
-        ids = self.ids
-        part = ids[start:stop] if isinstance(ids, np.ndarray) else ids.part(start, stop)
-        return dataclasses.replace(self, ids=part, starts=starts)
+        return dataclasses.replace(self, ids=_part(self.ids, start, stop), starts=starts)
 
     def largest(self) -> int:
         """The largest id; reads all."""
@@ -79,6 +78,58 @@ class Tokens:
         for start in range(0, len(self), every * block):
             digest.update(np.asarray(self.ids[start : start + block]).astype("<u4").tobytes())
         return digest.hexdigest()
+
+
+class JoinedIds:
+    """The ids of several files as one row; a slice of it is read from those that it touches.
+
+    >>> row = JoinedIds([np.arange(3), np.arange(10, 12)])
+    >>> len(row), row[1:4].tolist(), row.part(2, 5)[:9].tolist()
+    (5, [1, 2, 10], [2, 10, 11])
+    """
+
+    def __init__(self, parts: Sequence[Ids]):
+        self._parts = parts
+        self._begins = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def part(self, start: int, stop: int) -> "JoinedIds":
+        """Those from one place to another, none of which are read."""
+        return JoinedIds([_part(ids, *place) for ids, place in self._touched(start, stop)])
+
+    def __getitem__(self, place: slice) -> np.ndarray:
+        touched = self._touched(*place.indices(len(self))[:2])
+        found = [np.asarray(ids[start:stop]) for ids, (start, stop) in touched]
+        return found[0] if len(found) == 1 else np.concatenate(found or [np.zeros(0, np.int64)])
+
+    def _touched(self, start: int, stop: int) -> list[tuple[Ids, tuple[int, int]]]:
+        """The parts that a piece of the row lies in, and from where to where in them."""
+        first = np.searchsorted(self._begins, start, "right") - 1
+        last = np.searchsorted(self._begins, stop, "left")
+        return [
+            (ids, (max(start - begin, 0), min(stop - begin, len(ids))))
+            for ids, begin in zip(self._parts[first:last], self._begins[first:last].tolist())
+        ]
+
+
+def _part(ids: Any, start: int, stop: int) -> Any:
+    return ids[start:stop] if isinstance(ids, np.ndarray) else ids.part(start, stop)
+
+
+def join_tokens(of: str, files: Sequence[Tokens]) -> Tokens:
+    """The tokens of files as one row, a sequence of which may begin in one and end in another.
+
+    Where documents begin is known if it is of all of them.
+    """
+    if len(files) == 1:
+        return files[0]
+    begins = np.cumsum([0, *map(len, files)]).tolist()
+    starts = [tokens.starts + begin for tokens, begin in zip(files, begins)
+              if tokens.starts is not None]  # fmt: skip
+    known = np.concatenate(starts) if len(starts) == len(files) else None
+    return Tokens(of, JoinedIds([tokens.ids for tokens in files]), known)
 
 
 def open_tokens(path: Path, of: str, dtype: Any = "uint16") -> Tokens:

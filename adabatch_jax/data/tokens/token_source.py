@@ -67,7 +67,8 @@ class TokenSource:
         if not len(self._windows):
             raise UsageError(
                 f"{tokens.of} has {len(tokens):,} tokens, which make up no sequence of "
-                f"{sequence_length:,} and the one that follows."
+                f"{sequence_length:,} and the one that follows; take shorter sequences "
+                "(--data.sequence-length), or more text."
             )
         self._is_packed = documents == "packed"
 

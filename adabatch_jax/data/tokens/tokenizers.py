@@ -22,7 +22,7 @@ class Bytes:
 
     vocabulary_size = 256
     end_of_document: int | None = 0
-    digest = None
+    content = digest = None  # of the file that it doesn't need
 
     def encode(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The ids of texts, which are arrays of their bytes."""
@@ -108,8 +108,10 @@ class JsonTokenizer:
 AnyTokenizer = Bytes | JsonTokenizer
 
 
-def open_tokenizer(setting: str | None) -> AnyTokenizer:
+def open_tokenizer(setting: str | None, flag: str = "data.tokenizer") -> AnyTokenizer:
     """The tokenizer that a setting names: "bytes" or None, or the path of a JSON file.
+
+    `flag` is where the user named it, for errors.
 
     Raises:
       UsageError: there is no such file, or it is none of a tokenizer, or the package isn't there.
@@ -122,7 +124,7 @@ def open_tokenizer(setting: str | None) -> AnyTokenizer:
     path = Path(setting).expanduser()
     if not path.is_file():
         raise UsageError(
-            f"data.tokenizer: there is no file {setting!r}; give a JSON file of the package "
+            f"{flag}: there is no file {setting!r}; give a JSON file of the package "
             "tokenizers, or bytes."
         )
     with storage_errors(path, action="read"):

@@ -173,9 +173,9 @@ class Checkpoints:
         """Takes note of how good the checkpoint of a row's step is, maybe after it was saved."""
         if self._best is None:
             return
-        if is_evaluation(row) and self._best.metric not in row:
+        if is_evaluation(row) and not row.keys() & set(self._best.metrics):
             self._warn_once(
-                f"no {self._best.metric} is measured, so no checkpoint is kept as the best"
+                f"no {' or '.join(self._best.metrics)} is measured, so no checkpoint is kept as the best"
             )
         score = self._best.of(row)
         if score is not None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 # Widths of the values whose greatest width the plan doesn't know.
 _WIDTHS = {"lr": 9, "loss": 8, "speed": 12, "left": 10}
 # What is said of a network of tokens, the first that is known.
-_BITS = {"test_bits_per_byte": "test bits/byte", "test_bits_per_token": "test bits/token"}
+BITS = {"test_bits_per_byte": "test bits/byte", "test_bits_per_token": "test bits/token"}
 # Values that say themselves what they are.
 _WITHOUT_LABEL = ("speed", "left")
 
@@ -57,7 +57,7 @@ def result_text(figures: Mapping[str, Any]) -> str:
     'test loss 0.1000, test bits 3.8774'
     """
     accuracy = figures.get("test_accuracy")
-    if isinstance(accuracy, float) and not _BITS.keys() & figures.keys():
+    if isinstance(accuracy, float) and not BITS.keys() & figures.keys():
         return f"test accuracy {100 * accuracy:.2f} %"
     return ", ".join(f"{label} {value}" for label, value in _evaluated(figures).items())
 
@@ -66,7 +66,7 @@ def _evaluated(row: Mapping[str, Any]) -> dict[str, str]:
     """The figures of the test set that are shown: of a text bits, else accuracy, or the first two."""
     figures = {name: value for name, value in row.items() if is_of_test_set(name)}
     figures = {name: value for name, value in figures.items() if isinstance(value, float)}
-    for name, label in _BITS.items():
+    for name, label in BITS.items():
         if name in figures:
             return {label: f"{figures[name]:.4f}"}
     if "test_accuracy" in figures:

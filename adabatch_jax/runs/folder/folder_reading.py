@@ -30,11 +30,12 @@ LAST_CHECKPOINT = "last_checkpoint.json"
 SUMMARY = "summary.json"
 STOPPED_AT_PHASE = "stopped_at_phase"  # in the summary of a run that isn't finished yet
 DATASET = "dataset.json"
+TOKENIZER = "tokenizer.json"  # as the run's text was made tokens by, wherever that file is now
 ENVIRONMENT = "environment.json"
 # What a finished run's summary has the digests of.
 BEFORE_SUMMARY = (
-    "config.json", "plan.json", DATASET, ENVIRONMENT, "metrics.jsonl", "metrics.csv",
-    LAST_CHECKPOINT,
+    "config.json", "plan.json", DATASET, TOKENIZER, ENVIRONMENT, "metrics.jsonl",
+    "metrics.csv", LAST_CHECKPOINT,
 )  # fmt: skip
 
 REPORT = ("report.html", *(f"curves_{axis}.png" for axis in ("epochs", "updates", "seconds")))

@@ -27,6 +27,7 @@ from adabatch_jax.runs.folder.folder_reading import (
     ENVIRONMENT,
     LAST_CHECKPOINT,
     SUMMARY,
+    TOKENIZER,
     LastCheckpoint,
     check_no_obstacles,
     find_checkpoint,
@@ -73,6 +74,7 @@ class RunFolder:
 
     Attributes:
       dataset: what is known of the dataset, for dataset.json; None where nobody told.
+      tokenizer: of a text, the content of tokenizer.json; None where there is none to keep.
       checkpoint: the newest sound checkpoint, when entered; None where none was saved yet.
       notes: what was found and is worth a line each.
       changes: what differs from what the checkpoint says, as JSON values; of lost rows it is known
@@ -99,6 +101,7 @@ class RunFolder:
         self.processes = processes
         self.checkpoint: Found | None = None
         self.dataset: Mapping[str, Any] | None = None
+        self.tokenizer: bytes | None = None
         self.notes: list[str] = []
         self.changes: list[dict[str, Any]] = []
         self._may_lose_rows = "rows" in allow_change
@@ -288,6 +291,8 @@ class RunFolder:
         write_json(self.path / "config.json", identity)
         if self.dataset is not None:
             write_json(self.path / DATASET, self.dataset)
+        if self.tokenizer is not None:
+            write_atomically(self.path / TOKENIZER, self.tokenizer)
         predicted = None if "plan.json" in changed else self._prediction(plan)
         kept = {} if predicted is None else {"prediction": predicted.to_dict()}
         write_json(self.path / "plan.json", plan.to_dict() | kept)

@@ -8,6 +8,8 @@ import pytest
 from adabatch_jax.config.settings import DataSettings
 from adabatch_jax.data.tokens.prepared_texts import prepare_text
 from adabatch_jax.data.tokens.texts import open_text
+from adabatch_jax.data.tokens.token_files import open_tokens
+from adabatch_jax.data.tokens.token_source import TokenSource
 from adabatch_jax.data.tokens.tokenizers import JsonTokenizer, open_tokenizer
 from adabatch_jax.system.errors import UsageError
 
@@ -30,7 +32,7 @@ def opened(text, length=8, **settings):
 
 
 def ids(text, name):
-    return np.asarray(text.tokens[name].ids).tolist()
+    return np.asarray(text.tokens[name].ids[:]).tolist()
 
 
 def test_a_file_is_its_bytes(folder):
@@ -91,6 +93,27 @@ def test_nanogpts_folder_is_taken_as_it_is(folder):
     assert ids(text, "train") == [*range(630)] and ids(text, "test") == [*range(630, 900)]
 
 
+@pytest.mark.parametrize("before", ["", "fineweb_"])
+def test_shards_are_one_row_in_the_order_of_their_names(folder, before):
+    (folder / "f").mkdir()
+    row = np.random.default_rng(0).integers(0, 1000, 700).astype(np.uint16)
+    pieces = {"train_000002": row[250:251], "train_000001": row[:250], "train_000010": row[251:600]}
+    for name, piece in (pieces | {"val_000000": row[600:]}).items():
+        piece.tofile(folder / f"f/{before}{name}.bin")
+    text = opened("text:f")
+    assert ids(text, "train") == row[:600].tolist() and ids(text, "test") == row[600:].tolist()
+    row[:600].tofile(folder / "whole.bin")
+    whole = TokenSource(open_tokens(folder / "whole.bin", "whole"), 8, vocabulary_size=1000)
+    source = TokenSource(text.tokens["train"], 8, vocabulary_size=1000)
+    everywhere = np.arange(len(whole))  # each joint of two files is in one of them
+    assert len(source) == len(whole) and source.digest() == whole.digest()
+    assert np.array_equal(source.read(everywhere)["tokens"], whole.read(everywhere)["tokens"])
+    # And a share of them.
+    (folder / f"f/{before}val_000000.bin").unlink()
+    for start, stop, name in ((0, 240, "train"), (240, 600, "test")):
+        assert ids(opened("text:f", test_split="60%"), name) == row[start:stop].tolist()
+
+
 def test_what_is_prepared_is_the_same(folder):
     (folder / "a.txt").write_text(sentence(0))
     before = opened("text:a.txt")
@@ -117,7 +140,6 @@ def test_what_is_prepared_is_the_same(folder):
         ("empty.txt", b"", "holds no text"),
         ("folder", {}, "the folder folder holds no texts"),
         ("zeros", {"1": b"a\0b", "2": b"c"}, "byte 1 is 0"),
-        ("tokens", {"a.bin": b"abcd", "b.bin": b"abcd"}, "2 files of tokens for 'all'"),
         ("odd.bin", b"abc", "3 bytes, which are no tokens"),
     ],
 )

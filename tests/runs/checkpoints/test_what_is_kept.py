@@ -43,6 +43,20 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert committed_steps(tmp_path) == [5, 9, 11]
 
 
+@pytest.mark.parametrize(
+    ("figures", "kept"),
+    [("test_loss test_accuracy", [2, 5]), ("test_loss", [3, 5]),
+     ("test_loss test_accuracy test_bits_per_token", [3, 5])],
+)  # fmt: skip
+def test_the_best_is_by_the_accuracy_or_of_tokens_by_the_loss(tmp_path, figures, kept):
+    with opened(tmp_path, newest=1, best=parse_score("auto")) as checkpoints:
+        for step, accuracy, loss in ((1, 0.5, 3.0), (2, 0.9, 2.0), (3, 0.8, 1.0), (5, 0.7, 4.0)):
+            row = {"test_loss": loss, "test_accuracy": accuracy, "test_bits_per_token": 1.44 * loss}
+            checkpoints.measured({"step": step} | {name: row[name] for name in figures.split()})
+            checkpoints.save(step, plain_state(), {})
+    assert committed_steps(tmp_path) == kept
+
+
 def test_one_of_each_period_stays(tmp_path):
     plan = make_plan("10", num_examples=100, duration="3ep")
     with opened(tmp_path, newest=1, every=every(plan, "1ep")) as checkpoints:

@@ -55,6 +55,6 @@ def open_own(dataset: str, path: Path) -> OwnData:
     if opener is None:
         raise UsageError(
             f"dataset: {of!r} is neither a folder of images nor a file of the kinds "
-            f"{', '.join(_FILES)}."
+            f"{', '.join(_FILES)}; a text, or tokens, are given as text:{of}."
         )
     return opener(path, of)
