@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import json
 import math
@@ -313,6 +314,19 @@ def devices_are_in_use() -> bool:
     from jax._src import xla_bridge
 
     return xla_bridge.backends_are_initialized()
+
+
+def num_tpu_chips() -> int:
+    """How many chips of TPUs this machine has that JAX could use; none is touched.
+
+    >>> num_tpu_chips()
+    0
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        return 0
+    from jax._src import hardware_utils
+
+    return hardware_utils.num_available_tpu_chips_and_device_id()[0]
 
 
 def detected_by_jax(names: tuple[str, ...], timeout: int) -> tuple[str, str, int, int] | None:
