@@ -52,7 +52,7 @@ def ending_together(processes: Processes) -> Iterator[None]:
     try:
         with last_words(say):
             yield
-    except Exception as error:
+    except BaseException as error:  # also where a user's function calls sys.exit
         ended.set()  # this is its own end
         known = _known_reason(processes, error)
         if known is None:

@@ -100,6 +100,7 @@ class Processes:
         self._uses: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
         self._own_failure: Failure | None = None
+        self._ends_by = math.inf  # as `time.monotonic()`
 
     def __repr__(self) -> str:
         return f"Processes(index={self.index}, count={self.count})"
@@ -223,8 +224,9 @@ class Processes:
         with contextlib.suppress(Exception):
             _store().key_value_set(f"{_ROOT}/ended/{self.index}", "", allow_overwrite=True)
         if self.index == 0 and self.failure() is not None:
-            deadline = time.monotonic() + _OTHERS_SECONDS
-            while time.monotonic() < deadline and self._num_ended() < self.count:
+            # Once in all: one that was killed never says that it has ended.
+            self._ends_by = min(self._ends_by, time.monotonic() + _OTHERS_SECONDS)
+            while time.monotonic() < self._ends_by and self._num_ended() < self.count:
                 time.sleep(0.05)
 
     def end_now(self, code: int) -> None:
