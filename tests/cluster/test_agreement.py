@@ -196,6 +196,18 @@ def test_a_process_whose_function_exits_tells_the_others(monkeypatch):
     assert together(monkeypatch, 2, body)[0] == [Failure(0, "SystemExit: 3", 3)] * 2
 
 
+def test_ctrl_c_that_all_hear_is_each_ones_own_end(monkeypatch):
+    def body(processes):
+        if processes.index == 0:
+            return processes.say_failure("KeyboardInterrupt.", 130)
+        with pytest.raises(KeyboardInterrupt), ending_together(processes):
+            while processes.failure() is None:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    assert together(monkeypatch, 2, body)[0] == [None, None]
+
+
 def test_one_that_was_killed_is_waited_for_once(monkeypatch):
     monkeypatch.setattr("adabatch_jax.cluster.processes._OTHERS_SECONDS", 0.3)
 
