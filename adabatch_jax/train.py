@@ -120,10 +120,21 @@ def _train(argv: Sequence[str] | None, started: float) -> int:
     options, config = parse_arguments(Options, argv, PROG, __doc__)
     given = as_given(sys.argv[1:] if argv is None else argv)
     if options.local_processes is not None:
+        _check_own_place(options)
         return run_locally("adabatch_jax.train", given, options.local_processes)
     end_with_parent()
     with opened(options.workdir or default_workdir(config)) as workdir:
         return _train_in(workdir, config, options, given, started)
+
+
+def _check_own_place(options: Options) -> None:
+    """Raises a UsageError where a process that starts others is said to be one itself."""
+    for name in ("coordinator", "num_processes", "process_id"):
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: --local-processes {options.local_processes} says all "
+                "of it, on this machine alone; give one of the two."
+            )
 
 
 def _train_in(
@@ -180,28 +191,44 @@ def _train_in(
             options.take_over, processes,
         )  # fmt: skip
         processes.leave()
+        code = _exit_code(result, options, interruption, started)
         if processes.index:
-            return interruption.exit_code if result.stopped else 0
-        if result.stopped:
+            return code
+        if STOPPED_AT_PHASE in result.summary:
+            _tell_phase_stop(result, workdir)
+        elif result.stopped:
             command = command_lines.command_text([*PROG.split(), *given])
             step = result.summary["step"]
-            if STOPPED_AT_PHASE in result.summary:
-                _tell_phase_stop(result, workdir)
-                return 0
-            if interruption.is_time_up and step == result.start_step:
-                raise UsageError(
-                    f"--max-time: {options.max_time} were over before an update was done, starting "
-                    f"took {time.monotonic() - started:.0f} s; give more time."
-                )
             is_saved = printable(f"everything is saved in {workdir}, and ") if step else ""
             print(
                 f"stopped by {interruption.name} after update {step:,}; {is_saved}the same "
                 f"command goes on: {command}"
             )
-            return interruption.exit_code
+        if result.stopped:
+            return code
     where = f"report {workdir}/report.html; run folder {workdir}"
     print(printable(f"done: {_result(result.summary)}; {where}"))
     return 0
+
+
+def _exit_code(
+    result: "FitResult", options: Options, interruption: Interruption, started: float
+) -> int:
+    """The exit code of each process, the same for all of them.
+
+    Raises:
+      UsageError: its time was over before anything was done: the same command would do nothing.
+    """
+    from adabatch_jax.runs.folder.folder_reading import STOPPED_AT_PHASE
+
+    if not result.stopped or STOPPED_AT_PHASE in result.summary:
+        return 0
+    if interruption.is_time_up and result.summary["step"] == result.start_step:
+        raise UsageError(
+            f"--max-time: {options.max_time} were over before an update was done, starting "
+            f"took {time.monotonic() - started:.0f} s; give more time."
+        )
+    return interruption.exit_code
 
 
 def _tell_phase_stop(result: "FitResult", workdir: "WorkFolder") -> None:

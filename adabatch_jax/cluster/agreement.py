@@ -13,12 +13,19 @@ Value = TypeVar("Value")
 
 
 def failure_of(error: BaseException) -> tuple[str, int]:
-    """What other processes are told of an error: a sentence and an exit code."""
+    """What other processes are told of an error: a sentence and an exit code.
+
+    >>> failure_of(KeyError("label")), failure_of(SystemExit(3)), failure_of(KeyboardInterrupt())
+    (("KeyError: 'label'", 1), ('SystemExit: 3', 3), ('KeyboardInterrupt.', 130))
+    """
     explained = explained_error(error) if isinstance(error, Exception) else None
     if explained is not None:
         return str(explained), explained.exit_code
     code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
-    return f"{type(error).__name__}: {one_line(error)}", code
+    if isinstance(error, SystemExit):  # as Python itself takes what is in it
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    name = type(error).__name__
+    return f"{name}: {one_line(error)}" if str(error).strip() else f"{name}.", code
 
 
 def from_first(processes: Processes, name: str, make: Callable[[], Value]) -> Value:

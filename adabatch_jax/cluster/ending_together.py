@@ -52,7 +52,7 @@ def ending_together(processes: Processes) -> Iterator[None]:
     try:
         with last_words(say):
             yield
-    except Exception as error:
+    except BaseException as error:  # also where a user's function calls sys.exit
         ended.set()  # this is its own end
         known = _known_reason(processes, error)
         if known is None:
@@ -96,9 +96,10 @@ def end_at_once_after_failure(processes: Processes) -> None:
 def _known_reason(processes: Processes, error: BaseException) -> AdabatchError | None:
     """What another process has said that explains an error; None for one of this process's own.
 
-    An expected error says it all: it is one's own, or was heard of another one.
+    An expected error says it all: it is one's own, or was heard of another one. So do Ctrl-C, which
+    all may have heard, and `sys.exit`.
     """
-    if isinstance(error, AdabatchError):
+    if isinstance(error, AdabatchError) or not isinstance(error, Exception):
         return None
     is_lost = bool(_LOST.search(str(error)))
     until = time.monotonic() + (_REASON_SECONDS if is_lost else 0.0)

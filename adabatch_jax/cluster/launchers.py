@@ -99,7 +99,7 @@ def _half_torchrun(environment: Environment) -> Told | None:
 
 def _mpi(environment: Environment) -> Told | None:
     """Open MPI 4 says where mpirun is; 5, and MPICH's and Intel's, only how many there are."""
-    is_open_mpi = bool(environment.get("OMPI_COMM_WORLD_SIZE"))
+    is_open_mpi = any(environment.get(f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "RANK"))
     is_mpiexec = bool(environment.get("PMI_SIZE"))
     if "SLURM_STEP_ID" in environment and "MPI_LOCALRANKID" not in environment:
         is_mpiexec = False  # srun sets PMI_SIZE too
@@ -120,9 +120,11 @@ def _mpi(environment: Environment) -> Told | None:
         _whole(environment, f"{start}RANK"),
         _whole(environment, local_id),
         _whole(environment, local_count),
-        advice="its mpirun doesn't say where process 0 is; give --coordinator HOST:PORT with the "
-        "host of process 0 (JAX_COORDINATOR_ADDRESS does as well)",
     )
+    if told.num_processes is not None and told.process_id is not None:
+        advice = "its mpirun doesn't say where process 0 is; give --coordinator HOST:PORT with the "
+        advice += "host of process 0 (JAX_COORDINATOR_ADDRESS does as well)"
+        told = dataclasses.replace(told, advice=advice)
     return dataclasses.replace(told, coordinator=_mpi_coordinator(environment, told))
 
 
@@ -144,9 +146,9 @@ def _mpi_coordinator(environment: Environment, told: Told) -> str | None:
 
 
 def _slurm(environment: Environment) -> Told | None:
-    if not environment.get("SLURM_JOB_ID"):
+    job, nodes = environment.get("SLURM_JOB_ID"), environment.get("SLURM_STEP_NODELIST")
+    if not job and "SLURM_STEP_ID" not in environment:
         return None
-    nodes = environment.get("SLURM_STEP_NODELIST")
     if "SLURM_STEP_ID" not in environment or not nodes:  # a batch script, or salloc's shell
         for name in ("SLURM_NTASKS", "SLURM_NPROCS"):
             if (_whole(environment, name) or 1) > 1:
@@ -159,11 +161,11 @@ def _slurm(environment: Environment) -> Told | None:
     return Told(
         "SLURM",
         {
-            "coordinator": "SLURM_STEP_NODELIST",
+            "coordinator": "SLURM_STEP_NODELIST" if job else "SLURM_JOB_ID",
             "num_processes": "SLURM_NTASKS",
             "process_id": "SLURM_PROCID",
         },
-        joined_address(first_host(nodes), _agreed_port(environment["SLURM_JOB_ID"])),
+        joined_address(first_host(nodes), _agreed_port(job)) if job else None,
         _whole(environment, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
         _whole(environment, "SLURM_PROCID"),
         _whole(environment, "SLURM_LOCALID"),

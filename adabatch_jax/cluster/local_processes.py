@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, TextIO
 
 from adabatch_jax.cluster.gpus import share, visible_gpus
+from adabatch_jax.cluster.processes import num_tpu_chips
 from adabatch_jax.system.errors import UsageError
 
 # The reading end of a pipe that only the process that started this one can write to.
@@ -57,8 +58,9 @@ def run_locally(
       0 if all ended so, else the exit code of the first failure; 128 + N for a signal N.
 
     Raises:
-      UsageError: the GPUs can't be shared out evenly.
+      UsageError: the GPUs can't be shared out evenly, or the machine has TPUs.
     """
+    _check_no_tpus()
     gpus = visible_gpus(os.environ)
     shares = [share(gpus, index, num_processes) for index in range(num_processes)]
     own_end, their_end = os.pipe() if os.name == "posix" else (None, None)
@@ -82,6 +84,17 @@ def run_locally(
                 child.wait()
             for end in filter(None, (own_end, their_end)):
                 os.close(end)
+
+
+def _check_no_tpus() -> None:
+    """One process takes all chips of a machine, and a second one would wait for them for ever."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if not platforms or "tpu" in platforms:
+        if num_chips := num_tpu_chips():
+            raise UsageError(
+                f"--local-processes: one process takes all {num_chips} TPU chips of this machine; "
+                "leave it out, or set JAX_PLATFORMS=cpu."
+            )
 
 
 def as_given(arguments: Sequence[str]) -> list[str]:

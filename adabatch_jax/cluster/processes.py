@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import json
 import math
@@ -99,6 +100,7 @@ class Processes:
         self._uses: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
         self._own_failure: Failure | None = None
+        self._ends_by = math.inf  # as `time.monotonic()`
 
     def __repr__(self) -> str:
         return f"Processes(index={self.index}, count={self.count})"
@@ -222,8 +224,9 @@ class Processes:
         with contextlib.suppress(Exception):
             _store().key_value_set(f"{_ROOT}/ended/{self.index}", "", allow_overwrite=True)
         if self.index == 0 and self.failure() is not None:
-            deadline = time.monotonic() + _OTHERS_SECONDS
-            while time.monotonic() < deadline and self._num_ended() < self.count:
+            # Once in all: one that was killed never says that it has ended.
+            self._ends_by = min(self._ends_by, time.monotonic() + _OTHERS_SECONDS)
+            while time.monotonic() < self._ends_by and self._num_ended() < self.count:
                 time.sleep(0.05)
 
     def end_now(self, code: int) -> None:
@@ -313,6 +316,19 @@ def devices_are_in_use() -> bool:
     from jax._src import xla_bridge
 
     return xla_bridge.backends_are_initialized()
+
+
+def num_tpu_chips() -> int:
+    """How many chips of TPUs this machine has that JAX could use; none is touched.
+
+    >>> num_tpu_chips()
+    0
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        return 0
+    from jax._src import hardware_utils
+
+    return hardware_utils.num_available_tpu_chips_and_device_id()[0]
 
 
 def detected_by_jax(names: tuple[str, ...], timeout: int) -> tuple[str, str, int, int] | None:

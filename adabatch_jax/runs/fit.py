@@ -34,6 +34,7 @@ from adabatch_jax.runs.same_data import data_digests
 from adabatch_jax.runs.several_processes import (
     check_started_alike,
     clock_of_first,
+    connect,
     processes_of,
     stall_watchdog,
     with_agreed_memory,
@@ -217,6 +218,7 @@ def fit(
             due=due, layout=layout, keep=keep, stop_when=stop_when, on_nan=operation.on_nan,
             stop_at_phase=operation.stop_at_phase, eval_batch_size=eval_batch_size,
         )  # fmt: skip
+        connect(mesh, processes)
         record = RunRecord(
             plan, seed, store, keep, operation.on_save_error, identity or {}, watchdog, progress,
             digests, allow_change, early_stop, tracking, processes,

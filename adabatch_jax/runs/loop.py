@@ -31,6 +31,7 @@ from adabatch_jax.training.train_state import TrainState
 StepCallback = Callable[[int, TrainState, dict[str, jax.Array]], bool | None]
 
 _PIECES_IN_FLIGHT = 2
+_ON_STEP = "on_step"  # why a run stops that was asked to by its own function
 # How often a wait for a compiler asks whether to stop.
 _ASKING_SECONDS = 0.1
 
@@ -181,9 +182,9 @@ class Loop:
         is_asked = self._interruption is not None and self._interruption.requested
         if self._is_alone:
             return is_asked
-        wish = self._interruption.name if is_asked else "on_step" if self._wants_stop else None
+        wish = self._interruption.name if is_asked else _ON_STEP if self._wants_stop else None
         reason = self._agreed.reason(wish)
-        if reason is not None and self._interruption is not None:
+        if reason not in (None, _ON_STEP) and self._interruption is not None:
             self._interruption.adopt(reason)
         return reason is not None
 

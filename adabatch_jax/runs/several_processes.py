@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from adabatch_jax.cluster.agreement import check_alike, from_all, from_first
 from adabatch_jax.cluster.processes import ALONE, Processes, current
@@ -75,6 +77,18 @@ def check_started_alike(
         }
 
     check_alike(processes, "run", facts)
+
+
+def connect(mesh: BatchMesh | None, processes: Processes) -> None:
+    """Has the devices of all processes reach each other, while these are at the same place.
+
+    Devices connect in their first collective, where Gloo waits 30 s for the others: behind a
+    compiler, which may take one process much longer than another, that would end the run.
+    """
+    if mesh is not None and processes.count > 1:
+        one_each = np.ones(mesh.num_shards, np.float32)
+        array = jax.make_array_from_callback(one_each.shape, mesh.of_rows(), one_each.__getitem__)
+        jax.block_until_ready(jax.jit(jnp.sum, out_shardings=mesh.whole)(array))
 
 
 def _text(value: Any) -> str:

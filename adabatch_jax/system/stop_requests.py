@@ -92,8 +92,8 @@ class Interruption:
         return self._name is not None
 
     def adopt(self, name: str) -> None:
-        """Takes over what another process was asked to stop by, as this one stops with it."""
-        self._name = self._name or name
+        """Takes over what all processes stop by, whatever this one was asked by itself."""
+        self._name = name
 
     @property
     def is_time_up(self) -> bool:

@@ -1,6 +1,7 @@
 """What processes say to each other, with threads in their place."""
 
 import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -177,6 +178,49 @@ def test_broken_connections_without_a_reason_mean_that_a_process_is_gone(monkeyp
 
     error = together(monkeypatch, 2, lambda p: None if p.index else body(p))[0][0]
     assert type(error) is PeerFailed and error.exit_code == 42
+
+
+def test_a_process_whose_function_exits_tells_the_others(monkeypatch):
+    """Else they would wait for it, and it for them at its end."""
+
+    def body(processes):
+        if processes.index == 0:
+            with pytest.raises(SystemExit), ending_together(processes):
+                raise SystemExit(3)
+        processes.barrier("it is told")
+        return processes.failure()
+
+    monkeypatch.setattr("adabatch_jax.cluster.processes._OTHERS_SECONDS", 0.1)
+    monkeypatch.setattr(Processes, "barrier", lambda *_: barrier.wait())
+    barrier = threading.Barrier(2)
+    assert together(monkeypatch, 2, body)[0] == [Failure(0, "SystemExit: 3", 3)] * 2
+
+
+def test_ctrl_c_that_all_hear_is_each_ones_own_end(monkeypatch):
+    def body(processes):
+        if processes.index == 0:
+            return processes.say_failure("KeyboardInterrupt.", 130)
+        with pytest.raises(KeyboardInterrupt), ending_together(processes):
+            while processes.failure() is None:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    assert together(monkeypatch, 2, body)[0] == [None, None]
+
+
+def test_one_that_was_killed_is_waited_for_once(monkeypatch):
+    monkeypatch.setattr("adabatch_jax.cluster.processes._OTHERS_SECONDS", 0.3)
+
+    def body(processes):
+        if processes.index:
+            return None
+        processes.say_failure("another process is gone.", 42)
+        began = time.monotonic()
+        for _ in range(3):  # by an error, at the program's end, at once
+            processes.wait_to_end()
+        return time.monotonic() - began
+
+    assert 0.3 <= together(monkeypatch, 2, body)[0][0] < 0.6
 
 
 def test_a_process_that_waits_for_ever_is_ended_when_another_fails(monkeypatch):

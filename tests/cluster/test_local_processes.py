@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from adabatch_jax.cluster import local_processes
 from adabatch_jax.cluster.local_processes import run_locally
 from adabatch_jax.system.errors import UsageError
 from tests.cluster.conftest import clean_environment
@@ -145,3 +146,17 @@ def test_gpus_that_can_not_be_shared_out_evenly_are_refused_before_anything_star
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     with pytest.raises(UsageError, match="2 processes can't share the 3 GPUs"):
         run_locally("no.such.module", [], 2)
+
+
+def test_one_process_takes_all_chips_of_a_tpu_machine(monkeypatch):
+    monkeypatch.setattr(local_processes, "num_tpu_chips", lambda: 4)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(UsageError, match="takes all 4 TPU chips of this machine"):
+        run_locally("no.such.module", [], 2)
+
+
+def test_who_starts_processes_is_none_of_others_itself(capsys):
+    from adabatch_jax.train import main
+
+    assert main(["--local-processes", "2", "--num-processes", "4"]) == 2
+    assert "error: --num-processes: --local-processes 2 says all of it" in capsys.readouterr().err

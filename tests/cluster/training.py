@@ -349,7 +349,7 @@ def with_a_slow_compiler():
     set_up = fit_module.set_up
 
     def slowly(*args):
-        time.sleep(8)
+        time.sleep(33)  # Gloo connects within 30 s
         return set_up(*args)
 
     fit_module.set_up = slowly
