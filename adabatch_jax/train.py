@@ -191,7 +191,7 @@ def _train_in(
             options.take_over, processes,
         )  # fmt: skip
         processes.leave()
-        code = _exit_code(result, options, interruption, started)
+        code = _exit_code(result, interruption, started)
         if processes.index:
             return code
         if STOPPED_AT_PHASE in result.summary:
@@ -211,9 +211,7 @@ def _train_in(
     return 0
 
 
-def _exit_code(
-    result: "FitResult", options: Options, interruption: Interruption, started: float
-) -> int:
+def _exit_code(result: "FitResult", interruption: Interruption, started: float) -> int:
     """The exit code of each process, the same for all of them.
 
     Raises:
@@ -225,7 +223,7 @@ def _exit_code(
         return 0
     if interruption.is_time_up and result.summary["step"] == result.start_step:
         raise UsageError(
-            f"--max-time: {options.max_time} were over before an update was done, starting "
+            "--max-time: the time was over before an update was done, starting "
             f"took {time.monotonic() - started:.0f} s; give more time."
         )
     return interruption.exit_code
