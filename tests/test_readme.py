@@ -52,7 +52,8 @@ def checkout(tmp_path_factory):
             (folder / path.name).symlink_to(path)
     write_photos(folder / "photos")
     words = np.random.default_rng(0).choice("in the beginning god created".split(), 9_000)
-    (folder / "corpus.txt").write_text(" ".join(words))
+    for name in ("corpus.txt", "kjv.txt"):
+        (folder / name).write_text(" ".join(words))
     for text in TEXTS.values():
         for name, code in files_of(text).items():
             (folder / name).write_text(code)
