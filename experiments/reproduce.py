@@ -101,10 +101,17 @@ def _reproduce(argv: Sequence[str] | None, interruption: Interruption) -> int:
     from adabatch_jax.runs.folder.lock import locked
     from experiments.reproduction.jobs import study_jobs
     from experiments.reproduction.resuming import check_out
+    from experiments.sections import SECTIONS
 
     command = command_lines.command_text([*PROG.split(), *argv])
     study = _study(section, options, command)
-    study_jobs(study, out)  # refuses data and plans that can't work before anything is written
+    try:
+        study_jobs(study, out)  # refuses data and plans that can't work before anything is written
+    except UsageError as error:
+        data_from = SECTIONS[section].data_from
+        if options.dataset is not None or not data_from or not str(error).startswith("dataset:"):
+            raise
+        raise UsageError(f"{str(error).rstrip('.')}; {data_from}.") from None
     check_out(out)
     with locked(out, flag="--out"):
         if not _run(study, out, options, interruption):

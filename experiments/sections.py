@@ -17,6 +17,7 @@ class Section:
       experiments: by network, the modules of this package that define `arms`.
       outcome: what the arms are compared by, a name in `reproduction.outcomes.OUTCOMES`.
       holdout_percent: of the training data, kept out of training to choose by.
+      data_from: how a user comes by the data, where no command of ours prepares them.
       findings: sentences on what others found, for and against, with their sources.
     """
 
@@ -25,6 +26,7 @@ class Section:
     experiments: dict[str, str]
     outcome: str = "error"
     holdout_percent: int = 10
+    data_from: str = ""
     findings: tuple[str, ...] = ()
 
 
@@ -72,6 +74,8 @@ SECTIONS = {
         "gpt",
         outcome="bits_per_byte",
         holdout_percent=2,
+        data_from="`bible -f gen1:1-rev22:21 > kjv.txt` makes it where Debian's package bible-kjv-text "
+        "is, and --dataset text:FILE takes any other",
         findings=_ON_LANGUAGE_MODELS,
     ),
 }

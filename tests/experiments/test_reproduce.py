@@ -107,6 +107,12 @@ def test_a_study_is_run_and_reported(study):
     assert {"results.md", "results.html"} <= {path.name for path in study.iterdir()}
 
 
+def test_a_missing_text_is_told_with_where_it_comes_from(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    refused(capfd, ["language_model"], "'kjv.txt' … bible -f … kjv.txt … --dataset text:FILE")
+    refused(capfd, ["language_model", "--dataset", "text:no.txt"], "no.txt' of text.")
+
+
 def test_a_study_of_a_text(tmp_path, monkeypatch, capfd):
     """Tuned, run, and reported by bits per byte."""
     text = tmp_path / "corpus.txt"
