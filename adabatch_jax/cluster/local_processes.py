@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, TextIO
 
 from adabatch_jax.cluster.gpus import share, visible_gpus
-from adabatch_jax.cluster.processes import num_tpu_chips
+from adabatch_jax.cluster.jax_internals import num_tpu_chips
 from adabatch_jax.system.errors import UsageError
 
 # The reading end of a pipe that only the process that started this one can write to.

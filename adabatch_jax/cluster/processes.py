@@ -1,13 +1,9 @@
-"""What processes of one job say to each other beside the devices, through JAX's key-value store.
-
-The only file that touches what JAX keeps to itself: the store has no public name.
-"""
+"""What processes of one job say to each other beside the devices, through JAX's key-value store."""
 
 import collections
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import json
 import math
@@ -15,8 +11,8 @@ import os
 import sys
 import threading
 import time
-from typing import Any
 
+from adabatch_jax.cluster.jax_internals import joined_place, store
 from adabatch_jax.cluster.rendezvous import named
 from adabatch_jax.system.errors import (
     AdabatchError,
@@ -122,7 +118,7 @@ class Processes:
             return (text,)
         # Process 0 reads each text once and hands all on: 2 N requests, not N * N.
         folder, deadline = f"{_ROOT}/exchange/{name}/{use}", time.monotonic() + timeout
-        _store().key_value_set(f"{folder}/said/{self.index}", text)
+        store().key_value_set(f"{folder}/said/{self.index}", text)
         if self.index > 0:
             answer = self._wait_for(f"{folder}/all", deadline)
             if answer is None:
@@ -134,9 +130,9 @@ class Processes:
             if said is None:
                 raise self._late(name, folder, timeout)
             texts.append(said)
-        _store().key_value_set(f"{folder}/all", json.dumps(texts))
+        store().key_value_set(f"{folder}/all", json.dumps(texts))
         if use > 1:  # which all have read, as they are here now
-            _store().key_value_delete(f"{_ROOT}/exchange/{name}/{use - 1}/")
+            store().key_value_delete(f"{_ROOT}/exchange/{name}/{use - 1}/")
         return tuple(texts)
 
     def barrier(self, name: str, timeout: float = math.inf) -> None:
@@ -147,9 +143,9 @@ class Processes:
         """Says a text to those who `take` it: one process to all others."""
         if self.count > 1:
             use = self._use(name)
-            _store().key_value_set(f"{_ROOT}/given/{name}/{use}", text)
+            store().key_value_set(f"{_ROOT}/given/{name}/{use}", text)
             if use > _KEPT:
-                _store().key_value_delete(f"{_ROOT}/given/{name}/{use - _KEPT}")
+                store().key_value_delete(f"{_ROOT}/given/{name}/{use - _KEPT}")
 
     def take(self, name: str) -> str:
         """Waits for the text that another process gives; raises as `exchange` does."""
@@ -157,23 +153,23 @@ class Processes:
 
     def post(self, name: str, text: str) -> None:
         """Says a text, once under each name, to whoever looks with `posted`."""
-        _store().key_value_set(f"{_ROOT}/posted/{name}/{self.index}", text)
+        store().key_value_set(f"{_ROOT}/posted/{name}/{self.index}", text)
 
     def posted(self, name: str) -> dict[int, str]:
         """What was posted so far, by the process; waits for nothing but the store's answer."""
-        found = _store().key_value_dir_get(f"{_ROOT}/posted/{name}/")
+        found = store().key_value_dir_get(f"{_ROOT}/posted/{name}/")
         return {int(key.rpartition("/")[2]): text for key, text in found}
 
     def say_busy(self, is_busy: bool) -> None:
         """Says that this process is at something that has no limit, or is so no more."""
         if self.count > 1:
             text = "busy" if is_busy else ""
-            _store().key_value_set(f"{_ROOT}/busy/{self.index}", text, allow_overwrite=True)
+            store().key_value_set(f"{_ROOT}/busy/{self.index}", text, allow_overwrite=True)
 
     def any_busy(self) -> bool:
         """Whether any process said so; False where the store doesn't answer."""
         with contextlib.suppress(Exception):
-            return any(text for _, text in _store().key_value_dir_get(f"{_ROOT}/busy/"))
+            return any(text for _, text in store().key_value_dir_get(f"{_ROOT}/busy/"))
         return False
 
     def numbered(self, name: str) -> str:
@@ -195,7 +191,7 @@ class Processes:
             self._own_failure = self._own_failure or failure
         if self.count > 1:
             with contextlib.suppress(Exception):  # another one was first, or the store has gone
-                _store().key_value_set(_FAILURE, json.dumps(dataclasses.asdict(failure)))
+                store().key_value_set(_FAILURE, json.dumps(dataclasses.asdict(failure)))
 
     def failure(self) -> Failure | None:
         """The first failure that a process told of; None as long as there is none.
@@ -205,7 +201,7 @@ class Processes:
         if self.count == 1:
             return self._own_failure
         try:
-            told = _store().key_value_try_get(_FAILURE)
+            told = store().key_value_try_get(_FAILURE)
         except Exception:  # there is none, or no store any more
             return self._own_failure
         return Failure(**json.loads(told))
@@ -222,7 +218,7 @@ class Processes:
         if self.count == 1:
             return
         with contextlib.suppress(Exception):
-            _store().key_value_set(f"{_ROOT}/ended/{self.index}", "", allow_overwrite=True)
+            store().key_value_set(f"{_ROOT}/ended/{self.index}", "", allow_overwrite=True)
         if self.index == 0 and self.failure() is not None:
             # Once in all: one that was killed never says that it has ended.
             self._ends_by = min(self._ends_by, time.monotonic() + _OTHERS_SECONDS)
@@ -239,7 +235,7 @@ class Processes:
 
     def _num_ended(self) -> int:
         with contextlib.suppress(Exception):
-            return len(_store().key_value_dir_get(f"{_ROOT}/ended/"))
+            return len(store().key_value_dir_get(f"{_ROOT}/ended/"))
         return self.count
 
     def _wait_for(self, key: str, deadline: float) -> str | None:
@@ -250,7 +246,7 @@ class Processes:
                 return None
             try:
                 wait = max(1, int(1000 * min(left, _LOOK_SECONDS)))
-                return _store().blocking_key_value_get(key, wait)
+                return store().blocking_key_value_get(key, wait)
             except Exception as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
@@ -261,7 +257,7 @@ class Processes:
 
     def _late(self, name: str, folder: str, timeout: float) -> UsageError:
         said = {
-            int(key.rpartition("/")[2]) for key, _ in _store().key_value_dir_get(folder + "/said/")
+            int(key.rpartition("/")[2]) for key, _ in store().key_value_dir_get(folder + "/said/")
         }
         missing = [number for number in range(self.count) if number not in said] or [0]
         return UsageError(
@@ -272,14 +268,6 @@ class Processes:
 
 ALONE = Processes()
 """A process that trains alone, with devices of its own."""
-
-
-def _store() -> Any:
-    from jax._src import distributed
-
-    if distributed.global_state.client is None:
-        raise RuntimeError("the processes aren't joined; call adabatch_jax.cluster.initialize()")
-    return distributed.global_state.client
 
 
 def are_joined() -> bool:
@@ -301,51 +289,9 @@ def current() -> Processes:
     """
     if not are_joined():
         return Processes()
-    from jax._src import distributed
-
-    return _joined(distributed.global_state.process_id, distributed.global_state.num_processes)
+    return _joined(*joined_place())
 
 
 @functools.cache
 def _joined(index: int, count: int) -> Processes:
     return Processes(index, count)
-
-
-def devices_are_in_use() -> bool:
-    """Whether JAX has opened its devices already."""
-    from jax._src import xla_bridge
-
-    return xla_bridge.backends_are_initialized()
-
-
-def num_tpu_chips() -> int:
-    """How many chips of TPUs this machine has that JAX could use; none is touched.
-
-    >>> num_tpu_chips()
-    0
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        return 0
-    from jax._src import hardware_utils
-
-    return hardware_utils.num_available_tpu_chips_and_device_id()[0]
-
-
-def detected_by_jax(names: tuple[str, ...], timeout: int) -> tuple[str, str, int, int] | None:
-    """What JAX's own detection finds, of the kinds of clusters of these class names.
-
-    Returns:
-      The kind, the coordinator's "host:port", the number of processes and this one's; None where
-      it is none of them.
-    """
-    from jax._src import clusters
-
-    for name in names:
-        cluster = getattr(clusters, name, None)
-        if cluster is not None and cluster.is_env_present():
-            port = os.environ.get("JAX_COORDINATOR_PORT")
-            address = cluster.get_coordinator_address(
-                timeout_secs=timeout, override_coordinator_port=port
-            )
-            return name, address, cluster.get_process_count(), cluster.get_process_id()
-    return None

@@ -7,15 +7,10 @@ import os
 from adabatch_jax.cluster.addresses import host_and_port
 from adabatch_jax.cluster.ending_together import end_at_once_after_failure
 from adabatch_jax.cluster.gpus import visible_gpus
+from adabatch_jax.cluster.jax_internals import detected_by_jax, devices_are_in_use
 from adabatch_jax.cluster.launchers import Told
 from adabatch_jax.cluster.membership import FLAGS, Membership, membership
-from adabatch_jax.cluster.processes import (
-    Processes,
-    are_joined,
-    current,
-    detected_by_jax,
-    devices_are_in_use,
-)
+from adabatch_jax.cluster.processes import Processes, are_joined, current
 from adabatch_jax.cluster.rendezvous import meet
 from adabatch_jax.system.errors import UsageError, one_line
 

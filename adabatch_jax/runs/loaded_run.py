@@ -13,7 +13,8 @@ from flax import nnx
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.data.datasets.known_datasets import DatasetSpec, TextSpec
 from adabatch_jax.data.tokens.tokenizers import AnyTokenizer, Bytes, JsonTokenizer
-from adabatch_jax.runs.checkpoints.checkpoint_files import quieten_orbax, restore
+from adabatch_jax.runs.checkpoints.checkpoint_files import quieten_orbax
+from adabatch_jax.runs.checkpoints.restoring import restore
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.chosen_checkpoint import config_of, from_checkpoint
 from adabatch_jax.runs.configured_model import configured_model

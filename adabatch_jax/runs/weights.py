@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adabatch_jax.runs.checkpoints.checkpoint_files import read_arrays
+from adabatch_jax.runs.checkpoints.restoring import read_arrays
 from adabatch_jax.runs.checkpoints.verifying import Found
 from adabatch_jax.runs.chosen_checkpoint import config_of, from_checkpoint
 from adabatch_jax.runs.weight_files import SUFFIXES, read_arrays_of_file, write_arrays

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from adabatch_jax.config.settings import Layout
-from adabatch_jax.runs.checkpoints.checkpoint_files import restore
+from adabatch_jax.runs.checkpoints.restoring import restore
 from adabatch_jax.runs.checkpoints.verifying import check_checkpoint
 from adabatch_jax.training.train_state import TrainState
 from experiments.benchmarks.options import Options

@@ -54,7 +54,7 @@ class MemoryStore:
 def together(monkeypatch, count, body, seconds=20):
     """What `body(processes)` returns or raises in each of so many threads; and the store."""
     store, results = MemoryStore(), [None] * count
-    monkeypatch.setattr(processes_module, "_store", lambda: store)
+    monkeypatch.setattr(processes_module, "store", lambda: store)
 
     def run(index):
         try:

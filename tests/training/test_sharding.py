@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from adabatch_jax.data.mesh import batch_sharding, data_mesh
-from adabatch_jax.runs.checkpoints.checkpoint_files import restore
+from adabatch_jax.runs.checkpoints.restoring import restore
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.loss_functions import weighted_mean
 from adabatch_jax.training.parameter_sharding import SMALLEST_SHARDED, sharded_axis

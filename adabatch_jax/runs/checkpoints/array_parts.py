@@ -1,5 +1,9 @@
-"""Arrays in parts: what each process saves of those that lie on the devices of several."""
+"""Arrays in parts: what each process saves of those that lie on the devices of several.
 
+And what a manifest says of them: their dtype and shape, and the digests of their values.
+"""
+
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,3 +120,30 @@ def cut_out(
             piece = np.empty([stop - start for start, stop in wanted], values.dtype)
         piece[tuple(slice(a - w, b - w) for (a, b), (w, _) in zip(both, wanted))] = values[own]
     return piece
+
+
+def described(leaf: Any) -> str:
+    """The dtype and the shape of a leaf, as in "float32[2, 3]" or "key<fry>[]".
+
+    >>> described(np.zeros((2, 3), np.float32)), described(1.0)
+    ('float32[2, 3]', 'float64[]')
+    """
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def dtype_and_shape(description: str) -> tuple[str, tuple[int, ...]]:
+    """What `described` wrote.
+
+    >>> dtype_and_shape("float32[2, 3]"), dtype_and_shape("key<fry>[]")
+    (('float32', (2, 3)), ('key<fry>', ()))
+    """
+    dtype, _, numbers = description.removesuffix("]").partition("[")
+    return dtype, tuple(map(int, numbers.split(", "))) if numbers else ()
+
+
+def digest_of(values: np.ndarray) -> str:
+    """sha256 of an array's dtype, shape and values."""
+    digest = hashlib.sha256(f"{values.dtype}{list(values.shape)};".encode())
+    digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return digest.hexdigest()

@@ -12,14 +12,10 @@ from typing import Any
 from adabatch_jax.cluster.agreement import from_first
 from adabatch_jax.cluster.processes import ALONE, Processes
 from adabatch_jax.config.value_texts import Score
-from adabatch_jax.runs.checkpoints.checkpoint_files import (
-    Contents,
-    quieten_orbax,
-    restore,
-    write_checkpoint,
-)
+from adabatch_jax.runs.checkpoints.checkpoint_files import Contents, quieten_orbax, write_checkpoint
 from adabatch_jax.runs.checkpoints.deleting_old import delete_leftovers, delete_old
 from adabatch_jax.runs.checkpoints.disk_space import check_free_space, checkpoint_bytes
+from adabatch_jax.runs.checkpoints.restoring import restore
 from adabatch_jax.runs.checkpoints.verifying import Found, set_aside
 from adabatch_jax.runs.display.progress import Progress
 from adabatch_jax.runs.display.status import is_evaluation
@@ -164,7 +160,7 @@ class Checkpoints:
             self.save_seconds = max(self.save_seconds, time.monotonic() - save.began)
 
     def restore(self, found: Found, like: TrainState) -> TrainState:
-        """Reads a checkpoint onto the devices of `like`; raises as `checkpoint_files.restore`."""
+        """Reads a checkpoint onto the devices of `like`; raises as `restoring.restore`."""
         state = restore(found, like)
         self.latest = found.step
         return state

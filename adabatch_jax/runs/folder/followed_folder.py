@@ -15,6 +15,7 @@ from adabatch_jax.runs.folder.lock import lock_text
 from adabatch_jax.runs.folder.metrics_files import MetricsPosition
 from adabatch_jax.runs.folder.opened_folder import opened
 from adabatch_jax.runs.folder.run_folder import RunFolder
+from adabatch_jax.runs.folder.start_point import StartPoint
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.errors import UsageError
 from adabatch_jax.training.train_state import TrainState
@@ -36,13 +37,13 @@ class FollowedFolder(RunFolder):
 
     def _adopt(self) -> None:
         told = from_first(self.processes, "run folder", dict)
+        step, rows = told["step"], told["rows"]
 
         def see() -> None:
-            step = told["step"]
             self._folder.fetch()
             try:
                 is_seen = lock_text(self.path) == told["lock"]
-                self.checkpoint = None if step is None or not is_seen else self._seen(step)
+                checkpoint = None if step is None or not is_seen else self._seen(step)
             except (OSError, Damaged):
                 is_seen = False
             if not is_seen:
@@ -50,12 +51,13 @@ class FollowedFolder(RunFolder):
                     f"workdir: {self.path} isn't the folder here that process 0 trains in; give one "
                     "on a disk that all processes share."
                 )
+            end = None if rows is None else MetricsPosition(**rows)
+            self._start = StartPoint(checkpoint, end)
 
         from_all(self.processes, "run folder is seen", see)
-        self._run_id, rows = told["run_id"], told["rows"]
-        self._position = None if rows is None else MetricsPosition(**rows)
+        self._run_id = told["run_id"]
 
-    def _find_again(self) -> None:
+    def _find_again(self, rejected: Collection[tuple[int, str]]) -> None:
         self._adopt()
 
     def _push_rest(self) -> None:

@@ -14,31 +14,28 @@ import jax
 from adabatch_jax.cluster.agreement import from_all, from_first
 from adabatch_jax.cluster.processes import ALONE, Processes
 from adabatch_jax.config.settings import Keep, settings_digest
-from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, read_checkpoint, set_aside
+from adabatch_jax.runs.checkpoints.verifying import Damaged, Found, read_checkpoint
 from adabatch_jax.runs.display.progress import Progress
-from adabatch_jax.runs.folder.finished_run import (
-    Finished,
-    digests_of_files,
-    find_finished,
-)
+from adabatch_jax.runs.folder.finished_run import Finished, digests_of_files, find_finished
 from adabatch_jax.runs.folder.folder_reading import (
     CHECKPOINTS,
     DATASET,
     ENVIRONMENT,
-    LAST_CHECKPOINT,
     SUMMARY,
     TOKENIZER,
     LastCheckpoint,
-    check_no_obstacles,
-    find_checkpoint,
     has_environment,
     newest_usable,
-    position_of_rows,
-    read_last_checkpoint,
 )
 from adabatch_jax.runs.folder.lock import LOCK_SECONDS, lock_text
-from adabatch_jax.runs.folder.metrics_files import MetricsPosition, MetricsWriter, read_metrics
+from adabatch_jax.runs.folder.metrics_files import MetricsWriter, read_metrics
 from adabatch_jax.runs.folder.opened_folder import locked_folder
+from adabatch_jax.runs.folder.start_point import (
+    StartPoint,
+    find_start,
+    put_folder_right,
+    write_last_checkpoint,
+)
 from adabatch_jax.schedules.periods import Period
 from adabatch_jax.schedules.plan import BatchPlan
 from adabatch_jax.system.environment import describe_environment
@@ -75,7 +72,6 @@ class RunFolder:
     Attributes:
       dataset: what is known of the dataset, for dataset.json; None where nobody told.
       tokenizer: of a text, the content of tokenizer.json; None where there is none to keep.
-      checkpoint: the newest sound checkpoint, when entered; None where none was saved yet.
       notes: what was found and is worth a line each.
       changes: what differs from what the checkpoint says, as JSON values; of lost rows it is known
         from `put_right` on.
@@ -99,20 +95,17 @@ class RunFolder:
         self._folder = path if isinstance(path, WorkFolder) else WorkFolder(Path(path).absolute())
         self.path = Path(path).absolute()  # the program may change its current folder
         self.processes = processes
-        self.checkpoint: Found | None = None
         self.dataset: Mapping[str, Any] | None = None
         self.tokenizer: bytes | None = None
         self.notes: list[str] = []
         self.changes: list[dict[str, Any]] = []
         self._may_lose_rows = "rows" in allow_change
-        self._rejected: list[tuple[int, str]] = []  # newer checkpoints, and why not to use them
-        self._loses_rows = False
+        self._start = StartPoint()
         self._lock = locked_folder(self._folder, flag, lock_seconds, take_over)
         self._stack = contextlib.ExitStack()
         self._run_id = secrets.token_hex(8)
         self._last = LastCheckpoint()  # of this run
         self._checkpoints: Checkpoints | None = None
-        self._position: MetricsPosition | None = None  # where the rows before it end
         self._rows: MetricsWriter | None = None
 
     def __enter__(self) -> "RunFolder":
@@ -147,101 +140,45 @@ class RunFolder:
             "lock": lock_text(self.path),
             "run_id": self._run_id,
             "step": None if self.checkpoint is None else self.checkpoint.step,
-            "rows": None if self._position is None else dataclasses.asdict(self._position),
+            "rows": None if self._start.rows is None else dataclasses.asdict(self._start.rows),
         }
 
-    def _find_again(self) -> None:
+    def _find(self, rejected: Collection[tuple[int, str]] = ()) -> None:
+        """Finds what to go on from; changes nothing."""
+        self._start = find_start(self.path, rejected, self._may_lose_rows)
+        if self.checkpoint is not None:
+            self._run_id = self.checkpoint.run["run_id"]
+        elif (self.path / "metrics.jsonl").exists():
+            self.notes.append(
+                "note: the run here has no checkpoint yet, so it begins with its first update again"
+            )
+
+    def _find_again(self, rejected: Collection[tuple[int, str]]) -> None:
         def find() -> dict[str, Any]:
-            self._find()
+            self._find(rejected)
             return self._found()
 
         from_first(self.processes, "run folder", find)
         from_all(self.processes, "run folder is seen", lambda: None)
 
-    def _find(self) -> None:
-        """Finds the checkpoint to go on from, and whether its rows are lost; changes nothing."""
-        check_no_obstacles(self.path)
-        self._position = None
-        self.checkpoint, self._rejected = find_checkpoint(self.path, self._rejected)
-        if self.checkpoint is None:
-            if (self.path / "metrics.jsonl").exists():
-                self.notes.append(
-                    "note: the run here has no checkpoint yet, so it begins with its first update "
-                    "again"
-                )
-            return
-        self._run_id, self._loses_rows = self.checkpoint.run["run_id"], False
-        try:
-            self._position = position_of_rows(self.path, self.checkpoint)
-        except RestoreError:
-            if not self._may_lose_rows:
-                raise
-            self._loses_rows = True
+    @property
+    def checkpoint(self) -> Found | None:
+        """The newest sound checkpoint, when entered; None where none was saved yet."""
+        return self._start.checkpoint
 
     def put_right(self) -> None:
         """Sets aside what the run can't go on with, when nothing refuses the run any more."""
         self.processes.barrier("run folder is read")
 
         def put() -> list[dict[str, Any]]:
-            self._put_right()
+            self._last, notes = put_folder_right(self.path, self._start)
+            self.notes += notes
+            lost_at = self._last.rows_lost_at
+            if lost_at is not None and self.checkpoint.step <= lost_at:
+                self.changes.append({"kind": "rows_lost", "step": lost_at})
             return self.changes
 
         self.changes = from_first(self.processes, "run folder is put right", put)
-
-    def _put_right(self) -> None:
-        here = self.checkpoint.step
-        self._last = read_last_checkpoint(self.path)
-        if self._last.run_id != self._run_id:
-            self._replace_last_checkpoint(here)
-        if self._loses_rows:
-            self._go_on_without_rows(here)
-        newest, lost_at = self._last.step or 0, self._last.rows_lost_at
-        if lost_at is not None and here <= lost_at:
-            self.changes.append({"kind": "rows_lost", "step": lost_at})
-        if newest > here and newest not in dict(self._rejected):
-            # A start that was killed may not have got to tell it.
-            is_aside = (self.path / CHECKPOINTS / f"bad-{newest}").exists()
-            why = f"can't be used and is now bad-{newest}" if is_aside else "is gone"
-            self.notes.append(
-                f"warning: checkpoint {newest} {why}, and the run goes on from checkpoint {here}"
-            )
-        for step, reason in self._rejected:
-            moved = set_aside(self.path / CHECKPOINTS, step)
-            self.notes.append(
-                f"warning: checkpoint {step} can't be used ({reason}); it is now {moved.name}, "
-                f"and the run goes on from checkpoint {here}"
-            )
-
-    def _replace_last_checkpoint(self, step: int) -> None:
-        """Writes the file about the newest checkpoint anew, where it isn't what this run wrote."""
-        told = f"note: {LAST_CHECKPOINT} is missing, and is written anew"
-        if os.path.lexists(self.path / LAST_CHECKPOINT):
-            is_other = self._last.run_id is not None
-            moved = set_aside(self.path, LAST_CHECKPOINT)
-            what = "another run's, unlike the checkpoints" if is_other else "damaged"
-            told = (
-                f"warning: {LAST_CHECKPOINT} is {what}; it is now {moved.name}, and is written anew"
-            )
-        self._last = LastCheckpoint()
-        self._write_last_checkpoint(step=step)
-        self.notes.append(told)
-
-    def _go_on_without_rows(self, step: int) -> None:
-        """Remembers that rows were lost: the run then has other ones where they were."""
-        rows, aside = self.path / "metrics.jsonl", self.path / f"bad-metrics-{step}.jsonl"
-        with storage_errors(self.path):
-            if rows.exists() and not aside.exists():
-                os.rename(rows, aside)
-        write_atomically(rows, b"")
-        self._write_last_checkpoint(rows_lost_at=step)
-        self.notes.append(
-            f"warning: the run goes on without the rows up to update {step:,}; what was left of "
-            f"them is {aside.name}"
-        )
-
-    def _write_last_checkpoint(self, **changes: int) -> None:
-        self._last = dataclasses.replace(self._last, run_id=self._run_id, **changes)
-        write_sealed(self.path / LAST_CHECKPOINT, dataclasses.asdict(self._last))
 
     def open(
         self,
@@ -296,7 +233,7 @@ class RunFolder:
         predicted = None if "plan.json" in changed else self._prediction(plan)
         kept = {} if predicted is None else {"prediction": predicted.to_dict()}
         write_json(self.path / "plan.json", plan.to_dict() | kept)
-        self._rows = MetricsWriter(self.path, self._position)
+        self._rows = MetricsWriter(self.path, self._start.rows)
         rows = self.read_rows()
         for row in rows:
             self._checkpoints.measured(row)
@@ -316,11 +253,10 @@ class RunFolder:
 
     def kept_rows(self) -> list[dict[str, Any]]:
         """The rows up to the checkpoint; none where they were lost."""
-        if (
-            self._position is None or not self._position.num_bytes
-        ):  # an object store keeps no file then
+        end = self._start.rows
+        if end is None or not end.num_bytes:  # an object store keeps no file then
             return []
-        return read_metrics(self.path / "metrics.jsonl", self._position.num_bytes)
+        return read_metrics(self.path / "metrics.jsonl", end.num_bytes)
 
     def read_rows(self) -> list[dict[str, Any]]:
         """The rows of metrics so far."""
@@ -408,8 +344,8 @@ class RunFolder:
             reasons = from_all(self.processes, "restored", restore)
             if not any(reasons):
                 return restored[0]
-            self._rejected.append((self.checkpoint.step, next(filter(None, reasons))))
-            self._find_again()
+            reason = next(filter(None, reasons))
+            self._find_again([*self._start.rejected, (self.checkpoint.step, reason)])
 
     def restore_saved(self, found: Found, like: TrainState) -> TrainState:
         """Reads a checkpoint that this process saved; raises a RestoreError where it can't be."""
@@ -474,7 +410,8 @@ class RunFolder:
             self._checkpoints.check_is_saved(step)
 
     def _note_saved(self, step: int) -> None:
-        self._write_last_checkpoint(step=step)
+        self._last = dataclasses.replace(self._last, run_id=self._run_id, step=step)
+        write_last_checkpoint(self.path, self._last)
 
     def close(self, _: Any = None, failure: BaseException | None = None, *__: Any) -> None:
         """Ends what `open` and `begin` began; the folder stays locked.

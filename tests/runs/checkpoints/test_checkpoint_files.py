@@ -14,13 +14,9 @@ import numpy as np
 import pytest
 
 from adabatch_jax.runs.checkpoints import checkpoint_files
-from adabatch_jax.runs.checkpoints.checkpoint_files import (
-    Contents,
-    quieten_orbax,
-    read_arrays,
-    restore,
-)
+from adabatch_jax.runs.checkpoints.checkpoint_files import Contents, quieten_orbax
 from adabatch_jax.runs.checkpoints.manifest import read_manifest, write_manifest
+from adabatch_jax.runs.checkpoints.restoring import read_arrays, restore
 from adabatch_jax.runs.checkpoints.verifying import Damaged, check_checkpoint, newest_good
 from adabatch_jax.system.errors import RestoreError
 from adabatch_jax.training.train_state import TrainState

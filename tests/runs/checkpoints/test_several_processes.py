@@ -7,7 +7,8 @@ import pytest
 from adabatch_jax.cluster.processes import PeerFailed
 from adabatch_jax.runs.checkpoints import checkpoint_files
 from adabatch_jax.runs.checkpoints.array_parts import WHOLE, place_text
-from adabatch_jax.runs.checkpoints.checkpoint_files import Contents, read_arrays, write_checkpoint
+from adabatch_jax.runs.checkpoints.checkpoint_files import Contents, write_checkpoint
+from adabatch_jax.runs.checkpoints.restoring import read_arrays
 from adabatch_jax.runs.checkpoints.verifying import Damaged, check_checkpoint
 from adabatch_jax.system.errors import StorageError
 from tests.cluster.memory_store import together
