@@ -27,7 +27,7 @@ SHORTER = {
     r"--workdir runs/(gpus|mine)": r"\g<0> --epochs 1",
     r"--duration 2Mtok": "--duration 100Ktok",
     r"--name mine": r"\g<0> --data-dir datasets",
-    r"(reproduce .*)--seeds \d": r"\1--seeds 1 --epochs 0.03 --arms fixed_large",
+    r"(reproduce .*)--(seeds \d|tune-lr)": r"\1--seeds 1 --epochs 0.03 --arms fixed_large",
 }
 
 
@@ -52,7 +52,8 @@ def checkout(tmp_path_factory):
             (folder / path.name).symlink_to(path)
     write_photos(folder / "photos")
     words = np.random.default_rng(0).choice("in the beginning god created".split(), 9_000)
-    (folder / "corpus.txt").write_text(" ".join(words))
+    for name in ("corpus.txt", "kjv.txt"):
+        (folder / name).write_text(" ".join(words))
     for text in TEXTS.values():
         for name, code in files_of(text).items():
             (folder / name).write_text(code)
