@@ -18,7 +18,7 @@ from adabatch_jax.config.declarations import (
 )
 from adabatch_jax.config.familiar_flags import advice
 from adabatch_jax.config.files import load_config
-from adabatch_jax.config.recipe_flags import RecipeFlags, with_recipe
+from adabatch_jax.config.recipe_flags import RecipeFlags, not_of_the_recipe, with_recipe
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.system.command_lines import Parser, command_text
 from adabatch_jax.system.errors import UsageError, did_you_mean
@@ -66,7 +66,13 @@ def parse_arguments(
     config, notes = with_recipe(own, config, changed, length, has_open_end)
     for note in notes:
         tell(note)
-    return parse_flags(argv, prog, description, options(), config) if notes else (own, changed)
+    if not notes:
+        return own, changed
+    own, changed = parse_flags(argv, prog, description, options(), config)
+    if own.recipe is not None:
+        for note in not_of_the_recipe(config, changed):
+            tell(note)
+    return own, changed
 
 
 def parse_flags(

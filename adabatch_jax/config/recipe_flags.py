@@ -8,6 +8,7 @@ from adabatch_jax.config.declarations import check, flag, flag_of, replaced
 from adabatch_jax.config.settings import TrainConfig
 from adabatch_jax.schedules.dialect_reading import MegatronSteps
 from adabatch_jax.schedules.durations import run_duration
+from adabatch_jax.schedules.learning_rate_text import coupling_power
 from adabatch_jax.schedules.recipes.published import recipes
 from adabatch_jax.schedules.recipes.scaling import open_end
 from adabatch_jax.schedules.schedule_text import parse_schedule
@@ -99,7 +100,7 @@ def with_recipe(
     dialect = next((name for name, text in theirs.items() if text is not None), None)
     if dialect is not None:
         shows_end = length is None and has_open_end
-        return _from_dialect(dialect, theirs[dialect], config, changed.tokens_of_example, shows_end)
+        return _from_dialect(dialect, theirs[dialect], config, changed, shows_end)
     if flags.recipe is None:
         return config, []
     run = recipes[flags.recipe].run(
@@ -125,18 +126,35 @@ def with_recipe(
     return replaced(config, fields), run.notes
 
 
+def not_of_the_recipe(recipes: TrainConfig, changed: TrainConfig) -> list[str]:
+    """A sentence on the flags that say otherwise than the recipe's configuration, if there are any."""
+    names = [
+        name
+        for name in ("lr", "coupling", "reference_batch_size")
+        if getattr(changed, name) != getattr(recipes, name)
+    ]
+    flags = (f"{flag_of(name)} {getattr(changed, name)}" for name in names)
+    return [f"yours, not the recipe's: {', '.join(flags)}."] if names else []
+
+
 def _from_dialect(
     dialect: str,
     text: str,
     config: TrainConfig,
-    tokens_per_example: int | None,
+    changed: TrainConfig,
     has_open_end: bool,
 ) -> tuple[TrainConfig, Sequence[str]]:
     try:
         schedule = parse_schedule(text, dialect)
     except UsageError as error:
         raise UsageError(f"--from-{dialect}: {error}") from None
+    tokens_per_example = changed.tokens_of_example
     fields, notes = {"batch_schedule": str(schedule)}, [f"batch schedule: {schedule}."]
+    if coupling_power(changed.coupling):
+        notes.append(
+            f"the rate is this configuration's, with its coupling, {changed.coupling}; that of "
+            f"{dialect} doesn't follow the batch (--coupling none)."
+        )
     if isinstance(schedule, MegatronSteps) and tokens_per_example is None:
         notes.append("its thresholds are samples; with --tokens-per-example they are tokens.")
     end = open_end(schedule, tokens_per_example) if has_open_end else None

@@ -218,14 +218,21 @@ def _sources(
 def _of_text(config: TrainConfig) -> ConfiguredData:
     settings, length = config.data, config.sequence_length
     text = open_text(config.dataset, settings, length)
+    documents, end = settings.documents or "joined", text.spec.end_of_document
+    if (
+        documents != "joined"
+        and end is None
+        and any(t.starts is None for t in text.tokens.values())
+    ):
+        raise UsageError(
+            f"data.documents: {config.dataset} doesn't say where its documents end; give the "
+            "--data.tokenizer that made it, whose end of text stands between them, or join them."
+        )
     vocabulary_size = settings.vocabulary_size or text.vocabulary_size
     sources = {
-        name: TokenSource(
-            tokens, length, settings.documents or "joined", text.spec.end_of_document,
-            vocabulary_size,
-        )
+        name: TokenSource(tokens, length, documents, end, vocabulary_size)
         for name, tokens in text.tokens.items()
-    }  # fmt: skip
+    }
     train = sources.pop("train")
     spec = DatasetSpec(
         config.dataset, vocabulary_size, None, "test", len(train), (), (), text=text.spec

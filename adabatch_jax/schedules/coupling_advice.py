@@ -78,7 +78,9 @@ def _small_cuts(plan: BatchPlan, rate: ResolvedRate, factors: list) -> Iterator[
             continue  # a curve isn't cut
         cut = rate.at(step - 1) / rate.at(step)
         is_cut = cut * float(factor / factor_before) > 1 + _ROUNDING
-        if is_cut and cut < math.sqrt(grown) * (1 - _ROUNDING):
+        # Both sizes may have been rounded to whole examples, as Seesaw's are.
+        least = (phase.batch_size - 0.5) / (before.batch_size + 0.5)
+        if is_cut and cut < math.sqrt(least) * (1 - _ROUNDING):
             yield (
                 f"at update {step:,} the rate is cut by {cut:.4g} where the batch grows by "
                 f"{grown:.4g}; adam is stable where a cut is by at least the growth's root, "

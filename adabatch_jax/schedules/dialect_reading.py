@@ -186,7 +186,9 @@ def megatron_ramp_thresholds(over: int, count: int) -> list[int]:
     return [first(k) for k in range(1, count + 1)]
 
 
-_ENTRY = re.compile(r"start\s*:\s*(?P<start>\d+)\s*,?\s*value\s*:\s*(?P<value>\d+)")
+_ENTRY = re.compile(  # in either order
+    r"(start|value)\s*:\s*(\d+)\s*,?\s*(?!\1)(start|value)\s*:\s*(\d+)"
+)
 
 
 def read_levanter(text: str) -> PiecewiseConstant:
@@ -196,10 +198,11 @@ def read_levanter(text: str) -> PiecewiseConstant:
     '32, 1000st: 64'
     """
     lines = (line.partition("#")[0] for line in text.splitlines())
-    plain = re.sub(r"[\"'\[\]{}]|^\s*train_batch_size\s*:", " ", "\n".join(lines))
+    plain = re.sub(r"[\"'\[\]{}]|^\s*(trainer\s*:\s*)?train_batch_size\s*:", " ", "\n".join(lines))
     if re.fullmatch(r"\s*\d+\s*", plain):
         return constant(int(plain))
-    entries = [(int(match["start"]), int(match["value"])) for match in _ENTRY.finditer(plain)]
+    matches = ({match[1]: match[2], match[3]: match[4]} for match in _ENTRY.finditer(plain))
+    entries = [(int(entry["start"]), int(entry["value"])) for entry in matches]
     if not entries or _ENTRY.sub("", plain).strip(" \n\t-,"):
         raise UsageError(
             f"can't read Levanter's schedule {excerpt(text)!r}: write a list such as '- start: 0, "

@@ -99,6 +99,8 @@ def coupled_learning_rate(
         raise UsageError(
             f"`counts` says what a callable is a function of, but `base` is {base!r}; leave it out."
         )
+    if isinstance(base, str):
+        raise UsageError(f"`base` is a text; give parse_learning_rate({base!r}).")
     if not isinstance(base, LearningRate):
         base = LearningRate(exact(base, "base"))
         if base.init_value < 0:

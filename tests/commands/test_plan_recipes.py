@@ -65,6 +65,7 @@ def test_flags_change_a_recipe_and_its_flags_give_the_run_back():
         "1e-3 cosine", 3, "2Btok", None,
     )  # fmt: skip
     assert told[0].startswith("recipe deepseek-v3")
+    assert told[-1] == "yours, not the recipe's: --lr 1e-3 cosine."
     typed = command_arguments(config)
     assert parse_arguments(TrainOptions, shlex.split(typed), "train", "")[1] == config
     config = parse_arguments(TrainOptions, [*V3.split(), "--epochs", "20"], "", "", told.append)[1]
@@ -123,6 +124,9 @@ def test_schedules_of_megatron(command):
     assert content["config"]["batch_schedule"] == f"megatron {text}"
     assert content["duration"] == "937.5Btok"
     assert "are samples; with --tokens-per-example" in command(main, f"--from-megatron {text}").out
+    follows = "its coupling, linear; that of megatron doesn't follow the batch"
+    assert follows in command(main, f"--from-megatron {text}").out
+    assert "doesn't follow" not in command(main, f"--from-megatron {text} --coupling none").out
     line = "--batch-schedule 8, 1Ksp: 16 --num-examples 5000 --epochs 1 --write-for megatron"
     assert command(main, line).out == '--step-batch-size-schedule "0:8 1000:16"\n'
 

@@ -215,6 +215,9 @@ def test_what_cannot_be_is_told(text, command, refused):
     images = ["--dataset", "text:corpus.txt"]
     refused(plan.main, [*images, "--no-memory", "--data.flip"], "data.flip … is a text")
     refused(plan.main, ["--data.sequence-length", "8"], "data.sequence_length … digits is no text")
+    (text / "flat.bin").write_bytes(bytes(4000))
+    packed = [*arguments("text:flat.bin", "x"), "--data.documents", "packed"]
+    refused(train.main, packed, "data.documents … give the --data.tokenizer that made it")
     small = [*images, "--batch-schedule", "4", "--workdir", "x"]
     refused(train.main, small, "model: cnn_digits takes images … gpt_nano")
     wrong = [*arguments("text:corpus.txt", "x"), "--tokens-per-example", "8"]

@@ -71,8 +71,9 @@ def test_a_cut_by_less_than_the_root_of_the_growth(decay, cuts):
     "rate", ["3e-4 cosine", "3e-4 warmup 10st then cosine to 3e-5", "1 x0.375 every 1ep"]
 )
 @pytest.mark.parametrize("end_value", [None, 100, 256])
-def test_seesaw_is_never_warned_of(rate, end_value):
-    schedule, rate = ab.seesaw(16, rate, 2, end_value)
+@pytest.mark.parametrize("factor", [2, 1.5])  # 16, 24, 36, 54, 81, 121.5
+def test_seesaw_is_never_warned_of(rate, end_value, factor):
+    schedule, rate = ab.seesaw(16, rate, factor, end_value)
     plan = (
         ab.make_plan(schedule, None, "1Msp")
         if "ep" not in str(rate)

@@ -147,6 +147,9 @@ def test_lists_of_levanter_are_theirs_step_for_step():
         flow = ", ".join(f'{{"start": {start}, "value": {v}}}' for start, v in entries)
         schedule = ab.parse_schedule(text, dialect="levanter")
         assert ab.parse_schedule(f"train_batch_size: [{flow}]", dialect="levanter") == schedule
+        turned = "\n".join(f"  - value: {v}\n    start: {start}" for start, v in entries)
+        turned = f"trainer:\n  train_batch_size:\n{turned}"
+        assert ab.parse_schedule(turned, dialect="levanter") == schedule
         assert ab.parse_schedule(str(schedule)) == schedule
         plan = ab.make_plan(schedule, None, "320st")
         sizes, offsets = levanter_sizes(entries, 320)

@@ -183,6 +183,9 @@ def test_what_nobody_published_is_asked_for_by_name():
         ab.UsageError, match="`recipe_length`: recipe moonlight has its own, 5.7Ttok"
     ):
         ab.recipes["moonlight"].run(recipe_length="5Ttok")
+    for wrong in ("rate", "first_batch", "stages", "tokens_per_example"):
+        with pytest.raises(ab.UsageError, match=f"^`{wrong}` must be "):
+            ab.recipes["seesaw"].run(**{wrong: 0})
     with pytest.raises(ab.UsageError, match="which steps don't tell"):
         ab.recipes["moonlight"].run("500st")
     with pytest.raises(ab.UsageError, match="scale by more"):

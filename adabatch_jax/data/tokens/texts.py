@@ -244,9 +244,10 @@ def _tokenized(of: str, texts: Sequence[np.ndarray], tokenizer: AnyTokenizer) ->
     documents = [ids for ids in documents if len(ids)]
     if not documents:
         raise UsageError(f"dataset: {of} holds no text.")
-    if len(documents) == 1:
-        return Tokens(of, documents[0], np.zeros(1, np.int64))
-    end = [] if tokenizer.end_of_document is None else [tokenizer.end_of_document]
-    ended = [np.append(ids, np.array(end, ids.dtype)) for ids in documents[:-1]]
-    lengths = [0, *map(len, ended)]
-    return Tokens(of, np.concatenate([*ended, documents[-1]]), np.cumsum(lengths))
+    end = tokenizer.end_of_document
+    if end is not None:
+        documents[:-1] = [np.append(ids, np.array([end], ids.dtype)) for ids in documents[:-1]]
+    together = documents[0] if len(documents) == 1 else np.concatenate(documents)
+    # What stands between documents says where they are, here as in the `.bin` that `prepare` writes.
+    lengths = [0, *map(len, documents[:-1])]
+    return Tokens(of, together, np.cumsum(lengths) if end is None else None)

@@ -151,11 +151,11 @@ def open_tokens(path: Path, of: str, dtype: Any = "uint16") -> Tokens:
         if path.suffix == ".idx" or (path.suffix == ".bin" and path.with_suffix(".idx").exists()):
             ids, starts = open_megatron(path.with_suffix(""), of)
         elif path.suffix == ".bin":
-            ids, starts = _open_flat(path, of, np.dtype(dtype)), None
+            ids, starts = _open_flat(path, of, _id_type(dtype)), None
         elif path.suffix == ".npy":
             ids, starts = _open_npy(path, of), None
         elif ".array_record" in path.name:
-            ids, starts = open_records(path, of, np.dtype(dtype))
+            ids, starts = open_records(path, of, _id_type(dtype))
         else:
             raise UsageError(f"{of!r} is no file of tokens; those end in {', '.join(SUFFIXES)}.")
     if not len(ids):
@@ -192,14 +192,24 @@ _DESCRIBED = (
 )  # fmt: skip
 
 
+def _id_type(dtype: Any) -> np.dtype:
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        kind = None
+    if kind is None or kind.kind not in "iu":
+        raise UsageError(
+            f"`dtype` must be a type of whole numbers, such as 'uint32', got {dtype!r}."
+        )
+    return kind
+
+
 def _open_flat(path: Path, of: str, dtype: np.dtype) -> np.ndarray:
     size, start = path.stat().st_size, 0
     with open(path, "rb") as file:
         magic = int.from_bytes(file.read(4), "little")
     if magic in _TYPES_BY_MAGIC and size >= _HEADER_BYTES:
         start, dtype = _HEADER_BYTES, np.dtype(_TYPES_BY_MAGIC[magic])
-    if dtype.kind not in "iu":
-        raise UsageError(f"{of}: tokens are whole numbers, not {dtype}.")
     if (size - start) % dtype.itemsize:
         raise UsageError(
             f"{of} has {size:,} bytes, which are no tokens of {dtype}, {dtype.itemsize} bytes each; it "

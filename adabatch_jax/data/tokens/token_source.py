@@ -12,6 +12,7 @@ import numpy as np
 from adabatch_jax.data.parallel_reading import checked_indices
 from adabatch_jax.data.tokens.token_files import Tokens, open_tokens
 from adabatch_jax.data.tokens.token_mixture import TokenMixture
+from adabatch_jax.schedules.text_reader import positive_integer
 from adabatch_jax.system.errors import ExampleError, UsageError, did_you_mean
 
 Documents = Literal["joined", "packed", "apart"]
@@ -42,8 +43,7 @@ class TokenSource:
         end_of_document: int | None = None,
         vocabulary_size: int | None = None,
     ):
-        if sequence_length < 1:
-            raise UsageError(f"`sequence_length` must be at least 1, got {sequence_length}.")
+        sequence_length = positive_integer(sequence_length, "sequence_length")
         if documents not in get_args(Documents):
             known = ", ".join(get_args(Documents))
             hint = did_you_mean(str(documents), get_args(Documents)) or "."

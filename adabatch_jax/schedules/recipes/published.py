@@ -37,7 +37,8 @@ _LISTED = (
         duration="255Kst",
         sequence_length=2048,
         notes=(
-            "the rate of Adafactor, later divided by the root of the position (`then rsqrt` of a text)",
+            "the rate is Adafactor's, and constant here; later it was divided by the root of the "
+            'position (`--lr "1e-2 constant over D then rsqrt"`)',
         ),
     ),
     Recipe(
@@ -58,7 +59,8 @@ _LISTED = (
         sequence_length=4096,
         notes=(
             "the second size came with sequences of 8,192 tokens: told here at one length",
-            "ours: that its cosine begins with the run, and goes over the samples of its 1.2M steps",
+            "ours: that its cosine begins with the run, and goes, as the warm-up does, over the "
+            "samples of its steps",
         ),
     ),
     Recipe(

@@ -181,6 +181,11 @@ class _Making:
 
     def check(self) -> None:
         """Names all arguments that the recipe needs and nobody gave, or one that it has."""
+        for name in ("stages", "given_tokens", "first_batch"):
+            if (value := getattr(self, name)) is not None:
+                positive_integer(value, name.replace("given_tokens", "tokens_per_example"))
+        if self.rate is not None and exact(self.rate, "rate") <= 0:
+            raise UsageError(f"{self.named('rate')} must be above 0, got {self.rate}.")
         asked, needs_all = self.asked(), self.asked(needs_all=True)
         if missing := [name for name in asked if getattr(self, name) is None]:
             raise UsageError(
@@ -234,7 +239,7 @@ class _Making:
 
     def examples_per_size(self) -> Fraction:
         if self.recipe.counts == "first batches":
-            return Fraction(positive_integer(self.first_batch, self.named("first_batch")))
+            return Fraction(self.first_batch)
         return Fraction(1, self.tokens_per_example if self.recipe.counts == "tokens" else 1)
 
     def run_length(self) -> Duration:

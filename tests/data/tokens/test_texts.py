@@ -61,9 +61,7 @@ def test_files_of_a_folder_are_documents(folder):
     assert (both[0] + both[1]).replace(b"\0", b"") == whole
     documents = list(contents.values())
     assert both[0].split(b"\0")[:2] == documents[:2] and both[1].split(b"\0")[-1] == documents[-1]
-    for tokens in text.tokens.values():
-        ends = np.flatnonzero(np.asarray(tokens.ids) == 0)
-        assert tokens.starts.tolist() == [0, *(ends + 1)]
+    assert text.spec.end_of_document == 0
 
 
 def test_splits_go_by_their_names(folder):
@@ -131,6 +129,22 @@ def test_what_is_prepared_is_the_same(folder):
     assert ids(opened("text:mine"), "train") == ids(opened("text:a.txt"), "train")
     with pytest.raises(UsageError, match="holds tokens already"):
         prepare_text("text:mine", "again")
+
+
+@pytest.mark.parametrize("documents", ["joined", "packed", "apart"])
+def test_sequences_of_what_is_prepared_are_the_same(folder, documents):
+    (folder / "e").mkdir()
+    for n in range(9):
+        (folder / f"e/{n}.txt").write_text(sentence(n))
+    prepare_text("text:e", "five")
+    before, after = (
+        TokenSource(text.tokens["train"], 8, documents, text.spec.end_of_document)
+        for text in (opened("text:e"), opened("text:five"))
+    )
+    assert before.digest() == after.digest() and len(before) == len(after)
+    rows = before.read(np.arange(len(before)))
+    for name, values in after.read(np.arange(len(after))).items():
+        assert np.array_equal(values, rows[name])
 
 
 @pytest.mark.parametrize(

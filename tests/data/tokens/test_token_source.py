@@ -234,6 +234,8 @@ def test_what_cannot_be_is_told(tmp_path, documents):
     refused("there is no file of tokens", tmp_path / "none.bin")
     refused("make up no sequence of 10", path, 10)
     refused("must be at least 1", path, 0)
+    refused("`sequence_length` must be a whole number, got '8'", path, "8")
+    refused("`dtype` must be a type of whole numbers, .* got 'unit16'", path, dtype="unit16")
     refused("give `end_of_document`", path, documents="packed")
     refused("one of joined, packed, apart", path, documents="pack")
     refused("20 bytes, which are no tokens of int64", path, dtype=np.int64)
