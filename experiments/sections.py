@@ -37,6 +37,8 @@ def _section(title: str, source: str, prefix: str, networks: str, **more: Any) -
 _NETWORKS = "vgg19_bn resnet20 alexnet"
 _PAPER = "arXiv:1712.02029, section"
 _ON_LANGUAGE_MODELS = (
+    "Ours here: the rate follows the root of the batch in all arms that grow; for the late switch "
+    "nobody published how it did.",
     "For: Seesaw reached the loss of a cosine at a constant batch in 36 % less time, for models of "
     "up to 600M, as long as the batch was below the critical one (arXiv:2510.14717).",
     "For: a batch that doubled as its critical size grew took 43 % fewer steps to the same loss, at 1B "

@@ -239,7 +239,7 @@ def _settings(study: StudyResult, experiment: ExperimentResult) -> Iterable[Part
 def _findings(study: StudyResult) -> Iterable[Part]:
     section = SECTIONS.get(study.section)
     if section is not None and section.findings:
-        yield Heading(2, "What others found")
+        yield Heading(2, "What is ours, and what others found")
         yield Items(section.findings)
 
 
