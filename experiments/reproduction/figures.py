@@ -229,8 +229,11 @@ def _write(axes: Axes, row: int, text: str) -> None:
 
 
 def _set_outcome_axis(axes: Axes, outcomes: Sequence[float]) -> None:
-    """Logarithmic, so that the last epochs' small differences can be seen beside the first's."""
-    if min(outcomes) <= 0:
+    """Logarithmic, so that the last epochs' small differences can be seen beside the first's.
+
+    Not where all lie close together, as bits per byte do: there would be two ticks.
+    """
+    if min(outcomes) <= 0 or max(outcomes) < 3 * min(outcomes):
         return
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7)))
