@@ -55,7 +55,7 @@ def train(
         several processes by the first one.
       processes: those that train together, on the devices of all.
     """
-    data = in_turn(processes, lambda: open_data(config).in_memory().with_statistics(config.data))
+    data = in_turn(processes, lambda: opened_data(config, processes.count))
     path = Path(workdir)
     from_first(processes, "workdir", lambda: check_workdir(path))
     with (
@@ -79,6 +79,17 @@ def train(
             on_done(path)
         processes.barrier("done")
         return result
+
+
+def opened_data(config: TrainConfig, num_processes: int) -> ConfiguredData:
+    """The examples, in memory where they are few.
+
+    Not where several processes are asked to stream them: each is to read only its own rows then.
+    """
+    data = open_data(config)
+    if num_processes == 1 or config.input != "streaming":
+        data = data.in_memory()
+    return data.with_statistics(config.data)
 
 
 def _fit(

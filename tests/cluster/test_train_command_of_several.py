@@ -4,7 +4,10 @@ import shutil
 
 import pytest
 
+from adabatch_jax.config import TrainConfig
+from adabatch_jax.data.sources import ArraySource
 from adabatch_jax.report import main as report
+from adabatch_jax.runs.configured_run import opened_data
 from tests.cluster.groups import Group
 
 SHORT = ["--epochs", 1, "--batch-schedule", "64, 12st: 128", "--log-every", "4st"]
@@ -18,6 +21,16 @@ def train(tmp_path):
             return group.ended()
 
     return train
+
+
+@pytest.mark.parametrize(
+    "num_processes, given, is_in_memory",
+    [(1, "streaming", True), (2, "auto", True), (2, "streaming", False)],
+)
+def test_where_several_stream_each_reads_its_own_rows_only(num_processes, given, is_in_memory):
+    data = opened_data(TrainConfig(input=given), num_processes)
+    for source in (data.train, *data.evals.values()):
+        assert isinstance(source, ArraySource) is is_in_memory
 
 
 @pytest.mark.cluster
