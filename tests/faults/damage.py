@@ -57,7 +57,9 @@ def _later_copy_with_other_step(checkpoint: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "bit flipped in the arrays": lambda c: flip_bit(arrays(c)),
     "first bit flipped in the arrays": lambda c: flip_bit(arrays(c), 0),
-    "bit flipped in the manifest of the arrays": lambda c: flip_bit(c / "state" / "0" / "manifest.ocdbt"),
+    "bit flipped in the manifest of the arrays": lambda c: flip_bit(
+        c / "state" / "0" / "manifest.ocdbt"
+    ),
     "bit flipped in the manifest": lambda c: flip_bit(c / "manifest"),
     "bit flipped at the manifest's beginning": lambda c: flip_bit(c / "manifest", 0.01),
     "bit flipped in a digest of an array": lambda c: flip_bit(c / "manifest", 0.1),
