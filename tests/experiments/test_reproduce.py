@@ -125,7 +125,7 @@ def test_a_study_of_a_text(tmp_path, monkeypatch, capfd):
     )  # fmt: skip
     arms = {"fixed_small": config}
     section = sections.Section(
-        "A text", "nowhere", {"gpt": "tiny_gpt"}, "bits_per_byte", 10, ("For: nobody.",)
+        "A text", "nowhere", {"gpt": "tiny_gpt"}, "bits_per_byte", findings=("For: nobody.",)
     )
     monkeypatch.setitem(sections.SECTIONS, "tiny_text", section)
     for module in (sections, sys.modules["experiments.reproduction.pages"]):
