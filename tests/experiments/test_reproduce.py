@@ -39,7 +39,8 @@ SECTION = sections.Section("A tiny section", "nowhere", {"cnn": "tiny_cnn"})
 def tiny_section():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sections.SECTIONS, "tiny", SECTION)
-        patch.setattr(jax, "local_device_count", lambda *_: 1)  # programs for eight take longer
+        for name in ("device_count", "local_device_count"):
+            patch.setattr(jax, name, lambda *_: 1)  # programs for eight take longer
         load = sections.load_arms
         patch.setattr(sections, "load_arms", lambda e: ARMS if e == "tiny_cnn" else load(e))
         for module in ("pages", "results"):
