@@ -4,7 +4,7 @@ import dataclasses
 
 from adabatch_jax.system.number_texts import count_text
 from experiments.reproduction.measures import speedups
-from experiments.reproduction.outcomes import OUTCOMES, Outcome
+from experiments.reproduction.outcomes import Outcome
 from experiments.reproduction.results import ArmResult
 from experiments.reproduction.statistics import (
     EQUIVALENT,
@@ -41,9 +41,7 @@ class Comparison:
     update_ratio: float | None
 
 
-def compare(
-    arm: ArmResult, reference: ArmResult, margin: float, outcome: Outcome = OUTCOMES["error"]
-) -> Comparison:
+def compare(arm: ArmResult, reference: ArmResult, margin: float, outcome: Outcome) -> Comparison:
     """Compares the finished runs of two arms; `margin` is in the unit of a difference."""
     outcomes = arm.outcomes, reference.outcomes
     updates = arm.updates, reference.updates
@@ -63,10 +61,7 @@ METHODS = {"adaptive": "AdaBatch", "seesaw": "Seesaw", "late_switch": "The late 
 
 
 def method(arm: ArmResult) -> str | None:
-    """The method whose arm it is; None for what it is compared with.
-
-    In the section of language models Smith's and the root's arms have names of their own.
-    """
+    """The method that a page begins with whose arm this is; None of the others."""
     return next((name for begin, name in METHODS.items() if arm.name.startswith(begin)), None)
 
 

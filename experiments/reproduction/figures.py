@@ -53,7 +53,7 @@ def outcome_curves(experiment: ExperimentResult) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure, panels = _panels(experiment, height=3.9, share_y=True)
         drawn = []
-        of_text = experiment.arms[0].config.sequence_length is not None
+        of_text = experiment.sequence_length is not None
         kinds = (_TOKENS if of_text else _EPOCHS, _UPDATES, _TIME)
         for axes, axis in zip(panels, kinds, strict=True):
             for arm, look in _looks(experiment):

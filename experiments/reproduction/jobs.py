@@ -39,7 +39,7 @@ class Job:
     config: TrainConfig
     folder: Path
     plan: BatchPlan
-    outcome: Outcome = OUTCOMES["error"]
+    outcome: Outcome
     kind: str = "run"
 
     @property

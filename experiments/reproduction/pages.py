@@ -131,7 +131,7 @@ def _experiment(study: StudyResult, experiment: ExperimentResult) -> Iterable[Pa
 
 
 def _pictures(experiment: ExperimentResult) -> Iterable[Part]:
-    length = "epochs" if experiment.arms[0].config.sequence_length is None else "tokens"
+    length = "epochs" if experiment.sequence_length is None else "tokens"
     yield Picture(
         figures.outcome_curves(experiment),
         f"{experiment.name}_test_{experiment.outcome.name.replace(' ', '_')}",

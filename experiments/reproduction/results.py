@@ -148,6 +148,11 @@ class ExperimentResult:
     passes: Mapping[str, Sequence[Mapping[str, Any]]]
 
     @property
+    def sequence_length(self) -> int | None:
+        """Tokens of an example of a text; None of images."""
+        return self.arms[0].config.sequence_length
+
+    @property
     def reference(self) -> ArmResult | None:
         """The arm that the others are compared with."""
         return next((arm for arm in self.arms if arm.name == REFERENCE), None)
@@ -163,7 +168,6 @@ class StudyResult:
       dataset: what was trained on.
       seeds: of the runs.
       holdout_percent: the part of the training set that is held out.
-      outcome: what the arms are compared by.
       margin: the margin of equivalence, in the unit of the outcome's differences.
       command: what was typed.
       notes: sentences that a reader must know.
@@ -175,11 +179,15 @@ class StudyResult:
     dataset: str
     seeds: tuple[int, ...]
     holdout_percent: float
-    outcome: Outcome
     margin: float
     command: str
     notes: tuple[str, ...]
     experiments: tuple[ExperimentResult, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the arms are compared by, in all experiments."""
+        return self.experiments[0].outcome
 
     @property
     def runs(self) -> tuple[SeedResult, ...]:
@@ -220,7 +228,6 @@ def load_study(out: Path) -> StudyResult:
         dataset=content["dataset"],
         seeds=tuple(content["seeds"]),
         holdout_percent=content["holdout_percent"],
-        outcome=outcome,
         margin=content["margin"],
         command=content["command"],
         notes=tuple(content.get("notes", ())),

@@ -177,7 +177,7 @@ def epoch_time_table(experiment: ExperimentResult) -> Table | None:
 
 def time_table(experiment: ExperimentResult) -> Table | None:
     """Where the seconds of whole runs went; None while no run is finished."""
-    length = experiment.arms[0].config.sequence_length
+    length = experiment.sequence_length
     rows = [
         (
             arm.name,

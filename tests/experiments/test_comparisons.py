@@ -74,7 +74,7 @@ BASELINE = [8.0, 8.2, 8.1]
 )
 def test_sentence_says_what_the_tests_say(errors, begins, contains, verdict):
     fixed, adaptive = arm_result("fixed_small", BASELINE), arm_result("adaptive", errors)
-    compared = compare(adaptive, fixed, 1.0)
+    compared = compare(adaptive, fixed, 1.0, OUTCOMES["error"])
     text = sentence(compared)
     assert text.startswith(begins) and contains in text and text.endswith(".")
     low, high = stats.ttest_ind(errors, BASELINE, equal_var=False).confidence_interval(0.95)
@@ -108,7 +108,7 @@ def test_sentence_tells_bits_per_byte_of_other_methods():
 def test_sentence_counts_updates_and_seconds():
     fixed = arm_result("fixed_small", BASELINE, paces=[30.0, 31.0, 33.0])
     adaptive = arm_result("adaptive", [8.1, 8.3, 8.2], paces=[15.0, 15.0, 15.0])
-    text = sentence(compare(adaptive, fixed, 1.0))
+    text = sentence(compare(adaptive, fixed, 1.0, OUTCOMES["error"]))
     updates = [arm.plan.num_steps for arm in (fixed, adaptive)]
     assert f"needs {updates[0] / updates[1]:.2f} times fewer updates than fixed_small" in text
     assert f"({updates[1]} instead of {updates[0]})" in text
@@ -123,23 +123,25 @@ def test_sentence_counts_updates_and_seconds():
 def test_time_that_is_not_saved_is_said():
     fixed = arm_result("fixed_small", BASELINE, paces=[10.0, 11.0, 12.0])
     adaptive = arm_result("adaptive", BASELINE[::-1], paces=[11.0, 11.0, 11.0])
-    text = sentence(compare(adaptive, fixed, 1.0))
+    text = sentence(compare(adaptive, fixed, 1.0, OUTCOMES["error"]))
     assert re.search(r"trains 1\.00 times as fast \(.*: no clear difference\)", text)
 
 
 def test_divergence_is_a_failure_whatever_the_others_reached():
     fixed = arm_result("fixed_small", BASELINE)
-    compared = compare(arm_result("adaptive", [8.1, 8.2], num_diverged=1), fixed, 1.0)
+    compared = compare(
+        arm_result("adaptive", [8.1, 8.2], num_diverged=1), fixed, 1.0, OUTCOMES["error"]
+    )
     assert sentence(compared).startswith("AdaBatch fails here: 1 of 3 runs of adaptive diverged. ")
     assert "equivalent" not in sentence(compared)
     assert verdict_text(compared) == "1 of 3 diverged"
-    nothing = compare(arm_result("adaptive", [], num_diverged=3), fixed, 1.0)
+    nothing = compare(arm_result("adaptive", [], num_diverged=3), fixed, 1.0, OUTCOMES["error"])
     assert sentence(nothing).startswith("AdaBatch fails here: 3 of 3 runs of adaptive diverged")
 
 
 def test_divergence_of_the_baseline_is_told():
     fixed = arm_result("fixed_small", BASELINE, num_diverged=2)
-    text = sentence(compare(arm_result("adaptive", BASELINE), fixed, 1.0))
+    text = sentence(compare(arm_result("adaptive", BASELINE), fixed, 1.0, OUTCOMES["error"]))
     assert text.endswith("The runs of fixed_small that diverged, 2 of 5, are left out.")
 
 
@@ -151,7 +153,9 @@ def test_divergence_of_the_baseline_is_told():
     ],
 )
 def test_nothing_is_claimed_without_an_interval(errors, baseline, contains):
-    compared = compare(arm_result("adaptive", errors), arm_result("fixed_small", baseline), 1.0)
+    compared = compare(
+        arm_result("adaptive", errors), arm_result("fixed_small", baseline), 1.0, OUTCOMES["error"]
+    )
     text = sentence(compared)
     assert text.startswith("Nothing is shown here: ") and contains in text
     assert "1.00 points lower" in text and "points lower (95" not in text
@@ -160,5 +164,7 @@ def test_nothing_is_claimed_without_an_interval(errors, baseline, contains):
 
 def test_nothing_is_said_before_runs_are_finished():
     fixed = arm_result("fixed_small", BASELINE)
-    text = sentence(compare(arm_result("adaptive", [], num_unfinished=3), fixed, 1.0))
+    text = sentence(
+        compare(arm_result("adaptive", [], num_unfinished=3), fixed, 1.0, OUTCOMES["error"])
+    )
     assert text == "Nothing can be said yet: of adaptive no runs, of fixed_small 3 runs finished."

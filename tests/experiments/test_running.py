@@ -15,6 +15,7 @@ from experiments.reproduction import passes
 from experiments.reproduction.display import LiveStudyDisplay, StudyDisplay, make_display
 from experiments.reproduction.estimate import Estimate
 from experiments.reproduction.jobs import Job
+from experiments.reproduction.outcomes import OUTCOMES
 
 CONFIG = TrainConfig(batch_schedule="100", epochs=1)
 
@@ -22,7 +23,7 @@ CONFIG = TrainConfig(batch_schedule="100", epochs=1)
 def jobs(folder, arms, num_seeds=1):
     plan = CONFIG.plan(1000)
     return [
-        Job("cnn", arm, f"seed {seed}", CONFIG, folder / arm / str(seed), plan)
+        Job("cnn", arm, f"seed {seed}", CONFIG, folder / arm / str(seed), plan, OUTCOMES["error"])
         for seed in range(num_seeds)
         for arm in arms
     ]

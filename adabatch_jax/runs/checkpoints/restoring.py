@@ -1,8 +1,9 @@
 """Restores a checkpoint: read back onto the devices that are wanted, each array compared."""
 
 import collections
+import contextlib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -107,7 +108,9 @@ def _read(found: Found, wanted: Mapping[str, list[str]]) -> dict[str, dict[str, 
             else:
                 read[name][place] = _read_piece(found, path, array.description, place)
     for folder, names in by_folder.items():
-        for name, values in _read_folder(found, folder, names).items():
+        with _reading(found):
+            together = read_folder(found.path, folder, names)
+        for name, values in together.items():
             read[name][WHOLE] = values
     return read
 
@@ -115,16 +118,15 @@ def _read(found: Found, wanted: Mapping[str, list[str]]) -> dict[str, dict[str, 
 def _read_piece(found: Found, path: str, description: str, place: str) -> np.ndarray:
     kind = dtype_and_shape(description)[0]
     dtype = np.uint32 if kind.startswith("key<") else jnp.dtype(kind)
-    try:
+    with _reading(found):
         return np.fromfile(found.path / path, dtype).reshape(place_shape(place))
-    except Exception as error:
-        check_checkpoint(found.path)  # the file may have changed since it was verified
-        raise _not_restored(found, error) from error
 
 
-def _read_folder(found: Found, folder: str, names: list[str]) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def _reading(found: Found) -> Iterator[None]:
+    """What goes wrong inside is told as damage, or as what can't be restored here."""
     try:
-        return read_folder(found.path, folder, names)
+        yield
     except Exception as error:  # Orbax raises many kinds, some of them bare
         check_checkpoint(found.path)  # the files may have changed since they were verified
         raise _not_restored(found, error) from error
